@@ -1,0 +1,3 @@
+//! Tipstaff's agent: loads the kernel programs, tracks sessions, ends them, keeps the evidence.
+//!
+//! Data flows one way: kernel → ring → engine → effects; commands → compiled plan → maps.

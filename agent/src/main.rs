@@ -1,0 +1,2 @@
+//! The `tipstaff` binary.
+fn main() {}

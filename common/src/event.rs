@@ -1,0 +1,149 @@
+//! Records in the rings. Each starts with a [`Header`]; the agent copies the bytes out before it decodes them.
+
+use crate::{
+    limits::{ARG_BYTES, PATH_BYTES},
+    pod,
+    rule::FileId,
+};
+
+/// Version of the records' layout.
+pub const VERSION: u16 = 1;
+
+/// A member made a task: [`Fork`].
+pub const KIND_FORK: u16 = 1;
+/// A member started a program, or tried to: [`Exec`].
+pub const KIND_EXEC: u16 = 2;
+/// A labelled thread ended: [`Exit`].
+pub const KIND_EXIT: u16 = 3;
+/// A member connected, or sent without connecting, or tried to: [`Connect`].
+pub const KIND_CONNECT: u16 = 4;
+/// A task was labelled on first sight, or a member was moved to another cgroup: [`Move`].
+pub const KIND_MOVE: u16 = 5;
+
+/// What every record begins with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// `VERSION`
+    pub version: u16,
+    /// `KIND_*`
+    pub kind: u16,
+    /// Bytes of the whole record.
+    pub length: u32,
+    /// `CLOCK_BOOTTIME` nanoseconds.
+    pub time: u64,
+    /// From 1, without a gap but for records that were lost and counted.
+    pub sequence: u64,
+    /// The session.
+    pub slot: u32,
+    /// The session's generation.
+    pub generation: u32,
+    /// Process id in the root pid namespace.
+    pub tgid: u32,
+    /// Thread id in the root pid namespace.
+    pub tid: u32,
+    /// User id in the root user namespace.
+    pub uid: u32,
+    /// `rule::ALLOW` and its kin.
+    pub verdict: u32,
+    /// Index of the rule, or `rule::REASON_*`.
+    pub rule: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Header>() == 56);
+
+/// `KIND_FORK`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fork {
+    /// The parent is the header's task.
+    pub header: Header,
+    /// The child's process id (the parent's own where the child is a thread).
+    pub child_tgid: u32,
+    /// The child's thread id.
+    pub child_tid: u32,
+    /// `CLONE_*` flags as the kernel passes them to `task_newtask`.
+    pub flags: u64,
+}
+const _: () = assert!(size_of::<Fork>() == 72);
+
+/// `KIND_EXEC`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exec {
+    /// The verdict is on this exec.
+    pub header: Header,
+    /// The program that was judged.
+    pub file: FileId,
+    /// Bytes of `path` in use, without the terminating 0; `PATH_BYTES - 1` may mean that it was cut.
+    pub path_length: u32,
+    /// Bytes of `args` in use; arguments are separated by 0 bytes.
+    pub args_length: u32,
+    /// Bytes of the whole argument vector in the new program's memory.
+    pub args_total: u32,
+    /// Always 0.
+    pub pad: u32,
+    /// `linux_binprm.filename`: what was asked for. For display; it decides nothing.
+    pub path: [u8; PATH_BYTES],
+    /// The first arguments, from the new program's memory. For display. Empty where the exec was refused before that
+    /// memory was in place.
+    pub args: [u8; ARG_BYTES],
+}
+const _: () = assert!(size_of::<Exec>() == 56 + 16 + 16 + PATH_BYTES + ARG_BYTES);
+
+/// `KIND_EXIT`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// The thread that ended.
+    pub header: Header,
+    /// As wait(2) would report it: status in bits 8–15, or the signal in bits 0–6.
+    pub code: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Exit>() == 64);
+
+/// The address came from connect(2).
+pub const VIA_CONNECT: u8 = 0;
+/// The address came with a message.
+pub const VIA_SEND: u8 = 1;
+
+/// `KIND_CONNECT`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connect {
+    /// The verdict is on this connect or send.
+    pub header: Header,
+    /// Network order; IPv4 as `::ffff:a.b.c.d`.
+    pub address: [u8; 16],
+    /// Host order.
+    pub port: u16,
+    /// `IPPROTO_*`
+    pub protocol: u8,
+    /// `VIA_CONNECT` or `VIA_SEND`
+    pub via: u8,
+    /// Always 0.
+    pub pad: u32,
+    /// The socket's cookie.
+    pub cookie: u64,
+}
+const _: () = assert!(size_of::<Connect>() == 88);
+
+/// `KIND_MOVE`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Move {
+    /// The task that was moved (the header's task ids are the moved task's, not the mover's).
+    pub header: Header,
+    /// Id of the cgroup it is in now.
+    pub cgroup: u64,
+    /// 1: it was labelled by this; 0: it was a member already.
+    pub joined: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Move>() == 72);
+
+pod!(Header, Fork, Exec, Exit, Connect, Move);

@@ -1,0 +1,20 @@
+//! Sizes that both sides must agree on.
+
+/// Session slots. Slot 0 belongs to the canary and is never a user's session.
+pub const SESSIONS: u32 = 1024;
+/// Policies that can be in force at once, one entry each in `POLICIES`.
+pub const POLICIES: u32 = 1024;
+/// Tasks that the mirror (task address to label) holds; preallocated.
+pub const MIRROR: u32 = 65_536;
+/// Port rules that one address prefix can carry after folding (see `rule::NetEntry`).
+pub const PORT_RULES: usize = 32;
+/// Directories above a program that a `dir` rule is looked for in. A program below more is denied as unresolved.
+pub const DEPTH: u32 = 48;
+/// Bytes of the program's path kept in an exec record.
+pub const PATH_BYTES: usize = 256;
+/// Bytes of the argument vector kept in an exec record.
+pub const ARG_BYTES: usize = 256;
+/// Bytes of the verdict ring: denials, kills, moves.
+pub const VERDICT_RING: u32 = 512 * 1024;
+/// Bytes of the activity ring: forks, exits and what was allowed.
+pub const ACTIVITY_RING: u32 = 4 * 1024 * 1024;

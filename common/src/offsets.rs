@@ -1,0 +1,61 @@
+//! Where the running kernel keeps the fields that the programs read. Resolved from the kernel's BTF by the agent and
+//! injected into the programs' read-only data: rustc emits no CO-RE relocations.
+
+use crate::pod;
+
+/// Byte offsets in the kernel's structures. A field's comment is its C name.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    /// `linux_binprm.file`
+    pub binprm_file: u32,
+    /// `linux_binprm.filename`
+    pub binprm_filename: u32,
+    /// `file.f_inode`
+    pub file_inode: u32,
+    /// `file.f_path.dentry`
+    pub file_dentry: u32,
+    /// `dentry.d_parent`
+    pub dentry_parent: u32,
+    /// `dentry.d_inode`
+    pub dentry_inode: u32,
+    /// `inode.i_ino`
+    pub inode_number: u32,
+    /// `inode.i_generation`
+    pub inode_generation: u32,
+    /// `inode.i_sb`
+    pub inode_super: u32,
+    /// `super_block.s_dev`
+    pub super_device: u32,
+    /// `task_struct.tgid`
+    pub task_tgid: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
+    /// `task_struct.group_leader`
+    pub task_leader: u32,
+    /// `task_struct.mm`
+    pub task_mm: u32,
+    /// `task_struct.exit_code`
+    pub task_exit_code: u32,
+    /// `task_struct.self_exec_id`
+    pub task_exec_id: u32,
+    /// `task_struct.cgroups`
+    pub task_cgroups: u32,
+    /// `css_set.dfl_cgrp`
+    pub css_set_default: u32,
+    /// `mm_struct.arg_start`
+    pub mm_arg_start: u32,
+    /// `mm_struct.arg_end`
+    pub mm_arg_end: u32,
+    /// `cgroup.kn`
+    pub cgroup_node: u32,
+    /// `cgroup.level`
+    pub cgroup_level: u32,
+    /// `cgroup.ancestors`
+    pub cgroup_ancestors: u32,
+    /// `kernfs_node.id`
+    pub node_id: u32,
+}
+const _: () = assert!(size_of::<Offsets>() == 24 * 4);
+
+pod!(Offsets);

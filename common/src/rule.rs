@@ -1,0 +1,113 @@
+//! Compiled rules: what `exec` and `net` look up, and the codes of verdicts and reasons.
+
+use crate::{limits::PORT_RULES, pod};
+
+/// The operation goes on.
+pub const ALLOW: u32 = 0;
+/// The operation is refused (`EPERM`), or its packet dropped.
+pub const DENY: u32 = 1;
+/// The task is killed before its next instruction.
+pub const KILL: u32 = 2;
+/// The operation would have been refused: the session is in mode `observe`.
+pub const WOULD_DENY: u32 = 3;
+
+/// In a record's `rule` field, below this: an index into the policy's list of rules. From here on: a reason that is
+/// no rule.
+pub const REASONS: u32 = 0xffff_0000;
+/// No rule named it: the kind's default decided.
+pub const REASON_DEFAULT: u32 = REASONS;
+/// The session's deadline has passed.
+pub const REASON_EXPIRED: u32 = REASONS + 1;
+/// The session has ended.
+pub const REASON_ENDED: u32 = REASONS + 2;
+/// What was asked for could not be identified.
+pub const REASON_UNRESOLVED: u32 = REASONS + 3;
+/// The child could not be labelled.
+pub const REASON_UNLABELLED: u32 = REASONS + 4;
+/// `clone3` was asked to put the child into another cgroup.
+pub const REASON_LEAVES: u32 = REASONS + 5;
+/// A fault in the decision itself.
+pub const REASON_FAULT: u32 = REASONS + 6;
+
+/// The key is a program.
+pub const KIND_FILE: u32 = 0;
+/// The key is a directory: the rule holds for every program below it.
+pub const KIND_DIRECTORY: u32 = 1;
+
+/// Which file it is, as the kernel sees it: never what stat(2) says (they differ on overlayfs and btrfs).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId {
+    /// `inode.i_ino`
+    pub inode: u64,
+    /// `super_block.s_dev`
+    pub device: u32,
+    /// `inode.i_generation`
+    pub generation: u32,
+}
+const _: () = assert!(size_of::<FileId>() == 16);
+
+/// Key of an inner map of `EXEC_RULES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExecKey {
+    /// The program or directory.
+    pub file: FileId,
+    /// `KIND_FILE` or `KIND_DIRECTORY`.
+    pub kind: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<ExecKey>() == 24);
+
+/// Value of an inner map of `EXEC_RULES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExecEntry {
+    /// `ALLOW` or `DENY`.
+    pub verdict: u32,
+    /// Index of the rule.
+    pub rule: u32,
+}
+const _: () = assert!(size_of::<ExecEntry>() == 8);
+
+/// One port rule of a [`NetEntry`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortRule {
+    /// First port, host order.
+    pub low: u16,
+    /// Last port, inclusive.
+    pub high: u16,
+    /// `IPPROTO_TCP`, `IPPROTO_UDP`, or 0 for any protocol.
+    pub protocol: u8,
+    /// `ALLOW` or `DENY`.
+    pub verdict: u8,
+    /// Index of the rule.
+    pub rule: u16,
+}
+const _: () = assert!(size_of::<PortRule>() == 8);
+
+/// Value of an inner trie of `NET_RULES`: the rules of this prefix and of every prefix that covers it, denials first,
+/// so that the longest match alone decides and the first port rule that fits is the verdict.
+///
+/// Keys are 128-bit addresses in network order; IPv4 is `::ffff:a.b.c.d`. A rule for IPv6 never covers mapped IPv4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetEntry {
+    /// Rules in use.
+    pub count: u32,
+    /// Always 0.
+    pub pad: u32,
+    /// The rules; beyond `count` all zero.
+    pub ports: [PortRule; PORT_RULES],
+}
+const _: () = assert!(size_of::<NetEntry>() == 8 + 8 * PORT_RULES);
+
+impl Default for NetEntry {
+    fn default() -> Self {
+        Self { count: 0, pad: 0, ports: [PortRule { low: 0, high: 0, protocol: 0, verdict: 0, rule: 0 }; PORT_RULES] }
+    }
+}
+
+pod!(FileId, ExecKey, ExecEntry, PortRule, NetEntry);

@@ -1,0 +1,96 @@
+//! What the kernel knows of a session, in three arrays by who writes them, and of the agent that loaded it.
+
+use crate::pod;
+
+/// The slot is free.
+pub const STATE_FREE: u32 = 0;
+/// Members run in their scope until the deadline.
+pub const STATE_ACTIVE: u32 = 1;
+/// The session is over: every hook denies.
+pub const STATE_ENDED: u32 = 2;
+
+/// Decide and record, refuse nothing.
+pub const MODE_OBSERVE: u32 = 0;
+/// Decide and refuse.
+pub const MODE_ENFORCE: u32 = 1;
+
+/// `SESSION_CONFIG`: written by the agent before the session's state becomes active, constant afterwards.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionConfig {
+    /// `MODE_OBSERVE` or `MODE_ENFORCE`.
+    pub mode: u32,
+    /// Index into `POLICIES`.
+    pub policy: u32,
+    /// `CLOCK_BOOTTIME` nanoseconds after which nothing starts and nothing is sent.
+    pub deadline: u64,
+}
+const _: () = assert!(size_of::<SessionConfig>() == 16);
+
+/// `SESSION_STATE`: generation in the upper half, `STATE_*` in the lower, so that one read says whether a label is of
+/// this session and whether the session lives.
+#[must_use]
+pub const fn state_word(generation: u32, state: u32) -> u64 {
+    ((generation as u64) << 32) | state as u64
+}
+
+/// `SESSION_COUNTERS`: written by the kernel programs only (atomic adds).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionCounters {
+    /// Records produced, by `event::KIND_*`; their sum is the last sequence number given.
+    pub produced: [u64; 8],
+    /// Records that found no room in their ring, by `event::KIND_*`.
+    pub lost: [u64; 8],
+    /// The next record's sequence number less one.
+    pub sequence: u64,
+    /// Packets dropped in either direction.
+    pub packets_dropped: u64,
+    /// Decisions that ended in a fault (see `rule::REASON_UNRESOLVED` and the fault table in the kernel programs).
+    pub faults: u64,
+    /// Signals that the kernel did not take (`bpf_send_signal` failed); the task was marked instead.
+    pub signals_failed: u64,
+}
+const _: () = assert!(size_of::<SessionCounters>() == 160);
+
+/// `POLICIES`: the revision of a policy that is in force. One word is flipped to change it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyEntry {
+    /// Key of the inner maps in `EXEC_RULES` and `NET_RULES`; 0 is no revision: everything is denied.
+    pub revision: u32,
+    /// `rule::ALLOW` or `rule::DENY` for a program that no rule names.
+    pub exec_default: u32,
+    /// `rule::ALLOW` or `rule::DENY` for an address that no rule names.
+    pub net_default: u32,
+    /// `HAS_DIRECTORIES`.
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<PolicyEntry>() == 16);
+
+/// Some rule names a directory: an exec walks up from the program.
+pub const HAS_DIRECTORIES: u32 = 1;
+
+/// Tier `no-lsm`: tracepoints judge, the verdict on an exec is a kill.
+pub const TIER_NO_LSM: u32 = 0;
+/// Tier `full`: LSM hooks judge, tracepoints record.
+pub const TIER_FULL: u32 = 1;
+
+/// Constants of one load, injected into the programs' read-only data.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// `TIER_NO_LSM` or `TIER_FULL`.
+    pub tier: u32,
+    /// Depth in the cgroup tree at which session cgroups stand (the root is 0).
+    pub session_level: u32,
+    /// Id of the cgroup below which this agent may deny, kill and drop; 0: no confinement.
+    pub confine_cgroup: u64,
+    /// Its depth.
+    pub confine_level: u32,
+    /// The agent's own process id, for the iterator over its file descriptors.
+    pub agent: u32,
+}
+const _: () = assert!(size_of::<Settings>() == 24);
+
+pod!(SessionConfig, SessionCounters, PolicyEntry, Settings);
