@@ -14,14 +14,18 @@ use harness::{guest, options::Options, runner};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let ended = match words.first().map(String::as_str) {
-        Some("--work") => return work::main(&words[1..]),
-        Some("--script") => return work::script(&words[1..]),
-        _ if std::process::id() == 1 => return guest::init(),
-        _ => Options::parse(&words).and_then(|options| runner::main(&options)),
-    };
-    ended.unwrap_or_else(|error| {
-        eprintln!("tipstaff-tests: {error:#}");
-        ExitCode::from(2)
-    })
+    match words.first().map(String::as_str) {
+        Some("--work") => work::main(&words[1..]),
+        Some("--script") => work::script(&words[1..]),
+        _ if std::process::id() == 1 => guest::init(),
+        _ => match Options::parse(&words) {
+            Ok(options) => runner::main(&options).unwrap_or_else(|error| complain(&error, 1)),
+            Err(error) => complain(&error, 2),
+        },
+    }
+}
+
+fn complain(error: &anyhow::Error, status: u8) -> ExitCode {
+    eprintln!("tipstaff-tests: {error:#}");
+    ExitCode::from(status)
 }
