@@ -3,3 +3,4 @@
 //! Data flows one way: kernel → ring → engine → effects; commands → compiled plan → maps.
 
 pub mod kernel;
+pub mod enforce;

@@ -22,7 +22,7 @@ pub use load::{Kernel, Options, Tier};
 pub use maps::{LabelReader, Revision};
 pub use members::Member;
 pub use pins::Pins;
-pub use sys::{boot_now, open_pidfd};
+pub use sys::{boot_now, kill_pidfd, open_pidfd};
 
 /// Version of the running kernel, as uname(2) has it.
 #[must_use]

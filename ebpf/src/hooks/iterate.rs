@@ -74,7 +74,8 @@ pub extern "C" fn files(context: *const TaskFileContext) -> i32 {
         return 0;
     }
     let Ok(identity) = File(file as u64).identity() else { return 0 };
-    let mut row = FileRow { descriptor, file: identity };
+    // the kernel's field is an `int`; what follows it up to the next field is not written
+    let mut row = FileRow { descriptor: descriptor & 0xffff_ffff, file: identity };
     write(meta, &mut row);
     0
 }
