@@ -145,6 +145,8 @@ fn by_rules(session: &Session, target: Target) -> Result<Decision, Fault> {
     let rules: &NetRules = unsafe { NET_RULES.get(&policy.revision) }.ok_or(Fault::NoEntry)?;
     let default = Decision { verdict: policy.net_default, rule: REASON_DEFAULT };
     let Some(entry) = rules.get(&Key::new(128, target.address)) else { return Ok(default) };
+    // SAFETY: as many bytes, which the agent wrote as a `NetEntry`, integers only and of lesser alignment.
+    let entry = unsafe { &*core::ptr::from_ref(entry).cast::<NetEntry>() };
     Ok(by_ports(entry, target).unwrap_or(default))
 }
 

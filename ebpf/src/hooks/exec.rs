@@ -14,7 +14,7 @@ use tipstaff_common::{
     label::DOOMED,
     limits::{ARG_BYTES, DEPTH, PATH_BYTES},
     rule::{
-        ALLOW, ExecKey, FileId, KILL, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED,
+        ALLOW, ExecEntry, ExecKey, FileId, KILL, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED,
     },
     session::{HAS_DIRECTORIES, PolicyEntry},
 };
@@ -153,7 +153,9 @@ fn by_directories(rules: &ExecRules, file: File, mut best: Decision) -> Result<D
 #[inline(always)]
 fn rule_for(rules: &ExecRules, file: FileId, kind: u32) -> Option<Decision> {
     // SAFETY: copied out at once; the inner map is never written after its revision is in force.
-    let found = unsafe { rules.get(&ExecKey { file, kind, pad: 0 }) }?;
+    let found = *unsafe { rules.get(&ExecKey { file, kind, pad: 0 }) }?;
+    // SAFETY: eight bytes that the agent wrote as an `ExecEntry`, two integers.
+    let found = unsafe { core::mem::transmute::<u64, ExecEntry>(found) };
     Some(Decision { verdict: found.verdict, rule: found.rule })
 }
 
