@@ -206,7 +206,11 @@ impl Builder<'_> {
             Content::List(nodes) => nodes.push(node),
             Content::Map { entries, lines, key } => match key.take() {
                 None => *key = Some(new_key(node, &frame.path, lines, self.problems)),
-                Some(Key { at, text: Some(text) }) => entries.push(Entry { key: text, at, value: node }),
+                Some(Key { at, text: Some(text) }) => {
+                    // the parser puts an absent value somewhere behind its key
+                    let place = if matches!(node.value, Value::Null) { at } else { node.at };
+                    entries.push(Entry { key: text, at, value: Node { at: place, ..node } });
+                }
                 Some(Key { text: None, .. }) => {}
             },
         }

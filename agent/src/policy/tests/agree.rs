@@ -104,7 +104,7 @@ fn agree(effects: &[Effect], reference: Decision, judged: Decision) -> Result<()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn on_programs(

@@ -88,9 +88,9 @@ fn texts_that_are_no_document() {
     one("#".repeat(1024 * 1024 + 1), "1:1", "has 1048577 bytes: a policy has at most 1048576");
     one("", "1:1", "the document is empty");
     one("# nothing\n", "1:1", "the document is empty");
-    one("a: [1, 2\nb: 3\n", "2:1", "not well-formed YAML");
+    one("a: [1, 2\nb: 3\n", "2:2", "not well-formed YAML");
     one("a: 'x\n", "1:4", "not well-formed YAML");
-    one("\tkind: x\n", "1:2", "not well-formed YAML");
+    one("a:\n\tb: 1\n", "2:2", "not well-formed YAML");
     one("[".repeat(17), "1:17", "nested more than 16 deep");
     one("- ".repeat(100_000), "1:33", "nested more than 16 deep");
     one("[1, 2]", "1:1", "must be a mapping with the keys apiVersion, kind, metadata, spec, not a list");
@@ -104,7 +104,7 @@ fn texts_that_are_no_document() {
 fn yaml_that_a_policy_does_not_use() {
     spec("{kind: &k ci, limits: {ttl: 1m}}", "4:14: spec.kind", "anchors are not read");
     spec("{kind: !!str ci, limits: {ttl: 1m}}", "4:14: spec.kind", "tags are not read");
-    spec("{kind: ci, limits: !x {ttl: 1m}}", "4:23: spec.limits", "tags are not read");
+    spec("{kind: ci, limits: !x {ttl: 1m}}", "4:26: spec.limits", "tags are not read");
     spec("{kind: ci, kind: agent, limits: {ttl: 1m}}", "4:18: spec.kind", "stands twice, first in line 4: keep one");
     spec("{kind: ci, 'kind': {x: y}, limits: {ttl: 1m}}", "4:18: spec.kind", "stands twice");
     spec("{kind: ci, [a]: b, limits: {ttl: 1m}}", "4:18: spec", "a key must be a word");
@@ -144,7 +144,7 @@ fn the_head_of_a_policy() {
     one(head("apiVersion: tipstaff.dev/v1alpha1\nmetadata: {name: a}\n"), "1:1: kind", "is missing");
     let head = "apiVersion: tipstaff.dev/v1alpha1\nkind: SessionPolicy\n";
     one(format!("{head}spec: {good}\n"), "1:1: metadata", "is missing");
-    one(format!("{head}metadata:\nspec: {good}\n"), "3:10: metadata", "not nothing");
+    one(format!("{head}metadata:\nspec: {good}\n"), "3:1: metadata", "not nothing");
     one(format!("{head}metadata: {{}}\nspec: {good}\n"), "3:11: metadata.name", "is missing");
     one(
         format!("{head}metadata: {{name: a, labels: {{}}}}\nspec: {good}\n"),
@@ -168,7 +168,7 @@ fn the_keys_of_a_spec() {
         "unknown value \"bot\": write service, ci, agent, operator, breakglass",
     );
     spec("{kind: ci, mode: off, limits: {ttl: 1m}}", "4:24: spec.mode", "write enforce, observe");
-    spec("{kind: ci, mode: , limits: {ttl: 1m}}", "4:23: spec.mode", "not nothing: write a value, or remove the key");
+    spec("{kind: ci, mode: , limits: {ttl: 1m}}", "4:18: spec.mode", "not nothing: write a value, or remove the key");
     spec(
         "{kind: ci, strict: yes, limits: {ttl: 1m}}",
         "4:26: spec.strict",
@@ -206,11 +206,11 @@ fn the_keys_of_a_spec() {
     for key in ["unix", "privileges"] {
         spec(
             &format!("{{kind: ci, limits: {{ttl: 1m}}, scope: {{{key}: 1}}}}"),
-            &format!("4:46: spec.scope.{key}"),
+            &format!("4:45: spec.scope.{key}"),
             "not supported by this version",
         );
     }
-    spec("{kind: ci, limits: {ttl: 1m}, scope: {net: {listen: []}}}", "4:52: spec.scope.net.listen", "not supported");
+    spec("{kind: ci, limits: {ttl: 1m}, scope: {net: {listen: []}}}", "4:51: spec.scope.net.listen", "not supported");
     spec(
         "{kind: ci, limits: {ttl: 1m}, scope: {exec: {alow: []}}}",
         "4:52: spec.scope.exec.alow",
@@ -221,7 +221,7 @@ fn the_keys_of_a_spec() {
         "4:58: spec.scope.exec.allow",
         "must be a list, not nothing",
     );
-    spec("{kind: ci, limits: {ttl: 1m}, scope: }", "4:43: spec.scope", "not nothing");
+    spec("{kind: ci, limits: {ttl: 1m}, scope: }", "4:37: spec.scope", "not nothing");
 }
 
 #[test]
@@ -237,7 +237,12 @@ fn exec_rules() {
     rule("exec.allow", "{path: 7}", key, "must be a text, not the number 7");
     rule("exec.allow", "{path: [/a]}", key, "not a list: write one value");
     rule("exec.deny", "{dir: opt}", "5:7: spec.scope.exec.deny[0].dir", "is not absolute");
-    rule("exec.deny", "/usr/bin/curl", "5:1: spec.scope.exec.deny[0]", "must be a mapping with the keys path, dir, id");
+    rule(
+        "exec.deny",
+        " /usr/bin/curl",
+        "5:2: spec.scope.exec.deny[0]",
+        "must be a mapping with the keys path, dir, id",
+    );
     rule("exec.deny", "{id: x}", "5:1: spec.scope.exec.deny[0]", "names nothing: add path");
     rule("exec.deny", "{path: /a, dir: /b}", "5:1: spec.scope.exec.deny[0]", "has both path and dir");
     for later in ["sha256", "subcommands", "mode"] {
@@ -261,7 +266,7 @@ fn exec_rules() {
     }
     spec(
         "{kind: ci, limits: {ttl: 1m}, scope: {exec: {deny: [{path: /a, id: x}]},\n net: {allow: [{to: ::1, id: x}]}}}",
-        "5:29: spec.scope.net.allow[0].id",
+        "5:30: spec.scope.net.allow[0].id",
         "is also the id of the rule in line 4",
     );
 }
@@ -311,8 +316,8 @@ fn all_problems_come_at_once_in_order() {
         "7:5: spec.limits.ttl",
         "11:17: spec.scope.net.allow[0].to",
         "12:17: spec.scope.net.allow[1].to",
-        "12:38: spec.scope.net.allow[1].ports[0]",
-        "12:41: spec.scope.net.allow[1].ports[1]",
+        "12:37: spec.scope.net.allow[1].ports[0]",
+        "12:40: spec.scope.net.allow[1].ports[1]",
     ];
     assert_eq!(shown, expected);
 }
