@@ -28,7 +28,7 @@ pub struct Decision {
 impl Decision {
     const UNRESOLVED: Self = Self { verdict: Effect::Deny, rule: rule::REASON_UNRESOLVED };
 
-    const fn default(verdict: Effect) -> Self {
+    const fn by_default(verdict: Effect) -> Self {
         Self { verdict, rule: rule::REASON_DEFAULT }
     }
 }
@@ -57,7 +57,7 @@ pub fn decide_exec(policy: &Policy, files: &Resolved, file: FileId, ancestors: &
     if ancestors.len() > depth() && (0..policy.exec.len()).any(is_dir) {
         return Decision::UNRESOLVED;
     }
-    named_by(Effect::Allow).unwrap_or(Decision::default(policy.kind.exec_default()))
+    named_by(Effect::Allow).unwrap_or_else(|| Decision::by_default(policy.kind.exec_default()))
 }
 
 /// What the policy says of a destination. `protocol` is `IPPROTO_*`; mapped IPv4 is IPv4.
@@ -67,7 +67,9 @@ pub fn decide_net(policy: &Policy, to: IpAddr, port: u16, protocol: u8) -> Decis
         let index = policy.net.iter().position(|rule| rule.effect == effect && rule.names(to, port, protocol))?;
         Some(Decision { verdict: effect, rule: policy.net_number(index) })
     };
-    named_by(Effect::Deny).or_else(|| named_by(Effect::Allow)).unwrap_or(Decision::default(policy.kind.net_default()))
+    named_by(Effect::Deny)
+        .or_else(|| named_by(Effect::Allow))
+        .unwrap_or_else(|| Decision::by_default(policy.kind.net_default()))
 }
 
 impl Plan {
@@ -85,7 +87,7 @@ impl Plan {
             let entry = self.exec_entry(*directory, rule::KIND_DIRECTORY);
             found = entry.filter(|decision| decision.verdict == Effect::Deny).or(found).or(entry);
         }
-        found.unwrap_or(Decision::default(effect(self.exec_default)))
+        found.unwrap_or_else(|| Decision::by_default(effect(self.exec_default)))
     }
 
     fn exec_entry(&self, file: FileId, kind: u32) -> Option<Decision> {
@@ -110,7 +112,7 @@ impl Plan {
         longest
             .and_then(|entry| entry.ports.iter().take(used(entry.count)).find(fits))
             .map(|rule| Decision { verdict: effect(u32::from(rule.verdict)), rule: u32::from(rule.rule) })
-            .unwrap_or(Decision::default(effect(self.net_default)))
+            .unwrap_or_else(|| Decision::by_default(effect(self.net_default)))
     }
 }
 

@@ -13,11 +13,6 @@ use super::{problem::quote, types::PortRange};
 /// Bits before the IPv4 address in its mapped form.
 pub(super) const MAPPED_BITS: u8 = 96;
 
-/// Whether every address of `inner` is in `outer`. Networks of different families never cover each other.
-pub(super) fn covers(outer: IpNet, inner: IpNet) -> bool {
-    outer.contains(&inner)
-}
-
 /// The loopback addresses that Linux may connect to where `address` is asked for: none, unless it is unspecified.
 /// `::` becomes 127.0.0.1 on a socket that is bound to mapped IPv4.
 pub(super) fn loopbacks(address: IpAddr) -> &'static [IpAddr] {

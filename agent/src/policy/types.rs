@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tipstaff_common::rule;
 
-use super::net::{covers, loopbacks};
+use super::net::loopbacks;
 
 /// Rules of a policy. Their indexes must fit the 16 bits of `rule::PortRule::rule`.
 pub(super) const RULES: usize = 4096;
@@ -168,19 +168,14 @@ pub struct NetRule {
 }
 
 impl NetRule {
-    /// Whether the rule speaks of every address in `net`: that its own network covers, or, for a denial, that stands
-    /// for a loopback address which its own network covers (Linux connects 0.0.0.0 and :: to loopback).
-    pub(super) fn speaks_of(&self, net: IpNet) -> bool {
-        let host = net.prefix_len() == net.max_prefix_len();
-        covers(self.to, net)
-            || (self.effect == Effect::Deny && host && loopbacks(net.addr()).iter().any(|a| self.to.contains(a)))
-    }
-
-    /// Whether the rule names this destination. `to` is not in mapped form.
+    /// Whether the rule names this destination; `to` is not in mapped form. A denial of a loopback address holds for
+    /// the unspecified address that Linux connects to it, too.
     pub(super) fn names(&self, to: IpAddr, port: u16, protocol: u8) -> bool {
+        let address_fits = self.to.contains(&to)
+            || (self.effect == Effect::Deny && loopbacks(to).iter().any(|address| self.to.contains(address)));
         let port_fits = self.ports.is_empty() || self.ports.iter().any(|r| (r.low..=r.high).contains(&port));
         let protocol_fits = self.protocol.is_none_or(|p| p.number() == protocol);
-        port_fits && protocol_fits && self.speaks_of(IpNet::from(to))
+        address_fits && port_fits && protocol_fits
     }
 }
 

@@ -218,7 +218,7 @@ fn the_keys_of_a_spec() {
     );
     spec(
         "{kind: ci, limits: {ttl: 1m}, scope: {exec: {allow: }}}",
-        "4:58: spec.scope.exec.allow",
+        "4:52: spec.scope.exec.allow",
         "must be a list, not nothing",
     );
     spec("{kind: ci, limits: {ttl: 1m}, scope: }", "4:37: spec.scope", "not nothing");
