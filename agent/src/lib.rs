@@ -2,5 +2,6 @@
 //!
 //! Data flows one way: kernel → ring → engine → effects; commands → compiled plan → maps.
 
+pub mod evidence;
 mod hex;
 pub mod session;
