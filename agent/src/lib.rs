@@ -5,3 +5,6 @@
 pub mod kernel;
 pub mod enforce;
 pub mod policy;
+pub mod evidence;
+mod hex;
+pub mod session;
