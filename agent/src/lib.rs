@@ -1,3 +1,5 @@
 //! Tipstaff's agent: loads the kernel programs, tracks sessions, ends them, keeps the evidence.
 //!
 //! Data flows one way: kernel → ring → engine → effects; commands → compiled plan → maps.
+
+pub mod api;
