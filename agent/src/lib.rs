@@ -3,3 +3,5 @@
 //! Data flows one way: kernel → ring → engine → effects; commands → compiled plan → maps.
 
 pub mod api;
+pub mod config;
+pub mod duration;
