@@ -8,3 +8,6 @@ pub mod policy;
 pub mod evidence;
 mod hex;
 pub mod session;
+pub mod api;
+pub mod config;
+pub mod duration;
