@@ -37,6 +37,8 @@ pub struct Offsets {
     pub task_mm: u32,
     /// `task_struct.exit_code`
     pub task_exit_code: u32,
+    /// `task_struct.exit_state`
+    pub task_exit_state: u32,
     /// `task_struct.self_exec_id`
     pub task_exec_id: u32,
     /// `task_struct.cgroups`
@@ -56,6 +58,6 @@ pub struct Offsets {
     /// `kernfs_node.id`
     pub node_id: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 24 * 4);
+const _: () = assert!(size_of::<Offsets>() == 25 * 4);
 
 pod!(Offsets);

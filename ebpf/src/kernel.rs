@@ -118,6 +118,12 @@ impl Task {
         read(self.0, |o| unsafe { &raw const (*o).task_exit_code })
     }
 
+    /// Not 0 once the task has ended and only waits to be reaped: it holds nothing any more.
+    #[inline(always)]
+    pub fn exit_state(self) -> Result<u32, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).task_exit_state })
+    }
+
     /// The task's cgroup in the unified hierarchy.
     #[inline(always)]
     pub fn cgroup(self) -> Result<Cgroup, Fault> {

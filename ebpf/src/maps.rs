@@ -38,6 +38,7 @@ pub static OFFSETS: Offsets = Offsets {
     task_leader: 0,
     task_mm: 0,
     task_exit_code: 0,
+    task_exit_state: 0,
     task_exec_id: 0,
     task_cgroups: 0,
     css_set_default: 0,

@@ -135,6 +135,11 @@ impl Kernel {
             let program: &mut Iter = self.typed(name)?;
             program.load(kind, btf).map_err(|e| KernelError::refused(format!("iterator {name}"), &e))?;
         }
+        if options.pins.is_some() {
+            // for the next agent, which asks these programs who is still labelled
+            let link = attach_iterator(self.typed("members")?);
+            self.keep(options, "members", link)?;
+        }
         // membership before decisions, so that no decision is made on a tree that is only half labelled
         if options.tier == Tier::Full {
             for name in LSM {
@@ -191,6 +196,11 @@ impl Kernel {
         let program = self.program_mut(name)?;
         program.try_into().map_err(|e: ProgramError| KernelError::refused(format!("program {name}"), &e))
     }
+}
+
+fn attach_iterator(program: &mut Iter) -> Result<FdLink, Box<dyn Error>> {
+    let id = program.attach()?;
+    Ok(program.take_link(id)?.try_into()?)
 }
 
 fn attach_lsm(program: &mut Lsm, hook: &str, btf: &Btf) -> Result<FdLink, Box<dyn Error>> {

@@ -194,6 +194,11 @@ impl Kernel {
         sys::set_label(self.labels()?, task, label).map_err(failed("write", "TASK_LABELS"))
     }
 
+    /// Takes a label back that was given a moment ago.
+    pub fn unlabel(&mut self, task: BorrowedFd<'_>) -> Result<(), KernelError> {
+        sys::remove_label(self.labels()?, task).map_err(failed("write", "TASK_LABELS"))
+    }
+
     /// The session that a process's main thread is labelled for.
     pub fn label_of(&self, task: BorrowedFd<'_>) -> Result<Option<SessionRef>, KernelError> {
         let label = sys::label_of(self.labels()?, task).map_err(failed("read", "TASK_LABELS"))?;

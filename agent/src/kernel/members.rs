@@ -23,14 +23,7 @@ pub struct Member {
 impl Kernel {
     /// Every labelled thread of the host, of any session.
     pub fn members(&mut self) -> Result<Vec<Member>, KernelError> {
-        let rows = self.iterate("members")?;
-        Ok(rows
-            .chunks_exact(size_of::<MemberRow>())
-            .map(|row| {
-                let word = |at: usize| row[at..].first_chunk().map_or(0, |b| u32::from_ne_bytes(*b));
-                Member { slot: word(0), generation: word(4), tgid: word(16), tid: word(20) }
-            })
-            .collect())
+        Ok(decode_rows(&self.iterate("members")?))
     }
 
     /// What an iterator program writes, read to its end.
@@ -45,4 +38,12 @@ impl Kernel {
         file.read_to_end(&mut rows).map_err(|e| refused(&e))?;
         Ok(rows)
     }
+}
+
+/// Rows of `MemberRow`, decoded by copy.
+pub(super) fn decode_rows(rows: &[u8]) -> Vec<Member> {
+    let word = |row: &[u8], at: usize| row[at..].first_chunk().map_or(0, |b| u32::from_ne_bytes(*b));
+    rows.chunks_exact(size_of::<MemberRow>())
+        .map(|row| Member { slot: word(row, 0), generation: word(row, 4), tgid: word(row, 16), tid: word(row, 20) })
+        .collect()
 }

@@ -7,6 +7,7 @@ mod btf;
 mod cgroup;
 mod error;
 mod identity;
+mod leftover;
 mod load;
 mod maps;
 mod members;
@@ -17,12 +18,13 @@ mod sys;
 
 pub use cgroup::CgroupRoot;
 pub use identity::open_path;
+pub use leftover::Leftover;
 pub use error::KernelError;
 pub use load::{Kernel, Options, Tier};
 pub use maps::{LabelReader, Revision};
 pub use members::Member;
 pub use pins::Pins;
-pub use sys::{boot_now, kill_pidfd, open_pidfd};
+pub use sys::{boot_now, kill_pidfd, open_pidfd, raise_memlock};
 
 /// Version of the running kernel, as uname(2) has it.
 #[must_use]

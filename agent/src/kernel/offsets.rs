@@ -45,6 +45,7 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         task_leader: at("task_struct", "group_leader")?,
         task_mm: at("task_struct", "mm")?,
         task_exit_code: at("task_struct", "exit_code")?,
+        task_exit_state: at("task_struct", "exit_state")?,
         task_exec_id: at("task_struct", "self_exec_id")?,
         task_cgroups: at("task_struct", "cgroups")?,
         css_set_default: at("css_set", "dfl_cgrp")?,

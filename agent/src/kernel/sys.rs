@@ -9,6 +9,7 @@ use tipstaff_common::label::Label;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 
 /// `union bpf_attr` for operations on one element (`include/uapi/linux/bpf.h`, 6.18).
 #[repr(C)]
@@ -49,6 +50,21 @@ pub fn label_of(map: BorrowedFd<'_>, task: BorrowedFd<'_>) -> io::Result<Option<
 /// Labels the process's main thread.
 pub fn set_label(map: BorrowedFd<'_>, task: BorrowedFd<'_>, mut label: Label) -> io::Result<()> {
     element(BPF_MAP_UPDATE_ELEM, map, task, &mut label)
+}
+
+/// Takes the label off the process's main thread; one that has none is left as it is.
+pub fn remove_label(map: BorrowedFd<'_>, task: BorrowedFd<'_>) -> io::Result<()> {
+    match element(BPF_MAP_DELETE_ELEM, map, task, &mut Label::default()) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Raises the limit of locked memory, which kernels before 5.11 account maps to. A refusal is for a warning, no more:
+/// the kernels that Tipstaff runs on account to the memory cgroup.
+pub fn raise_memlock() -> io::Result<()> {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    Ok(setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?)
 }
 
 /// A descriptor of a process, which cannot come to mean another one when the number is used again.

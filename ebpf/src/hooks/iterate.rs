@@ -36,7 +36,7 @@ struct FileRow {
     file: FileId,
 }
 
-/// HOOK: `iter/task(struct bpf_iter__task *)`, since 5.8. Writes a `MemberRow` for each labelled thread.
+/// HOOK: `iter/task(struct bpf_iter__task *)`, since 5.8. Writes a `MemberRow` for each labelled thread that has not ended.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub extern "C" fn members(context: *const TaskContext) -> i32 {
@@ -50,6 +50,9 @@ pub extern "C" fn members(context: *const TaskContext) -> i32 {
         return 0;
     }
     let task = Task(pointer as u64);
+    if task.exit_state().is_ok_and(|state| state != 0) {
+        return 0;
+    }
     let mut row = MemberRow {
         // SAFETY: points into the task's storage.
         label: unsafe { *label },

@@ -123,8 +123,12 @@ pub struct Fork {
     pub seq: u64,
     /// The parent's process id.
     pub pid: u32,
-    /// The new task's thread id; of a new process this is its process id.
+    /// The new task's thread id; of a new process this is its process id; 0 where it was refused before it had one.
     pub child: u32,
+    /// What was decided: a session that is over starts nothing.
+    pub verdict: Verdict,
+    /// As in [`Exec`].
+    pub rule: String,
 }
 
 /// A member ended.
