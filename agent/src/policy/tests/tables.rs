@@ -136,9 +136,13 @@ fn the_largest_policy_compiles_soon() {
 
 #[test]
 fn deny_beats_allow_for_programs() {
-    let scope = "{exec: {allow: [{path: /a}, {dir: /bin}, {path: /gone}], deny: [{path: /b, id: no-b}, {dir: /bin/sub, id: sub}]}}";
+    let scope = concat!(
+        "{exec: {allow: [{path: /a}, {dir: /bin}, {path: /gone}], ",
+        "deny: [{path: /b, id: no-b}, {dir: /bin/sub, id: sub}]}}",
+    );
     let policy = policy("ci", scope);
-    let files = Resolved { files: vec![vec![id(1)], vec![id(20), id(21)], vec![], vec![id(1), id(2)], vec![id(30)]] };
+    let files =
+        Resolved { files: vec![vec![id(1)], vec![id(20), id(21), id(30)], vec![], vec![id(1), id(2)], vec![id(30)]] };
     let plan = compile(&policy, &files).expect("a plan");
     let judge = |file: u64, above: &[u64]| {
         let above: Vec<_> = above.iter().copied().map(id).collect();
