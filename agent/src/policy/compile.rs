@@ -113,13 +113,13 @@ pub enum Note {
         /// What it names.
         target: ExecTarget,
     },
-    /// An allow rule names a file that a deny rule names too, perhaps by another path.
+    /// Everything that an allow rule names is named by deny rules too, perhaps by another path.
     Overridden {
         /// The allow rule's id.
         rule: String,
         /// What it names.
         path: PathBuf,
-        /// The deny rule's id.
+        /// The first deny rule's id.
         by: String,
     },
 }
@@ -188,13 +188,14 @@ fn exec_table(policy: &Policy, files: &Resolved) -> (BTreeMap<ExecKey, ExecEntry
         if found.is_empty() {
             notes.push(Note::Missing { rule: rule.id.clone(), effect: rule.effect, target: rule.target.clone() });
         }
-        for file in found {
-            let entry = ExecEntry { verdict: rule.effect.code(), rule: rule_number(index) };
-            let first = table.entry(ExecKey { file: *file, kind, pad: 0 }).or_insert(entry);
-            if first.verdict != entry.verdict {
-                let by = policy.rule_name(first.rule).to_owned();
-                notes.push(Note::Overridden { rule: rule.id.clone(), path: path.clone(), by });
-            }
+        let entry = ExecEntry { verdict: rule.effect.code(), rule: rule_number(index) };
+        let put = found.iter().map(|file| *table.entry(ExecKey { file: *file, kind, pad: 0 }).or_insert(entry));
+        let denied = put.filter(|first| first.verdict != entry.verdict).collect::<Vec<_>>();
+        if let Some(first) = denied.first()
+            && denied.len() == found.len()
+        {
+            let by = policy.rule_name(first.rule).to_owned();
+            notes.push(Note::Overridden { rule: rule.id.clone(), path: path.clone(), by });
         }
     }
     (table, notes)
@@ -250,12 +251,12 @@ fn port_rules(rule: &NetRule, number: u32) -> impl Iterator<Item = PortRule> {
     const EVERY: &[PortRange] = &[PortRange { low: 0, high: u16::MAX }];
     let ports = if rule.ports.is_empty() { EVERY } else { &rule.ports };
     let protocol = rule.protocol.map_or(0, Protocol::number);
-    let verdict = if rule.effect == Effect::Deny { 1 } else { 0 };
     ports.iter().map(move |range| PortRule {
         low: range.low,
         high: range.high,
         protocol,
-        verdict,
+        // 0 or 1
+        verdict: rule.effect.code() as u8,
         rule: u16::try_from(number).unwrap_or(u16::MAX),
     })
 }

@@ -12,7 +12,7 @@ const LONGEST_MS: u64 = 365 * 24 * 3_600_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
     /// Not numbers each with a unit, the longest unit first.
-    #[error("not a length of time: write whole numbers with units, longest first, such as 15m, 1h30m, 90s or 500ms")]
+    #[error("is no length of time: write whole numbers with units, longest first, such as 15m, 1h30m, 90s or 500ms")]
     Form,
     /// A number without a unit.
     #[error("has no unit: write h, m, s or ms after the number, such as 15m")]

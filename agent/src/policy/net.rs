@@ -157,7 +157,14 @@ mod tests {
     #[test]
     fn ranges_that_touch_become_one() {
         let range = |low, high| PortRange { low, high };
-        let joined = join_ranges([range(90, 99), range(80, 89), range(1, 1), range(85, 95), range(65535, 65535)]);
-        assert_eq!(joined, [range(1, 1), range(80, 99), range(65535, 65535)]);
+        let joined = join_ranges([
+            range(90, 99),
+            range(80, 89),
+            range(1, 1),
+            range(85, 95),
+            range(100, 110),
+            range(65535, 65535),
+        ]);
+        assert_eq!(joined, [range(1, 1), range(80, 110), range(65535, 65535)]);
     }
 }

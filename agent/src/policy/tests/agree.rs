@@ -89,6 +89,10 @@ fn net_rule() -> impl Strategy<Value = NetRule> {
     })
 }
 
+fn protocol() -> impl Strategy<Value = u8> {
+    prop::sample::select([6u8, 17, 132].as_slice())
+}
+
 /// Both say the same, and each names a rule that does what it says.
 fn agree(effects: &[Effect], reference: Decision, judged: Decision) -> Result<(), TestCaseError> {
     prop_assert_eq!(reference.verdict, judged.verdict, "{:?} {:?}", reference, judged);
@@ -127,7 +131,7 @@ proptest! {
     fn on_destinations(
         kind in kind(),
         net in prop::collection::vec(net_rule(), 0..10),
-        operations in prop::collection::vec((address(), 0u16..16, prop::sample::select([6u8, 17, 132].as_slice())), 1..40),
+        operations in prop::collection::vec((address(), 0u16..16, protocol()), 1..40),
         near in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 0u16..16), 0..20),
     ) {
         let policy = policy(kind, Vec::new(), net);

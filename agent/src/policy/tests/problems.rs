@@ -178,7 +178,7 @@ fn the_keys_of_a_spec() {
     spec("{kind: ci, limits: {}}", "4:26: spec.limits.ttl", "is missing: add ttl: 15m");
     spec("{kind: ci, limits: 15m}", "4:26: spec.limits", "must be a mapping with the keys ttl, not the text \"15m\"");
     spec("{kind: ci, limits: {ttl: 15}}", "4:32: spec.limits.ttl", "\"15\" has no unit");
-    spec("{kind: ci, limits: {ttl: 1.5}}", "4:32: spec.limits.ttl", "\"1.5\" not a length of time");
+    spec("{kind: ci, limits: {ttl: 1.5}}", "4:32: spec.limits.ttl", "\"1.5\" is no length of time");
     spec("{kind: ci, limits: {ttl: 0s}}", "4:32: spec.limits.ttl", "must be longer than zero");
     spec("{kind: ci, limits: {ttl: true}}", "4:32: spec.limits.ttl", "must be a text");
     spec("{kind: ci, limits: {ttl: 9000h}}", "4:32: spec.limits.ttl", "longer than 8760h");
@@ -305,7 +305,10 @@ fn net_rules() {
 
 #[test]
 fn all_problems_come_at_once_in_order() {
-    let text = "apiVersion: v2\nkind: SessionPolicy\nspec:\n  kind: x\n  strict: 1\n  limits:\n    tll: 1m\n  scope:\n    net:\n      allow:\n        - { to: a }\n        - { to: 10.0.0.1/8, ports: [0, 70000] }\n";
+    let text = concat!(
+        "apiVersion: v2\nkind: SessionPolicy\nspec:\n  kind: x\n  strict: 1\n  limits:\n    tll: 1m\n",
+        "  scope:\n    net:\n      allow:\n        - { to: a }\n        - { to: 10.0.0.1/8, ports: [0, 70000] }\n",
+    );
     let shown: Vec<_> = problems(text).iter().map(|p| format!("{}:{}: {}", p.line, p.column, p.key)).collect();
     let expected = [
         "1:1: metadata",

@@ -103,14 +103,26 @@ fn too_many_port_rules_are_refused_by_prefix() {
 }
 
 #[test]
-fn a_wide_denial_is_never_lost_in_a_long_list() {
-    let deny: String = (1..600).map(|n| format!("{{to: 10.0.0.0/8, ports: [{}]}},", 2 * n)).collect();
-    let policy = policy("operator", &format!("{{net: {{deny: [{deny} {{to: 10.0.0.0/8}}]}}}}"));
-    assert!(compile(&policy, &Resolved::default()).is_err());
-    let deny: String = (1..200).map(|n| format!("{{to: 10.0.0.0/8, ports: [{}]}},", 2 * n)).collect();
-    let policy = super::policy("operator", &format!("{{net: {{deny: [{deny} {{to: 10.0.0.0/8}}]}}}}"));
-    assert_eq!(net(&policy, "10.0.0.1", 3, TCP), denied("net.deny[199]"));
-    assert_eq!(net(&policy, "11.0.0.1", 3, TCP), allowed("default"));
+fn a_long_list_never_loses_a_denial() {
+    let rules =
+        |ports: &[String]| ports.iter().map(|p| format!("{{to: 10.0.0.0/8, ports: [{p}]}},")).collect::<String>();
+    let narrow = |from: u32, count: u32| (0..count).map(|n| (from + 2 * n).to_string()).collect::<Vec<_>>();
+    let compiled = |deny: &[String], allow: &[String]| {
+        let policy = policy("ci", &format!("{{net: {{deny: [{}], allow: [{}]}}}}", rules(deny), rules(allow)));
+        compile(&policy, &Resolved::default()).map(|_| policy)
+    };
+    let wide = ["1-1000".to_owned()];
+    // the wide rule decides as the narrow ones do, which therefore need no room
+    let all = compiled(&[&narrow(2, 200)[..], &wide, &narrow(2000, 20)].concat(), &[]).expect("21 rules are left");
+    assert_eq!(net(&all, "10.0.0.1", 3, TCP), denied("net.deny[200]"));
+    assert_eq!(net(&all, "10.0.0.1", 2038, TCP), denied("net.deny[220]"));
+    assert_eq!(net(&all, "10.0.0.1", 2039, TCP), denied("default"));
+    // where folding stops early, nothing is made of what it has
+    assert!(compiled(&[&narrow(2, 250)[..], &wide, &narrow(2000, 20)].concat(), &[]).is_err());
+    // a wide rule that allows makes no denial superfluous
+    let both = compiled(&narrow(2, 20), &[&narrow(3, 20)[..], &wide].concat()).expect("21 rules are left");
+    assert_eq!(net(&both, "10.0.0.1", 2, TCP), denied("net.deny[0]"));
+    assert_eq!(net(&both, "10.0.0.1", 3, TCP), allowed("net.allow[20]"));
 }
 
 #[test]
@@ -124,9 +136,13 @@ fn the_largest_policy_compiles_soon() {
 
 #[test]
 fn deny_beats_allow_for_programs() {
-    let scope = "{exec: {allow: [{path: /a}, {dir: /bin}, {path: /gone}], deny: [{path: /b, id: no-b}, {dir: /bin/sub, id: sub}]}}";
+    let scope = concat!(
+        "{exec: {allow: [{path: /a}, {dir: /bin}, {path: /gone}], ",
+        "deny: [{path: /b, id: no-b}, {dir: /bin/sub, id: sub}]}}",
+    );
     let policy = policy("ci", scope);
-    let files = Resolved { files: vec![vec![id(1)], vec![id(20), id(21)], vec![], vec![id(1), id(2)], vec![id(30)]] };
+    let files =
+        Resolved { files: vec![vec![id(1)], vec![id(20), id(21), id(30)], vec![], vec![id(1), id(2)], vec![id(30)]] };
     let plan = compile(&policy, &files).expect("a plan");
     let judge = |file: u64, above: &[u64]| {
         let above: Vec<_> = above.iter().copied().map(id).collect();
