@@ -72,7 +72,7 @@ impl Log {
         let origin = Origin { host: host.to_owned(), boot: boot.to_owned() };
         let writer = Writer::new(file, tail.length, tail.head(), origin);
         let mut log = Self { path, head_path: head.to_owned(), flushed: None, writer };
-        if recovery.gaps.is_empty() {
+        if recovery.last == 0 && recovery.gaps.is_empty() {
             // a new log gets its head file now: from here on, none means that it was taken away
             log.flush()?;
         }
