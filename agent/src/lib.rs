@@ -3,5 +3,7 @@
 //! Data flows one way: kernel → ring → engine → effects; commands → compiled plan → maps.
 
 pub mod api;
+pub mod cli;
 pub mod config;
+pub mod descriptors;
 pub mod duration;
