@@ -5,5 +5,5 @@
 pub mod api;
 pub mod cli;
 pub mod config;
-pub mod descriptors;
 pub mod duration;
+pub mod inherited;

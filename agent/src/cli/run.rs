@@ -1,16 +1,16 @@
 //! `tipstaff run`: the launcher. It asks the agent to make *itself* a session's first member and becomes the command.
 //!
 //! A label sits on a thread, so this must stay single-threaded until its exec. What the command inherits is what the
-//! caller gave: user, terminal, environment, working directory, signal mask and the descriptors 0 to 2. Everything
+//! caller gave: user, terminal, environment, working directory, signals and the descriptors 0 to 2. Everything
 //! that can fail without a session is tried before there is one.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::{CString, NulError, OsStr, OsString},
+    fmt::Display,
     fs::{self, File},
     io::{self, IsTerminal, Read},
-    os::unix::{ffi::OsStrExt, process::CommandExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    process,
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ use crate::{
         wire::{Command, Request, Run, Started},
     },
     config::Config,
-    descriptors, duration,
+    duration, inherited,
 };
 
 /// How long the agent may take to start a session.
@@ -61,7 +61,7 @@ fn time_to_live(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
-    let Some((name, arguments)) = flags.command.split_first() else {
+    let Some(name) = flags.command.first() else {
         return Err(Failure::new(Exit::Usage, "run needs a command"));
     };
     let (source, policy) = read_policy(&flags.policy, &config.paths.policies)?;
@@ -74,7 +74,7 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
         cwd: std::env::current_dir().map_or_else(|_| String::new(), |path| path.display().to_string()),
         tty: terminal(),
     };
-    descriptors::close_on_exec_from(3).map_err(|error| {
+    inherited::close_on_exec_from(3).map_err(|error| {
         Failure::new(Exit::Unable, format!("cannot close what the command must not inherit: {error}"))
     })?;
     let mut agent = operate(config, LIMIT)?;
@@ -82,24 +82,26 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
     for note in &started.notes {
         complain(&format!("note: {note}"));
     }
-    Err(become_command(&path, name, arguments))
+    Err(become_command(&path, &flags.command))
 }
 
 /// Replaces this process. Returns only if that fails, and then the session, whose one member this is, ends with it.
-///
-/// The standard library puts `SIGPIPE`, which it set to be ignored, back to its default, and changes nothing else.
-fn become_command(path: &Path, name: &OsStr, arguments: &[OsString]) -> Failure {
-    let error = process::Command::new(path).arg0(name).args(arguments).exec();
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EPERM) => {
-            let path = path.display();
-            Failure::new(
-                Exit::NotExecutable,
-                format!("{path}: refused by the kernel; `tipstaff events` names the rule"),
-            )
-        }
-        Some(errno) => resolve::failure(path.as_os_str(), errno),
-        None => Failure::new(Exit::NotExecutable, format!("{}: {error}", path.display())),
+fn become_command(path: &Path, argv: &[OsString]) -> Failure {
+    let failed = |error: &dyn Display| Failure::new(Exit::NotExecutable, format!("{}: {error}", path.display()));
+    let c_string = |text: &OsStr| CString::new(text.as_bytes());
+    let argv: Result<Vec<CString>, NulError> = argv.iter().map(|argument| c_string(argument)).collect();
+    let (file, argv) = match (c_string(path.as_os_str()), argv) {
+        (Ok(file), Ok(argv)) => (file, argv),
+        (Err(error), _) | (_, Err(error)) => return failed(&error),
+    };
+    if let Err(error) = inherited::restore_broken_pipe() {
+        return failed(&error);
+    }
+    // the path has a slash, so nothing is searched; a script without an interpreter line goes to the shell as usual
+    let Err(errno) = nix::unistd::execvp(&file, &argv);
+    match errno {
+        Errno::EPERM => failed(&"refused by the kernel; `tipstaff events` names the rule"),
+        errno => resolve::failure(path.as_os_str(), errno),
     }
 }
 
