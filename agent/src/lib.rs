@@ -9,5 +9,7 @@ pub mod evidence;
 mod hex;
 pub mod session;
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod duration;
+pub mod inherited;

@@ -83,16 +83,23 @@ pub struct Problem {
     /// The policy's source name.
     pub file: String,
     /// From 1.
-    pub line: u64,
-    /// From 1.
-    pub column: u64,
+    pub line: u32,
+    /// From 1, in characters.
+    pub column: u32,
+    /// The key, such as `spec.limits.ttl`; empty where the fault is the document's.
+    #[serde(default)]
+    pub key: String,
     /// What is wrong and what would be right.
     pub message: String,
 }
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)
+        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod answer;
 pub mod client;
 pub mod error;
 pub mod frame;
+mod reply;
 pub mod server;
 mod socket;
 pub mod wire;
