@@ -2,14 +2,16 @@
 //!
 //! Data flows one way: kernel → ring → engine → effects; commands → compiled plan → maps.
 
-pub mod kernel;
-pub mod enforce;
-pub mod policy;
-pub mod evidence;
-mod hex;
-pub mod session;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod duration;
+pub mod enforce;
+pub mod engine;
+pub mod evidence;
+mod hex;
 pub mod inherited;
+pub mod kernel;
+pub mod policy;
+pub mod session;

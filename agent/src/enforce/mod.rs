@@ -6,6 +6,6 @@ mod canary;
 mod cgroup;
 mod sweep;
 
-pub use canary::{child, prove};
+pub use canary::{Song, VERB, child, prove};
 pub use cgroup::{SessionCgroup, cgroup_of};
 pub use sweep::{Killed, Sweep};

@@ -27,7 +27,8 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 pub use controls::{Control, from_song as controls_from_song};
-pub use recover::recover;
+pub use recover::{RecoverError, recover};
+pub use report::wire_control;
 pub use store::Store;
 
 use self::slots::{Policies, Slots};
@@ -154,6 +155,12 @@ impl Engine {
     #[must_use]
     pub const fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// What has to be cleaned up after a disarm.
+    #[must_use]
+    pub fn into_leavings(self) -> (Pins, PathBuf) {
+        (self.parts.pins, self.parts.root.path)
     }
 
     /// Descriptors that are readable when there are records.

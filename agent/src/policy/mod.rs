@@ -24,4 +24,5 @@ pub use duration::{DurationError, parse_duration, show_duration};
 pub use parse::parse;
 pub use problem::Problem;
 pub use summary::{RuleSummary, Summary};
+pub use types::reason_name;
 pub use types::{Effect, ExecRule, ExecTarget, Kind, Mode, NetRule, Policy, PortRange, Protocol};

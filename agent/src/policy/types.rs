@@ -226,6 +226,7 @@ pub(super) fn rule_number(index: usize) -> u32 {
 }
 
 /// The word for `rule::REASON_*`.
-pub(super) fn reason_name(code: u32) -> &'static str {
+#[must_use]
+pub fn reason_name(code: u32) -> &'static str {
     REASONS.iter().find(|(reason, _)| *reason == code).map_or("fault", |(_, name)| name)
 }
