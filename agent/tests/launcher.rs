@@ -114,7 +114,7 @@ fn under_shell(before: &str, launcher: &Command) -> Command {
 #[test]
 fn the_command_is_the_caller_with_its_environment_and_only_three_descriptors() {
     let agent = agent(false);
-    let command = ["sh", "-c", "echo $$ $MARK; ls /proc/$$/fd; grep -E 'Threads|SigBlk' /proc/$$/status"];
+    let command = ["sh", "-c", "echo $$ $MARK; ls /proc/$$/fd; exec grep -E 'Threads|SigBlk' /proc/self/status"];
     let mut shell = under_shell("exec 7</dev/null", &agent.launcher(&command));
     let child = shell.env("MARK", "kept").spawn().unwrap();
     let pid = child.id();

@@ -157,7 +157,11 @@ impl Client {
 
     fn send(&mut self, request: &Request, more: bool) -> Result<(), ClientError> {
         let call = frame::encode(&Call { request: request.clone(), more }).map_err(|error| self.broken(error))?;
-        self.stream.write_all(&call).map_err(|error| self.broken(error.into()))
+        match self.stream.write_all(&call) {
+            // an agent that turns a caller away says why before it closes
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            written => written.map_err(|error| self.broken(error.into())),
+        }
     }
 
     fn receive(&mut self) -> Result<(Box<RawValue>, bool), ClientError> {
@@ -321,6 +325,19 @@ mod tests {
 
         drop(listener);
         assert!(matches!(Client::connect(&path, LIMIT), Err(ClientError::Stale { .. })));
+    }
+
+    #[test]
+    fn a_caller_that_is_turned_away_learns_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut client = Client::connect_to(&path, LIMIT, own_uid()).unwrap();
+        let (mut agent, _) = listener.accept().unwrap();
+        agent.write_all(b"{\"error\":\"dev.tipstaff.Busy\",\"parameters\":{\"message\":\"full\"}}\0").unwrap();
+        drop(agent);
+        let error = client.call::<Ps>(&Request::Ps {}).unwrap_err();
+        assert!(matches!(error, ClientError::Api(ApiError::Busy { .. })), "{error}");
     }
 
     #[test]

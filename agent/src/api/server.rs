@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{Shutdown, shutdown},
+    sys::socket::{MsgFlags, Shutdown, send, shutdown},
 };
 use tokio::{
     io::AsyncWriteExt,
@@ -183,7 +183,7 @@ async fn accept(listener: UnixListener, door: Door) {
                 tracing::debug!(peer.pid, "connection: {error}");
             }
             // the engine may still hold the peer, and with it a descriptor that would keep the caller waiting
-            let _ = shutdown(std::os::fd::AsRawFd::as_raw_fd(&peer.socket), Shutdown::Both);
+            let _ = shutdown(peer.socket.as_raw_fd(), Shutdown::Both);
             drop(place);
         });
     }
@@ -193,7 +193,7 @@ async fn accept(listener: UnixListener, door: Door) {
 fn turn_away(stream: &UnixStream) {
     let busy = ApiError::Busy { message: format!("the agent serves {CONNECTIONS} connections already: try again") };
     if let Ok(frame) = frame::encode(&busy) {
-        let _ = stream.try_write(&frame);
+        let _ = send(stream.as_raw_fd(), &frame, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
     }
 }
 

@@ -189,6 +189,11 @@ fn not_understood(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
             Err(failure) => failure.exit.into(),
         };
     }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // the help itself is the message
+        let _ = io::stderr().write_all(text.as_bytes());
+        return Exit::Usage.into();
+    }
     complain(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
     if is_run(arguments) { Exit::OwnFailure.into() } else { Exit::Usage.into() }
 }
