@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,7 +14,6 @@ use nix::sys::{
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
 use tokio::{
-    io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
@@ -31,6 +30,7 @@ use crate::{
     enforce::prove,
     evidence::{self, Body, Log},
     kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier, open_pidfd},
+    readable::Readable,
     session::EndReason,
 };
 
@@ -241,9 +241,9 @@ async fn serve(
         tokio::select! {
             Some(call) = called.recv() => engine.call(call),
             Some(note) = noted.recv() => engine.note(note),
-            () = readable(&rings[0]) => drain(&mut engine).await,
-            () = readable(&rings[1]) => drain(&mut engine).await,
-            () = timer.expired() => engine.tick(),
+            () = rings[0].ready() => drain(&mut engine).await,
+            () = rings[1].ready() => drain(&mut engine).await,
+            () = timer.expiry.ready() => engine.tick(),
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
             result = &mut server => result?,
@@ -292,19 +292,10 @@ fn gate(labels: LabelReader) -> Gate {
     })
 }
 
-fn watch_rings(engine: &Engine) -> Result<[AsyncFd<OwnedFd>; 2], Failure> {
+fn watch_rings(engine: &Engine) -> Result<[Readable; 2], Failure> {
     let [verdicts, activity] = engine.rings();
-    let watch = |ring: std::os::fd::BorrowedFd<'_>| AsyncFd::new(ring.try_clone_to_owned()?);
+    let watch = |ring: BorrowedFd<'_>| Readable::watch(ring.try_clone_to_owned()?);
     Ok([watch(verdicts).map_err(unexpected)?, watch(activity).map_err(unexpected)?])
-}
-
-/// Waits until a ring has records. The readiness is cleared before they are read, so that none that comes meanwhile is
-/// slept over.
-async fn readable(ring: &AsyncFd<OwnedFd>) {
-    match ring.readable().await {
-        Ok(mut guard) => guard.clear_ready(),
-        Err(_) => std::future::pending().await,
-    }
 }
 
 /// Reads the rings until they are empty, and lets calls in between.
@@ -315,33 +306,25 @@ async fn drain(engine: &mut Engine) {
 }
 
 /// A timer on `CLOCK_BOOTTIME`, which runs on in suspend.
-struct Timer(AsyncFd<TimerFd>);
+struct Timer {
+    timer: TimerFd,
+    expiry: Readable,
+}
 
 impl Timer {
     fn new() -> Result<Self, Failure> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags).map_err(unexpected)?;
-        Ok(Self(AsyncFd::new(timer).map_err(unexpected)?))
+        let expiry = Readable::watch(timer.as_fd().try_clone_to_owned().map_err(unexpected)?).map_err(unexpected)?;
+        Ok(Self { timer, expiry })
     }
 
-    /// Sets it to an absolute time in nanoseconds, or off.
+    /// Sets it to an absolute time in nanoseconds, or off. Setting it forgets an expiry that nobody waited for.
     fn arm(&self, at: Option<u64>) -> Result<(), Failure> {
-        let timer = self.0.get_ref();
-        let Some(at) = at else { return timer.unset().map_err(unexpected) };
+        let Some(at) = at else { return self.timer.unset().map_err(unexpected) };
         // a time of zero would switch it off
         let time = TimeSpec::from_duration(Duration::from_nanos(at.max(1)));
-        timer.set(Expiration::OneShot(time), TimerSetTimeFlags::TFD_TIMER_ABSTIME).map_err(unexpected)
-    }
-
-    async fn expired(&self) {
-        match self.0.readable().await {
-            Ok(mut guard) => {
-                // an expiry that was read already, or never, changes nothing: the engine looks at the clock
-                let _ = self.0.get_ref().wait();
-                guard.clear_ready();
-            }
-            Err(_) => std::future::pending().await,
-        }
+        self.timer.set(Expiration::OneShot(time), TimerSetTimeFlags::TFD_TIMER_ABSTIME).map_err(unexpected)
     }
 }
 

@@ -14,4 +14,5 @@ mod hex;
 pub mod inherited;
 pub mod kernel;
 pub mod policy;
+mod readable;
 pub mod session;

@@ -32,8 +32,7 @@ fn verify(file: &Path, head: Option<&Path>) -> Result<Verified, Failure> {
 }
 
 fn check_policy(file: &str, bytes: &[u8]) -> Result<Checked, Vec<Problem>> {
-    let wire = |p: policy::Problem| Problem { file: p.file, line: p.line, column: p.column, key: p.key, message: p.message };
-    let policy = policy::parse(file, bytes).map_err(|list| list.into_iter().map(wire).collect::<Vec<_>>())?;
+    let policy = policy::parse(file, bytes)?;
     let summary = policy.summary();
     let mut text = format!("  policy {} lasts {}\n", summary.name, duration::format(policy.ttl));
     for rule in &summary.rules {

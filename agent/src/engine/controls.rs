@@ -103,8 +103,7 @@ pub(super) fn asked(policy: &Policy, script: impl Fn(&std::path::Path) -> bool) 
 pub(super) fn remedy(policy: &Policy, code: u32, what: &str) -> String {
     match code {
         rule::REASON_DEFAULT => {
-            let kind = serde_json::to_value(policy.kind).ok();
-            let kind = kind.as_ref().and_then(|k| k.as_str()).unwrap_or("this").to_owned();
+            let kind = policy.kind;
             format!("kind {kind} denies what no rule names: add `- {{ path: {what} }}` to spec.scope.exec.allow")
         }
         rule::REASON_UNRESOLVED => "it lies too deep for its directories to be looked at: name it by path".into(),

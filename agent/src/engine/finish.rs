@@ -134,7 +134,7 @@ fn receipts(live: &Live) -> Vec<Receipt> {
 }
 
 fn session_end(
-    session: crate::session::SessionId,
+    session: SessionId,
     live: &Live,
     reason: EndReason,
     members_left: u64,

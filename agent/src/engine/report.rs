@@ -14,11 +14,6 @@ pub(super) const COMMAND: usize = 4096;
 /// Members that `inspect` lists; it counts them all.
 const MEMBERS: usize = 4096;
 
-/// A policy's kind as it is spelt.
-pub(super) fn kind_name(policy: &Policy) -> String {
-    serde_json::to_value(policy.kind).ok().and_then(|k| k.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
 impl Engine {
     pub(super) fn ps(&mut self) -> Result<Reply, ApiError> {
         let members = self.parts.kernel.members().map_err(|e| ApiError::Failed { message: e.to_string() })?;
@@ -35,7 +30,7 @@ impl Engine {
         wire::SessionRow {
             id: id.to_string(),
             name: live.policy.name.clone(),
-            kind: kind_name(&live.policy),
+            kind: live.policy.kind.to_string(),
             mode: if live.policy.mode == Mode::Enforce { "enforce" } else { "observe" }.into(),
             state: live.machine.state().to_string(),
             uid: live.start.principal.uid,
@@ -157,11 +152,7 @@ fn summary(policy: &Policy) -> Vec<String> {
     summary
         .rules
         .iter()
-        .map(|r| {
-            let effect = serde_json::to_value(r.effect).ok();
-            let effect = effect.as_ref().and_then(|e| e.as_str()).unwrap_or_default();
-            format!("{} {effect} {} ({})", r.scope, r.what, r.id)
-        })
+        .map(|r| format!("{} {} {} ({})", r.scope, r.effect, r.what, r.id))
         .collect()
 }
 

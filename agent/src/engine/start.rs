@@ -9,13 +9,11 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::Path,
-    rc::Rc,
     time::Duration,
 };
 
 use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
 use tipstaff_common::label::SessionRef;
-use tokio::io::unix::AsyncFd;
 use tracing::info;
 
 use super::{Engine, Live, Note, complain, controls, judge, resolve, slots::Slots, store::Kept};
@@ -29,6 +27,7 @@ use crate::{
     evidence::{Body, Context, ControlState, PolicyRef, Principal, Refused, SessionStart, Text},
     kernel::{KernelError, boot_now, open_pidfd},
     policy::{self, Mode, Plan, Policy, Resolved},
+    readable::Readable,
     session::{self, Input, Session, SessionId},
 };
 
@@ -103,7 +102,7 @@ impl Engine {
 
     /// Parses, resolves, compiles and judges; touches nothing that lasts.
     fn check(&mut self, run: &wire::Run, peer: &Peer) -> Result<Checked, ApiError> {
-        let policy = policy::parse(&run.policy_source, run.policy.as_bytes()).map_err(bad_policy)?;
+        let policy = policy::parse(&run.policy_source, run.policy.as_bytes()).map_err(|problems| ApiError::BadPolicy { problems })?;
         let (ttl, winner) = self.ttl(&policy, run.ttl.as_deref())?;
         let files = resolve::rules(&mut self.parts.kernel, &policy).map_err(failed)?;
         let plan = policy::compile(&policy, &files).map_err(|problems| {
@@ -273,12 +272,11 @@ fn watch(
     process: OwnedFd,
     notes: tokio::sync::mpsc::UnboundedSender<Note>,
 ) -> Result<(), String> {
-    let process = AsyncFd::new(process).map_err(|e| e.to_string())?;
+    let process = Readable::watch(process).map_err(|e| e.to_string())?;
     tokio::spawn(async move {
-        if process.readable().await.is_ok() {
-            // the engine is gone only when the agent stops
-            let _ = notes.send(Note::FirstExited(id));
-        }
+        process.ready().await;
+        // the engine is gone only when the agent stops
+        let _ = notes.send(Note::FirstExited(id));
     });
     Ok(())
 }
@@ -321,7 +319,7 @@ fn session_start(
         .collect();
     SessionStart {
         session,
-        kind: super::report::kind_name(policy),
+        kind: policy.kind.to_string(),
         policy: PolicyRef {
             name: policy.name.clone(),
             digest: policy.digest.clone(),
@@ -347,16 +345,6 @@ fn fresh_id() -> Result<SessionId, ApiError> {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).map_err(|e| failed(format!("no random bytes for a session id: {e}")))?;
     Ok(SessionId::from_random(bytes))
-}
-
-fn bad_policy(problems: Vec<policy::Problem>) -> ApiError {
-    let problems = problems.into_iter().map(|p| wire::Problem {
-        file: p.file,
-        line: p.line,
-        column: p.column,
-        message: if p.key.is_empty() { p.message } else { format!("{}: {}", p.key, p.message) },
-    });
-    ApiError::BadPolicy { problems: problems.collect() }
 }
 
 fn failed(problem: impl std::fmt::Display) -> ApiError {

@@ -19,6 +19,7 @@ pub struct Problem {
     /// From 1, in characters.
     pub column: u32,
     /// The key, such as `spec.limits.ttl`; empty where the fault is the document's.
+    #[serde(default)]
     pub key: String,
     /// What is wrong, and the remedy.
     pub message: String,

@@ -87,6 +87,27 @@ impl Effect {
     }
 }
 
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Service => "service",
+            Self::Ci => "ci",
+            Self::Agent => "agent",
+            Self::Operator => "operator",
+            Self::Breakglass => "breakglass",
+        })
+    }
+}
+
 /// What an exec rule names. Paths are absolute, without `..` and control characters, of at most 4095 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExecTarget {
