@@ -24,7 +24,7 @@ pub(crate) struct Host {
 }
 
 /// Builds everything, and leaves the programs in `target/release`.
-pub(crate) fn run(workspace: &Workspace) -> Result<Host> {
+pub(crate) fn build(workspace: &Workspace) -> Result<Host> {
     let kit = setup::kit(workspace)?;
     let object = step("building the kernel programs", || kernel_object(workspace, &kit))?;
     let host = Host::find(object)?;
@@ -86,8 +86,8 @@ pub(crate) fn kernel_cargo(workspace: &Workspace, kit: &Kit, verb: &str) -> Comm
     ));
     cargo.env("RUSTC", &kit.toolchain.rustc);
     match kit.toolchain.core {
-        // one crate may use what is not stable in the compiler (inline assembly for BPF); ours may not
-        Core::Prebuilt => cargo.env("RUSTC_BOOTSTRAP", "aya_ebpf"),
+        // only these may use what is not stable in the compiler: inline assembly for BPF
+        Core::Prebuilt => cargo.env("RUSTC_BOOTSTRAP", "aya_ebpf,tipstaff_ebpf"),
         Core::Source => cargo.env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=core"),
     };
     cargo

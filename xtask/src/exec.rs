@@ -2,13 +2,16 @@
 
 use std::{
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// Progress, on stderr.
 pub(crate) fn say(message: &str) {
@@ -59,7 +62,7 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
 }
 
 /// The PATH with `folder` before everything else.
-pub(crate) fn path_with(folder: &Path) -> Result<std::ffi::OsString> {
+pub(crate) fn path_with(folder: &Path) -> Result<OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::join_paths([folder.to_owned()].into_iter().chain(env::split_paths(&path)))
         .with_context(|| format!("{} cannot stand in PATH", folder.display()))
@@ -70,4 +73,59 @@ fn name(command: &Command) -> String {
     let words = [command.get_program()].into_iter().chain(command.get_args());
     let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
     format!("`{}`", words.join(" "))
+}
+
+/// How a watched program came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watched {
+    /// By itself, with that status.
+    Ended(ExitStatus),
+    /// Killed, because its time was up.
+    Late,
+}
+
+/// Runs a program and hands over each line of its output as it comes. It is killed at the deadline, which `line`
+/// moves by returning another one.
+pub(crate) fn watch(
+    command: &mut Command,
+    mut line: impl FnMut(&str) -> Option<Instant>,
+    mut deadline: Instant,
+) -> Result<Watched> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {}", name(command)))?;
+    let output = child.stdout.take().context("a piped output is missing")?;
+    let (sender, lines) = mpsc::channel();
+    let reader = thread::spawn(move || read_lines(output, &sender));
+    let late = loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(text) => deadline = line(&text).unwrap_or(deadline),
+            Err(RecvTimeoutError::Disconnected) => break false,
+            Err(RecvTimeoutError::Timeout) => break true,
+        }
+    };
+    if late {
+        child.kill().with_context(|| format!("cannot kill {}", name(command)))?;
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for {}", name(command)))?;
+    if late {
+        return Ok(Watched::Late);
+    }
+    reader.join().map_err(|_panic| anyhow!("the reader of {} died", name(command)))?;
+    Ok(Watched::Ended(status))
+}
+
+/// Reads to the end, whatever the bytes are. A console ends its lines with a carriage return as well.
+fn read_lines(output: impl Read, sender: &mpsc::Sender<String>) {
+    let mut output = BufReader::new(output);
+    let mut bytes = Vec::new();
+    while output.read_until(b'\n', &mut bytes).is_ok_and(|count| count > 0) {
+        let text = String::from_utf8_lossy(&bytes);
+        if sender.send(text.trim_end_matches(['\r', '\n']).to_owned()).is_err() {
+            return;
+        }
+        bytes.clear();
+    }
 }

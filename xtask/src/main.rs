@@ -6,9 +6,14 @@
 
 mod build;
 mod exec;
+mod initramfs;
+mod kernels;
 mod packages;
+mod report;
 mod setup;
+mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -25,6 +30,10 @@ enum Task {
     Setup(setup::Options),
     /// Build the kernel programs and the agent: target/release/tipstaff
     Build,
+    /// Run the black-box tests in a guest with another kernel
+    Vm(vm::Options),
+    /// Run every test: unit, on this kernel, and in guests
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
@@ -40,7 +49,9 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
     match task {
-        Task::Setup(options) => setup::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
-        Task::Build => build::run(&workspace).map(|_| ExitCode::SUCCESS),
+        Task::Setup(options) => setup::setup(&workspace, &options).map(|()| ExitCode::SUCCESS),
+        Task::Build => build::build(&workspace).map(|_| ExitCode::SUCCESS),
+        Task::Vm(options) => vm::vm(&workspace, &options),
+        Task::Test(options) => test::test(&workspace, &options),
     }
 }

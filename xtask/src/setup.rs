@@ -44,7 +44,7 @@ pub(crate) struct Kit {
     pub(crate) linker: PathBuf,
 }
 
-pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+pub(crate) fn setup(workspace: &Workspace, options: &Options) -> Result<()> {
     let kit = kit(workspace)?;
     say(&format!(
         "kernel programs: {} ({:?} core, LLVM {}), {}",
