@@ -4,23 +4,19 @@ use std::{
     fs,
     io::{BufWriter, Write},
     path::Path,
-    process::Command,
 };
 
 use anyhow::{Context, Result};
 
-use crate::{
-    exec::{output, which},
-    workspace::Workspace,
-};
+use crate::workspace::Workspace;
 
 const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
-const LINK: u32 = 0o120_777;
 const DEVICE: u32 = 0o020_600;
 
-/// Writes an archive in which the black-box tests are `/init`, with the agent and busybox.
+/// Writes an archive in which the black-box tests are `/init`, beside the agent. There is nothing else: the tests bring
+/// their own workloads.
 pub(crate) fn write(workspace: &Workspace, to: &Path) -> Result<()> {
     let file = fs::File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
     let mut archive = Archive { out: BufWriter::new(file), entries: 0 };
@@ -28,9 +24,7 @@ pub(crate) fn write(workspace: &Workspace, to: &Path) -> Result<()> {
 }
 
 fn fill<W: Write>(workspace: &Workspace, archive: &mut Archive<W>) -> Result<()> {
-    for folder in
-        ["bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin", "var"]
-    {
+    for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
         archive.entry(folder, FOLDER, b"", (0, 0))?;
     }
     // the console that init starts with
@@ -38,21 +32,13 @@ fn fill<W: Write>(workspace: &Workspace, archive: &mut Archive<W>) -> Result<()>
     archive.entry(
         "etc/passwd",
         FILE,
-        b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
+        b"root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n",
         (0, 0),
     )?;
     archive.entry("etc/group", FILE, b"root:x:0:\nnogroup:x:65534:\n", (0, 0))?;
     archive.entry("etc/hosts", FILE, b"127.0.0.1 localhost\n::1 localhost\n", (0, 0))?;
     archive.program("init", &workspace.tests())?;
     archive.program("bin/tipstaff", &workspace.agent())?;
-    let busybox = which("busybox").context("there is no busybox on the PATH")?;
-    archive.program("bin/busybox", &busybox)?;
-    for applet in output(Command::new(&busybox).arg("--list-full"))?.lines() {
-        // a name of its own in the archive is the program; the rest are links to it
-        if applet != "bin/busybox" {
-            archive.entry(applet, LINK, b"/bin/busybox", (0, 0))?;
-        }
-    }
     archive.end()
 }
 

@@ -24,6 +24,8 @@ pub(crate) struct Kernel {
     /// As asked for: `6.1`, or a file's name.
     pub(crate) name: String,
     pub(crate) image: PathBuf,
+    /// Too old: the agent is to refuse it.
+    pub(crate) old: bool,
 }
 
 /// Where Debian has a kernel line.
@@ -31,13 +33,14 @@ struct Line {
     name: &'static str,
     suite: &'static str,
     security: bool,
+    old: bool,
 }
 
 const LINES: [Line; 4] = [
-    Line { name: "5.10", suite: "bullseye", security: true },
-    Line { name: "6.1", suite: "bookworm", security: true },
-    Line { name: "6.12", suite: "bookworm-backports", security: false },
-    Line { name: "unstable", suite: "sid", security: false },
+    Line { name: "5.10", suite: "bullseye", security: true, old: true },
+    Line { name: "6.1", suite: "bookworm", security: true, old: false },
+    Line { name: "6.12", suite: "bookworm-backports", security: false, old: false },
+    Line { name: "unstable", suite: "sid", security: false, old: false },
 ];
 
 /// The kernel of that name (or in that file), downloaded when it is not there yet or `refresh` asks for the newest.
@@ -49,7 +52,7 @@ pub(crate) fn get(workspace: &Workspace, name: &str, refresh: bool) -> Result<Ke
             bail!("there is no kernel `{name}`; name a kernel image or one of {}", names.join(", "));
         }
         let name = image.file_name().map_or_else(|| name.to_owned(), |file| file.to_string_lossy().into_owned());
-        return Ok(Kernel { name, image });
+        return Ok(Kernel { name, image, old: false });
     };
     let folder = workspace.vm().join("kernels").join(name);
     let image = folder.join("vmlinuz");
@@ -58,7 +61,7 @@ pub(crate) fn get(workspace: &Workspace, name: &str, refresh: bool) -> Result<Ke
     }
     let version = fs::read_to_string(folder.join("version")).unwrap_or_default();
     say(&format!("kernel {name}: {}", version.trim()));
-    Ok(Kernel { name: name.to_owned(), image })
+    Ok(Kernel { name: name.to_owned(), image, old: line.old })
 }
 
 /// Downloads and unpacks the newest image of a line into `folder`.

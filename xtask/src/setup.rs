@@ -32,7 +32,7 @@ The compiler is Rust 1.90 or newer with LLVM 21, 22 or 23, and llvm-config is of
 /// Options of `setup`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Install what guests need as well: qemu, busybox
+    /// Install what guests need as well: qemu
     #[arg(long)]
     guests: bool,
 }
@@ -129,22 +129,14 @@ fn is_llvm(config: &Path, major: u32) -> bool {
         && output(Command::new(config).arg("--version")).is_ok_and(|version| version.starts_with(&format!("{major}.")))
 }
 
-/// What boots a guest and what the tests use inside it.
+/// What boots a guest.
 pub(crate) fn guest_tools() -> Result<()> {
-    let missing = || {
-        let qemu = which("qemu-system-x86_64").is_none();
-        let tools = [("qemu-system-x86", qemu), ("busybox-static", which("busybox").is_none())];
-        tools.into_iter().filter(|(_, missing)| *missing).map(|(package, _)| package).collect::<Vec<_>>()
-    };
-    let packages = missing();
-    if packages.is_empty() {
-        return Ok(());
+    let missing = || which("qemu-system-x86_64").is_none();
+    if missing() && packages::is_debian() && packages::known(&["qemu-system-x86"])? {
+        step("setting up qemu", || packages::install(&["qemu-system-x86"]))?;
     }
-    if packages::is_debian() && packages::known(&packages)? {
-        step("setting up what guests need", || packages::install(&packages))?;
-    }
-    if !missing().is_empty() {
-        bail!("guests need qemu-system-x86_64 and a static busybox; install them (Debian: {})", packages.join(" "));
+    if missing() {
+        bail!("guests need qemu-system-x86_64; install it (Debian: qemu-system-x86, Fedora and Arch: the same)");
     }
     Ok(())
 }

@@ -67,7 +67,7 @@ pub(crate) fn test(workspace: &Workspace, options: &Options) -> Result<ExitCode>
 /// Unit and property tests, compiled as the build compiles: most of it is there already.
 fn unit(workspace: &Workspace, host: &Host, records: &mut Records) -> Result<()> {
     let mut cargo = host.cargo(workspace, "test");
-    cargo.args(["--no-fail-fast", "-p", "tipstaff", "-p", "tipstaff-common", "-p", "xtask"]);
+    cargo.args(["--no-fail-fast", "-p", "tipstaff", "-p", "tipstaff-common", "-p", "tipstaff-tests", "-p", "xtask"]);
     let before = records.failures();
     let end = watch(
         &mut cargo,
@@ -138,12 +138,13 @@ fn guests(workspace: &Workspace, name: &str, lsms: &[Lsm], records: &mut Records
     for &lsm in lsms {
         let before = records.failures();
         let guest = Guest { kernel: &kernel, lsm, args: &[] };
-        let status = step(&format!("tests on {name}, tier {}", lsm.tier()), || guest.run(workspace, LIMIT, records));
+        let tier = guest.tier();
+        let status = step(&format!("tests on {name}, tier {tier}"), || guest.run(workspace, LIMIT, records));
         match status {
             Ok(0) => {}
             Ok(_) if records.failures() > before => {}
-            Ok(status) => records.fail(name, lsm.tier(), &format!("ended with status {status}")),
-            Err(error) => records.fail(name, lsm.tier(), &format!("{error:#}")),
+            Ok(status) => records.fail(name, tier, &format!("ended with status {status}")),
+            Err(error) => records.fail(name, tier, &format!("{error:#}")),
         }
     }
     Ok(())

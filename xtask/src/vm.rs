@@ -60,15 +60,8 @@ pub(crate) enum Lsm {
 impl Lsm {
     fn command_line(self) -> &'static str {
         match self {
-            Self::Full => "lsm=capability,landlock,bpf tipstaff.tier=full",
-            Self::None => "lsm=capability,landlock tipstaff.tier=no-lsm",
-        }
-    }
-
-    pub(crate) fn tier(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::None => "no-lsm",
+            Self::Full => "lsm=capability,landlock,bpf",
+            Self::None => "lsm=capability,landlock",
         }
     }
 }
@@ -93,11 +86,20 @@ pub(crate) struct Guest<'a> {
 }
 
 impl Guest<'_> {
+    /// The tier that the tests are to find.
+    pub(crate) fn tier(&self) -> &'static str {
+        match self.lsm {
+            _ if self.kernel.old => "old",
+            Lsm::Full => "full",
+            Lsm::None => "no-lsm",
+        }
+    }
+
     /// Boots, and returns the tests' exit status. A boot that dies before init is tried once more.
     pub(crate) fn run(&self, workspace: &Workspace, limit: Duration, records: &mut Records) -> Result<u8> {
         let initramfs = workspace.vm().join("initramfs.cpio");
         initramfs::write(workspace, &initramfs)?;
-        let label = format!("{} {}", self.kernel.name, self.lsm.tier());
+        let label = format!("{} {}", self.kernel.name, self.tier());
         for attempt in [1, 2] {
             let mut console = Console { label: &label, started: false, early: String::new(), status: None, records };
             let end = watch(&mut self.qemu(&initramfs)?, |line| console.line(line, limit), Instant::now() + BOOT)?;
@@ -115,7 +117,8 @@ impl Guest<'_> {
     /// No hardware virtualisation (it is often not there), no network card: loopback is all that the tests use.
     fn qemu(&self, initramfs: &Path) -> Result<Command> {
         let args: Vec<String> = self.args.iter().map(|arg| percent_encode(arg)).collect();
-        let mut line = format!("console=ttyS0 quiet panic=-1 {}", self.lsm.command_line());
+        let (lsm, tier) = (self.lsm.command_line(), self.tier());
+        let mut line = format!("console=ttyS0 quiet panic=-1 {lsm} tipstaff.tier={tier}");
         if !args.is_empty() {
             line += &format!(" tipstaff.args={}", args.join(","));
         }
@@ -150,6 +153,8 @@ impl Console<'_> {
         if !self.started {
             self.early += line;
             self.early.push('\n');
+        } else if self.status.is_some() {
+            // the kernel's farewell
         } else if let Some(status) = line.split("TIPSTAFF-EXIT ").nth(1) {
             self.status = Some(status.trim().parse().unwrap_or(u8::MAX));
         } else if !self.records.take(line) {
