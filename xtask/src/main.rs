@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod cargo;
 mod exec;
 mod initramfs;
 mod kernels;
+mod lint;
 mod packages;
 mod report;
 mod setup;
@@ -34,6 +36,8 @@ enum Task {
     Vm(vm::Options),
     /// Run every test: unit, on this kernel, and in guests
     Test(test::Options),
+    /// Check formatting, lints, and what the dependencies may be
+    Lint,
 }
 
 fn main() -> ExitCode {
@@ -53,5 +57,6 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Build => build::build(&workspace).map(|_| ExitCode::SUCCESS),
         Task::Vm(options) => vm::vm(&workspace, &options),
         Task::Test(options) => test::test(&workspace, &options),
+        Task::Lint => lint::lint(&workspace).map(|()| ExitCode::SUCCESS),
     }
 }

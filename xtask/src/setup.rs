@@ -13,9 +13,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
+    cargo,
     exec::{self, output, path_with, say, step, which},
     packages,
-    toolchain::{self, Toolchain, clean_cargo},
+    toolchain::{self, Toolchain},
     workspace::Workspace,
 };
 
@@ -94,7 +95,7 @@ fn linker(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
     }
     let llvm = llvm(toolchain.llvm)?;
     step("compiling bpf-linker (once; one to three minutes)", || {
-        let mut cargo = clean_cargo(&toolchain.cargo);
+        let mut cargo = cargo::clean(&toolchain.cargo);
         cargo.env("RUSTC", &toolchain.rustc).env("PATH", path_with(&llvm)?);
         cargo.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force", "--no-default-features"]);
         cargo.arg(format!("--features=llvm-{}", toolchain.llvm)).arg("--root").arg(&tools);

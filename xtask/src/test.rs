@@ -9,7 +9,8 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
-    build::{self, Host},
+    build,
+    cargo::Host,
     exec::{Watched, output, step, watch},
     kernels,
     report::{Outcome, Records},
@@ -66,7 +67,7 @@ pub(crate) fn test(workspace: &Workspace, options: &Options) -> Result<ExitCode>
 
 /// Unit and property tests, compiled as the build compiles: most of it is there already.
 fn unit(workspace: &Workspace, host: &Host, records: &mut Records) -> Result<()> {
-    let mut cargo = host.cargo(workspace, "test");
+    let mut cargo = host.compile(workspace, "test");
     cargo.args(["--no-fail-fast", "-p", "tipstaff", "-p", "tipstaff-common", "-p", "tipstaff-tests", "-p", "xtask"]);
     let before = records.failures();
     let end = watch(

@@ -44,22 +44,6 @@ pub(crate) fn find() -> Option<Toolchain> {
     found.into_iter().nth(best)
 }
 
-/// A cargo command that nothing of the surrounding cargo, rustup or user reaches: `cargo run` leaves its own toolchain
-/// and flags to its children, and these would end up in another compiler's hands.
-pub(crate) fn clean_cargo(cargo: &Path) -> Command {
-    let mut command = Command::new(cargo);
-    for (name, _) in env::vars_os() {
-        let text = name.to_string_lossy();
-        let exact = ["CARGO", "LD_LIBRARY_PATH", "RUSTUP_TOOLCHAIN", "CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS"];
-        let prefixes = ["RUSTC", "RUSTDOC", "CARGO_BUILD_", "CARGO_PKG_", "CARGO_MANIFEST_"];
-        let flags = text.starts_with("CARGO_TARGET_") && text.ends_with("_RUSTFLAGS");
-        if flags || exact.contains(&&*text) || prefixes.iter().any(|prefix| text.starts_with(prefix)) {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
 /// The compilers to ask, best known first. Each is the real program behind rustup's stand-in.
 fn candidates() -> Vec<PathBuf> {
     let named = [env::var_os("RUSTC").map(PathBuf::from), which("rustc"), Some("/usr/bin/rustc".into())];
