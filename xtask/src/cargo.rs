@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    exec::{output, which},
+    exec::{output, run, which},
     setup::Kit,
     toolchain::{BPF, Core},
     workspace::Workspace,
@@ -54,17 +54,17 @@ impl Host {
     ///
     /// `--target` keeps the flags from proc macros, which cannot be static.
     pub(crate) fn compile(&self, workspace: &Workspace, verb: &str) -> Command {
-        let mut cargo = self.cargo(workspace, verb);
-        cargo.args(["--release", "--target", &self.triple, "--target-dir"]).arg(&workspace.target);
+        let mut cargo = self.cargo(workspace);
+        cargo.args([verb, "--release", "--target", &self.triple, "--target-dir"]).arg(&workspace.target);
         cargo.arg("--config").arg(format!("target.{}.rustflags=['-Ctarget-feature=+crt-static']", self.triple));
         cargo.env("TIPSTAFF_EBPF_OBJECT", &self.object);
         cargo
     }
 
     /// A cargo command in the workspace, with the caller's choice of a compiler: it is meant for the host alone.
-    pub(crate) fn cargo(&self, workspace: &Workspace, verb: &str) -> Command {
+    pub(crate) fn cargo(&self, workspace: &Workspace) -> Command {
         let mut cargo = clean(&self.cargo);
-        cargo.current_dir(&workspace.root).arg(verb);
+        cargo.current_dir(&workspace.root);
         for choice in ["RUSTC", "RUSTUP_TOOLCHAIN"] {
             cargo.envs(env::var_os(choice).map(|value| (choice, value)));
         }
@@ -90,4 +90,13 @@ pub(crate) fn kernel(workspace: &Workspace, kit: &Kit, program: &Path, verb: &st
         Core::Source => cargo.env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=core"),
     };
     cargo
+}
+
+/// Compiles a tool into `root`. Not optimised: that halves the wait, and each of them runs for a second or two.
+pub(crate) fn install(mut cargo: Command, tool: &str, version: &str, features: &[&str], root: &Path) -> Result<()> {
+    for (key, value) in [("DEBUG", "0"), ("DEBUG_ASSERTIONS", "false"), ("OVERFLOW_CHECKS", "false")] {
+        cargo.env(format!("CARGO_PROFILE_DEV_{key}"), value);
+    }
+    cargo.args(["install", tool, "--version", version, "--locked", "--force", "--debug"]);
+    run(cargo.args(features).arg("--root").arg(root))
 }

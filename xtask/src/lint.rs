@@ -41,7 +41,7 @@ pub(crate) fn lint(workspace: &Workspace) -> Result<()> {
 
 fn format(workspace: &Workspace, host: &Host) -> Result<()> {
     component(which("cargo-fmt"), "rustfmt", "rustfmt-web")?;
-    run(host.cargo(workspace, "fmt").args(["--all", "--check"]))
+    run(host.cargo(workspace).args(["fmt", "--all", "--check"]))
 }
 
 fn clippy_host(workspace: &Workspace, host: &Host) -> Result<()> {
@@ -88,10 +88,8 @@ fn cargo_deny(workspace: &Workspace, host: &Host) -> Result<Command> {
     let tools = workspace.tools();
     let program = tools.join("bin/cargo-deny");
     if !output(Command::new(&program).arg("--version")).is_ok_and(|text| text.trim().ends_with(CARGO_DENY)) {
-        step("compiling cargo-deny (once; some minutes)", || {
-            let mut cargo = host.cargo(workspace, "install");
-            cargo.args(["cargo-deny", "--version", CARGO_DENY, "--locked", "--force", "--root"]).arg(&tools);
-            run(&mut cargo)
+        step("compiling cargo-deny (once; one to three minutes)", || {
+            cargo::install(host.cargo(workspace), "cargo-deny", CARGO_DENY, &[], &tools)
         })?;
     }
     let mut command = cargo::clean(&program);

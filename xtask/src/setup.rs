@@ -94,12 +94,11 @@ fn linker(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
         return Ok(linker);
     }
     let llvm = llvm(toolchain.llvm)?;
-    step("compiling bpf-linker (once; one to three minutes)", || {
+    step("compiling bpf-linker (once; one or two minutes)", || {
         let mut cargo = cargo::clean(&toolchain.cargo);
         cargo.env("RUSTC", &toolchain.rustc).env("PATH", path_with(&llvm)?);
-        cargo.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force", "--no-default-features"]);
-        cargo.arg(format!("--features=llvm-{}", toolchain.llvm)).arg("--root").arg(&tools);
-        exec::run(&mut cargo)
+        let feature = format!("llvm-{}", toolchain.llvm);
+        cargo::install(cargo, "bpf-linker", BPF_LINKER, &["--no-default-features", "--features", &feature], &tools)
     })?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(linker)
