@@ -1,0 +1,233 @@
+//! Child processes of a test: in a cgroup of the sandbox from their first instruction, with captured output, and waited
+//! for with a deadline.
+
+use std::{
+    fs::{self, File},
+    os::{
+        fd::AsRawFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setuid, write};
+
+use super::{
+    cgroup::Cgroup,
+    sandbox::Sandbox,
+    wait::{patience, until},
+};
+
+/// Who a child is: user, group.
+pub(crate) type User = (u32, u32);
+
+/// A session's command about to be started with `tipstaff run`.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    sandbox: &'a Sandbox,
+    policy: String,
+    command: Vec<String>,
+    ttl: Option<String>,
+    user: Option<User>,
+    folder: Option<PathBuf>,
+    stdin: Option<PathBuf>,
+    variables: Vec<(String, String)>,
+    extra: Option<File>,
+}
+
+impl<'a> Launch<'a> {
+    pub(crate) fn new(sandbox: &'a Sandbox, policy: &str, command: Vec<String>) -> Self {
+        Self {
+            sandbox,
+            policy: policy.to_owned(),
+            command,
+            ttl: None,
+            user: None,
+            folder: None,
+            stdin: None,
+            variables: Vec::new(),
+            extra: None,
+        }
+    }
+
+    pub(crate) fn ttl(mut self, ttl: &str) -> Self {
+        self.ttl = Some(ttl.to_owned());
+        self
+    }
+
+    pub(crate) fn user(mut self, uid: u32, gid: u32) -> Self {
+        self.user = Some((uid, gid));
+        self
+    }
+
+    pub(crate) fn folder(mut self, path: &Path) -> Self {
+        self.folder = Some(path.to_owned());
+        self
+    }
+
+    pub(crate) fn stdin(mut self, path: &Path) -> Self {
+        self.stdin = Some(path.to_owned());
+        self
+    }
+
+    pub(crate) fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A descriptor beside 0 to 2 that `tipstaff run` inherits.
+    pub(crate) fn extra(mut self, file: File) -> Self {
+        self.extra = Some(file);
+        self
+    }
+
+    pub(crate) fn start(self) -> Result<Running> {
+        let mut words = vec!["run".to_owned(), "--policy".to_owned(), self.policy];
+        words.extend(self.ttl.into_iter().flat_map(|ttl| ["--ttl".to_owned(), ttl]));
+        words.push("--".to_owned());
+        words.extend(self.command);
+        let mut command = self.sandbox.tipstaff();
+        command.args(words).envs(self.variables);
+        if let Some(folder) = self.folder {
+            command.current_dir(folder);
+        }
+        if let Some(path) = self.stdin {
+            command.stdin(File::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?);
+        }
+        if let Some(file) = &self.extra {
+            let flags = nix::fcntl::FdFlag::empty();
+            nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFD(flags))
+                .with_context(|| format!("descriptor {}", file.as_raw_fd()))?;
+        }
+        Running::spawn(self.sandbox, command, self.user)
+    }
+}
+
+/// A child that was started and not yet waited for. Dropped, it is killed.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Running {
+    /// Starts `command` as a caller: in the cgroup whose processes the agent takes calls from.
+    pub(crate) fn spawn(sandbox: &Sandbox, mut command: Command, user: Option<User>) -> Result<Self> {
+        let (out, err) = (sandbox.fresh("out"), sandbox.fresh("err"));
+        let (out_file, err_file) = (File::create(&out)?, File::create(&err)?);
+        command.stdout(out_file).stderr(err_file);
+        enter(&mut command, sandbox.callers(), user)?;
+        let child = command.spawn().with_context(|| format!("{command:?} cannot be started"))?;
+        Ok(Self { child, out, err })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to stdout so far.
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(&self.out).unwrap_or_default()
+    }
+
+    pub(crate) fn wait(self) -> Result<Finished> {
+        self.wait_for(patience())
+    }
+
+    pub(crate) fn wait_for(mut self, limit: Duration) -> Result<Finished> {
+        let what = format!("process {} to end", self.child.id());
+        let status = until(&what, limit, || Ok(self.child.try_wait()?))?;
+        Ok(Finished {
+            pid: self.child.id(),
+            code: shell_code(status),
+            stdout: fs::read_to_string(&self.out)?.trim_end().to_owned(),
+            stderr: fs::read_to_string(&self.err)?.trim_end().to_owned(),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // both fail where it was waited for: then there is nothing to do
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a child left.
+#[derive(Clone, Debug)]
+pub(crate) struct Finished {
+    pub(crate) pid: u32,
+    /// As a shell has it: the exit status, or 128 and the signal.
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Finished {
+    /// It ended with `code`.
+    pub(crate) fn ended(&self, code: i32) -> Result<&Self> {
+        ensure!(
+            self.code == code,
+            "exit status {} where {code} was expected; stdout {:?}, stderr {:?}",
+            self.code,
+            self.stdout,
+            self.stderr
+        );
+        Ok(self)
+    }
+
+    /// Its whole stdout is `text`.
+    pub(crate) fn said(&self, text: &str) -> Result<&Self> {
+        ensure!(
+            self.stdout == text,
+            "stdout {:?} where {text:?} was expected; exit status {}, stderr {:?}",
+            self.stdout,
+            self.code,
+            self.stderr
+        );
+        Ok(self)
+    }
+
+    /// Its stderr has every one of `parts`.
+    pub(crate) fn complained(&self, parts: &[&str]) -> Result<&Self> {
+        for part in parts {
+            let found = self.stderr.to_lowercase().contains(&part.to_lowercase());
+            ensure!(found, "stderr {:?} does not name {part:?}; exit status {}", self.stderr, self.code);
+        }
+        Ok(self)
+    }
+}
+
+/// Makes `command` start in `cgroup` and, where `user` is given, as that user with that group alone.
+pub(crate) fn enter(command: &mut Command, cgroup: &Cgroup, user: Option<User>) -> Result<()> {
+    let door = cgroup.door()?;
+    let before_exec = move || {
+        write(&door, b"0")?;
+        if let Some((uid, gid)) = user {
+            let gid = Gid::from_raw(gid);
+            setgroups(&[gid])?;
+            setgid(gid)?;
+            setuid(Uid::from_raw(uid))?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe system calls are made, and nothing is allocated.
+    unsafe { command.pre_exec(before_exec) };
+    Ok(())
+}
+
+/// A command with nothing of this process's environment and no input.
+pub(crate) fn bare(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
+    command
+}
+
+fn shell_code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}

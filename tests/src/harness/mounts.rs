@@ -1,0 +1,48 @@
+//! Where the file systems are that the tests need, as mountinfo tells.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// Mount points of this mount namespace with their file system type, in the order in which they were mounted.
+pub(crate) fn list() -> Result<Vec<(PathBuf, String)>> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo cannot be read")?;
+    Ok(text.lines().filter_map(parse).collect())
+}
+
+/// The cgroup2 mount.
+pub(crate) fn cgroup2() -> Result<PathBuf> {
+    let mounts = list()?;
+    let found = mounts.into_iter().find(|(_, kind)| kind == "cgroup2").map(|(path, _)| path);
+    found.context("cgroup2 is mounted nowhere: mount -t cgroup2 none /sys/fs/cgroup")
+}
+
+/// Whether `path` is the mount point of a file system of type `kind`.
+pub(crate) fn is(path: &Path, kind: &str) -> Result<bool> {
+    Ok(list()?.iter().rev().find(|(at, _)| at == path).is_some_and(|(_, found)| found == kind))
+}
+
+/// The mount points at or below `path`, the last mounted first.
+pub(crate) fn below(path: &Path) -> Result<Vec<PathBuf>> {
+    Ok(list()?.into_iter().rev().map(|(at, _)| at).filter(|at| at.starts_with(path)).collect())
+}
+
+fn parse(line: &str) -> Option<(PathBuf, String)> {
+    let (left, right) = line.split_once(" - ")?;
+    Some((PathBuf::from(left.split(' ').nth(4)?), right.split(' ').next()?.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_line_with_and_without_optional_fields() {
+        for line in [
+            "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw",
+            "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:7 master:1 - cgroup2 cgroup2 rw",
+        ] {
+            assert_eq!(parse(line), Some((PathBuf::from("/sys/fs/cgroup/unified"), "cgroup2".to_owned())));
+        }
+    }
+}

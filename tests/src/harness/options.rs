@@ -1,0 +1,108 @@
+//! The runner's command line.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use super::registry::Tier;
+
+const USAGE: &str = "usage: tipstaff-tests [--list] [--filter SUBSTRING] [--tier full|no-lsm|old|auto] [--agent FILE] \
+                     [--jobs N]";
+
+/// What the runner was asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) task: Task,
+    /// Only tests whose name contains it.
+    pub(crate) filter: Option<String>,
+    /// The tier the run is for; `None` asks the agent.
+    pub(crate) tier: Option<Tier>,
+    /// The agent's binary; `None` looks beside this one.
+    pub(crate) agent: Option<PathBuf>,
+    /// Tests that run at the same time.
+    pub(crate) jobs: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Run,
+    List,
+    /// One test in this process; the runner starts these.
+    One(String),
+    /// Start an agent and print the tier that it found; the runner starts this.
+    AskTier,
+}
+
+impl Options {
+    pub(crate) fn parse(words: &[String]) -> Result<Self> {
+        let mut options = Self { task: Task::Run, filter: None, tier: None, agent: None, jobs: 1 };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().with_context(|| format!("{word} needs a value; {USAGE}"));
+            match word.as_str() {
+                "--list" => options.task = Task::List,
+                "--one" => options.task = Task::One(value()?.clone()),
+                "--ask-tier" => options.task = Task::AskTier,
+                "--filter" => options.filter = Some(value()?.clone()),
+                "--tier" => {
+                    let name = value()?;
+                    options.tier = if name == "auto" { None } else { Some(Tier::parse(name)?) };
+                }
+                "--agent" => options.agent = Some(PathBuf::from(value()?)),
+                "--jobs" => {
+                    let count = value()?;
+                    options.jobs = count
+                        .parse()
+                        .ok()
+                        .filter(|n| *n > 0)
+                        .with_context(|| format!("--jobs {count:?} is not a number above 0; {USAGE}"))?;
+                }
+                _ => bail!("unknown option {word:?}; {USAGE}"),
+            }
+        }
+        Ok(options)
+    }
+
+    /// The agent's binary.
+    pub(crate) fn agent(&self) -> Result<PathBuf> {
+        if let Some(path) = &self.agent {
+            return Ok(path.clone());
+        }
+        let own = std::env::current_exe().context("cannot tell where this binary is")?;
+        let beside = own.with_file_name("tipstaff");
+        let above = own.parent().and_then(|dir| dir.parent()).map(|dir| dir.join("release/tipstaff"));
+        let guest = PathBuf::from("/bin/tipstaff");
+        [Some(beside.clone()), above, Some(guest)]
+            .into_iter()
+            .flatten()
+            .find(|path| path.is_file())
+            .with_context(|| format!("there is no agent at {}: build it, or give --agent FILE", beside.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options> {
+        Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn reads_every_option() {
+        let options = parse("--filter exec --tier no-lsm --agent /a --jobs 2").expect("it is right");
+        assert_eq!(options.task, Task::Run);
+        assert_eq!(options.filter.as_deref(), Some("exec"));
+        assert_eq!(options.tier, Some(Tier::NoLsm));
+        assert_eq!(options.agent, Some(PathBuf::from("/a")));
+        assert_eq!(options.jobs, 2);
+        assert_eq!(parse("--tier auto").expect("it is right").tier, None);
+    }
+
+    #[test]
+    fn refuses_the_rest() {
+        for line in ["--tier half", "--jobs 0", "--jobs", "--what", "exec"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Policies as tests write them: real text, every rule with an id.
+
+use std::fmt::{self, Display};
+
+/// A policy of the kind `ci`.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    ttl: &'static str,
+    mode: &'static str,
+    exec_allow: Vec<String>,
+    exec_deny: Vec<String>,
+    net_allow: Vec<String>,
+    net_deny: Vec<String>,
+}
+
+impl Policy {
+    pub(crate) fn new() -> Self {
+        Self {
+            ttl: "10m",
+            mode: "enforce",
+            exec_allow: Vec::new(),
+            exec_deny: Vec::new(),
+            net_allow: Vec::new(),
+            net_deny: Vec::new(),
+        }
+    }
+
+    pub(crate) fn ttl(mut self, ttl: &'static str) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    pub(crate) fn observe(mut self) -> Self {
+        self.mode = "observe";
+        self
+    }
+
+    pub(crate) fn allow(mut self, id: &str, path: impl Display) -> Self {
+        self.exec_allow.push(format!("{{ path: \"{path}\", id: {id} }}"));
+        self
+    }
+
+    pub(crate) fn allow_dir(mut self, id: &str, path: impl Display) -> Self {
+        self.exec_allow.push(format!("{{ dir: \"{path}\", id: {id} }}"));
+        self
+    }
+
+    pub(crate) fn deny(mut self, id: &str, path: impl Display) -> Self {
+        self.exec_deny.push(format!("{{ path: \"{path}\", id: {id} }}"));
+        self
+    }
+
+    pub(crate) fn deny_dir(mut self, id: &str, path: impl Display) -> Self {
+        self.exec_deny.push(format!("{{ dir: \"{path}\", id: {id} }}"));
+        self
+    }
+
+    /// `ports` as in a policy (`443`, `8000-8100`), or empty for all.
+    pub(crate) fn to(mut self, id: &str, prefix: &str, ports: impl Display) -> Self {
+        self.net_allow.push(net_rule(id, prefix, &ports.to_string()));
+        self
+    }
+
+    /// Every port, by one protocol: `tcp` or `udp`.
+    pub(crate) fn by_protocol(mut self, id: &str, prefix: &str, protocol: &str) -> Self {
+        self.net_allow.push(format!("{{ to: \"{prefix}\", proto: {protocol}, id: {id} }}"));
+        self
+    }
+
+    /// The denial with the same arguments as [`Policy::to`].
+    pub(crate) fn not_to(mut self, id: &str, prefix: &str, ports: impl Display) -> Self {
+        self.net_deny.push(net_rule(id, prefix, &ports.to_string()));
+        self
+    }
+}
+
+fn net_rule(id: &str, prefix: &str, ports: &str) -> String {
+    let ports = if ports.is_empty() { String::new() } else { format!(", ports: [\"{ports}\"]") };
+    format!("{{ to: \"{prefix}\"{ports}, id: {id} }}")
+}
+
+impl Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "apiVersion: tipstaff.dev/v1alpha1\nkind: SessionPolicy\nmetadata:\n  name: test")?;
+        writeln!(f, "spec:\n  kind: ci\n  mode: {}\n  limits:\n    ttl: {}\n  scope:", self.mode, self.ttl)?;
+        writeln!(f, "    exec:")?;
+        rules(f, "allow", &self.exec_allow)?;
+        rules(f, "deny", &self.exec_deny)?;
+        writeln!(f, "    net:")?;
+        rules(f, "allow", &self.net_allow)?;
+        rules(f, "deny", &self.net_deny)
+    }
+}
+
+fn rules(f: &mut fmt::Formatter<'_>, key: &str, rules: &[String]) -> fmt::Result {
+    if rules.is_empty() {
+        return writeln!(f, "      {key}: []");
+    }
+    writeln!(f, "      {key}:")?;
+    rules.iter().try_for_each(|rule| writeln!(f, "        - {rule}"))
+}

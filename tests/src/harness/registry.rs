@@ -1,0 +1,103 @@
+//! What a test is, and the list of all of them.
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use super::sandbox::Sandbox;
+use crate::suites;
+
+/// What the kernel lets the agent do: the product has two tiers, and `Old` stands for kernels that it refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tier {
+    Full,
+    NoLsm,
+    Old,
+}
+
+/// A test of something that only the tier full has.
+pub(crate) const FULL: &[Tier] = &[Tier::Full];
+/// A test that holds in every tier of the product.
+pub(crate) const WHEREVER: &[Tier] = &[Tier::Full, Tier::NoLsm];
+/// A test of what happens on a kernel that is too old.
+pub(crate) const OLD: &[Tier] = &[Tier::Old];
+
+impl Tier {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::NoLsm => "no-lsm",
+            Self::Old => "old",
+        }
+    }
+
+    pub(crate) fn parse(name: &str) -> Result<Self> {
+        match name {
+            "full" => Ok(Self::Full),
+            "no-lsm" => Ok(Self::NoLsm),
+            "old" => Ok(Self::Old),
+            _ => bail!("there is no tier {name:?}: give full, no-lsm, old or auto"),
+        }
+    }
+}
+
+/// The kernel that first had what a test needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Since {
+    pub(crate) kernel: (u32, u32),
+    pub(crate) feature: &'static str,
+}
+
+/// One test. It must leave nothing behind: no process, no session, no agent of its own making.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Test {
+    /// `suite::what-holds`
+    pub(crate) name: &'static str,
+    /// Where it runs; a declared tier that ran nowhere is a failure of the whole.
+    pub(crate) tiers: &'static [Tier],
+    /// Older kernels skip it, and say so. There is no other reason to skip.
+    pub(crate) since: Option<Since>,
+    pub(crate) run: fn(&mut Sandbox) -> Result<()>,
+}
+
+impl Test {
+    pub(crate) const fn new(name: &'static str, tiers: &'static [Tier], run: fn(&mut Sandbox) -> Result<()>) -> Self {
+        Self { name, tiers, since: None, run }
+    }
+
+    pub(crate) const fn since(mut self, kernel: (u32, u32), feature: &'static str) -> Self {
+        self.since = Some(Since { kernel, feature });
+        self
+    }
+
+    /// The line that `--list` prints.
+    pub(crate) fn declaration(&self) -> String {
+        let tiers: Vec<&str> = self.tiers.iter().map(|tier| tier.name()).collect();
+        format!("TIPSTAFF-DECLARE {}", json!({"name": self.name, "tiers": tiers}))
+    }
+}
+
+/// Every test, in the order in which they run.
+pub(crate) fn all() -> impl Iterator<Item = &'static Test> {
+    suites::ALL.iter().flat_map(|suite| suite.iter())
+}
+
+pub(crate) fn find(name: &str) -> Result<&'static Test> {
+    all().find(|test| test.name == name).with_context(|| format!("there is no test {name:?}: see --list"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_need_no_escaping() {
+        let mut seen = BTreeSet::new();
+        for test in all() {
+            assert!(seen.insert(test.name), "{} twice", test.name);
+            assert!(test.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b':'), "{}", test.name);
+            assert!(!test.tiers.is_empty(), "{} runs nowhere", test.name);
+        }
+    }
+}

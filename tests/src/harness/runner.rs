@@ -1,0 +1,182 @@
+//! Runs tests, each in a process of its own with a deadline, and cleans up after it whatever became of it.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, ExitStatus, Stdio},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::{prctl, signal::Signal};
+use serde_json::Value;
+
+use super::{
+    options::{Options, Task},
+    registry::{self, Test, Tier},
+    report::{Outcome, Report},
+    sandbox::Sandbox,
+    sweep,
+    wait::in_guest,
+};
+
+/// Lines of the agent's log and of the evidence that a failure shows.
+const TAIL: usize = 25;
+
+pub(crate) fn main(options: &Options) -> Result<ExitCode> {
+    match &options.task {
+        Task::List => {
+            selected(options).for_each(|test| println!("{}", test.declaration()));
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Run => run(options),
+        Task::One(name) => {
+            let test = registry::find(name)?;
+            let tier = options.tier.context("--one needs --tier")?;
+            alone(tier, options, |sandbox| (test.run)(sandbox).and_then(|()| sandbox.finish().context("afterwards")))
+        }
+        Task::AskTier => alone(Tier::NoLsm, options, |sandbox| {
+            sandbox.start()?;
+            let probe = sandbox.json(&["probe"])?;
+            sandbox.finish()?;
+            println!("{}", probe["tier"].as_str().context("probe names no tier")?);
+            Ok(())
+        }),
+    }
+}
+
+fn selected(options: &Options) -> impl Iterator<Item = &'static Test> {
+    registry::all().filter(|test| options.filter.as_ref().is_none_or(|part| test.name.contains(part.as_str())))
+}
+
+fn run(options: &Options) -> Result<ExitCode> {
+    ensure!(nix::unistd::geteuid().is_root(), "the tests start the agent: run them as root");
+    for name in sweep::dead()? {
+        eprintln!("swept what {name} left");
+    }
+    let agent = options.agent()?;
+    let tier = settle_tier(options.tier, &agent)?;
+    let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
+    let tests: Vec<&Test> = selected(options).filter(|test| test.tiers.contains(&tier)).collect();
+    ensure!(!tests.is_empty(), "no test of tier {} has that name: see --list", tier.name());
+    let report = Mutex::new(Report::new(tier, release.clone()));
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..options.jobs {
+            scope.spawn(|| {
+                while let Some(test) = tests.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let start = Instant::now();
+                    let outcome = judge(test, tier, &agent, &release);
+                    let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+                    report.add(test, &outcome, start.elapsed().as_millis());
+                }
+            });
+        }
+    });
+    let well = report.into_inner().unwrap_or_else(PoisonError::into_inner).close();
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The tier of this run: what the agent finds, which must be what was asked for.
+fn settle_tier(asked: Option<Tier>, agent: &Path) -> Result<Tier> {
+    if asked == Some(Tier::Old) {
+        return Ok(Tier::Old);
+    }
+    let said = in_child(&["--ask-tier"], agent).context("the agent cannot be asked for its tier")?;
+    let found = Tier::parse(&said)?;
+    match asked {
+        Some(tier) if tier != found => bail!(
+            "this run is for tier {}, but the agent finds tier {} on this kernel: nothing was tested",
+            tier.name(),
+            found.name()
+        ),
+        _ => Ok(found),
+    }
+}
+
+fn judge(test: &Test, tier: Tier, agent: &Path, release: &str) -> Outcome {
+    if let Some(since) = test.since.filter(|since| version(release).is_some_and(|kernel| kernel < since.kernel)) {
+        let (major, minor) = since.kernel;
+        return Outcome::Skip(format!("{} is there from {major}.{minor} on", since.feature));
+    }
+    match in_child(&["--one", test.name, "--tier", tier.name()], agent) {
+        Ok(_) => Outcome::Pass,
+        Err(error) => Outcome::Fail(format!("{error:#}")),
+    }
+}
+
+/// Runs this binary with `words` as a child and sweeps after it; what it printed, or as an error why it failed.
+fn in_child(words: &[&str], agent: &Path) -> Result<String> {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(words).arg("--agent").arg(agent).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("a test's process cannot be started")?;
+    let limit = Duration::from_secs(if in_guest() { 180 } else { 60 });
+    let status = wait_or_kill(&mut child, limit);
+    let swept = sweep::one(&sweep::name(child.id()));
+    let mut said = String::new();
+    if let Some(mut pipe) = child.stdout.take() {
+        pipe.read_to_string(&mut said)?;
+    }
+    let status = status?;
+    match status.code() {
+        Some(0) => swept.map(|()| said.trim().to_owned()),
+        Some(1) => bail!("{}", said.trim()),
+        _ => bail!("the test's process ended with {status}"),
+    }
+}
+
+fn wait_or_kill(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.kill()?;
+    child.wait()?;
+    bail!("it did not end within {} s", limit.as_secs())
+}
+
+/// In a child of the runner: `body` in a new sandbox. Why it failed goes to stdout, what helps to see why to stderr.
+fn alone(tier: Tier, options: &Options, body: impl FnOnce(&mut Sandbox) -> Result<()>) -> Result<ExitCode> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let agent: PathBuf = options.agent()?;
+    let mut sandbox = Sandbox::new(tier, &agent)?;
+    let Err(error) = body(&mut sandbox) else { return Ok(ExitCode::SUCCESS) };
+    println!("{error:#}");
+    eprintln!("--- {:?}: {error:#}", options.task);
+    show("the agent said", &sandbox.said_by_agent());
+    let records = sandbox.evidence().unwrap_or_default();
+    show("the evidence ends with", &records.iter().map(Value::to_string).collect::<Vec<_>>().join("\n"));
+    Ok(ExitCode::FAILURE)
+}
+
+fn show(what: &str, text: &str) {
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(TAIL)..];
+    eprintln!("--- {what}:\n{}", tail.join("\n"));
+}
+
+/// `6.18` of `6.18.44-fc-v669`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert_eq!(version("6.18.44-fc-v669"), Some((6, 18)));
+        assert!(version("6.1.0-38-amd64") < Some((6, 12)));
+        assert_eq!(version("next"), None);
+    }
+}

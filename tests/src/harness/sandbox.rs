@@ -1,0 +1,311 @@
+//! What a test gets: folders, a cgroup, pins and an agent of its own, and the proof afterwards that nothing is left.
+//! The runner removes it all when the test's process has ended.
+//!
+//! The cgroup is `<cgroup2>/tipstaff-test-<pid>`: the confinement. In it `agent/` has the agent, `callers/` every
+//! process that calls it, `elsewhere/` is for tests that move members, `sessions/` is the agent's.
+
+use std::{
+    cell::Cell,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{mount::MsFlags, sys::signal::Signal};
+use serde_json::Value;
+
+use super::{
+    agent::Agent,
+    cgroup::Cgroup,
+    launch::{Finished, Launch, Running, User, bare},
+    mounts,
+    policy::Policy,
+    registry::Tier,
+    sweep,
+    wait::{in_guest, patience, until},
+};
+
+/// The group that may read from the agent; nobody's on any host.
+pub(crate) const READERS: u32 = 64_100;
+/// The group that may start and end sessions; nobody's on any host.
+pub(crate) const OPERATORS: u32 = 64_101;
+
+/// A test's own world. It has no agent until [`Sandbox::start`].
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub(crate) tier: Tier,
+    folder: PathBuf,
+    pins: PathBuf,
+    cgroup: Cgroup,
+    callers: Cgroup,
+    binary: PathBuf,
+    agent: Option<Agent>,
+    armed: bool,
+    damaged: bool,
+    count: Cell<u32>,
+}
+
+impl Sandbox {
+    pub(crate) fn new(tier: Tier, binary: &Path) -> Result<Self> {
+        let name = sweep::name(std::process::id());
+        let folder = sweep::folder(&name);
+        fs::create_dir(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        for part in ["state", "run", "policies", "evidence", "bin", "work", "bpf"] {
+            fs::create_dir(folder.join(part))?;
+        }
+        // sessions of other users write here
+        fs::set_permissions(&folder, PermissionsExt::from_mode(0o755))?;
+        fs::set_permissions(folder.join("work"), PermissionsExt::from_mode(0o1777))?;
+        let config = format!("[groups]\nread = {READERS}\noperate = {OPERATORS}\n");
+        fs::write(folder.join("tipstaff.toml"), config)?;
+        let pins = match sweep::shared_pins(&name) {
+            Some(path) => path,
+            None => own_bpffs(&folder.join("bpf"))?,
+        };
+        let cgroup = Cgroup::create(mounts::cgroup2()?.join(&name))?;
+        let callers = cgroup.child("callers")?;
+        for part in ["agent", "elsewhere", "sessions"] {
+            cgroup.child(part)?;
+        }
+        let binary = binary.to_owned();
+        let count = Cell::new(0);
+        Ok(Self { tier, folder, pins, cgroup, callers, binary, agent: None, armed: false, damaged: false, count })
+    }
+
+    /// Starts the agent and waits until it answers.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        self.start_as(self.daemon())
+    }
+
+    /// Starts an agent and does not wait for it.
+    pub(crate) fn start_unready(&mut self) -> Result<Agent> {
+        self.armed = true;
+        Agent::start(self.daemon(), &self.part("agent"), &self.log())
+    }
+
+    /// As [`Sandbox::start`], with a command that was made from [`Sandbox::daemon`].
+    pub(crate) fn start_as(&mut self, daemon: Command) -> Result<()> {
+        let mut agent = Agent::start(daemon, &self.part("agent"), &self.log())?;
+        self.armed = true;
+        let ready = until("the agent to answer", patience(), || {
+            agent.alive()?;
+            Ok((self.cli(&["status"])?.code != 7).then_some(()))
+        });
+        ready.with_context(|| format!("the agent said: {}", self.said_by_agent()))?;
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    /// The command that starts the agent, with every path the sandbox's.
+    pub(crate) fn daemon(&self) -> Command {
+        // on a machine that others use, an agent holds nothing but what comes from here
+        if in_guest() { self.daemon_of_the_host() } else { self.confined_daemon() }
+    }
+
+    pub(crate) fn confined_daemon(&self) -> Command {
+        let mut command = self.daemon_of_the_host();
+        command.arg("--confine").arg(self.cgroup.path());
+        command
+    }
+
+    fn daemon_of_the_host(&self) -> Command {
+        let mut command = self.tipstaff();
+        command.arg("daemon");
+        command
+    }
+
+    /// A `tipstaff` command with the sandbox's paths in its environment and nothing else.
+    pub(crate) fn tipstaff(&self) -> Command {
+        let mut command = bare(&self.binary);
+        command
+            .env("TIPSTAFF_CONFIG", self.folder.join("tipstaff.toml"))
+            .env("TIPSTAFF_STATE_DIR", self.folder.join("state"))
+            .env("TIPSTAFF_RUNTIME_DIR", self.folder.join("run"))
+            .env("TIPSTAFF_PIN_DIR", &self.pins)
+            .env("TIPSTAFF_CGROUP", self.cgroup.path().join("sessions"))
+            .env("TIPSTAFF_POLICY_DIR", self.folder.join("policies"))
+            .env("TIPSTAFF_EVIDENCE_DIR", self.folder.join("evidence"));
+        command
+    }
+
+    /// Runs `tipstaff` with `words` to its end.
+    pub(crate) fn cli(&self, words: &[&str]) -> Result<Finished> {
+        self.cli_as(None, words)
+    }
+
+    pub(crate) fn cli_as(&self, user: Option<User>, words: &[&str]) -> Result<Finished> {
+        let mut command = self.tipstaff();
+        command.args(words);
+        Running::spawn(self, command, user)?.wait_for(2 * patience()).with_context(|| format!("tipstaff {words:?}"))
+    }
+
+    /// Runs `tipstaff` with `words` and `-o json`, which must succeed.
+    pub(crate) fn json(&self, words: &[&str]) -> Result<Value> {
+        let finished = self.cli(&[words, &["-o", "json"]].concat())?;
+        ensure!(matches!(finished.code, 0 | 4), "tipstaff {words:?}: {finished:?}");
+        serde_json::from_str(&finished.stdout).with_context(|| format!("tipstaff {words:?}: {:?}", finished.stdout))
+    }
+
+    /// Starts a session whose command is `program --work line`.
+    pub(crate) fn run(&self, policy: &str, program: &str, line: &str) -> Result<Running> {
+        self.launch(policy, program, line).start()
+    }
+
+    /// As [`Sandbox::run`], with more to say about it.
+    pub(crate) fn launch(&self, policy: &str, program: &str, line: &str) -> Launch<'_> {
+        let words = [program, "--work"].into_iter().chain(line.split_whitespace());
+        Launch::new(self, policy, words.map(str::to_owned).collect())
+    }
+
+    /// A program of its own (its own inode) in `bin/`, which does what `--work` says; `name` may have folders.
+    pub(crate) fn program(&self, name: &str) -> Result<String> {
+        let path = self.folder.join("bin").join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::copy("/proc/self/exe", &path).with_context(|| format!("{} cannot be made", path.display()))?;
+        Ok(path.display().to_string())
+    }
+
+    /// The folder of [`Sandbox::program`].
+    pub(crate) fn bin(&self) -> String {
+        self.folder.join("bin").display().to_string()
+    }
+
+    /// A path for a new file in a folder that every user may write to.
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.fresh(name).display().to_string()
+    }
+
+    /// As [`Sandbox::file`].
+    pub(crate) fn fresh(&self, name: &str) -> PathBuf {
+        self.count.set(self.count.get() + 1);
+        self.folder.join("work").join(format!("{name}-{}", self.count.get()))
+    }
+
+    /// Waits for a process id that a workload writes to `file`.
+    pub(crate) fn pid_in(&self, file: &str) -> Result<u32> {
+        until(&format!("a process id in {file}"), patience(), || {
+            Ok(fs::read_to_string(file).ok().and_then(|text| text.parse().ok()))
+        })
+    }
+
+    /// Writes a policy file.
+    pub(crate) fn policy(&self, policy: &Policy) -> Result<String> {
+        self.policy_text(&policy.to_string())
+    }
+
+    pub(crate) fn policy_text(&self, text: &str) -> Result<String> {
+        let path = self.fresh("policy").with_extension("yaml");
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(crate) fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    pub(crate) fn evidence_file(&self) -> PathBuf {
+        self.folder.join("evidence/evidence.jsonl")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.join("agent.log")
+    }
+
+    pub(crate) fn said_by_agent(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    pub(crate) fn callers(&self) -> &Cgroup {
+        &self.callers
+    }
+
+    /// One of the cgroups in the confinement: `agent`, `elsewhere`, `sessions`.
+    pub(crate) fn part(&self, name: &str) -> Cgroup {
+        Cgroup::at(self.cgroup.path().join(name))
+    }
+
+    pub(crate) fn signal_agent(&self, signal: Signal) -> Result<()> {
+        self.agent.as_ref().context("there is no agent")?.signal(signal)
+    }
+
+    pub(crate) fn kill_agent(&mut self) -> Result<()> {
+        self.agent.take().context("there is no agent")?.kill()
+    }
+
+    pub(crate) fn stop_agent(&mut self) -> Result<()> {
+        self.agent.take().context("there is no agent")?.stop()
+    }
+
+    /// The test spoils the evidence: it is not verified at the end.
+    pub(crate) fn will_damage_evidence(&mut self) {
+        self.damaged = true;
+    }
+
+    /// Stops the agent, disarms, and fails where anything is left or the evidence does not add up.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        if let Some(mut agent) = self.agent.take() {
+            agent.alive()?;
+            agent.stop()?;
+        }
+        if self.armed {
+            self.cli(&["disarm", "--yes"])?.ended(0).context("disarm")?;
+        }
+        self.nothing_is_left()?;
+        if self.armed && !self.damaged {
+            self.evidence_adds_up()?;
+            self.cli(&["verify"])?.ended(0).context("verify")?;
+        }
+        Ok(())
+    }
+
+    /// Fails where a session's cgroup is left.
+    pub(crate) fn nothing_of_sessions_is_left(&self) -> Result<()> {
+        let cgroups = self.part("sessions").descendants();
+        ensure!(cgroups.is_empty(), "left over: {cgroups:?}");
+        Ok(())
+    }
+
+    /// Fails where a process, a session's cgroup or a pin is left.
+    pub(crate) fn nothing_is_left(&self) -> Result<()> {
+        // a killed task stays in cgroup.procs until it is reaped
+        let empty = until("the processes to be gone", Duration::from_secs(5), || {
+            Ok(self.cgroup.processes().is_empty().then_some(()))
+        });
+        empty.with_context(|| {
+            format!("left over: {:?}", self.cgroup.processes().iter().map(describe).collect::<Vec<_>>())
+        })?;
+        self.nothing_of_sessions_is_left()?;
+        let pins = files_below(&self.pins);
+        ensure!(pins.is_empty(), "left over: {pins:?}");
+        Ok(())
+    }
+}
+
+fn own_bpffs(path: &Path) -> Result<PathBuf> {
+    nix::mount::mount(Some("none"), path, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .with_context(|| format!("bpffs cannot be mounted at {}", path.display()))?;
+    if !mounts::is(path, "bpf")? {
+        bail!("bpffs is not at {} although it was mounted there", path.display());
+    }
+    Ok(path.join("tipstaff"))
+}
+
+fn describe(pid: &u32) -> String {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    format!("{pid} {}", String::from_utf8_lossy(&command).replace('\0', " "))
+}
+
+fn files_below(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+    let paths = entries.flatten().map(|entry| entry.path());
+    paths.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}

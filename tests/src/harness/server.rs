@@ -1,0 +1,134 @@
+//! Servers on loopback that the workloads under test try to reach. They count; they refuse nothing.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::wait::{patience, until};
+
+#[derive(Debug, Default)]
+struct Seen {
+    accepted: AtomicUsize,
+    bytes: Mutex<Vec<u8>>,
+    streams: Mutex<Vec<TcpStream>>,
+}
+
+impl Seen {
+    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Vec<TcpStream>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A TCP or UDP server; it ends with the test's process.
+#[derive(Debug)]
+pub(crate) struct Server {
+    address: SocketAddr,
+    udp: bool,
+    seen: Arc<Seen>,
+}
+
+impl Server {
+    /// On a port that the kernel picks.
+    pub(crate) fn tcp(address: &str) -> Result<Self> {
+        let listener = TcpListener::bind(any_port(address)?)?;
+        let (address, seen) = (listener.local_addr()?, Arc::new(Seen::default()));
+        let shared = Arc::clone(&seen);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                shared.accepted.fetch_add(1, Ordering::SeqCst);
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || keep(stream, &shared));
+            }
+        });
+        Ok(Self { address, udp: false, seen })
+    }
+
+    /// On a port that the kernel picks. A datagram counts as accepted.
+    pub(crate) fn udp(address: &str) -> Result<Self> {
+        let socket = UdpSocket::bind(any_port(address)?)?;
+        let (address, seen) = (socket.local_addr()?, Arc::new(Seen::default()));
+        let shared = Arc::clone(&seen);
+        thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((length, _)) = socket.recv_from(&mut buffer) {
+                shared.bytes().extend(&buffer[..length]);
+                shared.accepted.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        Ok(Self { address, udp: true, seen })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// As the evidence writes it.
+    pub(crate) fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// `ADDRESS PORT`, as workloads take it.
+    pub(crate) fn words(&self) -> String {
+        format!("{} {}", self.address.ip(), self.address.port())
+    }
+
+    /// Waits until it accepted `count` connections or datagrams, and fails where there were more.
+    pub(crate) fn accepted(&self, count: usize) -> Result<()> {
+        let what = format!("{} to accept {count}", self.address);
+        let accepted = || self.seen.accepted.load(Ordering::SeqCst);
+        until(&what, patience(), || Ok((accepted() >= count).then_some(())))?;
+        ensure!(accepted() == count, "{} accepted {} where {count} were expected", self.address, accepted());
+        Ok(())
+    }
+
+    /// Fails where anything but this call has reached it. (The kernel queues in order: what came before would have
+    /// been accepted before.)
+    pub(crate) fn untouched(&self) -> Result<()> {
+        if self.udp {
+            let own = if self.address.is_ipv4() { "127.0.0.1" } else { "::1" };
+            UdpSocket::bind(any_port(own)?)?.send_to(b"?", self.address)?;
+        } else {
+            drop(TcpStream::connect(self.address)?);
+        }
+        self.accepted(1)
+    }
+
+    pub(crate) fn received(&self) -> Vec<u8> {
+        self.seen.bytes().clone()
+    }
+
+    /// Sends `bytes` on every connection that it has.
+    pub(crate) fn send(&self, bytes: &[u8]) -> Result<()> {
+        self.seen.streams().iter_mut().try_for_each(|stream| stream.write_all(bytes)).context("server cannot send")
+    }
+}
+
+fn keep(mut stream: TcpStream, seen: &Seen) {
+    if let Ok(copy) = stream.try_clone() {
+        seen.streams().push(copy);
+    }
+    let mut buffer = [0; 4096];
+    while let Ok(length) = stream.read(&mut buffer) {
+        if length == 0 {
+            break;
+        }
+        seen.bytes().extend(&buffer[..length]);
+    }
+}
+
+fn any_port(address: &str) -> Result<SocketAddr> {
+    let ip: IpAddr = address.parse().with_context(|| format!("{address:?} is no address"))?;
+    Ok(SocketAddr::new(ip, 0))
+}

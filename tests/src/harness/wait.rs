@@ -1,0 +1,67 @@
+//! Waiting: always for something, never for a while.
+
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+/// Set by the guest's init for all its children.
+pub(crate) const GUEST: &str = "TIPSTAFF_TESTS_GUEST";
+
+/// Whether this runs in a guest of its own, where it may do what it likes to the host.
+pub(crate) fn in_guest() -> bool {
+    static GUEST_SET: OnceLock<bool> = OnceLock::new();
+    *GUEST_SET.get_or_init(|| std::env::var_os(GUEST).is_some())
+}
+
+/// How long a thing may take that is expected at once. Guests are emulated.
+pub(crate) fn patience() -> Duration {
+    Duration::from_secs(if in_guest() { 60 } else { 15 })
+}
+
+/// The allowance for clocks and scheduling where a test compares times.
+pub(crate) fn slack() -> Duration {
+    Duration::from_millis(if in_guest() { 1000 } else { 150 })
+}
+
+/// Asks `probe` until it answers, at most for `limit`.
+pub(crate) fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = probe()? {
+            return Ok(answer);
+        }
+        if start.elapsed() > limit {
+            bail!("waited {} s for {what}", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME`, which sessions' deadlines are in.
+pub(crate) fn boot_ns() -> Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?;
+    Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
+}
+
+/// Waits until `CLOCK_BOOTTIME` has passed `deadline` by `over`.
+pub(crate) fn pass(deadline_boot_ns: u64, over: Duration) -> Result<()> {
+    let goal = deadline_boot_ns + u64::try_from(over.as_nanos())?;
+    let limit = Duration::from_nanos(goal.saturating_sub(boot_ns()?)) + patience();
+    until("the deadline to pass", limit, || Ok((boot_ns()? > goal).then_some(())))
+}
+
+/// Whether the process is no more; one that only waits to be reaped is.
+pub(crate) fn gone(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    // the name before it is in parentheses and may have any character
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
+/// Waits until every one of the processes is gone.
+pub(crate) fn all_gone(pids: &[u32]) -> Result<()> {
+    let what = format!("processes {pids:?} to be gone");
+    until(&what, patience(), || Ok(pids.iter().all(|pid| gone(*pid)).then_some(())))
+}

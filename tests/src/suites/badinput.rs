@@ -1,0 +1,268 @@
+//! Wrong input, wrong hosts, wrong times: each with one clear message, its exit status, and nothing half-started.
+
+use std::{
+    fs,
+    os::unix::{net::UnixListener, process::CommandExt},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+    sys::resource::{Resource, setrlimit},
+};
+
+use super::scene::only;
+use crate::harness::{mounts, prelude::*, sandbox::READERS};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("badinput::not-root", WHEREVER, not_root),
+    Test::new("badinput::no-btf", WHEREVER, no_btf),
+    Test::new("badinput::no-cgroup2", WHEREVER, no_cgroup2),
+    Test::new("badinput::locked-memory-cannot-be-raised", WHEREVER, memlock),
+    Test::new("badinput::old-kernel", OLD, old_kernel),
+    Test::new("badinput::every-problem-of-a-policy-at-once", WHEREVER, policy_problems),
+    Test::new("badinput::policy-cannot-be-read", WHEREVER, policy_unreadable),
+    Test::new("badinput::configuration-with-an-unknown-key", WHEREVER, configuration),
+    Test::new("badinput::second-agent", WHEREVER, second_agent),
+    Test::new("badinput::stale-socket-is-replaced", WHEREVER, stale_socket),
+    Test::new("badinput::agent-not-running", WHEREVER, no_agent),
+    Test::new("badinput::unknown-session", WHEREVER, unknown_session),
+    Test::new("badinput::unknown-flag", WHEREVER, unknown_flag),
+    Test::new("badinput::member-cannot-call-the-agent", WHEREVER, member_calls),
+    Test::new("badinput::nonsense-on-the-socket", WHEREVER, nonsense),
+];
+
+/// Starts an agent that must refuse with exit status 6 and name each of `parts`; `before` is done in its process first.
+fn agent_refuses(
+    s: &Sandbox,
+    before: impl Fn() -> nix::Result<()> + Send + Sync + 'static,
+    parts: &[&str],
+) -> Result<()> {
+    let mut daemon = s.daemon();
+    let action = move || Ok(before()?);
+    // SAFETY: between fork and exec only system calls are made; what they need was allocated before.
+    unsafe { daemon.pre_exec(action) };
+    Running::spawn(s, daemon, None)?.wait()?.ended(6)?.complained(&["tipstaff: "])?.complained(parts)?;
+    s.nothing_is_left()?;
+    let sockets = [s.folder().join("run/read.sock"), s.folder().join("run/operate.sock")];
+    ensure!(!sockets.iter().any(|path| path.exists()), "an agent that refused left a socket");
+    Ok(())
+}
+
+fn not_root(s: &mut Sandbox) -> Result<()> {
+    Running::spawn(s, s.daemon(), Some((1000, READERS)))?.wait()?.ended(6)?.complained(&["tipstaff: ", "root"])?;
+    s.nothing_is_left()?;
+    s.start()
+}
+
+/// A mount namespace of its own, from which nothing gets out.
+fn own_mounts() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+}
+
+fn no_btf(s: &mut Sandbox) -> Result<()> {
+    let hide = || {
+        own_mounts()?;
+        mount(Some("none"), "/sys/kernel/btf", Some("tmpfs"), MsFlags::empty(), None::<&str>)
+    };
+    agent_refuses(s, hide, &["btf"])?;
+    s.start()
+}
+
+fn no_cgroup2(s: &mut Sandbox) -> Result<()> {
+    let place: PathBuf = mounts::cgroup2()?;
+    let hide = move || {
+        own_mounts()?;
+        umount2(&place, MntFlags::MNT_DETACH)
+    };
+    agent_refuses(s, hide, &["cgroup2"])?;
+    s.start()
+}
+
+/// Kernels since 5.11 count no locked memory for programs and maps: the agent says at most a word about it.
+fn memlock(s: &mut Sandbox) -> Result<()> {
+    const CAP_SYS_RESOURCE: libc::c_ulong = 24;
+    let mut daemon = s.daemon();
+    let lower = || {
+        setrlimit(Resource::RLIMIT_MEMLOCK, 65_536, 65_536)?;
+        // SAFETY: integers only; the capability is gone after the exec.
+        nix::errno::Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_RESOURCE) })?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec only two system calls are made, and nothing is allocated.
+    unsafe { daemon.pre_exec(lower) };
+    s.start_as(daemon)?;
+    let member = s.program("member")?;
+    s.run(&s.policy(&only(&member))?, &member, "say well")?.wait()?.ended(0)?.said("well")?;
+    Ok(())
+}
+
+fn old_kernel(s: &mut Sandbox) -> Result<()> {
+    agent_refuses(s, || Ok(()), &["task", "storage", "5.11"])
+}
+
+const BROKEN: &str = "\
+apiVersion: tipstaff.dev/v1alpha1
+kind: SessionPolicy
+metadata:
+  name: broken
+spec:
+  kind: ci
+  mod: enforce
+  limits:
+    idle_: 2m
+  scope:
+    exec:
+      allow:
+        - { path: 17 }
+    net:
+      allow:
+        - { to: 300.1.2.3/8 }
+";
+
+fn policy_problems(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, mark) = (s.program("member")?, s.file("mark"));
+    let policy = s.policy_text(BROKEN)?;
+    // line and column of each: two unknown keys, no ttl, a number for a path, no address
+    let places = [
+        format!("{policy}:7:3: "),
+        format!("{policy}:9:5: "),
+        format!("{policy}:13:19: "),
+        format!("{policy}:16:17: "),
+    ];
+    let mut parts: Vec<&str> = places.iter().map(String::as_str).collect();
+    parts.extend(["mod", "idle_", "ttl", "300.1.2.3/8"]);
+    s.cli(&["policy", "check", &policy])?.ended(2)?.complained(&parts)?;
+    s.run(&policy, &member, &format!("mark {mark}"))?.wait()?.ended(125)?.complained(&parts)?;
+    ensure!(!fs::exists(&mark)?, "a command ran under a broken policy");
+    let starts = s.evidence()?.iter().filter(|r| r["type"] == "session-start").count();
+    ensure!(starts == 0, "a broken policy started a session");
+    s.run(&s.policy(&only(&member))?, &member, "say well")?.wait()?.ended(0)?.said("well")?;
+    Ok(())
+}
+
+fn policy_unreadable(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, missing, folder) = (s.program("member")?, s.file("missing.yaml"), s.folder().display().to_string());
+    for path in [&missing, &folder] {
+        s.cli(&["policy", "check", path])?.ended(2)?.complained(&["tipstaff: ", path])?;
+        s.run(path, &member, "nothing")?.wait()?.ended(125)?.complained(&["tipstaff: ", path])?;
+    }
+    let text = s.policy_text("spec: [\n")?;
+    s.cli(&["policy", "check", &text])?.ended(2)?.complained(&[&text])?;
+    Ok(())
+}
+
+fn configuration(s: &mut Sandbox) -> Result<()> {
+    let path = s.folder().join("tipstaff.toml");
+    let right = fs::read_to_string(&path)?;
+    fs::write(&path, format!("{right}\n[limit]\nmax_ttl = \"1h\"\n"))?;
+    let place = format!("{}:5", path.display());
+    Running::spawn(s, s.daemon(), None)?.wait()?.ended(2)?.complained(&["tipstaff: ", &place, "limit"])?;
+    s.nothing_is_left()?;
+    fs::write(&path, format!("{right}\n[limits]\nmax_ttl = \"1h\"\n"))?;
+    s.start()
+}
+
+fn second_agent(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member))?;
+    let running = s.run(&policy, &member, "idle")?;
+    let session = s.session_of(running.pid())?;
+    let second = Running::spawn(s, s.daemon(), None)?.wait()?;
+    ensure!(matches!(second.code, 1 | 6), "the second agent: {second:?}");
+    second.complained(&["tipstaff: ", "running"])?;
+    // the first and its session are as they were
+    ensure!(s.json(&["ps"])?["sessions"][0]["id"] == session, "the session is gone");
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
+    s.run(&policy, &member, "say well")?.wait()?.ended(0)?.said("well")?;
+    Ok(())
+}
+
+fn stale_socket(s: &mut Sandbox) -> Result<()> {
+    for name in ["read.sock", "operate.sock"] {
+        // a listener that is dropped leaves its socket's file, as a killed agent does
+        drop(UnixListener::bind(s.folder().join("run").join(name))?);
+    }
+    s.start()?;
+    let member = s.program("member")?;
+    s.run(&s.policy(&only(&member))?, &member, "say well")?.wait()?.ended(0)?.said("well")?;
+    Ok(())
+}
+
+fn no_agent(s: &mut Sandbox) -> Result<()> {
+    let socket = s.folder().join("run").display().to_string();
+    for words in [&["ps"][..], &["status"], &["inspect", "00"], &["end", "00"], &["events"]] {
+        s.cli(words)?.ended(7).with_context(|| format!("{words:?}"))?.complained(&["tipstaff: ", &socket])?;
+    }
+    let (member, mark) = (s.program("member")?, s.file("mark"));
+    let policy = s.policy(&only(&member))?;
+    let line = format!("mark {mark}");
+    s.run(&policy, &member, &line)?.wait()?.ended(125)?.complained(&["tipstaff: ", &socket])?;
+    ensure!(!fs::exists(&mark)?, "a command ran without an agent");
+    s.start()?;
+    s.cli(&["ps"])?.ended(0)?;
+    s.run(&policy, &member, &line)?.wait()?.ended(0)?;
+    ensure!(fs::exists(&mark)?, "a command did not run with an agent");
+    Ok(())
+}
+
+fn unknown_session(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    for verb in ["inspect", "end"] {
+        s.cli(&[verb, "0123456789abcdef"])?.ended(5)?.complained(&["tipstaff: ", "0123456789abcdef"])?;
+    }
+    let member = s.program("member")?;
+    let running = s.run(&s.policy(&only(&member))?, &member, "idle")?;
+    let session = s.session_of(running.pid())?;
+    s.cli(&["inspect", &session])?.ended(0)?;
+    s.cli(&["end", &session])?.ended(0)?;
+    Ok(())
+}
+
+fn unknown_flag(s: &mut Sandbox) -> Result<()> {
+    for words in [&["ps", "--nothing"][..], &["nothing"], &["end"], &["ps", "-o", "xml"], &["daemon", "--confine"]] {
+        let finished = s.cli(words)?;
+        finished.ended(2).with_context(|| format!("{words:?}"))?;
+        ensure!(!finished.stderr.is_empty(), "{words:?} says nothing");
+    }
+    s.cli(&["--help"])?.ended(0)?;
+    Ok(())
+}
+
+fn member_calls(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member))?;
+    for (socket, method) in [("read.sock", "Ps"), ("operate.sock", "Ps"), ("operate.sock", "Disarm")] {
+        let path = s.folder().join("run").join(socket);
+        let running = s.run(&policy, &member, &format!("call {} dev.tipstaff.{method}", path.display()))?;
+        let session = s.session_of(running.pid())?;
+        let answer = running.wait()?.stdout;
+        // an errno where a control refuses the connect itself, else the agent's own refusal
+        let refused = answer.starts_with("errno 1") || answer.contains("dev.tipstaff.Member") || answer.is_empty();
+        ensure!(refused, "a member called {method} on {socket} and was answered {answer:?}");
+        s.session_ended(&session, "completed")?;
+    }
+    s.cli(&["ps"])?.ended(0)?;
+    Ok(())
+}
+
+fn nonsense(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for method in ["dev.tipstaff.Nothing", "\",\"more\":", ""] {
+        let mut command = crate::harness::launch::bare(Path::new(&member));
+        let socket = s.folder().join("run/operate.sock");
+        command.arg("--work").arg("call").arg(socket).arg(method);
+        let answer = Running::spawn(s, command, None)?.wait()?.stdout;
+        ensure!(answer.contains("dev.tipstaff.BadRequest"), "{method:?} was answered {answer:?}");
+    }
+    s.cli(&["ps"])?.ended(0)?;
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! The verbs that look.
+
+use super::scene::only;
+use crate::harness::prelude::*;
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("cli::ps-and-inspect-show-a-live-session", WHEREVER, ps_and_inspect),
+    Test::new("cli::events-follow", WHEREVER, events),
+    Test::new("cli::status-and-probe-agree", WHEREVER, status_and_probe),
+    Test::new("cli::policy-check-accepts", WHEREVER, policy_check),
+];
+
+fn ps_and_inspect(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let running = s.run(&s.policy(&only(&member))?, &member, "idle")?;
+    let session = s.session_of(running.pid())?;
+    let ps = s.json(&["ps"])?;
+    let row = ps["sessions"].as_array().and_then(|rows| rows.iter().find(|row| row["id"] == session));
+    let row = row.with_context(|| format!("ps does not show session {session}: {ps}"))?;
+    ensure!(row["pid"] == running.pid() && row["state"] == "active", "ps shows {row}");
+    ensure!(s.cli(&["ps"])?.ended(0)?.stdout.contains(&session[..8]), "the table of ps does not show the session");
+    let seen = s.json(&["inspect", &session[..12]])?;
+    ensure!(seen["session"]["id"] == session, "inspect shows {seen}");
+    let is_member = seen["members"].as_array().is_some_and(|all| all.iter().any(|m| m["pid"] == running.pid()));
+    ensure!(is_member, "inspect does not show the member: {seen}");
+    s.cli(&["end", &session])?.ended(0)?;
+    let ps = s.json(&["ps"])?;
+    ensure!(ps["sessions"].as_array().is_some_and(Vec::is_empty), "ps shows an ended session: {ps}");
+    Ok(())
+}
+
+fn events(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let mut command = s.tipstaff();
+    command.args(["events", "-f", "-o", "json"]);
+    let follower = Running::spawn(s, command, None)?;
+    let running = s.run(&s.policy(&only(&member))?, &member, "say something")?;
+    let session = s.session_of(running.pid())?;
+    running.wait()?.ended(0)?;
+    s.session_ended(&session, "completed")?;
+    until("the follower to see the session's end", patience(), || {
+        let said = follower.said();
+        Ok(said.lines().any(|line| line.contains("session-end") && line.contains(&session)).then_some(()))
+    })?;
+    let history = s.cli(&["events", "-o", "json"])?;
+    ensure!(history.ended(0)?.stdout.contains(&session), "the history does not show session {session}");
+    Ok(())
+}
+
+fn status_and_probe(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (status, probe) = (s.json(&["status"])?, s.json(&["probe"])?);
+    ensure!(status["tier"] == s.tier.name() && probe["tier"] == s.tier.name(), "{status} {probe}");
+    let state = |name: &str| {
+        let controls = probe["controls"].as_array();
+        controls
+            .and_then(|all| all.iter().find(|c| c["control"] == name))
+            .map(|c| c["state"].clone())
+            .unwrap_or_default()
+    };
+    for name in ["exec-deny", "connect-deny"] {
+        let found = state(name);
+        ensure!(found == "enforced" || found == "best-effort", "control {name} is {found}: {probe}");
+    }
+    let expected = if s.tier == Tier::Full { "enforced" } else { "unavailable" };
+    ensure!(state("exec-script") == expected, "control exec-script is {}", state("exec-script"));
+    let start = s.wait_evidence("the agent's start", |r| r["type"] == "agent-start")?;
+    ensure!(start["tier"] == s.tier.name(), "the evidence names tier {}", start["tier"]);
+    Ok(())
+}
+
+fn policy_check(s: &mut Sandbox) -> Result<()> {
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member).to("one", "10.0.0.0/8", "443"))?;
+    // it needs no agent
+    s.cli(&["policy", "check", &policy])?.ended(0)?;
+    Ok(())
+}

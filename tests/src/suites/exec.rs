@@ -1,0 +1,194 @@
+//! Which programs a session may run.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+};
+
+use super::scene::{attempt, only};
+use crate::harness::prelude::*;
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("exec::path-allows-and-default-denies", WHEREVER, by_path),
+    Test::new("exec::deny-rule-beats-allowed-folder", WHEREVER, deny_beats_folder),
+    Test::new("exec::folder-allows-all-below", WHEREVER, by_folder),
+    Test::new("exec::denied-folder-beats-allowed-folder", WHEREVER, denied_folder),
+    Test::new("exec::symlink-is-judged-by-its-target", WHEREVER, by_symlink),
+    Test::new("exec::hard-link-is-the-same-program", WHEREVER, by_hard_link),
+    Test::new("exec::name-of-an-allowed-program-is-not-enough", WHEREVER, renamed),
+    Test::new("exec::by-descriptor-and-relative-path", WHEREVER, by_relative_path),
+    Test::new("exec::observe-lets-run-and-records", WHEREVER, observe),
+    Test::new("exec::run-refuses-a-command-out-of-scope", WHEREVER, run_refuses),
+    Test::new("exec::script-is-judged", FULL, script),
+    Test::new("exec::interpreter-is-judged", WHEREVER, interpreter),
+];
+
+fn by_path(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = only(&member).allow("good", &good);
+    attempt(s, &policy, &member, "spawn", &bad)?.was_refused(s, "default")?;
+    attempt(s, &policy, &member, "spawn", &good)?.ran(s, "good")
+}
+
+fn deny_beats_folder(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = Policy::new().allow_dir("all", s.bin()).deny("not-bad", &bad);
+    attempt(s, &policy, &member, "spawn", &bad)?.was_refused(s, "not-bad")?;
+    attempt(s, &policy, &member, "spawn", &good)?.ran(s, "all")
+}
+
+fn by_folder(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let (good, deep, bad) = (s.program("in/good")?, s.program("in/a/b/deep")?, s.program("out/bad")?);
+    let policy = only(&member).allow_dir("folder", format!("{}/in", s.bin()));
+    attempt(s, &policy, &member, "spawn", &bad)?.was_refused(s, "default")?;
+    attempt(s, &policy, &member, "spawn", &deep)?.ran(s, "folder")?;
+    attempt(s, &policy, &member, "spawn", &good)?.ran(s, "folder")
+}
+
+fn denied_folder(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("closed/deep/bad")?);
+    // the program itself is allowed by name as well: a denial anywhere wins
+    let closed = format!("{}/closed", s.bin());
+    let policy = Policy::new().allow_dir("all", s.bin()).allow("bad", &bad).deny_dir("closed", closed);
+    attempt(s, &policy, &member, "spawn", &bad)?.was_refused(s, "closed")?;
+    attempt(s, &policy, &member, "spawn", &good)?.ran(s, "all")
+}
+
+fn by_symlink(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("out/bad")?);
+    let (to_good, to_bad) = (format!("{}/out/to-good", s.bin()), format!("{}/in/to-bad", s.bin()));
+    fs::create_dir(format!("{}/in", s.bin()))?;
+    symlink(&good, &to_good)?;
+    symlink(&bad, &to_bad)?;
+    let policy = only(&member).allow("good", &good).allow_dir("in", format!("{}/in", s.bin()));
+    attempt(s, &policy, &member, "spawn", &to_bad)?.was_refused(s, "default")?;
+    attempt(s, &policy, &member, "spawn", &to_good)?.ran(s, "good")
+}
+
+fn by_hard_link(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let (as_good, as_bad) = (format!("{}/other-good", s.bin()), format!("{}/other-bad", s.bin()));
+    fs::hard_link(&good, &as_good)?;
+    fs::hard_link(&bad, &as_bad)?;
+    let policy = Policy::new().allow_dir("all", s.bin()).deny("not-bad", &bad);
+    attempt(s, &policy, &member, "spawn", &as_bad)?.was_refused(s, "not-bad")?;
+    attempt(s, &policy, &member, "spawn", &as_good)?.ran(s, "all")?;
+    // and a link to an allowed program from outside every allowed folder is that program
+    let policy = only(&member).allow("good", &good);
+    attempt(s, &policy, &member, "spawn", &as_good)?.ran(s, "good")
+}
+
+fn renamed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = s.policy(&only(&member).allow("good", &good))?;
+    let (mark, mut fifo) = (s.file("mark"), super::scene::Fifo::new(s)?);
+    let line = format!("spawn {good} --work nothing + fifo {} spawn {good} --work mark {mark}", fifo.path);
+    let running = s.run(&policy, &member, &line)?;
+    let session = s.session_of(running.pid())?;
+    until("the allowed program to have run", patience(), || Ok((running.said() == "exit 0\n").then_some(())))?;
+    fs::rename(&bad, &good)?;
+    fifo.wake()?;
+    running.wait()?.said(&format!("exit 0\n{}", super::scene::refused_exec(s)))?;
+    ensure!(!fs::exists(&mark)?, "the other program ran under the allowed name");
+    let refusal = super::scene::refusal(s);
+    s.wait_evidence("the refusal of the other program", |r| {
+        r["session"] == session && r["path"] == good && r["verdict"] == refusal && r["rule"] == "default"
+    })?;
+    s.session_ended(&session, "completed").map(drop)
+}
+
+fn by_relative_path(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = only(&member).allow("good", &good);
+    let winding = |path: &str| path.replace("/bin/", "/bin/../bin/./");
+    attempt(s, &policy, &member, "spawn", &winding(&bad))?.was_refused(s, "default")?;
+    attempt(s, &policy, &member, "spawn", &winding(&good))?.ran(s, "good")?;
+    let by_descriptor = format!("spawn-by-descriptor {bad}");
+    let mark = s.file("mark");
+    let policy = s.policy(&policy)?;
+    let refused = s.run(&policy, &member, &format!("{by_descriptor} --work mark {mark}"))?.wait()?;
+    refused.said(super::scene::refused_exec(s))?;
+    ensure!(!fs::exists(&mark)?, "a program that is out of scope ran from a descriptor");
+    s.run(&policy, &member, &format!("spawn-by-descriptor {good} --work mark {mark}"))?.wait()?.said("exit 0")?;
+    ensure!(fs::exists(&mark)?, "an allowed program did not run from a descriptor");
+    Ok(())
+}
+
+fn observe(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = only(&member).allow("good", &good).observe();
+    attempt(s, &policy, &member, "spawn", &bad)?.was_only_observed(s, "default")?;
+    attempt(s, &policy, &member, "spawn", &good)?.ran(s, "good")?;
+    let policy = only(&member).allow("good", &good);
+    attempt(s, &policy, &member, "spawn", &bad)?.was_refused(s, "default")
+}
+
+fn run_refuses(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (good, bad, mark) = (s.program("good")?, s.program("bad")?, s.file("mark"));
+    let policy = s.policy(&Policy::new().allow_dir("all", s.bin()).deny("not-bad", &bad))?;
+    let refused = s.run(&policy, &bad, &format!("mark {mark}"))?.wait()?;
+    refused.ended(125)?.complained(&["tipstaff: ", "not-bad", &bad])?;
+    ensure!(!fs::exists(&mark)?, "the refused command ran");
+    let record = s.wait_evidence("a refusal", |r| r["type"] == "refused")?;
+    ensure!(record["rule"] == "not-bad", "the refusal does not name its rule: {record}");
+    let starts = s.evidence()?.iter().filter(|r| r["type"] == "session-start").count();
+    ensure!(starts == 0, "a refused command started a session");
+    s.run(&policy, &good, &format!("mark {mark}"))?.wait()?.ended(0)?;
+    ensure!(fs::exists(&mark)?, "the allowed command did not run");
+    Ok(())
+}
+
+/// A script whose interpreter is `interpreter` and which leaves a mark at `mark`.
+fn write_script(path: &str, interpreter: &str, mark: &str) -> Result<()> {
+    fs::write(path, format!("#!{interpreter} --script\nmark {mark}\n"))?;
+    fs::set_permissions(path, PermissionsExt::from_mode(0o755))?;
+    Ok(())
+}
+
+/// A member spawns `script` under `policy`; what it saw, and whether the mark is there.
+fn spawn_script(s: &Sandbox, policy: &Policy, member: &str, script: &str, mark: &str) -> Result<(String, bool)> {
+    let running = s.run(&s.policy(policy)?, member, &format!("spawn {script}"))?;
+    let session = s.session_of(running.pid())?;
+    let said = running.wait()?.stdout;
+    s.session_ended(&session, "completed")?;
+    Ok((said, fs::exists(mark)?))
+}
+
+fn script(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, interpreter) = (s.program("member")?, s.program("interpreter")?);
+    let (script, mark) = (format!("{}/script", s.bin()), s.file("mark"));
+    write_script(&script, &interpreter, &mark)?;
+    let policy = only(&member).allow("interpreter", &interpreter);
+    let seen = spawn_script(s, &policy, &member, &script, &mark)?;
+    ensure!(seen == ("errno 1".to_owned(), false), "a script out of scope: {seen:?}");
+    let policy = policy.allow("script", &script);
+    let seen = spawn_script(s, &policy, &member, &script, &mark)?;
+    ensure!(seen == ("exit 0".to_owned(), true), "a script in scope: {seen:?}");
+    Ok(())
+}
+
+fn interpreter(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, interpreter) = (s.program("member")?, s.program("interpreter")?);
+    let (script, mark) = (format!("{}/script", s.bin()), s.file("mark"));
+    write_script(&script, &interpreter, &mark)?;
+    let policy = only(&member).allow("script", &script);
+    let seen = spawn_script(s, &policy, &member, &script, &mark)?;
+    ensure!(seen == (super::scene::refused_exec(s).to_owned(), false), "an interpreter out of scope: {seen:?}");
+    let policy = policy.allow("interpreter", &interpreter);
+    let seen = spawn_script(s, &policy, &member, &script, &mark)?;
+    ensure!(seen == ("exit 0".to_owned(), true), "an interpreter in scope: {seen:?}");
+    Ok(())
+}

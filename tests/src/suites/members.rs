@@ -1,0 +1,273 @@
+//! Membership: who is a member, and that nothing sheds it.
+
+use std::fs;
+
+use super::scene::{Fifo, attempt, only, reach, refusal, refused_exec, report};
+use crate::harness::{launch::bare, prelude::*, server::Server};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("members::daemonised-child", WHEREVER, daemonised),
+    Test::new("members::vfork", WHEREVER, vfork),
+    Test::new("members::threads", WHEREVER, threads),
+    Test::new("members::exec-from-another-thread", WHEREVER, exec_from_thread),
+    Test::new("members::nested-cgroup", WHEREVER, nested),
+    Test::new("members::moved-by-itself", WHEREVER, moved_by_itself),
+    Test::new("members::moved-by-root", WHEREVER, moved_by_root),
+    Test::new("members::born-in-another-cgroup", WHEREVER, clone_into).since((5, 7), "CLONE_INTO_CGROUP"),
+    Test::new("members::moved-in-becomes-member", WHEREVER, moved_in),
+    Test::new("members::new-namespaces", WHEREVER, namespaces),
+    Test::new("members::two-sessions-of-one-user", WHEREVER, two_sessions),
+    Test::new("members::outsiders-pay-nothing", WHEREVER, outsiders),
+    Test::new("members::callers-outside-the-confinement", WHEREVER, confinement),
+];
+
+fn daemonised(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = s.policy(&only(&member).allow("good", &good))?;
+    let (mark, answers, pid) = (s.file("mark"), s.file("answers"), s.file("pid"));
+    let mut fifo = Fifo::new(s)?;
+    let tries = format!("spawn {bad} --work mark {mark}");
+    let line = format!("daemonise report {answers} pid {pid} fifo {} {tries} + idle", fifo.path);
+    let running = s.run(&policy, &member, &line)?;
+    let session = s.session_of(running.pid())?;
+    let daemon = s.pid_in(&pid)?;
+    fifo.wake()?;
+    ensure!(report(&answers, 1)?[0] == refused_exec(s), "a daemonised child ran a program out of scope");
+    ensure!(!fs::exists(&mark)?, "a daemonised child ran a program out of scope");
+    let seen = s.saw_exec(&session, &bad, refusal(s), "default")?;
+    ensure!(seen["pid"] != running.pid(), "the exec is recorded as the session's first process's");
+    s.wait_evidence("the daemon's birth", |r| r["type"] == "fork" && r["session"] == session && r["child"] == daemon)?;
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
+    let line = format!("daemonise report {answers} spawn {good} --work mark {mark} + await {mark} nothing");
+    let running = s.run(&policy, &member, &line)?;
+    let session = s.session_of(running.pid())?;
+    running.wait()?.ended(0)?;
+    s.saw_exec(&session, &good, "allow", "good").map(drop)
+}
+
+fn vfork(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = only(&member).allow("good", &good);
+    attempt(s, &policy, &member, "vspawn", &bad)?.was_refused(s, "default")?;
+    attempt(s, &policy, &member, "vspawn", &good)?.ran(s, "good")
+}
+
+fn threads(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let server = Server::tcp("127.0.0.1")?;
+    let policy = only(&member).allow("good", &good);
+    attempt(s, &policy, &member, "thread spawn", &bad)?.was_refused(s, "default")?;
+    attempt(s, &policy, &member, "thread spawn", &good)?.ran(s, "good")?;
+    let connect = format!("thread connect tcp {}", server.words());
+    let open = policy.clone().to("server", "127.0.0.1/32", server.port());
+    reach(s, &open, &member, &connect)?.arrived(s, &server, "server")?;
+    let closed = Server::tcp("127.0.0.1")?;
+    let connect = format!("thread connect tcp {}", closed.words());
+    reach(s, &open, &member, &connect)?.was_refused(s, &closed, "default")
+}
+
+fn exec_from_thread(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = s.policy(&only(&member).allow("good", &good))?;
+    let mark = s.file("mark");
+    // the new program is still a member
+    let line = format!("thread exec {good} --work spawn {bad} --work mark {mark}");
+    let running = s.run(&policy, &member, &line)?;
+    let (pid, session) = (running.pid(), s.session_of(running.pid())?);
+    running.wait()?.ended(0)?.said(refused_exec(s))?;
+    ensure!(!fs::exists(&mark)?, "an exec from another thread left the session");
+    s.session_ended(&session, "completed")?;
+    let record = s.saw_exec(&session, &good, "allow", "good")?;
+    ensure!(record["pid"] == pid, "the exec is recorded for process {} and not {pid}", record["pid"]);
+    let records = s.records(&session, "exec")?.iter().filter(|r| r["path"] == good).count();
+    ensure!(records == 1, "{records} records of one exec");
+    s.saw_exec(&session, &bad, refusal(s), "default")?;
+    // and from such a thread a program out of scope does not run
+    let running = s.run(&policy, &member, &format!("fork thread exec {bad} --work mark {mark}"))?;
+    let finished = running.wait()?;
+    let expected = if s.tier == Tier::Full { "errno 1\nexit 0" } else { "signal 9" };
+    finished.said(expected)?;
+    ensure!(!fs::exists(&mark)?, "a program out of scope ran from another thread");
+    Ok(())
+}
+
+fn nested(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = only(&member).allow("good", &good);
+    attempt(s, &policy, &member, "nest spawn", &bad)?.was_refused(s, "default")?;
+    attempt(s, &policy, &member, "nest spawn", &good)?.ran(s, "good")
+}
+
+fn moved_by_itself(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = only(&member).allow("good", &good);
+    let how = format!("cgroup {} spawn", s.part("elsewhere").path().display());
+    let refused = attempt(s, &policy, &member, &how, &bad)?;
+    refused.was_refused(s, "default")?;
+    ensure!(s.records(&refused.session, "move")?.iter().any(|r| r["joined"] == false), "the move is not recorded");
+    attempt(s, &policy, &member, &how, &good)?.ran(s, "good")
+}
+
+fn moved_by_root(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let (allowed, closed) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    let policy = only(&member).allow("good", &good).to("server", "127.0.0.1/32", allowed.port());
+    let (mark, mut fifo) = (s.file("mark"), Fifo::new(s)?);
+    let line = format!(
+        "fifo {} spawn {bad} --work mark {mark} + spawn {good} --work nothing + connect tcp {} + connect tcp {}",
+        fifo.path,
+        closed.words(),
+        allowed.words()
+    );
+    let running = s.run(&s.policy(&policy)?, &member, &line)?;
+    let session = s.session_of(running.pid())?;
+    s.part("elsewhere").take(running.pid())?;
+    fifo.wake()?;
+    let pid = running.pid();
+    running.wait()?.ended(0)?.said(&format!("{}\nexit 0\nerrno 1\nok", refused_exec(s)))?;
+    ensure!(!fs::exists(&mark)?, "a member that was moved ran a program out of scope");
+    closed.untouched()?;
+    s.saw_exec(&session, &bad, refusal(s), "default")?;
+    s.wait_evidence("the move", |r| {
+        r["type"] == "move" && r["session"] == session && r["pid"] == pid && r["joined"] == false
+    })?;
+    s.session_ended(&session, "completed").map(drop)
+}
+
+fn clone_into(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = s.policy(&only(&member).allow("good", &good))?;
+    let (mark, elsewhere) = (s.file("mark"), s.part("elsewhere"));
+    let line = format!("clone-into {} spawn {bad} --work mark {mark}", elsewhere.path().display());
+    let running = s.run(&policy, &member, &line)?;
+    let session = s.session_of(running.pid())?;
+    let finished = running.wait()?;
+    ensure!(!fs::exists(&mark)?, "a child that was born elsewhere ran a program out of scope");
+    if s.tier == Tier::Full {
+        finished.said("errno 1")?;
+        s.wait_evidence("the refusal", |r| r["session"] == session && r["type"] == "fork" && r["rule"] == "leaves")?;
+        return Ok(());
+    }
+    finished.said("signal 9\nexit 0")?;
+    s.saw_exec(&session, &bad, "kill", "default")?;
+    let line = format!("clone-into {} spawn {good} --work mark {mark}", elsewhere.path().display());
+    s.run(&policy, &member, &line)?.wait()?.said("exit 0\nexit 0")?;
+    Ok(())
+}
+
+/// Who is put into a session's cgroup from outside is a member from then on.
+fn moved_in(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let running = s.run(&s.policy(&only(&member).allow("good", &good))?, &member, "idle")?;
+    let session = s.session_of(running.pid())?;
+    let (before, after, pid, mut fifo) = (s.file("mark"), s.file("mark"), s.file("pid"), Fifo::new(s)?);
+    let mut command = bare(member.as_ref());
+    let line = format!(
+        "--work spawn {bad} --work mark {before} + pid {pid} fifo {} spawn {bad} --work mark {after} + spawn {good} --work nothing",
+        fifo.path
+    );
+    command.args(line.split_whitespace());
+    let newcomer = Running::spawn(s, command, None)?;
+    s.pid_in(&pid)?;
+    ensure!(fs::exists(&before)?, "what is in no session was refused a program");
+    let own = fs::read_to_string(format!("/proc/{}/cgroup", running.pid()))?;
+    let home = s.part("sessions").descendants().into_iter().find(|cgroup| cgroup.processes().contains(&running.pid()));
+    home.with_context(|| format!("the session has no cgroup of its own: {own}"))?.take(newcomer.pid())?;
+    fifo.wake()?;
+    let newcomer_pid = newcomer.pid();
+    newcomer.wait()?.said(&format!("exit 0\n{}\nexit 0", refused_exec(s)))?;
+    ensure!(!fs::exists(&after)?, "a newcomer ran a program out of scope");
+    s.wait_evidence("the newcomer", |r| {
+        r["type"] == "move" && r["session"] == session && r["pid"] == newcomer_pid && r["joined"] == true
+    })?;
+    s.saw_exec(&session, &bad, refusal(s), "default")?;
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator").map(drop)
+}
+
+fn namespaces(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = only(&member).allow("good", &good).to("one", "127.0.0.1/32", 4001);
+    let how = "unshare user,pid,net,mount,cgroup";
+    attempt(s, &policy, &member, &format!("{how} spawn"), &bad)?.was_refused(s, "default")?;
+    attempt(s, &policy, &member, &format!("{how} spawn"), &good)?.ran(s, "good")?;
+    // the child's answer is in a report, because the parent's comes last
+    for (port, expected, verdict, rule) in [(4002, "errno 1", "deny", "default"), (4001, "errno 101", "allow", "one")] {
+        let answers = s.file("answers");
+        let line = format!("unshare user,net report {answers} connect tcp 127.0.0.1 {port}");
+        let running = s.run(&s.policy(&policy)?, &member, &line)?;
+        let session = s.session_of(running.pid())?;
+        running.wait()?.ended(0)?;
+        ensure!(report(&answers, 1)?[0] == expected, "to port {port} in a new network: {:?}", report(&answers, 1)?);
+        s.saw_connect(&session, &format!("127.0.0.1:{port}"), verdict, rule)?;
+    }
+    Ok(())
+}
+
+fn two_sessions(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, first, second) = (s.program("member")?, s.program("first")?, s.program("second")?);
+    let policies = [only(&member).allow("first", &first), only(&member).allow("second", &second)];
+    let mut fifos = [Fifo::new(s)?, Fifo::new(s)?];
+    let mut running = Vec::new();
+    for (policy, fifo) in policies.iter().zip(&fifos) {
+        let line = format!("fifo {} spawn {first} --work nothing + spawn {second} --work nothing", fifo.path);
+        running.push(s.run(&s.policy(policy)?, &member, &line)?);
+    }
+    let sessions = running.iter().map(|run| s.session_of(run.pid())).collect::<Result<Vec<_>>>()?;
+    ensure!(sessions[0] != sessions[1], "two commands are one session");
+    fifos.iter_mut().try_for_each(Fifo::wake)?;
+    let refused = refused_exec(s);
+    let expected = [format!("exit 0\n{refused}"), format!("{refused}\nexit 0")];
+    for (run, expected) in running.into_iter().zip(&expected) {
+        run.wait()?.said(expected)?;
+    }
+    s.saw_exec(&sessions[0], &first, "allow", "first")?;
+    s.saw_exec(&sessions[0], &second, refusal(s), "default")?;
+    s.saw_exec(&sessions[1], &first, refusal(s), "default")?;
+    s.saw_exec(&sessions[1], &second, "allow", "second").map(drop)
+}
+
+/// While a session lives, a process beside it runs and reaches what it likes, and is in no record.
+fn outsiders(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, bad, server) = (s.program("member")?, s.program("bad")?, Server::tcp("127.0.0.1")?);
+    let running = s.run(&s.policy(&only(&member))?, &member, "idle")?;
+    let session = s.session_of(running.pid())?;
+    let mut command = bare(member.as_ref());
+    let line = format!("--work spawn {bad} --work nothing + connect tcp {}", server.words());
+    command.args(line.split_whitespace());
+    let outsider = Running::spawn(s, command, None)?.wait()?;
+    outsider.said("exit 0\nok")?;
+    server.accepted(1)?;
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
+    let about = s.evidence()?.into_iter().filter(|r| r["pid"] == outsider.pid || r["path"] == bad).count();
+    ensure!(about == 0, "{about} records about a process that is in no session");
+    Ok(())
+}
+
+fn confinement(s: &mut Sandbox) -> Result<()> {
+    s.start_as(s.confined_daemon())?;
+    let (member, mark) = (s.program("member")?, s.file("mark"));
+    let policy = s.policy(&only(&member))?;
+    let words = ["run", "--policy", &policy, "--", &member, "--work", "mark", &mark];
+    // this process is not in the confinement, and neither are its children until they move
+    let outside = s.tipstaff().args(words).output()?;
+    ensure!(outside.status.code() == Some(125), "a caller outside the confinement got {outside:?}");
+    ensure!(!fs::exists(&mark)?, "a caller outside the confinement started a session");
+    s.cli(&words)?.ended(0)?;
+    ensure!(fs::exists(&mark)?, "a caller in the confinement started no session");
+    Ok(())
+}

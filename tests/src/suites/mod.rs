@@ -1,0 +1,27 @@
+//! The tests, one file a subject.
+
+mod badinput;
+mod cli;
+mod evidence;
+mod exec;
+mod faults;
+mod members;
+mod net;
+mod run;
+mod scene;
+mod time;
+
+use crate::harness::registry::Test;
+
+/// Every suite.
+pub(crate) const ALL: &[&[Test]] = &[
+    exec::TESTS,
+    members::TESTS,
+    net::TESTS,
+    time::TESTS,
+    faults::TESTS,
+    run::TESTS,
+    cli::TESTS,
+    evidence::TESTS,
+    badinput::TESTS,
+];

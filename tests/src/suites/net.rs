@@ -1,0 +1,182 @@
+//! Which addresses a session may reach.
+
+use super::scene::{only, reach, report};
+use crate::harness::{prelude::*, server::Server, wait::in_guest};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("net::tcp-v4", WHEREVER, tcp_v4),
+    Test::new("net::tcp-v6", WHEREVER, tcp_v6),
+    Test::new("net::udp-connect", WHEREVER, udp_connect),
+    Test::new("net::udp-send-without-connect", WHEREVER, udp_send),
+    Test::new("net::v4-mapped-address-is-v4", WHEREVER, mapped),
+    Test::new("net::v4-address-on-a-v6-socket", WHEREVER, v4_on_v6),
+    Test::new("net::tcp-fast-open", WHEREVER, fast_open),
+    Test::new("net::second-connect-is-judged", WHEREVER, reconnect),
+    Test::new("net::port-range", WHEREVER, port_range),
+    Test::new("net::protocol", WHEREVER, protocol),
+    Test::new("net::deny-beats-allow", WHEREVER, deny_beats_allow),
+    Test::new("net::metadata-address", WHEREVER, metadata),
+    Test::new("net::daemonised-child", WHEREVER, daemonised),
+    Test::new("net::observe-lets-through-and-records", WHEREVER, observe),
+];
+
+/// A member does `how` with the address of a server that is in scope, and with that of one that is not.
+fn both(s: &mut Sandbox, prefix: &str, how: &str, good: &Server, bad: &Server) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = only(&member).to("server", prefix, good.port());
+    reach(s, &policy, &member, &format!("{how} {}", bad.words()))?.was_refused(s, bad, "default")?;
+    reach(s, &policy, &member, &format!("{how} {}", good.words()))?.arrived(s, good, "server")
+}
+
+fn tcp_v4(s: &mut Sandbox) -> Result<()> {
+    both(s, "127.0.0.1/32", "connect tcp", &Server::tcp("127.0.0.1")?, &Server::tcp("127.0.0.1")?)
+}
+
+fn tcp_v6(s: &mut Sandbox) -> Result<()> {
+    both(s, "::1/128", "connect tcp", &Server::tcp("::1")?, &Server::tcp("::1")?)
+}
+
+fn udp_connect(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in [("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128")] {
+        let (good, bad) = (Server::udp(address)?, Server::udp(address)?);
+        let policy = only(&member).to("server", prefix, good.port());
+        let refused = reach(s, &policy, &member, &format!("connect udp {}", bad.words()))?;
+        refused.was_refused(s, &bad, "default")?;
+        let allowed = reach(s, &policy, &member, &format!("connect udp {}", good.words()))?;
+        allowed.was_let_through(s, &good.address(), "server")?;
+    }
+    Ok(())
+}
+
+fn udp_send(s: &mut Sandbox) -> Result<()> {
+    both(s, "127.0.0.1/32", "send", &Server::udp("127.0.0.1")?, &Server::udp("127.0.0.1")?)?;
+    let (good, bad, member) = (Server::udp("::1")?, Server::udp("::1")?, s.program("member")?);
+    let policy = only(&member).to("server", "::1/128", good.port());
+    reach(s, &policy, &member, &format!("send {}", bad.words()))?.was_refused(s, &bad, "default")?;
+    let allowed = reach(s, &policy, &member, &format!("send {}", good.words()))?;
+    allowed.arrived(s, &good, "server")
+}
+
+/// The rules of `127.0.0.1` hold for `::ffff:127.0.0.1`, for connect and for send.
+fn mapped(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for how in ["connect tcp", "send"] {
+        let server = if how == "send" { Server::udp } else { Server::tcp };
+        let (good, bad) = (server("127.0.0.1")?, server("127.0.0.1")?);
+        let policy = only(&member).to("server", "127.0.0.1/32", good.port()).to("six", "::/0", "");
+        let line = |to: &Server| format!("{how} ::ffff:127.0.0.1 {}", to.port());
+        reach(s, &policy, &member, &line(&bad))?.was_refused(s, &bad, "default")?;
+        reach(s, &policy, &member, &line(&good))?.arrived(s, &good, "server")?;
+    }
+    Ok(())
+}
+
+fn v4_on_v6(s: &mut Sandbox) -> Result<()> {
+    both(s, "127.0.0.1/32", "send-v4-on-v6", &Server::udp("127.0.0.1")?, &Server::udp("127.0.0.1")?)
+}
+
+fn fast_open(s: &mut Sandbox) -> Result<()> {
+    both(s, "127.0.0.1/32", "fast-open", &Server::tcp("127.0.0.1")?, &Server::tcp("127.0.0.1")?)?;
+    let (good, bad, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?, s.program("member")?);
+    let policy = only(&member).to("server", "127.0.0.1/32", good.port());
+    reach(s, &policy, &member, &format!("fast-open-connect {}", bad.words()))?.was_refused(s, &bad, "default")?;
+    reach(s, &policy, &member, &format!("fast-open-connect {}", good.words()))?.arrived(s, &good, "server")
+}
+
+/// One socket connects to an allowed address, disconnects, and connects to another.
+fn reconnect(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (good, bad, member) = (Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?, s.program("member")?);
+    let policy = s.policy(&only(&member).to("server", "127.0.0.1/32", good.port()))?;
+    let line = |last: &Server| format!("reconnect {} {}", good.words(), last.words());
+    s.run(&policy, &member, &line(&bad))?.wait()?.said("ok\nok\nerrno 1")?;
+    bad.untouched()?;
+    s.run(&policy, &member, &line(&good))?.wait()?.said("ok\nok\nok")?;
+    Ok(())
+}
+
+fn port_range(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (good, member) = (Server::tcp("127.0.0.1")?, s.program("member")?);
+    let (low, high) = (good.port() - 1, good.port().saturating_add(1));
+    let bad = until("a server outside the range", patience(), || {
+        let server = Server::tcp("127.0.0.1")?;
+        Ok((!(low..=high).contains(&server.port())).then_some(server))
+    })?;
+    let policy = only(&member).to("range", "127.0.0.0/8", format!("{low}-{high}"));
+    reach(s, &policy, &member, &format!("connect tcp {}", bad.words()))?.was_refused(s, &bad, "default")?;
+    reach(s, &policy, &member, &format!("connect tcp {}", good.words()))?.arrived(s, &good, "range")
+}
+
+/// A rule for TCP does not open UDP.
+fn protocol(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (tcp, udp, member) = (Server::tcp("127.0.0.1")?, Server::udp("127.0.0.1")?, s.program("member")?);
+    let policy = only(&member).by_protocol("tcp-only", "127.0.0.1/32", "tcp");
+    reach(s, &policy, &member, &format!("send {}", udp.words()))?.was_refused(s, &udp, "default")?;
+    reach(s, &policy, &member, &format!("connect tcp {}", tcp.words()))?.arrived(s, &tcp, "tcp-only")
+}
+
+/// A denial holds whether it is the wider rule or the narrower one.
+fn deny_beats_allow(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (good, bad, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.2")?, s.program("member")?);
+    let connect = |to: &Server| format!("connect tcp {}", to.words());
+    let narrow = only(&member).to("all", "127.0.0.0/8", "").not_to("not-two", "127.0.0.2/32", "");
+    reach(s, &narrow, &member, &connect(&bad))?.was_refused(s, &bad, "not-two")?;
+    reach(s, &narrow, &member, &connect(&good))?.arrived(s, &good, "all")?;
+    let (good, bad) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    let wide = only(&member).to("one", "127.0.0.1/32", "").not_to("not-all", "127.0.0.0/8", bad.port());
+    reach(s, &wide, &member, &connect(&bad))?.was_refused(s, &bad, "not-all")?;
+    reach(s, &wide, &member, &connect(&good))?.arrived(s, &good, "one")
+}
+
+/// Connecting a UDP socket sends nothing, so this is safe where the address answers; TCP is tried where no network is.
+fn metadata(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let (closed, open) = (only(&member), only(&member).to("metadata", "169.254.169.254/32", 80));
+    let protocols: &[&str] = if in_guest() { &["udp", "tcp"] } else { &["udp"] };
+    for protocol in protocols {
+        let line = format!("connect {protocol} 169.254.169.254 80");
+        reach(s, &closed, &member, &line)?.was_refused_to(s, "169.254.169.254:80", "default")?;
+        reach(s, &open, &member, &line)?.was_let_through(s, "169.254.169.254:80", "metadata")?;
+    }
+    Ok(())
+}
+
+fn daemonised(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (good, bad, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?, s.program("member")?);
+    let policy = s.policy(&only(&member).to("server", "127.0.0.1/32", good.port()))?;
+    for (server, expected) in [(&bad, "errno 1"), (&good, "ok")] {
+        let answers = s.file("answers");
+        let line = format!("daemonise report {answers} connect tcp {} + idle", server.words());
+        let running = s.run(&policy, &member, &line)?;
+        let session = s.session_of(running.pid())?;
+        ensure!(report(&answers, 1)?[0] == expected, "a daemonised child: {:?}", report(&answers, 1)?);
+        let (verdict, rule) = if expected == "ok" { ("allow", "server") } else { ("deny", "default") };
+        s.saw_connect(&session, &server.address(), verdict, rule)?;
+        s.cli(&["end", &session])?.ended(0)?;
+        s.session_ended(&session, "operator")?;
+    }
+    bad.untouched()?;
+    good.accepted(1)
+}
+
+fn observe(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (server, closed, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?, s.program("member")?);
+    let policy = s.policy(&only(&member).observe())?;
+    let running = s.run(&policy, &member, &format!("connect tcp {}", server.words()))?;
+    let session = s.session_of(running.pid())?;
+    running.wait()?.said("ok")?;
+    server.accepted(1)?;
+    s.saw_connect(&session, &server.address(), "would-deny", "default")?;
+    let refused = reach(s, &only(&member), &member, &format!("connect tcp {}", closed.words()))?;
+    refused.was_refused(s, &closed, "default")
+}

@@ -1,0 +1,144 @@
+//! What many tests do: a session whose member tries one thing, and the three places to look at afterwards – what the
+//! member saw, what came of it, and what the evidence says.
+
+use std::{fs::File, io::Write, path::Path};
+
+use nix::sys::stat::Mode;
+
+use crate::harness::{prelude::*, server::Server};
+
+/// The policy under which only `member` runs, and nothing is reached.
+pub(super) fn only(member: &str) -> Policy {
+    Policy::new().allow("member", member)
+}
+
+/// A member's attempt to run a program that would leave a mark.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) session: String,
+    target: String,
+    answer: String,
+    mark: String,
+}
+
+/// In a new session under `policy`, `member` does `how` (`spawn`, or words before it) with `target`.
+pub(super) fn attempt(s: &Sandbox, policy: &Policy, member: &str, how: &str, target: &str) -> Result<Attempt> {
+    let mark = s.file("mark");
+    let running = s.run(&s.policy(policy)?, member, &format!("{how} {target} --work mark {mark}"))?;
+    let session = s.session_of(running.pid())?;
+    let finished = running.wait()?;
+    finished.ended(0)?;
+    s.session_ended(&session, "completed")?;
+    let answer = finished.stdout.lines().next().unwrap_or_default().to_owned();
+    Ok(Attempt { session, target: target.to_owned(), answer, mark })
+}
+
+impl Attempt {
+    /// It ran, because of `rule`.
+    pub(super) fn ran(&self, s: &Sandbox, rule: &str) -> Result<()> {
+        self.took_place(s, "allow", rule)
+    }
+
+    /// It ran although `rule` is against it.
+    pub(super) fn was_only_observed(&self, s: &Sandbox, rule: &str) -> Result<()> {
+        self.took_place(s, "would-deny", rule)
+    }
+
+    fn took_place(&self, s: &Sandbox, verdict: &str, rule: &str) -> Result<()> {
+        ensure!(self.answer == "exit 0", "{} did not run: {}", self.target, self.answer);
+        ensure!(Path::new(&self.mark).exists(), "{} ran but left no mark", self.target);
+        s.saw_exec(&self.session, &self.target, verdict, rule).map(drop)
+    }
+
+    /// It did not run, because of `rule`.
+    pub(super) fn was_refused(&self, s: &Sandbox, rule: &str) -> Result<()> {
+        let expected = refused_exec(s);
+        ensure!(self.answer == expected, "{}: {} where {expected} was expected", self.target, self.answer);
+        ensure!(!Path::new(&self.mark).exists(), "{} was refused but left its mark", self.target);
+        s.saw_exec(&self.session, &self.target, refusal(s), rule).map(drop)
+    }
+}
+
+/// What a refused exec looks like to its parent.
+pub(super) fn refused_exec(s: &Sandbox) -> &'static str {
+    if s.tier == Tier::Full { "errno 1" } else { "signal 9" }
+}
+
+/// The verdict of a refused exec.
+pub(super) fn refusal(s: &Sandbox) -> &'static str {
+    if s.tier == Tier::Full { "deny" } else { "kill" }
+}
+
+/// A member's attempt to reach an address.
+#[derive(Debug)]
+pub(super) struct Reach {
+    session: String,
+    answer: String,
+}
+
+/// In a new session under `policy`, `member` does `line`; its last line of output is the answer.
+pub(super) fn reach(s: &Sandbox, policy: &Policy, member: &str, line: &str) -> Result<Reach> {
+    let running = s.run(&s.policy(policy)?, member, line)?;
+    let session = s.session_of(running.pid())?;
+    let finished = running.wait()?;
+    finished.ended(0)?;
+    s.session_ended(&session, "completed")?;
+    Ok(Reach { session, answer: finished.stdout.lines().last().unwrap_or_default().to_owned() })
+}
+
+impl Reach {
+    /// It got there, because of `rule`; `server` saw one connection or datagram.
+    pub(super) fn arrived(&self, s: &Sandbox, server: &Server, rule: &str) -> Result<()> {
+        ensure!(self.answer == "ok", "{} was not reached: {}", server.address(), self.answer);
+        server.accepted(1)?;
+        s.saw_connect(&self.session, &server.address(), "allow", rule).map(drop)
+    }
+
+    /// It was refused, because of `rule`; `server` saw nothing.
+    pub(super) fn was_refused(&self, s: &Sandbox, server: &Server, rule: &str) -> Result<()> {
+        self.was_refused_to(s, &server.address(), rule)?;
+        server.untouched()
+    }
+
+    /// As [`Reach::was_refused`] where no server is.
+    pub(super) fn was_refused_to(&self, s: &Sandbox, to: &str, rule: &str) -> Result<()> {
+        ensure!(self.answer == "errno 1", "{to}: {} where errno 1 was expected", self.answer);
+        s.saw_connect(&self.session, to, "deny", rule).map(drop)
+    }
+
+    /// It was allowed by `rule`, whatever the network made of it.
+    pub(super) fn was_let_through(&self, s: &Sandbox, to: &str, rule: &str) -> Result<()> {
+        ensure!(self.answer != "errno 1", "{to} was refused");
+        s.saw_connect(&self.session, to, "allow", rule).map(drop)
+    }
+}
+
+/// A FIFO that a member sleeps on until the test wakes it.
+#[derive(Debug)]
+pub(super) struct Fifo {
+    pub(super) path: String,
+    file: File,
+}
+
+impl Fifo {
+    pub(super) fn new(s: &Sandbox) -> Result<Self> {
+        let path = s.file("fifo");
+        nix::unistd::mkfifo(Path::new(&path), Mode::from_bits_truncate(0o666))?;
+        // open for both, so that neither end waits for the other
+        let file = File::options().read(true).write(true).open(&path)?;
+        Ok(Self { path, file })
+    }
+
+    pub(super) fn wake(&mut self) -> Result<()> {
+        self.file.write_all(b"!").context("a FIFO cannot be written")
+    }
+}
+
+/// Waits until a workload has reported `lines` lines to `file`.
+pub(super) fn report(file: &str, lines: usize) -> Result<Vec<String>> {
+    until(&format!("{lines} lines in {file}"), patience(), || {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let found: Vec<String> = text.lines().map(str::to_owned).collect();
+        Ok((found.len() >= lines).then_some(found))
+    })
+}

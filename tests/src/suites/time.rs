@@ -1,0 +1,223 @@
+//! Deadlines and endings: afterwards nothing is left, and the kernel needs no agent for what it promises alone.
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::scene::{Fifo, only, refused_exec, report};
+use crate::harness::{
+    prelude::*,
+    server::Server,
+    wait::{all_gone, gone, in_guest, pass, slack},
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("time::ttl-ends-everything", WHEREVER, ttl),
+    Test::new("time::shorter-ttl-wins", WHEREVER, shorter_wins),
+    Test::new("time::flow-stops-at-the-deadline", WHEREVER, flow_stops),
+    Test::new("time::deadline-holds-without-the-agent", WHEREVER, without_agent),
+    Test::new("time::end-by-operator", WHEREVER, by_operator),
+    Test::new("time::main-process-ends-the-session", WHEREVER, completed),
+    Test::new("time::crowd-ends-to-zero", WHEREVER, crowd),
+];
+
+/// Long enough for a session to get going, short enough to wait for.
+fn short() -> &'static str {
+    if in_guest() { "12s" } else { "2s" }
+}
+
+fn deadline(s: &Sandbox, session: &str) -> Result<u64> {
+    let start = s.records(session, "session-start")?;
+    start.first().and_then(|r| r["deadline_boot_ns"].as_u64()).context("session-start without a deadline")
+}
+
+/// A session with one process of each sort; its first process and the ids of all.
+fn company(s: &Sandbox, ttl: &str) -> Result<(Running, Vec<u32>)> {
+    let member = s.program("member")?;
+    let files = [s.file("pid"), s.file("pid"), s.file("pid"), s.file("pid")];
+    let [main, spinner, sleeper, daemon] = &files;
+    let line = format!(
+        "background pid {spinner} spin + background pid {sleeper} idle + daemonise pid {daemon} idle + pid {main} idle"
+    );
+    let running = s.launch(&s.policy(&only(&member))?, &member, &line).ttl(ttl).start()?;
+    let pids = files.iter().map(|file| s.pid_in(file)).collect::<Result<_>>()?;
+    Ok((running, pids))
+}
+
+/// What an end must say: receipts and rounds, and nobody left.
+fn has_receipts(end: &Value, at_least: usize) -> Result<()> {
+    let receipts = end["receipts"].as_array().map_or(0, Vec::len);
+    ensure!(receipts >= at_least, "{receipts} receipts for at least {at_least} processes that were ended: {end}");
+    let rounds = end["rounds"].as_array().context("session-end without rounds")?;
+    ensure!(rounds.last().is_some_and(|round| round["left"] == 0), "the last round leaves members: {end}");
+    Ok(())
+}
+
+fn ttl(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (running, pids) = company(s, short())?;
+    let session = s.session_of(running.pid())?;
+    ensure!(pids.iter().all(|pid| !gone(*pid)), "a member died before the deadline");
+    pass(deadline(s, &session)?, slack())?;
+    all_gone(&pids)?;
+    running.wait()?.ended(137)?;
+    let end = s.session_ended(&session, "ttl")?;
+    has_receipts(&end, pids.len())?;
+    let state = s.records(&session, "state")?;
+    ensure!(state.last().is_some_and(|r| r["to"] == "ended"), "the last state is not ended: {state:?}");
+    Ok(())
+}
+
+fn shorter_wins(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member).ttl(short()))?;
+    // --ttl narrows a policy and never widens it
+    let running = s.launch(&policy, &member, "idle").ttl("10m").start()?;
+    let session = s.session_of(running.pid())?;
+    pass(deadline(s, &session)?, slack())?;
+    running.wait()?.ended(137)?;
+    s.session_ended(&session, "ttl")?;
+    let start = s.records(&session, "session-start")?;
+    let expected = if in_guest() { 12_000 } else { 2_000 };
+    ensure!(start[0]["ttl_ms"] == expected, "the ttl in force is {}", start[0]["ttl_ms"]);
+    s.launch(&policy, &member, "say in time").ttl("10m").start()?.wait()?.ended(0)?.said("in time")?;
+    Ok(())
+}
+
+/// The times at which the member sent what the server received.
+fn stamps(server: &Server) -> Vec<u64> {
+    let bytes = server.received();
+    bytes.as_chunks().0.iter().map(|stamp| u64::from_be_bytes(*stamp)).collect()
+}
+
+fn flow_stops(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, server) = (s.program("member")?, Server::tcp("127.0.0.1")?);
+    let policy = s.policy(&only(&member).to("server", "127.0.0.1/32", server.port()))?;
+    for agent_sleeps in [false, true] {
+        let line = format!("flow {}", server.words());
+        let running = s.launch(&policy, &member, &line).ttl(short()).start()?;
+        let session = s.session_of(running.pid())?;
+        let before = stamps(&server).len();
+        until("the flow to flow", patience(), || Ok((stamps(&server).len() > before + 5).then_some(())))?;
+        if agent_sleeps {
+            s.signal_agent(Signal::SIGSTOP)?;
+        }
+        let deadline = deadline(s, &session)?;
+        pass(deadline, 2 * slack())?;
+        let last = stamps(&server).into_iter().max().unwrap_or(0);
+        let late = last.saturating_sub(deadline);
+        ensure!(u128::from(late) < slack().as_nanos(), "the last byte left {} ms after the deadline", late / 1_000_000);
+        let count = stamps(&server).len();
+        s.signal_agent(Signal::SIGCONT)?;
+        running.wait()?.ended(137)?;
+        s.session_ended(&session, "ttl")?;
+        ensure!(stamps(&server).len() == count, "bytes arrived after the flow had been cut");
+    }
+    Ok(())
+}
+
+/// The agent is stopped while a session runs into its deadline. What runs dies; what sleeps can wake, but starts and
+/// sends nothing; when the agent comes back all of it goes.
+fn without_agent(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, server) = (s.program("member")?, s.program("good")?, Server::tcp("127.0.0.1")?);
+    let policy = only(&member).allow("good", &good).to("server", "127.0.0.1/32", server.port());
+    let mut fifos = [Fifo::new(s)?, Fifo::new(s)?, Fifo::new(s)?];
+    let answers = [s.file("answers"), s.file("answers"), s.file("answers"), s.file("answers")];
+    let pids: Vec<String> = (0..6).map(|_| s.file("pid")).collect();
+    let (early, late) = (s.file("mark"), s.file("mark"));
+    let words = server.words();
+    let line = format!(
+        "spawn {good} --work mark {early} + background pid {} spin \
+         + background report {} pid {} fifo {} spawn {good} --work mark {late} \
+         + background report {} pid {} fifo {} connect tcp {words} \
+         + background report {} pid {} hold {words} {} + daemonise pid {} idle + pid {} idle",
+        pids[0],
+        answers[0],
+        pids[1],
+        fifos[0].path,
+        answers[1],
+        pids[2],
+        fifos[1].path,
+        answers[2],
+        pids[3],
+        fifos[2].path,
+        pids[4],
+        pids[5],
+    );
+    let running = s.launch(&s.policy(&policy)?, &member, &line).ttl(short()).start()?;
+    let session = s.session_of(running.pid())?;
+    let deadline = deadline(s, &session)?;
+    let pids = pids.iter().map(|file| s.pid_in(file)).collect::<Result<Vec<_>>>()?;
+    until("the flow to be established", patience(), || Ok((server.received() == b"a").then_some(())))?;
+    s.signal_agent(Signal::SIGSTOP)?;
+    ensure!(running.said() == "exit 0\n" && std::fs::exists(&early)?, "the twin did not run before the deadline");
+    pass(deadline, slack())?;
+    all_gone(&pids[..1]).context("a member that spins")?;
+    server.send(b"late")?;
+    fifos.iter_mut().try_for_each(Fifo::wake)?;
+    for (answers, pid, expected) in [(&answers[0], pids[1], refused_exec(s)), (&answers[1], pids[2], "errno 1")] {
+        // a member that wakes may be killed by the clock before it has said anything
+        let answer = until("a woken member to fail", patience(), || {
+            let text = std::fs::read_to_string(answers)?;
+            Ok((!text.is_empty() || gone(pid)).then(|| text.trim_end().to_owned()))
+        })?;
+        ensure!(answer.is_empty() || answer == expected, "after the deadline a member was answered {answer:?}");
+    }
+    until("the flow to have been tried", patience(), || {
+        Ok((gone(pids[3]) || report(&answers[2], 4).is_ok()).then_some(()))
+    })?;
+    let held = std::fs::read_to_string(&answers[2])?;
+    ensure!(!held.contains("received 4"), "a packet reached a member after the deadline: {held:?}");
+    ensure!(server.received() == b"a", "the server received {:?}", server.received());
+    ensure!(!std::fs::exists(&late)?, "a program ran after the deadline");
+    s.signal_agent(Signal::SIGCONT)?;
+    all_gone(&pids)?;
+    let end = s.session_ended(&session, "ttl")?;
+    ensure!(end["packets_dropped"].as_u64() > Some(0), "packets_dropped is {}", end["packets_dropped"]);
+    ensure!(server.received() == b"a", "the server received {:?}", server.received());
+    server.accepted(1)
+}
+
+fn by_operator(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (running, pids) = company(s, "10m")?;
+    let session = s.session_of(running.pid())?;
+    // an unambiguous prefix names it
+    s.cli(&["end", &session[..12]])?.ended(0)?;
+    ensure!(pids.iter().all(|pid| gone(*pid)), "end returned before all members were gone: {pids:?}");
+    running.wait()?.ended(137)?;
+    has_receipts(&s.session_ended(&session, "operator")?, pids.len())?;
+    s.cli(&["end", &session])?.ended(5)?;
+    Ok(())
+}
+
+fn completed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, daemon, sleeper) = (s.program("member")?, s.file("pid"), s.file("pid"));
+    let line = format!(
+        "daemonise pid {daemon} idle + background pid {sleeper} idle + await {daemon} await {sleeper} status 7"
+    );
+    let running = s.run(&s.policy(&only(&member))?, &member, &line)?;
+    let session = s.session_of(running.pid())?;
+    let pids = [s.pid_in(&daemon)?, s.pid_in(&sleeper)?];
+    running.wait()?.ended(7)?;
+    all_gone(&pids)?;
+    has_receipts(&s.session_ended(&session, "completed")?, pids.len())
+}
+
+fn crowd(s: &mut Sandbox) -> Result<()> {
+    const COUNT: usize = 200;
+    s.start()?;
+    let member = s.program("member")?;
+    let running = s.run(&s.policy(&only(&member))?, &member, &format!("tree {COUNT}"))?;
+    let session = s.session_of(running.pid())?;
+    running.wait()?.ended(0)?.said(&format!("{COUNT} made"))?;
+    let end = s.session_ended(&session, "completed")?;
+    has_receipts(&end, COUNT)?;
+    let births = end["produced"]["fork"].as_u64().unwrap_or(0);
+    // half of them are daemons, each with a process in between
+    ensure!(births == 300, "{births} births where 300 were expected");
+    s.nothing_of_sessions_is_left()
+}

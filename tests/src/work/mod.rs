@@ -1,0 +1,94 @@
+//! Workloads: what the programs do that tests start in sessions. Small, so that each line of a test says what happens.
+//!
+//! `--work` is followed by words. A word is an action with its arguments, or something that changes the process and is
+//! followed by the rest: `daemonise report FILE connect tcp 127.0.0.1 80`. A `+` stands between actions that follow each
+//! other. An action prints one line: `ok`, `errno N`, or of a child `exit N` or `signal N`.
+
+mod inform;
+mod network;
+mod place;
+mod process;
+
+use std::{fs, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+
+/// The exit status of a workload that was not understood.
+const MISUSE: u8 = 99;
+
+/// What comes after `--work`.
+pub(crate) fn main(words: &[String]) -> ExitCode {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    ExitCode::from(run(&words))
+}
+
+/// What comes after `--script`: the interpreter of scripts that begin with `#!…/program --script`; the other lines are
+/// words as after `--work`.
+pub(crate) fn script(words: &[String]) -> ExitCode {
+    let text = words.first().map(fs::read_to_string);
+    let Some(Ok(text)) = text else { return ExitCode::from(MISUSE) };
+    let words: Vec<&str> = text.lines().skip(1).flat_map(str::split_whitespace).collect();
+    ExitCode::from(run(&words))
+}
+
+/// Does `words`; the process's exit status.
+fn run(words: &[&str]) -> u8 {
+    let mut status = 0;
+    for action in words.split(|word| *word == "+") {
+        status = act(action).unwrap_or_else(|error| {
+            eprintln!("work {action:?}: {error:#}");
+            MISUSE
+        });
+    }
+    status
+}
+
+fn act(words: &[&str]) -> Result<u8> {
+    let (word, rest) = words.split_first().context("there is no action")?;
+    match *word {
+        "exec" => process::exec(rest),
+        "spawn" => process::spawn(rest),
+        "vspawn" => process::vspawn(rest),
+        "spawn-by-descriptor" => process::spawn_by_descriptor(rest),
+        "many" => process::many(rest),
+        "tree" => process::tree(rest),
+        "fork" => process::fork(rest),
+        "background" => process::background(rest),
+        "thread" => process::thread(rest),
+        "daemonise" => process::daemonise(rest),
+        "spin" => process::spin(),
+        "idle" => process::idle(),
+        "cgroup" => place::cgroup(rest),
+        "nest" => place::nest(rest),
+        "clone-into" => place::clone_into(rest),
+        "unshare" => place::unshare(rest),
+        "connect" => network::connect(rest),
+        "send" => network::send(rest),
+        "send-v4-on-v6" => network::send_v4_on_v6(rest),
+        "fast-open" => network::fast_open(rest),
+        "fast-open-connect" => network::fast_open_connect(rest),
+        "reconnect" => network::reconnect(rest),
+        "flow" => network::flow(rest),
+        "hold" => network::hold(rest),
+        "call" => network::call(rest),
+        _ => inform::act(word, rest),
+    }
+}
+
+/// Prints what became of an operation.
+fn say(result: Result<(), Errno>) -> u8 {
+    match result {
+        Ok(()) => println!("ok"),
+        Err(errno) => println!("errno {}", errno as i32),
+    }
+    0
+}
+
+/// Takes one argument off the front.
+fn one<'a, 'b>(words: &'b [&'a str]) -> Result<(&'a str, &'b [&'a str])> {
+    match words.split_first() {
+        Some((first, rest)) => Ok((first, rest)),
+        None => bail!("an argument is missing"),
+    }
+}

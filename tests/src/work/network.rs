@@ -1,0 +1,172 @@
+//! Sockets.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    net::SocketAddr,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6, recv, send as send_on, sendto,
+            setsockopt, socket, sockopt,
+        },
+        time::TimeVal,
+    },
+};
+
+use super::{one, process::idle, say};
+use crate::harness::wait::boot_ns;
+
+/// `connect tcp|udp ADDRESS PORT`
+pub(super) fn connect(words: &[&str]) -> Result<u8> {
+    let (protocol, rest) = one(words)?;
+    let (address, _) = address(rest)?;
+    let kind = match protocol {
+        "tcp" => SockType::Stream,
+        "udp" => SockType::Datagram,
+        _ => bail!("there is no protocol {protocol:?}"),
+    };
+    let socket = open(kind, &address)?;
+    Ok(say(connect_to(&socket, &address)))
+}
+
+/// `send ADDRESS PORT`: one datagram without a connect.
+pub(super) fn send(words: &[&str]) -> Result<u8> {
+    let (address, _) = address(words)?;
+    let socket = open(SockType::Datagram, &address)?;
+    Ok(say(send_to(&socket, &address, MsgFlags::empty())))
+}
+
+/// `send-v4-on-v6 ADDRESS PORT`: one datagram to an IPv4 address from an IPv6 socket.
+pub(super) fn send_v4_on_v6(words: &[&str]) -> Result<u8> {
+    let (address, _) = address(words)?;
+    let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    Ok(say(send_to(&socket, &address, MsgFlags::empty())))
+}
+
+/// `fast-open ADDRESS PORT`: connects by sending with `MSG_FASTOPEN`.
+pub(super) fn fast_open(words: &[&str]) -> Result<u8> {
+    let (address, _) = address(words)?;
+    let socket = open(SockType::Stream, &address)?;
+    Ok(say(send_to(&socket, &address, MsgFlags::from_bits_retain(libc::MSG_FASTOPEN))))
+}
+
+/// `fast-open-connect ADDRESS PORT`: connects when it first sends (`TCP_FASTOPEN_CONNECT`).
+pub(super) fn fast_open_connect(words: &[&str]) -> Result<u8> {
+    let (address, _) = address(words)?;
+    let socket = open(SockType::Stream, &address)?;
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&on))?;
+    // SAFETY: the option takes an int, which outlives the call; the descriptor is open.
+    let done = unsafe {
+        let fd = socket.as_raw_fd();
+        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, (&raw const on).cast(), length)
+    };
+    Errno::result(done)?;
+    let sent = connect_to(&socket, &address).and_then(|()| send_on(socket.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL));
+    Ok(say(sent.map(drop)))
+}
+
+/// `reconnect ADDRESS PORT ADDRESS PORT`: a UDP socket connects, disconnects, and connects to the second.
+pub(super) fn reconnect(words: &[&str]) -> Result<u8> {
+    let (first, rest) = address(words)?;
+    let (second, _) = address(rest)?;
+    let socket = open(SockType::Datagram, &first)?;
+    say(connect_to(&socket, &first));
+    // SAFETY: an all-zero sockaddr is one of family AF_UNSPEC, which disconnects; it outlives the call.
+    let done = unsafe {
+        let nowhere: libc::sockaddr = std::mem::zeroed();
+        libc::connect(socket.as_raw_fd(), &raw const nowhere, libc::socklen_t::try_from(size_of_val(&nowhere))?)
+    };
+    say(Errno::result(done).map(drop));
+    Ok(say(connect_to(&socket, &second)))
+}
+
+/// `flow ADDRESS PORT`: connects and for ever sends the time, `CLOCK_BOOTTIME` in 8 bytes, every 10 ms.
+pub(super) fn flow(words: &[&str]) -> Result<u8> {
+    let (address, _) = address(words)?;
+    let socket = open(SockType::Stream, &address)?;
+    say(connect_to(&socket, &address));
+    loop {
+        // a flow that was cut may well fail to send: it goes on trying
+        let _ = send_on(socket.as_raw_fd(), &boot_ns()?.to_be_bytes(), MsgFlags::MSG_NOSIGNAL);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// `hold ADDRESS PORT FIFO`: connects, sends `a`; when the FIFO can be read sends `b` and receives what there is.
+pub(super) fn hold(words: &[&str]) -> Result<u8> {
+    let (address, rest) = address(words)?;
+    let (fifo, _) = one(rest)?;
+    let socket = open(SockType::Stream, &address)?;
+    say(connect_to(&socket, &address));
+    say(send_on(socket.as_raw_fd(), b"a", MsgFlags::MSG_NOSIGNAL).map(drop));
+    File::open(fifo)?.read_exact(&mut [0])?;
+    say(send_on(socket.as_raw_fd(), b"b", MsgFlags::MSG_NOSIGNAL).map(drop));
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 500_000))?;
+    let received = recv(socket.as_raw_fd(), &mut [0; 64], MsgFlags::empty());
+    println!("received {}", received.unwrap_or(0));
+    idle()
+}
+
+/// `call SOCKET METHOD`: asks the agent; prints its answer.
+pub(super) fn call(words: &[&str]) -> Result<u8> {
+    let (path, rest) = one(words)?;
+    let (method, _) = one(rest)?;
+    let answer = ask(path, method).unwrap_or_else(|error| format!("errno {}", error.raw_os_error().unwrap_or(0)));
+    println!("{answer}");
+    Ok(0)
+}
+
+fn ask(path: &str, method: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(format!("{{\"method\":\"{method}\",\"parameters\":{{}}}}\0").as_bytes())?;
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 && byte != [0] {
+        answer.extend(byte);
+    }
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn address<'a, 'b>(words: &'b [&'a str]) -> Result<(SocketAddr, &'b [&'a str])> {
+    let (ip, rest) = one(words)?;
+    let (port, rest) = one(rest)?;
+    let ip = ip.parse().with_context(|| format!("{ip:?} is no address"))?;
+    Ok((SocketAddr::new(ip, port.parse()?), rest))
+}
+
+fn open(kind: SockType, address: &SocketAddr) -> Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    // a connect whose packets are dropped must not outlast the test
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(5, 0))?;
+    Ok(socket)
+}
+
+fn connect_to(socket: &OwnedFd, address: &SocketAddr) -> Result<(), Errno> {
+    let fd = socket.as_raw_fd();
+    match address {
+        SocketAddr::V4(v4) => nix::sys::socket::connect(fd, &SockaddrIn::from(*v4)),
+        SocketAddr::V6(v6) => nix::sys::socket::connect(fd, &SockaddrIn6::from(*v6)),
+    }
+}
+
+fn send_to(socket: &OwnedFd, address: &SocketAddr, flags: MsgFlags) -> Result<(), Errno> {
+    let (fd, flags) = (socket.as_raw_fd(), flags | MsgFlags::MSG_NOSIGNAL);
+    let sent = match address {
+        SocketAddr::V4(v4) => sendto(fd, b"x", &SockaddrIn::from(*v4), flags),
+        SocketAddr::V6(v6) => sendto(fd, b"x", &SockaddrIn6::from(*v6), flags),
+    };
+    sent.map(drop)
+}

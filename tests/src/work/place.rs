@@ -1,0 +1,72 @@
+//! Cgroups and namespaces.
+
+use std::{fs, os::fd::AsRawFd};
+
+use anyhow::{Context, Result, bail};
+use nix::{errno::Errno, sched::CloneFlags, sys::wait::waitpid, unistd::Pid};
+
+use super::{one, process, run, say};
+use crate::harness::mounts;
+
+/// As `linux/sched.h` has it; libc's constant of that name is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// `cgroup DIRECTORY REST`: moves itself there first.
+pub(super) fn cgroup(words: &[&str]) -> Result<u8> {
+    let (directory, rest) = one(words)?;
+    match fs::write(format!("{directory}/cgroup.procs"), "0") {
+        Ok(()) => Ok(run(rest)),
+        Err(error) => Ok(say(Err(Errno::from_raw(error.raw_os_error().unwrap_or(0))))),
+    }
+}
+
+/// `nest REST`: makes a cgroup below its own and moves itself there first.
+pub(super) fn nest(rest: &[&str]) -> Result<u8> {
+    let own = fs::read_to_string("/proc/self/cgroup")?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup2 in /proc/self/cgroup")?;
+    let nested = mounts::cgroup2()?.join(path).join("nested");
+    fs::create_dir(&nested).with_context(|| format!("{} cannot be made", nested.display()))?;
+    cgroup(&[&[nested.to_str().context("not UTF-8")?], rest].concat())
+}
+
+/// `clone-into DIRECTORY REST`: a child that is born in that cgroup does the rest and is waited for.
+pub(super) fn clone_into(words: &[&str]) -> Result<u8> {
+    let (directory, rest) = one(words)?;
+    let directory = fs::File::open(directory).with_context(|| format!("{directory} cannot be opened"))?;
+    // SAFETY: an all-zero clone_args is a value of it: integers only.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = u64::try_from(libc::SIGCHLD)?;
+    arguments.cgroup = u64::try_from(directory.as_raw_fd())?;
+    // SAFETY: without CLONE_VM this is a fork, and workloads have one thread; the structure outlives the call.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+    match pid {
+        0 => {
+            let status = run(rest);
+            // SAFETY: ends this process and runs none of the parent's exit handlers.
+            unsafe { libc::_exit(i32::from(status)) }
+        }
+        -1 => Ok(say(Err(Errno::last()))),
+        pid => process::tell_wait(waitpid(Pid::from_raw(i32::try_from(pid)?), None)?),
+    }
+}
+
+/// `unshare user,pid,net,mount,cgroup REST`: a child in those new namespaces does the rest and is waited for.
+pub(super) fn unshare(words: &[&str]) -> Result<u8> {
+    let (names, rest) = one(words)?;
+    let mut flags = CloneFlags::empty();
+    for name in names.split(',') {
+        flags |= match name {
+            "user" => CloneFlags::CLONE_NEWUSER,
+            "pid" => CloneFlags::CLONE_NEWPID,
+            "net" => CloneFlags::CLONE_NEWNET,
+            "mount" => CloneFlags::CLONE_NEWNS,
+            "cgroup" => CloneFlags::CLONE_NEWCGROUP,
+            _ => bail!("there is no namespace {name:?}"),
+        };
+    }
+    match nix::sched::unshare(flags) {
+        Ok(()) => process::fork(rest),
+        Err(errno) => Ok(say(Err(errno))),
+    }
+}

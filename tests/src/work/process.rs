@@ -1,0 +1,192 @@
+//! Processes and programs.
+
+use std::{
+    ffi::{CStr, CString, c_char},
+    fs::File,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{Command, ExitStatus, Stdio},
+    ptr,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    errno::Errno,
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, execv, fexecve, pause, setsid},
+};
+
+use super::{one, run, say};
+
+/// `exec PROGRAM ARGUMENT…`: this process becomes the program. Prints only where that failed.
+pub(super) fn exec(words: &[&str]) -> Result<u8> {
+    let argv = c_strings(words)?;
+    let program: &CStr = argv.first().context("exec needs a program")?;
+    let Err(errno) = execv(program, &argv);
+    Ok(say(Err(errno)))
+}
+
+/// `spawn PROGRAM ARGUMENT…`: fork, exec, wait.
+pub(super) fn spawn(words: &[&str]) -> Result<u8> {
+    let (program, arguments) = one(words)?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    // SAFETY: the closure does nothing; it makes the standard library use fork and not vfork.
+    unsafe { command.pre_exec(|| Ok(())) };
+    match command.status() {
+        Ok(status) => tell(status),
+        Err(error) => drop(say(Err(Errno::from_raw(error.raw_os_error().unwrap_or(0))))),
+    }
+    Ok(0)
+}
+
+/// `vspawn PROGRAM ARGUMENT…`: the same with posix_spawn(3), which is vfork.
+pub(super) fn vspawn(words: &[&str]) -> Result<u8> {
+    let argv = c_strings(words)?;
+    let program = argv.first().context("vspawn needs a program")?;
+    let mut pointers: Vec<*mut c_char> = argv.iter().map(|word| word.as_ptr().cast_mut()).collect();
+    pointers.push(ptr::null_mut());
+    let environment = [ptr::null_mut()];
+    let mut pid = 0;
+    // SAFETY: both vectors end with a null pointer and outlive the call, as do the strings they point to, which
+    // posix_spawn does not write to; null stands for default actions and attributes.
+    let errno = unsafe {
+        libc::posix_spawn(
+            &raw mut pid,
+            program.as_ptr(),
+            ptr::null(),
+            ptr::null(),
+            pointers.as_ptr(),
+            environment.as_ptr(),
+        )
+    };
+    if errno != 0 {
+        return Ok(say(Err(Errno::from_raw(errno))));
+    }
+    tell_wait(waitpid(Pid::from_raw(pid), None)?)
+}
+
+/// `spawn-by-descriptor PROGRAM ARGUMENT…`: fork, fexecve, wait.
+pub(super) fn spawn_by_descriptor(words: &[&str]) -> Result<u8> {
+    let (program, _) = one(words)?;
+    let (file, argv) = (File::open(program)?, c_strings(words)?);
+    // fexecve reports its errno through the exit status, above what programs here use
+    let child = in_child(|| {
+        let Err(errno) = fexecve(&file, &argv, &[] as &[&CStr]);
+        100 + u8::try_from(errno as i32).unwrap_or(0)
+    })?;
+    match waitpid(child, None)? {
+        WaitStatus::Exited(_, status) if status > 100 => Ok(say(Err(Errno::from_raw(status - 100)))),
+        other => tell_wait(other),
+    }
+}
+
+/// `many COUNT PROGRAM ARGUMENT…`: one after the other; prints how many ended with status 0.
+pub(super) fn many(words: &[&str]) -> Result<u8> {
+    let (count, rest) = one(words)?;
+    let (program, arguments) = one(rest)?;
+    let mut well = 0;
+    for _ in 0..count.parse::<u32>()? {
+        let status = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).status();
+        well += u32::from(status.is_ok_and(|status| status.success()));
+    }
+    println!("{well} of {count}");
+    Ok(0)
+}
+
+/// `tree COUNT`: processes that idle, half of them in sessions of their own; this one ends.
+pub(super) fn tree(words: &[&str]) -> Result<u8> {
+    let (count, _) = one(words)?;
+    let count = count.parse::<u32>()?;
+    for n in 0..count {
+        if n % 2 == 0 {
+            background(&["idle"])?
+        } else {
+            daemonise(&["idle"])?
+        };
+    }
+    println!("{count} made");
+    Ok(0)
+}
+
+/// `fork REST`: a child does the rest and is waited for.
+pub(super) fn fork(rest: &[&str]) -> Result<u8> {
+    let child = in_child(|| run(rest))?;
+    tell_wait(waitpid(child, None)?)
+}
+
+/// `background REST`: a child does the rest.
+pub(super) fn background(rest: &[&str]) -> Result<u8> {
+    in_child(|| run(rest))?;
+    Ok(0)
+}
+
+/// `thread REST`: another thread does the rest and is waited for.
+pub(super) fn thread(rest: &[&str]) -> Result<u8> {
+    std::thread::scope(|scope| match scope.spawn(|| run(rest)).join() {
+        Ok(status) => Ok(status),
+        Err(_) => bail!("the thread panicked"),
+    })
+}
+
+/// `daemonise REST`: fork, setsid, fork; the grandchild, without input and output, does the rest.
+pub(super) fn daemonise(rest: &[&str]) -> Result<u8> {
+    let child = in_child(|| if setsid().is_ok() && in_child(|| silent(rest)).is_ok() { 0 } else { super::MISUSE })?;
+    match waitpid(child, None)? {
+        WaitStatus::Exited(_, 0) => Ok(0),
+        other => bail!("the first child ended with {other:?}"),
+    }
+}
+
+fn silent(rest: &[&str]) -> u8 {
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let quiet =
+        null.is_ok_and(|null| dup2_stdin(&null).is_ok() && dup2_stdout(&null).is_ok() && dup2_stderr(&null).is_ok());
+    if quiet { run(rest) } else { super::MISUSE }
+}
+
+/// `spin`: uses the processor for ever.
+pub(super) fn spin() -> ! {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+/// `idle`: sleeps for ever.
+pub(super) fn idle() -> ! {
+    loop {
+        pause();
+    }
+}
+
+/// Forks; the child does `body` and ends with its status.
+pub(super) fn in_child(body: impl FnOnce() -> u8) -> Result<Pid> {
+    // SAFETY: workloads have one thread when they fork, so the child may do all that this process may.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let status = body();
+            // SAFETY: ends this process and runs none of the parent's exit handlers.
+            unsafe { libc::_exit(i32::from(status)) }
+        }
+    }
+}
+
+pub(super) fn tell_wait(status: WaitStatus) -> Result<u8> {
+    match status {
+        WaitStatus::Exited(_, status) => println!("exit {status}"),
+        WaitStatus::Signaled(_, signal, _) => println!("signal {}", signal as i32),
+        other => bail!("the child is {other:?}"),
+    }
+    Ok(0)
+}
+
+fn tell(status: ExitStatus) {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => println!("exit {code}"),
+        (None, signal) => println!("signal {}", signal.unwrap_or(0)),
+    }
+}
+
+fn c_strings(words: &[&str]) -> Result<Vec<CString>> {
+    words.iter().map(|word| CString::new(*word).context("a word with a zero byte")).collect()
+}
