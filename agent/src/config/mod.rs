@@ -14,12 +14,13 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd;
 
 pub use file::Group;
 
 /// The file that is read when none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/tipstaff/tipstaff.toml";
+/// Where group names are looked up; groups that only a directory service knows are given by number.
+const GROUPS: &str = "/etc/group";
 const DEFAULT_MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Why there is no usable configuration.
@@ -68,12 +69,12 @@ pub enum ConfigError {
         name: String,
     },
     /// The group database cannot be read.
-    #[error("cannot look up the group {name:?}: {source}")]
+    #[error("cannot look up the group {name:?} in /etc/group: {source}")]
     GroupLookup {
         /// The group.
         name: String,
         /// Why.
-        source: nix::Error,
+        source: io::Error,
     },
     /// The mounts cannot be read.
     #[error("cannot read /proc/self/mountinfo: {0}")]
@@ -114,7 +115,7 @@ pub struct Config {
     pub paths: Paths,
     /// Who may connect.
     pub groups: Groups,
-    /// What no policy can exceed.
+/// What no policy can exceed.
     pub limits: Limits,
 }
 
@@ -177,13 +178,25 @@ impl Group {
             Self::Default(name) => (None, (*name).to_owned()),
             Self::Named { key, name } => (Some(key), name.clone()),
         };
-        match (unistd::Group::from_name(&name), key) {
-            (Ok(Some(group)), _) => Ok(group.gid.as_raw()),
-            (Ok(None), None) => Ok(0),
-            (Ok(None), Some(key)) => Err(ConfigError::NoGroup { key: key.clone(), name }),
-            (Err(source), _) => Err(ConfigError::GroupLookup { name, source }),
+        // the file and not getgrnam(3): the binary is static, and the C library's name services are not
+        let groups = match fs::read_to_string(GROUPS) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other.map_err(|source| ConfigError::GroupLookup { name: name.clone(), source })?,
+        };
+        match (group_id(&groups, &name), key) {
+            (Some(id), _) => Ok(id),
+            (None, None) => Ok(0),
+            (None, Some(key)) => Err(ConfigError::NoGroup { key: key.clone(), name }),
         }
     }
+}
+
+/// The id of a group in the text of group(5): `name:password:id:members`.
+fn group_id(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        if fields.next() == Some(name) { fields.nth(1)?.parse().ok() } else { None }
+    })
 }
 
 /// What no policy can exceed.

@@ -149,7 +149,9 @@ impl Engine {
                     let message = format!("{why}; the policy is strict: run it on another host, or without strict");
                     return Err(ApiError::Unavailable { control: name.into(), message });
                 }
-                state => notes.push(format!("control {name} is {state} here: {why}")),
+                ControlState::Unavailable => notes.push(format!("control {name} is unavailable here: {why}")),
+                // shown by `inspect` and `status`; not worth a line at every start
+                ControlState::BestEffort | ControlState::Observe => {}
             }
         }
         Ok(notes)
@@ -170,7 +172,7 @@ impl Engine {
         };
         let what = refusal.path.display().to_string();
         let rule = policy.rule_name(refusal.rule).to_owned();
-        let message = format!("policy {} does not let {what} run (rule {rule})", policy.name);
+        let message = format!("policy {} does not let {what} run", policy.name);
         if policy.mode == Mode::Observe {
             return Ok(Some(format!("{message}; it runs, because the policy only observes")));
         }
