@@ -73,7 +73,7 @@ pub fn prove(kernel: &mut Kernel, root: &Path) -> Result<Song, KernelError> {
     let cgroup = SessionCgroup::create(root, &name).map_err(KernelError::file("make cgroup", root.join(&name)))?;
     let song = sing(kernel, &cgroup);
     cgroup.kill().map_err(KernelError::file("kill cgroup", cgroup.path()))?;
-    let removed = remove(&cgroup);
+    let removed = cgroup.remove_patiently().map_err(KernelError::file("remove cgroup", cgroup.path()));
     let song = song?;
     removed?;
     Ok(song)
@@ -151,19 +151,6 @@ fn datagrams_to_self() -> (u32, [u8; 16], NetEntry) {
     let verdict = u8::try_from(ALLOW).unwrap_or(0);
     entry.ports[0] = PortRule { low: 1, high: u16::MAX, protocol, verdict, rule: 0 };
     (128, Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets(), entry)
-}
-
-/// The kernel lets go of a cgroup a moment after its last process was reaped.
-fn remove(cgroup: &SessionCgroup) -> Result<(), KernelError> {
-    let start = std::time::Instant::now();
-    loop {
-        match cgroup.remove() {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < Duration::from_secs(5) => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            other => return other.map_err(KernelError::file("remove cgroup", cgroup.path())),
-        }
-    }
 }
 
 /// The child's side: tries one thing after the other and says what came of it. Waits for a line before each half.

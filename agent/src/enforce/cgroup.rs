@@ -5,7 +5,12 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
+
+/// How long the kernel may take to let go of a cgroup whose tasks have ended.
+const PATIENCE: Duration = Duration::from_secs(5);
+const GLANCE: Duration = Duration::from_millis(1);
 
 /// The cgroup of one session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,9 +60,25 @@ impl SessionCgroup {
         }
     }
 
-    /// Removes it, with what members made below it. It must be empty of processes.
-    pub fn remove(&self) -> io::Result<()> {
-        remove_tree(&self.path)
+    /// Removes it, with what members made below it. True: it is gone. False: the kernel still counts a task in it that
+    /// has ended; try again.
+    pub fn remove(&self) -> io::Result<bool> {
+        match remove_tree(&self.path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Removes it, and waits for the kernel a moment where it must.
+    pub fn remove_patiently(&self) -> io::Result<()> {
+        let start = Instant::now();
+        while !self.remove()? {
+            if start.elapsed() > PATIENCE {
+                return Err(io::Error::from_raw_os_error(libc::EBUSY));
+            }
+            std::thread::sleep(GLANCE);
+        }
+        Ok(())
     }
 }
 

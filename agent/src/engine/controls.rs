@@ -18,9 +18,9 @@ pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
             Tier::Full => "the canary's exec failed with EPERM",
             Tier::NoLsm => "the canary was killed before its first instruction: BPF LSM programs cannot be used here",
         };
-        control("exec", ControlState::Enforced, why)
+        control("exec-deny", ControlState::Enforced, why)
     } else {
-        control("exec", ControlState::Unavailable, &format!("the canary's exec came out as {}", song.of("exec")))
+        control("exec-deny", ControlState::Unavailable, &format!("the canary's exec came out as {}", song.of("exec")))
     };
     let membership = match tier {
         Tier::Full => control("membership", ControlState::Enforced, "every task is labelled before it exists"),
@@ -37,9 +37,9 @@ pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
         membership,
         exec,
         script,
-        attempts("connect", song, &[("connect4", "ipv4"), ("connect6", "ipv6")]),
-        attempts("send", song, &[("send4", "ipv4"), ("send6", "ipv6")]),
-        attempts("packets", song, &[("packet", "an open flow of an ended session")]),
+        attempts("connect-deny", song, &[("connect4", "ipv4"), ("connect6", "ipv6")]),
+        attempts("send-deny", song, &[("send4", "ipv4"), ("send6", "ipv6")]),
+        attempts("packet-drop", song, &[("packet", "an open flow of an ended session")]),
         unavailable("crossed-sockets", "a socket made outside its session is not judged; `run` closes all but 0 to 2"),
         unavailable("listen", "this version has no rules for bind, listen and accept"),
         unavailable("raw-sockets", "this version does not judge raw, packet, ping and other sockets when they are made"),
@@ -87,14 +87,14 @@ pub(super) fn asked(policy: &Policy, script: impl Fn(&std::path::Path) -> bool) 
     let mut names = vec!["membership"];
     let denies_exec = policy.exec.iter().any(|r| r.effect == Effect::Deny);
     if policy.kind.exec_default() == Effect::Deny || denies_exec {
-        names.push("exec");
+        names.push("exec-deny");
     }
     if policy.exec.iter().any(|r| matches!(&r.target, ExecTarget::Path(p) if script(p))) {
         names.push("exec-script");
     }
     let denies_net = policy.net.iter().any(|r| r.effect == Effect::Deny);
     if policy.kind.net_default() == Effect::Deny || denies_net {
-        names.extend(["connect", "send", "packets"]);
+        names.extend(["connect-deny", "send-deny", "packet-drop"]);
     }
     names
 }

@@ -105,9 +105,17 @@ impl Engine {
         if members_left > 0 {
             return;
         }
-        complain("removing a cgroup", live.cgroup.remove());
         complain("releasing a session", self.parts.kernel.release(live.reference, live.cgroup.id()));
         self.slots.free(live.reference);
+        self.leaving.push(live.cgroup.clone());
+        self.remove_cgroups();
+    }
+
+    /// Removes the cgroups of sessions that are over; those that the kernel still holds wait for the next tick.
+    pub(super) fn remove_cgroups(&mut self) {
+        self.leaving.retain(|cgroup| complain("removing a cgroup", cgroup.remove()) == Some(false));
+        let pause = u64::try_from(PAUSE.as_nanos()).unwrap_or(0);
+        self.removal_due = (!self.leaving.is_empty()).then(|| boot_now() + pause);
     }
 
     /// With the last session gone, a disarm takes the programs off the host.
@@ -117,6 +125,9 @@ impl Engine {
         }
         let Some(Disarming { reply, sessions, principal }) = self.disarming.take() else { return };
         let mut disarmed = wire::Disarmed { sessions: sessions.len() as u64, ..wire::Disarmed::default() };
+        for cgroup in self.leaving.drain(..) {
+            complain("removing a cgroup", cgroup.remove_patiently());
+        }
         let pins = self.parts.config.paths.pins.display().to_string();
         match self.parts.pins.clear() {
             Ok(count) => disarmed.removed.push(format!("{pins} ({count} pins)")),

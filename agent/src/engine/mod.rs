@@ -96,6 +96,10 @@ pub struct Engine {
     lost: BTreeMap<&'static str, u64>,
     /// When appended records must be durable.
     flush_due: Option<u64>,
+    /// Cgroups of sessions that are over.
+    leaving: Vec<SessionCgroup>,
+    /// When their removal is tried again.
+    removal_due: Option<u64>,
     disarming: Option<Disarming>,
     done: bool,
 }
@@ -146,6 +150,8 @@ impl Engine {
             ready: Instant::now(),
             lost: BTreeMap::new(),
             flush_due: None,
+            leaving: Vec::new(),
+            removal_due: None,
             disarming: None,
             done: false,
         }
@@ -222,6 +228,9 @@ impl Engine {
                 self.round(id);
             }
         }
+        if self.removal_due.is_some_and(|due| due <= now) {
+            self.remove_cgroups();
+        }
         if self.flush_due.is_some_and(|due| due <= now) {
             self.flush();
         }
@@ -234,7 +243,7 @@ impl Engine {
             let deadline = s.machine.reason().is_none().then_some(s.machine.deadline_boot_ns());
             [deadline, s.next_round]
         });
-        sessions.chain([self.flush_due]).flatten().min()
+        sessions.chain([self.flush_due, self.removal_due]).flatten().min()
     }
 
     /// Says goodbye: enforcement stays.

@@ -182,7 +182,7 @@ impl EndOf<'_> {
         let gone = self.left == 0;
         self.receipts = opened.into_iter().map(|(pid, (name, _))| Receipt { pid, name, gone }).collect();
         if let Some(cgroup) = cgroup {
-            complain("removing a cgroup", cgroup.remove());
+            complain("removing a cgroup", cgroup.remove_patiently());
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
 use tipstaff_common::label::SessionRef;
 use tracing::info;
 
-use super::{Engine, Live, Note, complain, controls, judge, resolve, slots::Slots, store::Kept};
+use super::{Engine, Live, Note, complain, controls, judge, resolve, store::Kept};
 use crate::{
     api::{
         server::Peer,
@@ -124,14 +124,9 @@ impl Engine {
             if ttl.is_zero() {
                 return Err(ApiError::BadRequest { message: "--ttl 0 is no time at all: give more".into() });
             }
-            if ttl > policy.ttl {
-                let message = format!(
-                    "--ttl {text} is longer than the policy's {}: it can only be shortened",
-                    duration::format(policy.ttl)
-                );
-                return Err(ApiError::BadRequest { message });
+            if ttl < policy.ttl {
+                shortest = (ttl, "--ttl");
             }
-            shortest = (ttl, "--ttl");
         }
         let cap = self.parts.config.limits.max_ttl;
         Ok(if cap < shortest.0 { (cap, "host cap") } else { shortest })
@@ -220,8 +215,8 @@ impl Engine {
         let enforce = policy.mode == Mode::Enforce;
         let begun = self.parts.kernel.begin(reference, enforce, policy_slot, deadline, cgroup.id());
         if let Err(problem) = begun {
-            complain("removing a cgroup", cgroup.remove());
-            release(&mut self.slots, reference);
+            complain("removing a cgroup", cgroup.remove_patiently());
+            self.slots.free(reference);
             return Err(failed(problem));
         }
         Ok((reference, cgroup))
@@ -262,10 +257,6 @@ impl Engine {
             complain("taking a label back", self.parts.kernel.unlabel(live._first.as_fd()));
         }
     }
-}
-
-fn release(slots: &mut Slots, reference: SessionRef) {
-    slots.free(reference);
 }
 
 /// Tells the engine when the process ends.
