@@ -177,30 +177,20 @@ fn load(ground: &Ground, confine: Option<&CgroupRoot>) -> Result<(Kernel, Vec<Co
     load_with(&ground.root, confine, Some(&ground.pins))
 }
 
-/// Loads the best tier whose canary is really stopped: the tier is found by trying.
+/// Loads the programs and lets the canary find the tier: by trying, not by the kernel's version.
 fn load_with(
     root: &CgroupRoot,
     confine: Option<&CgroupRoot>,
     pins: Option<&Pins>,
 ) -> Result<(Kernel, Vec<Control>), Failure> {
-    let mut why = None;
-    for tier in [Tier::Full, Tier::NoLsm] {
-        let attempt = Kernel::load(&Options { tier, root, confine, pins });
-        let proven = attempt.and_then(|mut kernel| prove(&mut kernel, &root.path).map(|song| (kernel, song)));
-        match proven {
-            Ok((kernel, song)) if tier == Tier::NoLsm || song.exec_stopped(tier) => {
-                let controls = controls_from_song(tier, &song);
-                return Ok((kernel, controls));
-            }
-            Ok((_, song)) => info!("tier full is attached and does not decide here: exec came out as {}", song.of("exec")),
-            Err(problem) if tier == Tier::Full => info!("tier full cannot be used here: {problem}"),
-            Err(problem) => why = Some(problem),
-        }
-        if let Some(pins) = pins {
-            pins.clear().map_err(unable)?;
-        }
+    let mut kernel = Kernel::load(&Options { root, confine, pins }).map_err(unable)?;
+    let song = prove(&mut kernel, &root.path).map_err(unable)?;
+    if kernel.tier() == Tier::Full && !song.exec_stopped(Tier::Full) {
+        info!("LSM programs attach and do not decide here: is bpf in /sys/kernel/security/lsm?");
+        kernel.leave_lsm(pins).map_err(unable)?;
     }
-    Err(why.map_or_else(|| Failure::new(Exit::Unable, "no tier can be used here"), unable))
+    let controls = controls_from_song(kernel.tier(), &song);
+    Ok((kernel, controls))
 }
 
 async fn serve(

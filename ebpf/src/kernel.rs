@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{
 use tipstaff_common::{
     offsets::Offsets,
     rule::FileId,
-    session::{Settings, TIER_FULL},
+    session::Settings,
 };
 
 use crate::{
@@ -23,12 +23,6 @@ pub fn settings() -> Settings {
     // SAFETY: a static of plain integers. VERIFIER: volatile, because the compiler would otherwise fold in the zeros of
     // the source, which the agent replaces.
     unsafe { core::ptr::read_volatile(&raw const SETTINGS) }
-}
-
-/// The LSM programs decide, the tracepoints record.
-#[inline(always)]
-pub fn tier_is_full() -> bool {
-    settings().tier == TIER_FULL
 }
 
 /// Reads one offset; see [`settings`] for why it is volatile.

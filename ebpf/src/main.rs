@@ -1,7 +1,8 @@
 //! Tipstaff's kernel programs: find the session, test its rules, decide, emit. Nothing else.
 //!
 //! One fixed set for ever; sessions and policies are data in the maps. No program decides by a path string, waits for
-//! user space, or depends on a record arriving. The tier and the structure offsets are constants of the load.
+//! user space, or depends on a record arriving. The structure offsets are constants of the load; the tier is which of the
+//! programs are attached.
 #![no_std]
 #![no_main]
 // BPF inline assembly, for the one instruction that rustc has no function for (see `emit::add`)

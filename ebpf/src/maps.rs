@@ -17,8 +17,7 @@ use tipstaff_common::{
 
 /// Constants of this load. The agent replaces them in read-only data before the programs are verified.
 #[unsafe(no_mangle)]
-pub static SETTINGS: Settings =
-    Settings { tier: 0, session_level: 0, confine_cgroup: 0, confine_level: 0, agent: 0 };
+pub static SETTINGS: Settings = Settings { confine_cgroup: 0, session_level: 0, agent: 0 };
 
 /// Where this kernel keeps what the programs read; as `SETTINGS`.
 #[unsafe(no_mangle)]

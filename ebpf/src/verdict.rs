@@ -23,6 +23,7 @@ pub enum Fault {
 }
 
 /// What is to happen to one operation, and which rule says so.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Decision {
     /// `rule::ALLOW`, `DENY`, `KILL` or `WOULD_DENY`.

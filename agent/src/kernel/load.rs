@@ -1,7 +1,10 @@
-//! Loads the fixed set of programs for a tier and attaches it. That they attached says nothing about whether they
-//! decide: that is for the canary to prove.
+//! Loads the fixed set of programs and attaches it. That the LSM programs attached says nothing about whether they
+//! decide: that is for the canary to prove, and what it proves is the tier.
 
-use std::{error::Error, fs::File};
+use std::{
+    error::Error,
+    fs::{self, File},
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
@@ -12,7 +15,9 @@ use aya::{
     },
 };
 use serde::{Deserialize, Serialize};
-use tipstaff_common::session::{Settings, TIER_FULL, TIER_NO_LSM};
+use tipstaff_common::session::Settings;
+
+use tracing::info;
 
 use super::{CgroupRoot, KernelError, Pins, maps::Maps, offsets};
 
@@ -42,8 +47,6 @@ impl Tier {
 /// What to load for.
 #[derive(Debug)]
 pub struct Options<'a> {
-    /// The tier to load for.
-    pub tier: Tier,
     /// The cgroup that sessions' cgroups stand in; socket and packet programs are attached to it.
     pub root: &'a CgroupRoot,
     /// Deny, kill and drop only below this cgroup.
@@ -55,8 +58,8 @@ pub struct Options<'a> {
 /// The loaded programs and their maps.
 pub struct Kernel {
     ebpf: Ebpf,
-    /// Links that are not pinned.
-    links: Vec<FdLink>,
+    /// Links that are not pinned, by program.
+    links: Vec<(&'static str, FdLink)>,
     /// The maps that the agent reads and writes.
     pub(super) maps: Maps,
     tier: Tier,
@@ -99,10 +102,8 @@ impl Kernel {
     /// Loads and attaches. Whatever was attached goes again when this fails; pins are the caller's to clear.
     pub fn load(options: &Options<'_>) -> Result<Self, KernelError> {
         let settings = Settings {
-            tier: if options.tier == Tier::Full { TIER_FULL } else { TIER_NO_LSM },
-            session_level: options.root.level + 1,
             confine_cgroup: options.confine.map_or(0, |c| c.id),
-            confine_level: options.confine.map_or(0, |c| c.level),
+            session_level: options.root.level + 1,
             agent: std::process::id(),
         };
         let offsets = offsets::resolve()?;
@@ -119,15 +120,25 @@ impl Kernel {
         }
         let btf = Btf::from_sys_fs().map_err(|e| KernelError::refused("its own type information", &e))?;
         let maps = Maps::take(&mut ebpf)?;
-        let mut kernel = Self { ebpf, links: Vec::new(), maps, tier: options.tier };
+        let mut kernel = Self { ebpf, links: Vec::new(), maps, tier: Tier::NoLsm };
         kernel.attach_all(options, &btf)?;
         Ok(kernel)
     }
 
-    /// The tier that was loaded.
+    /// How execs out of scope are stopped: tier full while the LSM programs are attached.
     #[must_use]
     pub const fn tier(&self) -> Tier {
         self.tier
+    }
+
+    /// Takes the LSM programs off again, which are attached and do not decide.
+    pub fn leave_lsm(&mut self, pins: Option<&Pins>) -> Result<(), KernelError> {
+        self.links.retain(|(name, _)| !LSM.contains(name));
+        for path in LSM.iter().filter_map(|name| Some(pins?.link(name))).filter(|path| path.exists()) {
+            fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
+        }
+        self.tier = Tier::NoLsm;
+        Ok(())
     }
 
     fn attach_all(&mut self, options: &Options<'_>, btf: &Btf) -> Result<(), KernelError> {
@@ -140,12 +151,9 @@ impl Kernel {
             let link = attach_iterator(self.typed("members")?);
             self.keep(options, "members", link)?;
         }
-        // membership before decisions, so that no decision is made on a tree that is only half labelled
-        if options.tier == Tier::Full {
-            for name in LSM {
-                let link = attach_lsm(self.typed(name)?, name, btf);
-                self.keep(options, name, link)?;
-            }
+        if let Err(problem) = self.attach_lsm_programs(options, btf) {
+            info!("no LSM programs here: {problem}");
+            self.leave_lsm(options.pins)?;
         }
         for (name, tracepoint) in TRACEPOINTS {
             let link = attach_tracepoint(self.typed(name)?, tracepoint, btf);
@@ -164,16 +172,25 @@ impl Kernel {
         Ok(())
     }
 
+    fn attach_lsm_programs(&mut self, options: &Options<'_>, btf: &Btf) -> Result<(), KernelError> {
+        for name in LSM {
+            let link = attach_lsm(self.typed(name)?, name, btf);
+            self.keep(options, name, link)?;
+        }
+        self.tier = Tier::Full;
+        Ok(())
+    }
+
     /// Pins the link, or keeps it with the process.
     fn keep(
         &mut self,
         options: &Options<'_>,
-        name: &str,
+        name: &'static str,
         link: Result<FdLink, Box<dyn Error>>,
     ) -> Result<(), KernelError> {
         let link = link.map_err(|e| KernelError::refused(format!("program {name}"), e.as_ref()))?;
         match options.pins {
-            None => self.links.push(link),
+            None => self.links.push((name, link)),
             Some(pins) => {
                 let pinned = link.pin(pins.link(name));
                 pinned.map_err(|e| KernelError::refused(format!("the pin of link {name}"), &e))?;

@@ -4,8 +4,10 @@
 //! interpreter. In both tiers `sched_process_exec` judges what is about to run and kills it before its first
 //! instruction; in tier full there is normally nothing left for it but to record.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
-    helpers::{bpf_probe_read_kernel_str_bytes, bpf_probe_read_user_buf},
+    helpers::{bpf_loop, bpf_probe_read_kernel_str_bytes, bpf_probe_read_user_buf},
     macros::{btf_tracepoint, lsm},
     programs::{BtfTracePointContext, LsmContext},
 };
@@ -129,25 +131,63 @@ fn by_rules(session: &Session, file: File, identity: FileId) -> Result<Decision,
     Ok(best)
 }
 
-/// Walks up from the program to the root of its file system. Mounts are not crossed: what a member mounts somewhere
+/// The walk up from a program to the root of its file system. Mounts are not crossed: what a member mounts somewhere
 /// does not move a file into a directory, nor out of one.
+#[repr(C)]
+struct Walk<'a> {
+    rules: &'a ExecRules,
+    entry: Dentry,
+    best: Decision,
+    end: u32,
+}
+
+/// The walk goes on, and reached no root within `DEPTH` if it still does when it stops.
+const ON_THE_WAY: u32 = 0;
+/// `best` is the decision.
+const ARRIVED: u32 = 1;
+/// A directory could not be read.
+const LOST: u32 = 2;
+
 #[inline(always)]
-fn by_directories(rules: &ExecRules, file: File, mut best: Decision) -> Result<Decision, Fault> {
-    let mut entry: Dentry = file.dentry()?;
-    for _ in 0..DEPTH {
-        let above = entry.parent()?;
-        if above == entry {
-            return Ok(best);
-        }
-        entry = above;
-        if let Some(decision) = rule_for(rules, entry.identity()?, KIND_DIRECTORY) {
-            if decision.verdict != ALLOW {
-                return Ok(decision);
-            }
-            best = decision;
+fn by_directories(rules: &ExecRules, file: File, best: Decision) -> Result<Decision, Fault> {
+    let mut walk = Walk { rules, entry: file.dentry()?, best, end: ON_THE_WAY };
+    let context = core::ptr::from_mut(&mut walk).cast::<c_void>();
+    // SAFETY: the callback takes what it is given here, and the walk outlives the call. VERIFIER: a helper's loop, whose
+    // body is verified once; unrolled over `DEPTH` it is two thirds of all that the verifier does for this object.
+    unsafe { bpf_loop(DEPTH, climb as *mut c_void, context, 0) };
+    match walk.end {
+        ARRIVED => Ok(walk.best),
+        LOST => Err(Fault::Unreadable),
+        _ => Err(Fault::TooDeep),
+    }
+}
+
+/// One step of the walk. 0: go on, 1: stop.
+#[inline(never)]
+extern "C" fn climb(_step: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `by_directories` passes its `Walk`, which nothing else holds meanwhile.
+    let walk = unsafe { &mut *context.cast::<Walk<'_>>() };
+    let Ok(above) = walk.entry.parent() else {
+        walk.end = LOST;
+        return 1;
+    };
+    if above == walk.entry {
+        walk.end = ARRIVED;
+        return 1;
+    }
+    walk.entry = above;
+    let Ok(identity) = above.identity() else {
+        walk.end = LOST;
+        return 1;
+    };
+    if let Some(decision) = rule_for(walk.rules, identity, KIND_DIRECTORY) {
+        walk.best = decision;
+        if decision.verdict != ALLOW {
+            walk.end = ARRIVED;
+            return 1;
         }
     }
-    Err(Fault::TooDeep)
+    0
 }
 
 #[inline(always)]

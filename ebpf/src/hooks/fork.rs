@@ -9,7 +9,7 @@ use aya_ebpf::{
 use tipstaff_common::{
     event::{Exit, Fork, KIND_EXIT, KIND_FORK, KIND_MOVE, Move},
     label::{CONFINED, DOOMED, Label, SessionRef},
-    rule::{KILL, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED, REASON_LEAVES},
+    rule::{ALLOW, KILL, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED, REASON_LEAVES},
 };
 
 use crate::{
@@ -33,8 +33,10 @@ pub fn task_alloc(context: LsmContext) -> i32 {
 #[inline(always)]
 fn refuse_fork(child: *mut c_void, flags: u64) -> bool {
     let Some(session) = session::of_current() else { return false };
-    let decision = match may_fork(&session, flags) {
-        Decision { verdict: tipstaff_common::rule::ALLOW, .. } => match copy_label(&session, child) {
+    let decision = match may_fork(&session) {
+        // only here can it be refused without killing somebody: in tier no-lsm the child is a member wherever it is born
+        Decision { verdict: ALLOW, .. } if flags & CLONE_INTO_CGROUP != 0 => Decision::deny(REASON_LEAVES),
+        Decision { verdict: ALLOW, .. } => match copy_label(&session, child) {
             Ok(_) => return false,
             Err(fault) => of_fault(fault, &session),
         },
@@ -52,13 +54,12 @@ fn refuse_fork(child: *mut c_void, flags: u64) -> bool {
     true
 }
 
-/// A session that is over starts nothing, and no child is born outside its session's cgroup.
+/// A session that is over starts nothing.
 #[inline(always)]
-fn may_fork(session: &Session, flags: u64) -> Decision {
+fn may_fork(session: &Session) -> Decision {
     match session.phase {
         Phase::Ended => Decision::deny(REASON_ENDED),
         Phase::Expired => Decision::deny(REASON_EXPIRED),
-        Phase::Live if flags & CLONE_INTO_CGROUP != 0 && kernel::tier_is_full() => Decision::deny(REASON_LEAVES),
         Phase::Live => Decision::allow(REASON_DEFAULT),
     }
 }
@@ -117,7 +118,7 @@ fn on_newtask(child: *mut c_void, flags: u64) {
     };
     let decision = match labelled {
         Ok(false) => return, // the other copy was here
-        Ok(true) => may_fork(&session, flags),
+        Ok(true) => may_fork(&session),
         Err(fault) => of_fault(fault, &session),
     };
     let mut decision = settle(decision, &session);
