@@ -25,8 +25,8 @@ struct Record {
     tier: String,
     kernel: String,
     result: Outcome,
-    #[serde(default)]
-    why: Option<String>,
+    /// Why it failed or was skipped.
+    why: String,
 }
 
 /// The tiers that a test is for.
@@ -52,22 +52,31 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Takes a line if it is a report; what a kernel wrote before it on the same line is dropped.
-    pub(crate) fn take(&mut self, line: &str) -> bool {
+    /// Takes a line of a run, and returns what people should read of it. What a kernel wrote before a report on the
+    /// same line is dropped.
+    pub(crate) fn take(&mut self, line: &str) -> Option<String> {
         if let Some(json) = line.split("TIPSTAFF-TEST ").nth(1) {
-            match serde_json::from_str(json) {
+            return Some(match serde_json::from_str(json) {
                 Ok(record) => self.add(record),
-                Err(error) => self.fail("?", "?", &format!("unreadable report ({error}): {json}")),
-            }
-        } else if let Some(json) = line.split("TIPSTAFF-DECLARE ").nth(1) {
-            match serde_json::from_str(json) {
-                Ok(Declared { name, tiers }) => drop(self.declared.insert(name, tiers)),
-                Err(error) => self.fail("?", "?", &format!("unreadable declaration ({error}): {json}")),
-            }
-        } else {
-            return false;
+                Err(error) => self.unreadable("report", json, &error),
+            });
         }
-        true
+        if let Some(json) = line.split("TIPSTAFF-DECLARE ").nth(1) {
+            return match serde_json::from_str(json) {
+                Ok(Declared { name, tiers }) => {
+                    self.declared.insert(name, tiers);
+                    None
+                }
+                Err(error) => Some(self.unreadable("declaration", json, &error)),
+            };
+        }
+        Some(line.to_owned())
+    }
+
+    fn unreadable(&mut self, what: &str, json: &str, error: &serde_json::Error) -> String {
+        let why = format!("unreadable {what} ({error}): {json}");
+        self.fail("any", "any", &why);
+        why
     }
 
     /// Adds what a run of unit tests counted.
@@ -85,15 +94,21 @@ impl Records {
         self.failures.push(format!("{kernel} {tier}: {why}"));
     }
 
-    fn add(&mut self, record: Record) {
+    fn add(&mut self, record: Record) -> String {
         let Record { name, tier, kernel, result, why } = record;
         self.count(&kernel, &tier, result, 1);
+        let text = match result {
+            Outcome::Pass => format!("pass  {name}"),
+            Outcome::Fail => format!("FAIL  {name}: {why}"),
+            Outcome::Skip => format!("skip  {name}: {why}"),
+        };
         if result == Outcome::Fail {
-            self.failures.push(format!("{kernel} {tier}: {name}: {}", why.as_deref().unwrap_or("no reason given")));
+            self.failures.push(format!("{kernel} {tier}: {name}: {why}"));
         }
         if result != Outcome::Skip {
             self.ran.insert((name, tier));
         }
+        text
     }
 
     /// Every declared tier in which its test ran nowhere counts as a failure.
@@ -141,7 +156,7 @@ mod tests {
     use super::{Outcome, Records};
 
     fn record(name: &str, tier: &str, result: &str) -> String {
-        format!(r#"TIPSTAFF-TEST {{"name":"{name}","tier":"{tier}","kernel":"6.1","result":"{result}","why":null}}"#)
+        format!(r#"TIPSTAFF-TEST {{"name":"{name}","tier":"{tier}","kernel":"6.1","result":"{result}","why":"so"}}"#)
     }
 
     #[test]
@@ -149,11 +164,11 @@ mod tests {
         let mut records = Records::default();
         records.count("6.18", "unit", Outcome::Pass, 40);
         for line in [record("a", "full", "pass"), record("b", "full", "fail"), record("a", "no-lsm", "skip")] {
-            assert!(records.take(&line));
+            records.take(&line);
         }
-        assert!(!records.take("hello"));
+        assert_eq!(records.take("hello").as_deref(), Some("hello"));
         let summary = records.summary();
-        assert!(summary.contains("FAILED 6.1 full: b: no reason given\n"), "{summary}");
+        assert!(summary.contains("FAILED 6.1 full: b: so\n"), "{summary}");
         assert!(summary.contains("6.1     full         1       1        0\n"), "{summary}");
         assert!(summary.ends_with("\n41 passed, 1 failed, 1 skipped\n"), "{summary}");
         assert_eq!(records.failures(), 1);
@@ -162,7 +177,7 @@ mod tests {
     #[test]
     fn a_declared_tier_that_ran_nowhere_fails_and_one_that_ran_does_not() {
         let mut records = Records::default();
-        assert!(records.take(r#"TIPSTAFF-DECLARE {"name":"a","tiers":["full","no-lsm"]}"#));
+        assert_eq!(records.take(r#"TIPSTAFF-DECLARE {"name":"a","tiers":["full","no-lsm"]}"#), None);
         records.take(&record("a", "full", "pass"));
         records.take(&record("a", "no-lsm", "skip"));
         records.require_declared();
@@ -173,9 +188,10 @@ mod tests {
     #[test]
     fn a_report_after_a_kernel_message_is_read_and_a_broken_one_is_a_failure() {
         let mut records = Records::default();
-        assert!(records.take(&format!("[   1.2] clocksource: {}", record("a", "full", "pass"))));
+        let line = format!("[   1.2] clocksource: {}", record("a", "full", "pass"));
+        assert_eq!(records.take(&line).as_deref(), Some("pass  a"));
         assert_eq!(records.failures(), 0);
-        assert!(records.take("TIPSTAFF-TEST {\"name\":"));
+        records.take("TIPSTAFF-TEST {\"name\":");
         assert_eq!(records.failures(), 1);
     }
 }

@@ -111,8 +111,8 @@ fn native(workspace: &Workspace, records: &mut Records) -> Result<()> {
     let end = watch(
         Command::new(workspace.tests()).args(["--tier", "auto"]),
         |line| {
-            if !records.take(line) {
-                println!("{release} | {line}");
+            if let Some(text) = records.take(line) {
+                println!("{release} | {text}");
             }
             None
         },
