@@ -26,10 +26,10 @@ use crate::{
     },
     cli::{Exit, Failure},
     config::{Config, cgroup2_mount},
-    engine::{self, Control, Engine, Parts, Store, controls_from_song, recover, wire_control},
-    enforce::prove,
+    engine::{self, Control, Engine, Parts, Store, controls_from_song, pidfd_of, recover, wire_control},
+    enforce::{SessionCgroup, prove},
     evidence::{self, Body, Log},
-    kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier, open_pidfd},
+    kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier},
     readable::Readable,
     session::EndReason,
 };
@@ -65,8 +65,8 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
     let groups = &config.groups;
     let listeners = Listeners::bind(&config.paths.runtime, groups.read.gid()?, groups.operate.gid()?)?;
     let left = recover(&ground.pins, &ground.store, &mut ground.log, EndReason::AgentLoss).map_err(unexpected)?;
-    if !left.is_empty() {
-        info!("{} sessions of an earlier agent were ended", left.len());
+    if !left.ended.is_empty() {
+        info!("{} sessions of an earlier agent were ended", left.ended.len());
     }
     ground.pins.clear().map_err(unable)?;
     let loaded = load(&ground, confine.as_ref());
@@ -78,7 +78,7 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(unexpected)?;
-    runtime.block_on(serve(config, ground, confine, kernel, controls, listeners))
+    runtime.block_on(serve(config, ground, confine, (kernel, controls), listeners, &left.shelters))
 }
 
 /// Finds out what this host can enforce, in programs of its own that are gone afterwards.
@@ -88,13 +88,13 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
 pub fn probe(config: &Config) -> Result<wire::Probe, Failure> {
     Kernel::check_host().map_err(unable)?;
     let mount = cgroup2_mount()?;
-    let path = config.paths.cgroup()?;
-    let existed = path.exists();
-    let root = CgroupRoot::create(&path, &mount).map_err(unable)?;
+    // beside the agent's own, whose pinned programs would refuse a canary that they do not know
+    let mut name = config.paths.cgroup()?.into_os_string();
+    name.push(format!("-probe-{}", std::process::id()));
+    let root = CgroupRoot::create(Path::new(&name), &mount).map_err(unable)?;
     let proven = load_with(&root, None, None);
-    if !existed {
-        // what was made for this goes again; an agent that began meanwhile keeps it
-        let _ = fs::remove_dir(&root.path);
+    if let Err(error) = fs::remove_dir(&root.path) {
+        warn!("cannot remove cgroup {}: {error}", root.path.display());
     }
     let (kernel, controls) = proven?;
     Ok(wire::Probe {
@@ -113,7 +113,8 @@ pub fn disarm(config: &Config) -> Result<wire::Disarmed, Failure> {
         return Err(unable(KernelError::NotRoot { uid: nix::unistd::geteuid().as_raw() }));
     }
     let mut ground = Ground::take(config)?;
-    let sessions = recover(&ground.pins, &ground.store, &mut ground.log, EndReason::Operator).map_err(unexpected)?;
+    let recovered = recover(&ground.pins, &ground.store, &mut ground.log, EndReason::Operator).map_err(unexpected)?;
+    let sessions = recovered.ended;
     let uid = nix::unistd::getuid().as_raw();
     let principal = evidence::Principal { uid, gid: nix::unistd::getgid().as_raw(), login_uid: None };
     let count = sessions.len() as u64;
@@ -197,9 +198,9 @@ async fn serve(
     config: &Config,
     mut ground: Ground,
     confine: Option<CgroupRoot>,
-    kernel: Kernel,
-    controls: Vec<Control>,
+    (kernel, controls): (Kernel, Vec<Control>),
     listeners: Listeners,
+    shelters: &[SessionCgroup],
 ) -> Result<(), Failure> {
     let (notes, mut noted) = mpsc::unbounded_channel();
     let (calls, mut called) = mpsc::channel(CALLS);
@@ -222,17 +223,23 @@ async fn serve(
         notes,
     };
     let mut engine = Engine::new(parts);
+    for cgroup in shelters {
+        engine.shelter(cgroup).map_err(unable)?;
+    }
     let rings = watch_rings(&engine)?;
     let server = async { listeners.serve(gate, calls).await };
     tokio::pin!(server);
     eprintln!("tipstaff: ready, tier {}, {}", tier.as_str(), config.paths.runtime.display());
+    // one batch a turn, however fast the rings fill: ends, calls and signals come in between
+    let mut more = false;
     let reason = loop {
         timer.arm(engine.next_tick())?;
         tokio::select! {
             Some(call) = called.recv() => engine.call(call),
             Some(note) = noted.recv() => engine.note(note),
-            () = rings[0].ready() => drain(&mut engine).await,
-            () = rings[1].ready() => drain(&mut engine).await,
+            () = rings[0].ready() => more = engine.drain(),
+            () = rings[1].ready() => more = engine.drain(),
+            () = tokio::task::yield_now(), if more => more = engine.drain(),
             () = timer.expiry.ready() => engine.tick(),
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
@@ -273,7 +280,7 @@ fn gate(labels: LabelReader) -> Gate {
         let refused = |error: std::io::Error| ApiError::Denied {
             message: format!("cannot tell whether process {} is a member of a session: {error}", peer.pid),
         };
-        let process = open_pidfd(peer.pid).map_err(refused)?;
+        let process = pidfd_of(peer)?;
         match labels.is_labelled(process.as_fd()) {
             Ok(false) => Ok(()),
             Ok(true) => Err(ApiError::Member {}),
@@ -286,13 +293,6 @@ fn watch_rings(engine: &Engine) -> Result<[Readable; 2], Failure> {
     let [verdicts, activity] = engine.rings();
     let watch = |ring: BorrowedFd<'_>| Readable::watch(ring.try_clone_to_owned()?);
     Ok([watch(verdicts).map_err(unexpected)?, watch(activity).map_err(unexpected)?])
-}
-
-/// Reads the rings until they are empty, and lets calls in between.
-async fn drain(engine: &mut Engine) {
-    while engine.drain() {
-        tokio::task::yield_now().await;
-    }
 }
 
 /// A timer on `CLOCK_BOOTTIME`, which runs on in suspend.

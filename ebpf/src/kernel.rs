@@ -222,4 +222,11 @@ impl Binprm {
     pub fn filename(self) -> Result<u64, Fault> {
         read(self.0, |o| unsafe { &raw const (*o).binprm_filename })
     }
+
+    /// The file begins as a script does: its interpreter comes next.
+    #[inline(always)]
+    pub fn is_script(self) -> bool {
+        let Ok(start) = read::<[u8; 2]>(self.0, |o| unsafe { &raw const (*o).binprm_buffer }) else { return false };
+        start == *b"#!"
+    }
 }

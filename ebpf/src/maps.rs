@@ -24,6 +24,7 @@ pub static SETTINGS: Settings = Settings { confine_cgroup: 0, session_level: 0, 
 pub static OFFSETS: Offsets = Offsets {
     binprm_file: 0,
     binprm_filename: 0,
+    binprm_buffer: 0,
     file_inode: 0,
     file_dentry: 0,
     dentry_parent: 0,

@@ -114,15 +114,20 @@ fn mirrored(task: Task) -> Option<Mirrored> {
     }
 }
 
-/// The current task's session by the mirror alone: its own entry, then its group leader's.
+/// The current task's entry in the mirror, or its group leader's.
 #[inline(always)]
-fn current_by_mirror() -> Option<Session> {
+fn current_mirrored() -> Option<Mirrored> {
     let task = Task::current();
     if let Some(entry) = mirrored(task) {
-        return Some(Session::load(entry.slot, entry.generation, entry.flags));
+        return Some(entry);
     }
-    let leader = task.leader().ok()?;
-    let entry = mirrored(leader)?;
+    mirrored(task.leader().ok()?)
+}
+
+/// The current task's session by the mirror alone.
+#[inline(always)]
+fn current_by_mirror() -> Option<Session> {
+    let entry = current_mirrored()?;
     Some(Session::load(entry.slot, entry.generation, entry.flags))
 }
 
@@ -139,7 +144,8 @@ pub fn of_cgroup(cgroup: Cgroup) -> Option<SessionRef> {
     by_cgroup_id(cgroup.ancestor(kernel::settings().session_level).ok()??)
 }
 
-/// The current task's session, for LSM and tracing programs. A task that is only known by its cgroup is labelled.
+/// The current task's session, for LSM and tracing programs. A task that is only known by its leader or by its cgroup
+/// is labelled.
 #[inline(always)]
 pub fn of_current() -> Option<Session> {
     let label = TASK_LABELS.get(kernel::current_pointer(), false);
@@ -148,13 +154,18 @@ pub fn of_current() -> Option<Session> {
         let label = unsafe { *label };
         return Some(Session::load(label.slot, label.generation, label.flags));
     }
-    if let Some(session) = current_by_mirror() {
-        return Some(session);
-    }
     let task = Task::current();
-    let found = of_cgroup(task.cgroup().ok()?)?;
-    let label = Label { slot: found.slot, generation: found.generation, flags: CONFINED, exec_id: NEVER_JUDGED };
-    let session = Session::load(found.slot, found.generation, CONFINED);
+    let label = match current_mirrored() {
+        // its own label could not be read, or it is a thread older than its leader's label
+        Some(entry) => {
+            Label { slot: entry.slot, generation: entry.generation, flags: entry.flags, exec_id: NEVER_JUDGED }
+        }
+        None => {
+            let found = of_cgroup(task.cgroup().ok()?)?;
+            Label { slot: found.slot, generation: found.generation, flags: CONFINED, exec_id: NEVER_JUDGED }
+        }
+    };
+    let session = of_label(label);
     if give(kernel::current_pointer(), task, label).is_err() {
         session.count_fault();
     }

@@ -47,6 +47,12 @@ impl SessionCgroup {
         self.id
     }
 
+    /// True where a process is in it or below it.
+    #[must_use]
+    pub fn is_populated(&self) -> bool {
+        fs::read_to_string(self.path.join("cgroup.events")).is_ok_and(|text| text.contains("populated 1"))
+    }
+
     /// Moves a whole process into it.
     pub fn take(&self, pid: u32) -> io::Result<()> {
         fs::write(self.path.join("cgroup.procs"), pid.to_string())

@@ -39,7 +39,7 @@ pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
         script,
         attempts("connect-deny", song, &[("connect4", "ipv4"), ("connect6", "ipv6")]),
         attempts("send-deny", song, &[("send4", "ipv4"), ("send6", "ipv6")]),
-        attempts("packet-drop", song, &[("packet", "an open flow of an ended session")]),
+        packets(song),
         unavailable("crossed-sockets", "a socket made outside its session is not judged; `run` closes all but 0 to 2"),
         unavailable("listen", "this version has no rules for bind, listen and accept"),
         unavailable("raw-sockets", "this version does not judge raw, packet, ping and other sockets when they are made"),
@@ -55,6 +55,14 @@ fn control(name: &str, state: ControlState, why: &str) -> Control {
 
 fn unavailable(name: &str, why: &str) -> Control {
     control(name, ControlState::Unavailable, why)
+}
+
+/// Enforced where a flow that carried something before its session ended carries nothing after.
+fn packets(song: &Song) -> Control {
+    if song.of("flow") != "0" {
+        return unavailable("packet-drop", &format!("the canary could open no flow to be silenced: {}", song.of("flow")));
+    }
+    attempts("packet-drop", song, &[("packet", "an open flow of an ended session")])
 }
 
 /// Enforced where every attempt failed with `EPERM`. A host without IPv6 refuses those attempts before any program is

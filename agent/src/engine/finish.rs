@@ -12,7 +12,7 @@ use super::{Disarming, Engine, Live, complain};
 use crate::{
     api::wire::{self, Reply},
     evidence::{Body, Disarm, RECEIPTS_MAX, Receipt, Receipts, SessionEnd, Text, Transition},
-    kernel::{boot_now, ring},
+    kernel::{Member, boot_now, ring},
     session::{Effect, EndReason, Input, Round, SessionId},
 };
 
@@ -64,22 +64,19 @@ impl Engine {
     fn count(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get(&id) else { return };
         let reference = live.reference;
-        let members = complain("counting members", self.parts.kernel.members()).unwrap_or_default();
-        let left = members.iter().filter(|m| m.slot == reference.slot && m.generation == reference.generation);
-        self.feed(id, Input::Counted { left: left.count() as u64 });
+        let members = complain("counting members", self.parts.kernel.members());
+        let own = |m: &&Member| m.slot == reference.slot && m.generation == reference.generation;
+        // what could not be counted is there: its slot must not be used again
+        let left = members.map_or(1, |members| members.iter().filter(own).count() as u64);
+        self.feed(id, Input::Counted { left });
     }
 
     /// Writes the end, answers who waits, frees what the session held.
     fn finish(&mut self, id: SessionId, reason: EndReason, members_left: u64) {
-        while self.drain() {}
+        self.drain_some();
         let Some(live) = self.sessions.remove(&id) else { return };
         let counters = complain("reading counters", self.parts.kernel.counters(live.reference.slot));
         let end = session_end(id, &live, reason, members_left, &counters.unwrap_or_default());
-        for (kind, lost) in &end.lost {
-            if let Some(name) = (0..8).filter_map(ring::kind_name).find(|n| n == kind) {
-                *self.lost.entry(name).or_insert(0) += lost;
-            }
-        }
         let mut receipts = receipts(&live);
         while receipts.len() > RECEIPTS_MAX {
             let rest = receipts.split_off(RECEIPTS_MAX);
@@ -100,11 +97,12 @@ impl Engine {
 
     /// A slot is used again only when nothing carries its label: members of an observed session run on with it.
     fn free(&mut self, id: SessionId, live: &Live, members_left: u64) {
-        complain("forgetting a session", self.parts.store.forget(id));
         complain("releasing a policy", self.policies.release(&mut self.parts.kernel, live.policy_slot));
         if members_left > 0 {
+            complain("keeping a session", self.parts.store.keep(&self.kept(live).ended()));
             return;
         }
+        complain("forgetting a session", self.parts.store.forget(id));
         complain("releasing a session", self.parts.kernel.release(live.reference, live.cgroup.id()));
         self.slots.free(live.reference);
         self.leaving.push(live.cgroup.clone());
@@ -162,6 +160,8 @@ fn session_end(
         consumed,
         lost,
         packets_dropped: counters.packets_dropped,
+        faults: counters.faults,
+        signals_failed: counters.signals_failed,
     }
 }
 

@@ -27,8 +27,9 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 pub use controls::{Control, from_song as controls_from_song};
-pub use recover::{RecoverError, recover};
+pub use recover::{RecoverError, Recovered, recover};
 pub use report::wire_control;
+pub use start::pidfd_of;
 pub use store::Store;
 
 use self::slots::{Policies, Slots};
@@ -41,13 +42,15 @@ use crate::{
     config::Config,
     enforce::{SessionCgroup, Sweep},
     evidence::{Body, Log, Moment, SessionStart},
-    kernel::{CgroupRoot, Kernel, Pins, boot_now},
+    kernel::{CgroupRoot, Kernel, KernelError, Pins, boot_now},
     policy::{Plan, Policy},
     session::{EndReason, Input, Session, SessionId},
 };
 
 /// Records taken from the rings before anything else gets a turn.
 const BATCH: usize = 2048;
+/// Batches that are taken at once where the rings should be empty: more records than the rings hold.
+const BATCHES: usize = 64;
 /// Appended records are made durable at the latest after this long.
 const FLUSH: Duration = Duration::from_secs(1);
 /// Verdicts that `inspect` shows.
@@ -93,7 +96,8 @@ pub struct Engine {
     policies: Policies,
     followers: Vec<Answer>,
     ready: Instant,
-    lost: BTreeMap<&'static str, u64>,
+    /// Records that could not be decoded.
+    undecodable: u64,
     /// When appended records must be durable.
     flush_due: Option<u64>,
     /// Cgroups of sessions that are over.
@@ -148,7 +152,7 @@ impl Engine {
             policies: Policies::default(),
             followers: Vec::new(),
             ready: Instant::now(),
-            lost: BTreeMap::new(),
+            undecodable: 0,
             flush_due: None,
             leaving: Vec::new(),
             removal_due: None,
@@ -200,12 +204,32 @@ impl Engine {
                 None => return false,
                 Some(Ok(event)) => self.take(&event),
                 Some(Err(problem)) => {
-                    *self.lost.entry("undecodable").or_insert(0) += 1;
+                    self.undecodable += 1;
                     error!("a record from the kernel cannot be read: {problem}");
                 }
             }
         }
         true
+    }
+
+    /// Lets the members of a session that only observed, and that an earlier agent ended, go on as they are: without an
+    /// entry, the programs would take their cgroup for one whose session is gone.
+    ///
+    /// # Errors
+    /// The slots are used up or the maps cannot be written.
+    pub fn shelter(&mut self, cgroup: &SessionCgroup) -> Result<(), KernelError> {
+        let reference = self.slots.take()?;
+        self.parts.kernel.begin(reference, false, 0, boot_now(), cgroup.id())?;
+        self.parts.kernel.mark_ended(reference)
+    }
+
+    /// Takes what the rings hold now, and not for ever what fills them meanwhile.
+    fn drain_some(&mut self) {
+        for _ in 0..BATCHES {
+            if !self.drain() {
+                break;
+            }
+        }
     }
 
     /// A helper saw something.
@@ -248,7 +272,7 @@ impl Engine {
 
     /// Says goodbye: enforcement stays.
     pub fn stop(&mut self, reason: &str) {
-        while self.drain() {}
+        self.drain_some();
         self.append(&Body::AgentStop(crate::evidence::AgentStop { reason: reason.into() }));
         self.flush();
     }

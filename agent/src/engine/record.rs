@@ -1,18 +1,23 @@
 //! From the kernel's records to evidence, and the running counts of a session.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, os::fd::AsFd as _, path::Path};
 
 use tipstaff_common::{
     event::{self, Header, VIA_CONNECT},
+    label::SessionRef,
     rule,
 };
 use tracing::debug;
 
-use super::{Engine, LAST_VERDICTS, Live, now};
+use super::{Engine, LAST_VERDICTS, Live, complain, now};
 use crate::{
     api::wire,
+    enforce::cgroup_of,
     evidence::{Body, Connect, Exec, Exit, FileRef, Fork, Move, Text, Verdict, Via},
-    kernel::ring::{self, Event},
+    kernel::{
+        kill_pidfd, open_pidfd,
+        ring::{self, Event},
+    },
     session::SessionId,
 };
 
@@ -33,7 +38,31 @@ impl Engine {
         };
         session.count(&header, event);
         let body = body(*id, session, event);
+        let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
+        let (reference, cgroup) = (session.reference, session.cgroup.path().to_owned());
         self.append(&body);
+        if let Some(pid) = doomed {
+            self.see_to(pid, reference, &cgroup);
+        }
+    }
+
+    /// A kill that the kernel could not do itself: `bpf_send_signal` reaches the task that runs, never its child.
+    fn see_to(&mut self, pid: u32, session: SessionRef, cgroup: &Path) {
+        // gone already is what was wanted
+        let Ok(process) = open_pidfd(pid) else { return };
+        let labelled = complain("reading a label", self.parts.kernel.label_of(process.as_fd())).flatten();
+        let inside = || cgroup_of(pid, &self.parts.mount).is_ok_and(|own| own.starts_with(cgroup));
+        if labelled == Some(session) || (labelled.is_none() && inside()) {
+            complain("killing a member", kill_pidfd(process.as_fd()));
+        }
+    }
+}
+
+/// The process that a verdict of kill is on.
+fn doomed(event: &Event) -> u32 {
+    match event {
+        Event::Fork(fork) => fork.child_tgid,
+        other => other.header().tgid,
     }
 }
 

@@ -2,12 +2,13 @@
 //! read, and only then may anything be replaced. Sessions of an earlier boot have nothing left but their record.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
+use tipstaff_common::session::SessionCounters;
 use tracing::{info, warn};
 
 use super::{complain, finish::accounts, now, record::translate, store::{Kept, Store}};
@@ -16,7 +17,7 @@ use crate::{
     evidence::{
         Body, Error, Gap, GapCause, Log, Receipt, SessionEnd, Text, Transition, read,
     },
-    kernel::{KernelError, Leftover, Pins, kill_pidfd, open_pidfd},
+    kernel::{KernelError, Leftover, Member, Pins, kill_pidfd, open_pidfd},
     policy::reason_name,
     session::{Cause, EndReason, Round, SessionId, State},
 };
@@ -44,60 +45,128 @@ pub enum RecoverError {
     },
 }
 
+/// What recovery did.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Sessions that were ended now.
+    pub ended: Vec<SessionId>,
+    /// Cgroups in which members of sessions run on that only observed.
+    pub shelters: Vec<SessionCgroup>,
+}
+
 /// Ends the sessions that an earlier agent left, for `reason` (those of an earlier boot: reboot), and forgets them.
-/// Returns their ids.
 ///
 /// # Errors
 /// The evidence, the store or the pinned maps cannot be read; nothing was replaced then.
-pub fn recover(pins: &Pins, store: &Store, log: &mut Log, reason: EndReason) -> Result<Vec<SessionId>, RecoverError> {
+pub fn recover(pins: &Pins, store: &Store, log: &mut Log, reason: EndReason) -> Result<Recovered, RecoverError> {
     let store_error = |source| RecoverError::Store { folder: store.folder().display().to_string(), source };
     let (kept, unreadable) = store.kept().map_err(store_error)?;
     for (path, why) in unreadable {
         warn!("{} cannot be read and was moved aside: {why}", path.display());
-        let detail = Some(format!("kept session {} cannot be read: {why}", path.display()));
-        gap(log, detail)?;
+        gap(log, format!("kept session {} cannot be read: {why}", path.display()))?;
     }
+    let mut recovered = Recovered::default();
     let mut leftover = Leftover::open(pins)?;
-    if kept.is_empty() && leftover.is_none() {
-        return Ok(Vec::new());
-    }
-    let mut consumed = count_evidence(log, &kept)?;
-    let mut ended = Vec::new();
+    let mut written = read_evidence(log, &kept)?;
     for session in &kept {
         let id = session.start.session;
         let here = session.boot == store.boot();
-        let reason = if here { reason } else { EndReason::Reboot };
-        info!("session {id} was left by an earlier agent: it ends, {reason}");
-        let cause = Cause::End(reason);
-        log.append_durable(&Body::State(Transition { session: id, from: State::Active, to: State::Ending, cause }), now())?;
-        let mut end = EndOf { session, reason, rounds: Vec::new(), receipts: Vec::new(), left: 0 };
-        if let (true, Some(leftover)) = (here, &mut leftover) {
-            end.kill(leftover)?;
-            drain(leftover, log, &kept, &mut consumed)?;
+        let Some(already) = written.get(&id).map(|w| w.ended) else { continue };
+        if !session.over && !already {
+            end(session, here, reason, leftover.as_mut(), log, &kept, &mut written)?;
+            recovered.ended.push(id);
         }
-        end.write(log, leftover.as_ref(), consumed.get(&id).copied().unwrap_or_default())?;
-        complain("forgetting a session", store.forget(id));
-        ended.push(id);
+        match SessionCgroup::existing(session.cgroup.clone()).filter(|c| !session.enforce && here && c.is_populated()) {
+            Some(cgroup) => {
+                complain("keeping a session", store.keep(&session.clone().ended()));
+                recovered.shelters.push(cgroup);
+            }
+            None => forget(store, session),
+        }
     }
-    Ok(ended)
+    if let Some(leftover) = &mut leftover {
+        end_unknown(leftover, &kept, log)?;
+    }
+    Ok(recovered)
 }
 
-fn gap(log: &mut Log, detail: Option<String>) -> Result<(), Error> {
-    log.append(&Body::Gap(Gap { cause: GapCause::AgentAbsent, lost: None, since: None, detail }), now()).map(|_| ())
+fn forget(store: &Store, session: &Kept) {
+    if let Some(cgroup) = SessionCgroup::existing(session.cgroup.clone()) {
+        complain("removing a cgroup", cgroup.remove_patiently());
+    }
+    complain("forgetting a session", store.forget(session.start.session));
 }
 
-/// Records of the kept sessions that the earlier agent wrote, by kind.
-fn count_evidence(log: &Log, kept: &[Kept]) -> Result<BTreeMap<SessionId, [u64; 8]>, Error> {
-    let mut counts: BTreeMap<SessionId, [u64; 8]> = kept.iter().map(|k| (k.start.session, [0; 8])).collect();
+/// Ends one kept session, with its records.
+fn end(
+    session: &Kept,
+    here: bool,
+    reason: EndReason,
+    mut leftover: Option<&mut Leftover>,
+    log: &mut Log,
+    kept: &[Kept],
+    written: &mut BTreeMap<SessionId, Written>,
+) -> Result<(), RecoverError> {
+    let id = session.start.session;
+    let reason = if here { reason } else { EndReason::Reboot };
+    info!("session {id} was left by an earlier agent: it ends, {reason}");
+    let cause = Cause::End(reason);
+    let ending = Body::State(Transition { session: id, from: State::Active, to: State::Ending, cause });
+    log.append_durable(&ending, now())?;
+    let mut killing = Killing::default();
+    let mut counters = SessionCounters::default();
+    if let (true, Some(leftover)) = (here, leftover.as_deref_mut()) {
+        let cgroup = SessionCgroup::existing(session.cgroup.clone());
+        killing = kill(leftover, session.slot, session.generation, session.enforce, cgroup.as_ref())?;
+        drain(leftover, log, kept, written)?;
+        counters = leftover.counters(session.slot)?;
+    }
+    let consumed = written.get(&id).map(|w| w.counts).unwrap_or_default();
+    write_end(session, reason, killing, &counters, consumed, log)
+}
+
+/// Ends what carries a label that no kept session explains: its file was lost, the programs in force were not.
+fn end_unknown(leftover: &mut Leftover, kept: &[Kept], log: &mut Log) -> Result<(), RecoverError> {
+    let known = |m: &Member| kept.iter().any(|k| k.slot == m.slot && k.generation == m.generation);
+    let unknown: BTreeSet<(u32, u32)> =
+        leftover.members()?.iter().filter(|m| !known(m)).map(|m| (m.slot, m.generation)).collect();
+    for (slot, generation) in unknown {
+        if leftover.enforces(slot)? {
+            let killing = kill(leftover, slot, generation, true, None)?;
+            let (killed, left) = (killing.receipts.len(), killing.left);
+            gap(log, format!("a session without a kept record was ended: {killed} processes killed, {left} left"))?;
+        }
+    }
+    Ok(())
+}
+
+fn gap(log: &mut Log, detail: String) -> Result<(), Error> {
+    let body = Gap { cause: GapCause::AgentAbsent, lost: None, since: None, detail: Some(detail) };
+    log.append(&Body::Gap(body), now()).map(|_| ())
+}
+
+/// What the evidence holds of a kept session.
+#[derive(Default)]
+struct Written {
+    /// Records of its members, by kind.
+    counts: [u64; 8],
+    /// Its end was written; only its file was not removed.
+    ended: bool,
+}
+
+fn read_evidence(log: &Log, kept: &[Kept]) -> Result<BTreeMap<SessionId, Written>, Error> {
+    let mut written: BTreeMap<SessionId, Written> =
+        kept.iter().map(|k| (k.start.session, Written::default())).collect();
     if kept.is_empty() {
-        return Ok(counts);
+        return Ok(written);
     }
     for record in read(log.path())?.filter_map(Result::ok) {
-        if let Some(counts) = record.body.session().and_then(|id| counts.get_mut(&id)) {
-            count(counts, record.body.kind());
+        if let Some(written) = record.body.session().and_then(|id| written.get_mut(&id)) {
+            count(&mut written.counts, record.body.kind());
+            written.ended |= matches!(record.body, Body::SessionEnd(_));
         }
     }
-    Ok(counts)
+    Ok(written)
 }
 
 fn count(counts: &mut [u64; 8], kind: &str) {
@@ -112,7 +181,7 @@ fn drain(
     leftover: &mut Leftover,
     log: &mut Log,
     kept: &[Kept],
-    consumed: &mut BTreeMap<SessionId, [u64; 8]>,
+    written: &mut BTreeMap<SessionId, Written>,
 ) -> Result<(), Error> {
     while let Some(event) = leftover.next_event() {
         let Ok(event) = event else { continue };
@@ -124,92 +193,97 @@ fn drain(
             reason => reason.to_owned(),
         };
         let body = translate(owner.start.session, &event, name);
-        if let Some(counts) = consumed.get_mut(&owner.start.session) {
-            count(counts, body.kind());
+        if let Some(written) = written.get_mut(&owner.start.session) {
+            count(&mut written.counts, body.kind());
         }
         log.append(&body, now())?;
     }
     Ok(())
 }
 
-/// The end of one kept session.
-struct EndOf<'a> {
-    session: &'a Kept,
-    reason: EndReason,
+/// What killing a session's members came to.
+#[derive(Default)]
+struct Killing {
     rounds: Vec<Round>,
     receipts: Vec<Receipt>,
     left: u64,
 }
 
-impl EndOf<'_> {
-    /// Marks it ended in the programs in force, and kills until nothing is labelled.
-    fn kill(&mut self, leftover: &mut Leftover) -> Result<(), KernelError> {
-        let Kept { slot, generation, .. } = *self.session;
-        leftover.mark_ended(slot, generation)?;
-        if !self.session.enforce {
-            self.left = members(leftover, slot, generation)?.len() as u64;
-            return Ok(());
-        }
-        let cgroup = SessionCgroup::existing(self.session.cgroup.clone());
-        let start = Instant::now();
-        let mut opened: BTreeMap<u32, (Text, OwnedFd)> = BTreeMap::new();
-        loop {
-            let round = Instant::now();
-            let known = opened.len();
-            for pid in members(leftover, slot, generation)? {
-                if let (false, Ok(process)) = (opened.contains_key(&pid), open_pidfd(pid)) {
-                    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-                    opened.insert(pid, (Text::from(name.trim_ascii_end()), process));
-                }
-            }
-            // listed again with its pidfd open: the number means the same process
-            for pid in members(leftover, slot, generation)? {
-                if let Some((_, process)) = opened.get(&pid) {
-                    complain("killing a member", kill_pidfd(process.as_fd()));
-                }
-            }
-            if let Some(cgroup) = &cgroup {
-                complain("killing a cgroup", cgroup.kill());
-            }
-            std::thread::sleep(GLANCE);
-            self.left = members(leftover, slot, generation)?.len() as u64;
-            let ms = u64::try_from(round.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.rounds.push(Round { killed: (opened.len() - known) as u64, left: self.left, ms });
-            if self.left == 0 || start.elapsed() > PATIENCE {
-                break;
+/// Marks a session ended in the programs in force, and kills until nothing is labelled. One that only observes is
+/// left alone and counted.
+fn kill(
+    leftover: &mut Leftover,
+    slot: u32,
+    generation: u32,
+    enforce: bool,
+    cgroup: Option<&SessionCgroup>,
+) -> Result<Killing, KernelError> {
+    leftover.mark_ended(slot, generation)?;
+    let mut killing = Killing::default();
+    if !enforce {
+        killing.left = members(leftover, slot, generation)?.len() as u64;
+        return Ok(killing);
+    }
+    let start = Instant::now();
+    let mut opened: BTreeMap<u32, (Text, OwnedFd)> = BTreeMap::new();
+    loop {
+        let round = Instant::now();
+        let known = opened.len();
+        for pid in members(leftover, slot, generation)? {
+            if let (false, Ok(process)) = (opened.contains_key(&pid), open_pidfd(pid)) {
+                let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+                opened.insert(pid, (Text::from(name.trim_ascii_end()), process));
             }
         }
-        let gone = self.left == 0;
-        self.receipts = opened.into_iter().map(|(pid, (name, _))| Receipt { pid, name, gone }).collect();
+        // listed again with its pidfd open: the number means the same process
+        for pid in members(leftover, slot, generation)? {
+            if let Some((_, process)) = opened.get(&pid) {
+                complain("killing a member", kill_pidfd(process.as_fd()));
+            }
+        }
         if let Some(cgroup) = cgroup {
-            complain("removing a cgroup", cgroup.remove_patiently());
+            complain("killing a cgroup", cgroup.kill());
         }
-        Ok(())
+        std::thread::sleep(GLANCE);
+        killing.left = members(leftover, slot, generation)?.len() as u64;
+        let ms = u64::try_from(round.elapsed().as_millis()).unwrap_or(u64::MAX);
+        killing.rounds.push(Round { killed: (opened.len() - known) as u64, left: killing.left, ms });
+        if killing.left == 0 || start.elapsed() > PATIENCE {
+            break;
+        }
     }
+    let gone = killing.left == 0;
+    killing.receipts = opened.into_iter().map(|(pid, (name, _))| Receipt { pid, name, gone }).collect();
+    Ok(killing)
+}
 
-    fn write(self, log: &mut Log, leftover: Option<&Leftover>, consumed: [u64; 8]) -> Result<(), RecoverError> {
-        let counters = match leftover {
-            Some(leftover) if self.reason != EndReason::Reboot => leftover.counters(self.session.slot)?,
-            _ => tipstaff_common::session::SessionCounters::default(),
-        };
-        let (produced, consumed, lost) = accounts(&counters, &consumed);
-        let (session, cause) = (self.session.start.session, Cause::Measured);
-        let transition = Transition { session, from: State::Ending, to: State::Ended, cause };
-        log.append(&Body::State(transition), now())?;
-        let end = SessionEnd {
-            session,
-            reason: self.reason,
-            rounds: self.rounds,
-            receipts: self.receipts,
-            members_left: self.left,
-            produced,
-            consumed,
-            lost,
-            packets_dropped: counters.packets_dropped,
-        };
-        log.append_durable(&Body::SessionEnd(end), now())?;
-        Ok(())
-    }
+fn write_end(
+    session: &Kept,
+    reason: EndReason,
+    killing: Killing,
+    counters: &SessionCounters,
+    consumed: [u64; 8],
+    log: &mut Log,
+) -> Result<(), RecoverError> {
+    let id = session.start.session;
+    let ended = Transition { session: id, from: State::Ending, to: State::Ended, cause: Cause::Measured };
+    log.append(&Body::State(ended), now())?;
+    let (produced, consumed, lost) = accounts(counters, &consumed);
+    let end = SessionEnd {
+        session: id,
+        reason,
+        rounds: killing.rounds,
+        receipts: killing.receipts,
+        members_left: killing.left,
+        produced,
+        consumed,
+        lost,
+        packets_dropped: counters.packets_dropped,
+        faults: counters.faults,
+        signals_failed: counters.signals_failed,
+    };
+    log.append_durable(&Body::SessionEnd(end), now())?;
+    Ok(())
 }
 
 /// Processes that still carry the session's label.

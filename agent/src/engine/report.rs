@@ -1,10 +1,12 @@
 //! What people ask: ps, inspect, status, probe.
 
+use std::collections::BTreeMap;
+
 use super::{Engine, Live, complain, controls, resolve};
 use crate::{
     api::wire::{self, ApiError, Reply},
     evidence::{Control, ControlState, Text},
-    kernel::{self, Member, boot_now},
+    kernel::{self, Member, boot_now, ring},
     policy::{Mode, Policy},
     session::SessionId,
 };
@@ -95,7 +97,7 @@ impl Engine {
 
     pub(super) fn status(&self) -> Reply {
         let why = self.degraded();
-        let lost = self.lost.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        let lost = self.lost();
         Reply::Status(Box::new(wire::Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -115,6 +117,13 @@ impl Engine {
         }))
     }
 
+    /// Records that found no room since the start, by kind, and those that could not be decoded.
+    fn lost(&self) -> BTreeMap<String, u64> {
+        let counted = complain("counting losses", self.parts.kernel.lost()).unwrap_or_default();
+        let kinds = (0u16..).zip(counted).filter_map(|(kind, lost)| Some((ring::kind_name(kind)?.to_owned(), lost)));
+        kinds.chain([("undecodable".to_owned(), self.undecodable)]).collect()
+    }
+
     /// Why the agent is degraded: a control that a live session asked for is not in force, or records were lost.
     fn degraded(&self) -> Vec<String> {
         let mut why = Vec::new();
@@ -123,7 +132,7 @@ impl Engine {
                 why.push(format!("session {id:.8} asks for control {}, which is unavailable", control.control));
             }
         }
-        let lost: u64 = self.lost.values().sum();
+        let lost: u64 = self.lost().values().sum();
         if lost > 0 {
             why.push(format!("{lost} records were lost"));
         }

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _},
-    os::unix::ffi::OsStringExt as _,
+    os::{fd::AsRawFd as _, unix::ffi::OsStringExt as _},
     path::{Path, PathBuf},
 };
 
@@ -59,7 +59,8 @@ pub(super) fn identities(kernel: &mut Kernel, paths: &[&Path]) -> Result<Vec<Opt
     }
     let mut found = vec![None; paths.len()];
     for (place, id) in places.into_iter().zip(kernel.identities(&files)?) {
-        found[place] = id;
+        // it is open, so it exists: without its identity a rule would silently name nothing
+        found[place] = Some(id.ok_or_else(|| KernelError::Unlisted { path: paths[place].into() })?);
     }
     Ok(found)
 }
@@ -68,10 +69,16 @@ fn absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG))
 }
 
-/// The interpreter that a script names in its first line; `None` for what is no script.
+/// The interpreter that a script names in its first line; `None` for what is no script. Only regular files are opened:
+/// the path is a caller's word, and a FIFO would keep the agent waiting.
 pub(super) fn interpreter(path: &Path) -> Option<PathBuf> {
+    let named = open_path(path).ok()?;
+    if !named.metadata().ok()?.is_file() {
+        return None;
+    }
     let mut head = Vec::new();
-    File::open(path).ok()?.take(256).read_to_end(&mut head).ok()?;
+    let file = File::open(format!("/proc/self/fd/{}", named.as_raw_fd())).ok()?;
+    file.take(256).read_to_end(&mut head).ok()?;
     let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?.trim_ascii();
     let name = line.split(|b| b.is_ascii_whitespace()).next().filter(|name| !name.is_empty())?;
     Some(std::ffi::OsString::from_vec(name.to_vec()).into())

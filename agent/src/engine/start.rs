@@ -50,7 +50,8 @@ impl Engine {
             return Err(ApiError::Busy { message: "the agent is being disarmed and starts nothing".into() });
         }
         let first = pidfd_of(peer)?;
-        self.check_confinement(peer)?;
+        let home = cgroup_of(peer.pid, &self.parts.mount).map_err(failed)?;
+        self.check_confinement(peer, &home)?;
         let checked = self.check(run, peer)?;
         let id = fresh_id()?;
         let ttl_ns = u64::try_from(checked.ttl.as_nanos()).unwrap_or(u64::MAX);
@@ -89,7 +90,7 @@ impl Engine {
         };
         self.sessions.insert(id, live);
         if let Err(problem) = self.admit(id, peer) {
-            self.undo(id, peer);
+            self.undo(id, peer, &home);
             self.feed(id, Input::StartFailed);
             return Err(ApiError::Failed { message: format!("the session could not be started: {problem}") });
         }
@@ -184,10 +185,9 @@ impl Engine {
         Err(ApiError::Refused { message, rule: Some(rule), remedy })
     }
 
-    fn check_confinement(&self, peer: &Peer) -> Result<(), ApiError> {
+    fn check_confinement(&self, peer: &Peer, cgroup: &Path) -> Result<(), ApiError> {
         let Some(confine) = &self.parts.confine else { return Ok(()) };
-        let cgroup = cgroup_of(peer.pid, &self.parts.mount).map_err(|e| failed(&e))?;
-        if confine.holds(&cgroup) {
+        if confine.holds(cgroup) {
             return Ok(());
         }
         let message = format!("process {} is in {}, outside the confinement", peer.pid, cgroup.display());
@@ -225,14 +225,7 @@ impl Engine {
     /// Labels the caller, moves it, reads the label back, and keeps the session for the next agent.
     fn admit(&mut self, id: SessionId, peer: &Peer) -> Result<(), String> {
         let Some(live) = self.sessions.get(&id) else { return Err("it is gone".into()) };
-        let kept = Kept::new(
-            self.parts.store.boot().to_owned(),
-            live.reference.slot,
-            live.reference.generation,
-            live.cgroup.path().to_owned(),
-            live.policy.mode == Mode::Enforce,
-            live.start.clone(),
-        );
+        let kept = self.kept(live);
         let folder = self.parts.store.folder().display().to_string();
         self.parts.store.keep(&kept).map_err(|e| format!("cannot write to {folder}: {e}"))?;
         let task = live._first.as_fd();
@@ -248,12 +241,23 @@ impl Engine {
         watch(id, task.try_clone_to_owned().map_err(|e| e.to_string())?, self.parts.notes.clone())
     }
 
+    /// A session as the next agent has to know it.
+    pub(super) fn kept(&self, live: &Live) -> Kept {
+        Kept::new(
+            self.parts.store.boot().to_owned(),
+            live.reference.slot,
+            live.reference.generation,
+            live.cgroup.path().to_owned(),
+            live.policy.mode == Mode::Enforce,
+            live.start.clone(),
+        )
+    }
+
     /// Takes the label and the cgroup from a caller that could not be admitted, so that it lives to be told.
-    fn undo(&mut self, id: SessionId, peer: &Peer) {
+    fn undo(&mut self, id: SessionId, peer: &Peer, home: &Path) {
         let Some(live) = self.sessions.get(&id) else { return };
         if peer.still_connected() {
-            let home = self.parts.root.path.parent().unwrap_or(&self.parts.mount).join("cgroup.procs");
-            complain("moving a caller back", fs::write(home, peer.pid.to_string()));
+            complain("moving a caller back", fs::write(home.join("cgroup.procs"), peer.pid.to_string()));
             complain("taking a label back", self.parts.kernel.unlabel(live._first.as_fd()));
         }
     }
@@ -276,7 +280,10 @@ fn watch(
 
 /// A descriptor of the process at the other end: the kernel's own where it has them (6.5), else by number, which is
 /// right as long as the connection stands.
-fn pidfd_of(peer: &Peer) -> Result<OwnedFd, ApiError> {
+///
+/// # Errors
+/// The process is gone, or in a pid namespace that the agent does not see.
+pub fn pidfd_of(peer: &Peer) -> Result<OwnedFd, ApiError> {
     let gone = || ApiError::Failed { message: format!("process {} is gone", peer.pid) };
     if peer.pid == 0 {
         let message = "the caller is in a pid namespace that the agent does not see: run the agent on the host".into();

@@ -29,6 +29,8 @@ pub struct Kept {
     pub cgroup: PathBuf,
     /// Whether it enforced.
     pub enforce: bool,
+    /// It has ended, and members of it run on: it only observed.
+    pub over: bool,
     /// Its first record.
     pub start: SessionStart,
 }
@@ -37,7 +39,13 @@ impl Kept {
     /// A session to be kept.
     #[must_use]
     pub fn new(boot: String, slot: u32, generation: u32, cgroup: PathBuf, enforce: bool, start: SessionStart) -> Self {
-        Self { version: VERSION, boot, slot, generation, cgroup, enforce, start }
+        Self { version: VERSION, boot, slot, generation, cgroup, enforce, over: false, start }
+    }
+
+    /// The same after its end, with members that run on.
+    #[must_use]
+    pub fn ended(self) -> Self {
+        Self { over: true, ..self }
     }
 }
 

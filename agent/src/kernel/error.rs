@@ -35,7 +35,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// Another agent holds the pins.
-    #[error("another agent holds {}: stop it, or give this one its own --pin-dir", path.display())]
+    #[error("an agent is running that holds {}: stop it, or give this one its own --pin-dir", path.display())]
     Held {
         /// The pin directory.
         path: PathBuf,
@@ -49,6 +49,9 @@ pub enum KernelError {
     /// The agent runs in a cgroup namespace of its own.
     #[error("the agent is in a cgroup namespace of its own, where the depth of a cgroup cannot be told: run it in the host's")]
     CgroupNamespace,
+    /// The agent runs in a pid namespace of its own.
+    #[error("the agent is in a pid namespace of its own, where it would mistake one process for another: run it in the host's")]
+    PidNamespace,
     /// A cgroup is not where the agent needs it.
     #[error("cgroup {} is not below {}: {remedy}", path.display(), above.display())]
     NotBelow {
@@ -58,6 +61,12 @@ pub enum KernelError {
         above: PathBuf,
         /// What to do.
         remedy: &'static str,
+    },
+    /// The kernel did not say which file it is.
+    #[error("the kernel does not say which file {} is", path.display())]
+    Unlisted {
+        /// The file.
+        path: PathBuf,
     },
     /// A program or map was refused.
     #[error("the kernel refused {what}: {reason}")]
@@ -113,7 +122,7 @@ impl KernelError {
     pub const fn host_cannot(&self) -> bool {
         matches!(
             self,
-            Self::NotRoot { .. } | Self::Missing { .. } | Self::NotBpffs { .. } | Self::CgroupNamespace
+            Self::NotRoot { .. } | Self::Missing { .. } | Self::NotBpffs { .. } | Self::CgroupNamespace | Self::PidNamespace
         )
     }
 }

@@ -4,7 +4,7 @@
 use std::{fs::File, io::Read as _, path::Path};
 
 use aya::maps::{Array, Map, MapData, MapError, RingBuf};
-use tipstaff_common::session::{STATE_ENDED, SessionCounters, state_word};
+use tipstaff_common::session::{MODE_ENFORCE, STATE_ENDED, SessionConfig, SessionCounters, state_word};
 
 use super::{
     KernelError, Member, Pins,
@@ -16,6 +16,7 @@ use super::{
 pub struct Leftover {
     states: Array<MapData, u64>,
     counters: Array<MapData, SessionCounters>,
+    configs: Array<MapData, SessionConfig>,
     rings: [RingBuf<MapData>; 2],
     members: std::path::PathBuf,
 }
@@ -30,6 +31,7 @@ impl Leftover {
         Ok(Some(Self {
             states: open(&pins.map("SESSION_STATE"), Map::Array)?,
             counters: open(&pins.map("SESSION_COUNTERS"), Map::Array)?,
+            configs: open(&pins.map("SESSION_CONFIG"), Map::Array)?,
             rings: [open(&pins.map("VERDICTS"), Map::RingBuf)?, open(&pins.map("ACTIVITY"), Map::RingBuf)?],
             members,
         }))
@@ -47,6 +49,12 @@ impl Leftover {
         let mut file = File::open(&self.members).map_err(KernelError::file("open", &self.members))?;
         file.read_to_end(&mut rows).map_err(KernelError::file("read", &self.members))?;
         Ok(decode_rows(&rows))
+    }
+
+    /// Whether the session in a slot enforces, as the programs in force have it.
+    pub fn enforces(&self, slot: u32) -> Result<bool, KernelError> {
+        let config = self.configs.get(&slot, 0).map_err(|e| KernelError::refused("the mode of a session", &e))?;
+        Ok(config.mode == MODE_ENFORCE)
     }
 
     /// What a session did.

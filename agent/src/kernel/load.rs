@@ -4,6 +4,8 @@
 use std::{
     error::Error,
     fs::{self, File},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
 };
 
 use aya::{
@@ -22,6 +24,9 @@ use tracing::info;
 use super::{CgroupRoot, KernelError, Pins, maps::Maps, offsets};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tipstaff.bpf.o"));
+
+/// Inode of the initial pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
+const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 
 /// How an exec out of scope is stopped on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +92,10 @@ impl Kernel {
     pub fn check_host() -> Result<(), KernelError> {
         if !nix::unistd::geteuid().is_root() {
             return Err(KernelError::NotRoot { uid: nix::unistd::geteuid().as_raw() });
+        }
+        let namespace = Path::new("/proc/self/ns/pid");
+        if fs::metadata(namespace).map_err(KernelError::file("look at", namespace))?.ino() != INITIAL_PID_NAMESPACE {
+            return Err(KernelError::PidNamespace);
         }
         if OBJECT.is_empty() {
             return Err(KernelError::NoObject);

@@ -10,7 +10,7 @@ use std::{
 use aya::{
     Ebpf, Pod,
     maps::{
-        Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, RingBuf,
+        Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
         lpm_trie::Key,
     },
 };
@@ -59,6 +59,7 @@ pub struct Maps {
     exec_rules: HashOfMaps<MapData, u32, ExecRules>,
     net_rules: HashOfMaps<MapData, u32, NetRules>,
     foreign: Array<MapData, u64>,
+    lost: PerCpuArray<MapData, u64>,
     verdicts: RingBuf<MapData>,
     activity: RingBuf<MapData>,
 }
@@ -77,6 +78,7 @@ impl Maps {
             exec_rules: typed(ebpf, "EXEC_RULES")?,
             net_rules: typed(ebpf, "NET_RULES")?,
             foreign: typed(ebpf, "FOREIGN")?,
+            lost: typed(ebpf, "LOST")?,
             verdicts: typed(ebpf, "VERDICTS")?,
             activity: typed(ebpf, "ACTIVITY")?,
         })
@@ -185,6 +187,16 @@ impl Kernel {
     /// Decisions that were not carried out because the task lies outside the confinement.
     pub fn foreign(&self) -> Result<u64, KernelError> {
         entry(&self.maps.foreign, 0, "FOREIGN")
+    }
+
+    /// Records that found no room in their ring since the programs were loaded, by kind.
+    pub fn lost(&self) -> Result<[u64; 8], KernelError> {
+        let mut sums = [0; 8];
+        for (kind, sum) in (0u32..).zip(&mut sums) {
+            let each = self.maps.lost.get(&kind, 0).map_err(failed("read", "LOST"))?;
+            *sum = each.iter().sum();
+        }
+        Ok(sums)
     }
 
     /// Labels a process's main thread.

@@ -26,12 +26,16 @@ const STRUCTURES: [&str; 11] = [
 /// Reads the kernel's BTF and resolves every offset.
 pub fn resolve() -> Result<Offsets, KernelError> {
     let data = read(Path::new(BTF))?;
-    let missing = |error: super::btf::BtfError| KernelError::Missing { what: error.to_string(), hint: "" };
+    let missing = |error: super::btf::BtfError| KernelError::Missing {
+        what: format!("what Tipstaff reads in its type information ({error})"),
+        hint: "",
+    };
     let btf = Btf::parse(&data, &STRUCTURES).map_err(missing)?;
     let at = |structure: &str, field: &str| btf.offset(structure, field).map_err(missing);
     Ok(Offsets {
         binprm_file: at("linux_binprm", "file")?,
         binprm_filename: at("linux_binprm", "filename")?,
+        binprm_buffer: at("linux_binprm", "buf")?,
         file_inode: at("file", "f_inode")?,
         file_dentry: at("file", "f_path.dentry")?,
         dentry_parent: at("dentry", "d_parent")?,

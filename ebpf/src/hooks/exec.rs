@@ -17,6 +17,7 @@ use tipstaff_common::{
     limits::{ARG_BYTES, DEPTH, PATH_BYTES},
     rule::{
         ALLOW, ExecEntry, ExecKey, FileId, KILL, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED,
+        WOULD_DENY,
     },
     session::{HAS_DIRECTORIES, PolicyEntry},
 };
@@ -42,7 +43,8 @@ fn refuse_exec(bprm: Binprm) -> bool {
     let Some(session) = session::of_current() else { return false };
     let (file, decision) = judge(&session, bprm);
     let decision = settle(decision, &session);
-    if decision.refuses() {
+    // a script that is only observed is not seen again: the tracepoint sees its interpreter
+    if decision.refuses() || (decision.verdict == WOULD_DENY && bprm.is_script()) {
         report(&session, bprm, file, decision, false);
     }
     decision.refuses()
@@ -76,6 +78,10 @@ fn judge_new_image(bprm: Binprm) {
             return;
         }
         label.exec_id = number;
+        // an exec from another thread than the first changes the thread's number, which the mirror's entry names
+        if session::mirror(task, *label).is_err() {
+            session.count_fault();
+        }
     }
     let (file, decision) = judge(&session, bprm);
     let mut decision = settle(decision, &session);

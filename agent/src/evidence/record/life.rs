@@ -142,4 +142,8 @@ pub struct SessionEnd {
     pub lost: BTreeMap<String, u64>,
     /// Packets that were dropped, in both directions.
     pub packets_dropped: u64,
+    /// Decisions that could not be made by a rule, and were denials.
+    pub faults: u64,
+    /// Kills that the kernel did not take at once.
+    pub signals_failed: u64,
 }
