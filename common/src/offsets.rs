@@ -11,6 +11,8 @@ pub struct Offsets {
     pub binprm_file: u32,
     /// `linux_binprm.filename`
     pub binprm_filename: u32,
+    /// `linux_binprm.buf`
+    pub binprm_buffer: u32,
     /// `file.f_inode`
     pub file_inode: u32,
     /// `file.f_path.dentry`
@@ -37,6 +39,8 @@ pub struct Offsets {
     pub task_mm: u32,
     /// `task_struct.exit_code`
     pub task_exit_code: u32,
+    /// `task_struct.exit_state`
+    pub task_exit_state: u32,
     /// `task_struct.self_exec_id`
     pub task_exec_id: u32,
     /// `task_struct.cgroups`
@@ -56,6 +60,6 @@ pub struct Offsets {
     /// `kernfs_node.id`
     pub node_id: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 24 * 4);
+const _: () = assert!(size_of::<Offsets>() == 26 * 4);
 
 pod!(Offsets);

@@ -71,26 +71,17 @@ const _: () = assert!(size_of::<PolicyEntry>() == 16);
 /// Some rule names a directory: an exec walks up from the program.
 pub const HAS_DIRECTORIES: u32 = 1;
 
-/// Tier `no-lsm`: tracepoints judge, the verdict on an exec is a kill.
-pub const TIER_NO_LSM: u32 = 0;
-/// Tier `full`: LSM hooks judge, tracepoints record.
-pub const TIER_FULL: u32 = 1;
-
 /// Constants of one load, injected into the programs' read-only data.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// `TIER_NO_LSM` or `TIER_FULL`.
-    pub tier: u32,
-    /// Depth in the cgroup tree at which session cgroups stand (the root is 0).
-    pub session_level: u32,
     /// Id of the cgroup below which this agent may deny, kill and drop; 0: no confinement.
     pub confine_cgroup: u64,
-    /// Its depth.
-    pub confine_level: u32,
+    /// Depth in the cgroup tree at which session cgroups stand (the root is 0).
+    pub session_level: u32,
     /// The agent's own process id, for the iterator over its file descriptors.
     pub agent: u32,
 }
-const _: () = assert!(size_of::<Settings>() == 24);
+const _: () = assert!(size_of::<Settings>() == 16);
 
 pod!(SessionConfig, SessionCounters, PolicyEntry, Settings);

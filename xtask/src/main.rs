@@ -1,2 +1,62 @@
-//! Placeholder.
-fn main() {}
+//! Tipstaff's set-up, build, tests and guests: what `./x VERB` and `cargo xtask VERB` do.
+//!
+//! Everything is made below the workspace's `target/`. The system is changed by `setup` alone, and only by installing
+//! packages with its own package manager.
+#![forbid(unsafe_code)]
+
+mod build;
+mod cargo;
+mod exec;
+mod initramfs;
+mod kernels;
+mod lint;
+mod packages;
+mod report;
+mod setup;
+mod test;
+mod toolchain;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use workspace::Workspace;
+
+/// Sets up, builds and tests Tipstaff
+#[derive(Debug, Parser)]
+#[command(name = "x", bin_name = "./x", disable_help_subcommand = true)]
+enum Task {
+    /// Install what the build needs: a compiler for kernel programs, and their linker
+    Setup(setup::Options),
+    /// Build the kernel programs and the agent: target/release/tipstaff
+    Build,
+    /// Run the black-box tests in a guest with another kernel
+    Vm(vm::Options),
+    /// Run every test: unit, on this kernel, and in guests
+    Test(test::Options),
+    /// Check formatting, lints, and what the dependencies may be
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match run(Task::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("x: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Setup(options) => setup::setup(&workspace, &options).map(|()| ExitCode::SUCCESS),
+        Task::Build => build::build(&workspace).map(|_| ExitCode::SUCCESS),
+        Task::Vm(options) => vm::vm(&workspace, &options),
+        Task::Test(options) => test::test(&workspace, &options),
+        Task::Lint => lint::lint(&workspace).map(|()| ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,315 @@
+//! Replies, one type a method. Public under [`super::wire`].
+//!
+//! Field names are what `-o json` prints, so they only ever grow.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// What a call is answered with.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Reply {
+    /// To `Ps`.
+    Ps(Ps),
+    /// To `Inspect`.
+    Inspect(Box<Inspect>),
+    /// To `Events`, one at a time.
+    Event(Event),
+    /// To `Events`, at the end of the history when the caller does not follow.
+    EndOfEvents {},
+    /// To `Status`.
+    Status(Box<Status>),
+    /// To `Probe`.
+    Probe(Probe),
+    /// To `Run`.
+    Started(Started),
+    /// To `End`.
+    Ended(Ended),
+    /// To `Disarm`.
+    Disarmed(Disarmed),
+}
+
+/// Reply to `Ps`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ps {
+    /// The sessions that live, oldest first.
+    pub sessions: Vec<SessionRow>,
+}
+
+/// One session in a few words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// 32 lower-case hexadecimal digits.
+    pub id: String,
+    /// The policy's name.
+    pub name: String,
+    /// `service`, `ci`, `agent`, `operator` or `breakglass`.
+    pub kind: String,
+    /// `enforce` or `observe`.
+    pub mode: String,
+    /// `starting`, `active`, `ending` or `ended`.
+    pub state: String,
+    /// The principal's user id.
+    pub uid: u32,
+    /// The first member's process id.
+    pub pid: u32,
+    /// The first member's command; may be cut.
+    pub command: Vec<String>,
+    /// Labelled threads.
+    pub members: u64,
+    /// Milliseconds since the start.
+    pub age_ms: u64,
+    /// Milliseconds to the deadline; 0 after it.
+    pub left_ms: u64,
+    /// Operations denied or killed so far (in mode `observe`: that would have been).
+    pub denied: u64,
+    /// Records lost so far.
+    pub lost: u64,
+}
+
+/// Reply to `Inspect`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspect {
+    /// What `ps` shows of it.
+    pub session: SessionRow,
+    /// The policy in force.
+    pub policy: PolicyInfo,
+    /// Its limits.
+    pub limits: LimitsInfo,
+    /// Who it acts for.
+    pub principal: Principal,
+    /// How it was started.
+    pub context: Context,
+    /// Records, by kind.
+    pub counters: Counters,
+    /// The controls that its policy asks for.
+    pub controls: Vec<Control>,
+    /// Labelled threads; the list may be cut, `session.members` counts them all.
+    pub members: Vec<Member>,
+    /// The last verdicts, oldest first.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// A session's policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyInfo {
+    /// `metadata.name`
+    pub name: String,
+    /// SHA-256 of the policy's text, hexadecimal.
+    pub digest: String,
+    /// Where it was read.
+    pub source: String,
+    /// What it allows and denies, one line each.
+    pub summary: Vec<String>,
+}
+
+/// A session's limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsInfo {
+    /// Time to live in milliseconds.
+    pub ttl_ms: u64,
+    /// Whose limit is the shortest: `policy`, `--ttl` or `host cap`.
+    pub winner: String,
+    /// The deadline, `CLOCK_BOOTTIME` nanoseconds.
+    pub deadline_boot_ns: u64,
+}
+
+/// Who a session acts for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Principal {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Login user id, where one is set.
+    pub login_uid: Option<u32>,
+}
+
+/// How a session was started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Context {
+    /// The first member's process id.
+    pub pid: u32,
+    /// Its command.
+    pub command: Vec<String>,
+    /// Its working directory.
+    pub cwd: String,
+    /// Its terminal, where it has one.
+    pub tty: Option<String>,
+    /// The session's cgroup.
+    pub cgroup: String,
+    /// Inode numbers of its namespaces, by name.
+    pub namespaces: BTreeMap<String, u64>,
+}
+
+/// A session's counters, by kind of record.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Records that the kernel produced.
+    pub produced: BTreeMap<String, u64>,
+    /// Records that found no room.
+    pub lost: BTreeMap<String, u64>,
+    /// Packets dropped in either direction.
+    pub packets_dropped: u64,
+}
+
+/// A labelled thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+}
+
+/// One decision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// `exec`, `connect` or `fork`.
+    pub kind: String,
+    /// Process id.
+    pub pid: u32,
+    /// The program or address.
+    pub what: String,
+    /// `allow`, `deny`, `kill` or `would-deny`.
+    pub verdict: String,
+    /// The rule's id, or a reason that is no rule (`default`, `expired` …).
+    pub rule: String,
+}
+
+/// How far a control is in force, proven by a canary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ControlState {
+    /// A canary was denied.
+    Enforced,
+    /// It holds but for what `why` says.
+    BestEffort,
+    /// It records and refuses nothing.
+    Observe,
+    /// It is not there.
+    Unavailable,
+}
+
+impl ControlState {
+    /// As on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforced => "enforced",
+            Self::BestEffort => "best-effort",
+            Self::Observe => "observe",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// One kind of enforcement and its state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Control {
+    /// `exec-deny`, `connect-deny` …
+    pub control: String,
+    /// Its state.
+    pub state: ControlState,
+    /// Why it is so; empty where there is nothing to say.
+    pub why: String,
+}
+
+/// One record of the evidence, byte for byte as it stands in the file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// The record, without the line's end.
+    pub record: Box<RawValue>,
+}
+
+/// Reply to `Status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's process id.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// `full` or `no-lsm`.
+    pub tier: String,
+    /// Milliseconds since it was ready.
+    pub uptime_ms: u64,
+    /// Sessions that live.
+    pub sessions: u64,
+    /// Every control and its state.
+    pub controls: Vec<Control>,
+    /// Records lost since the start, by kind.
+    pub lost: BTreeMap<String, u64>,
+    /// The evidence file.
+    pub evidence: EvidenceInfo,
+    /// A control that a live session asked for is not in force, or records were lost.
+    pub degraded: bool,
+    /// Why it is degraded, one line each.
+    pub why: Vec<String>,
+}
+
+/// The evidence file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvidenceInfo {
+    /// Its path.
+    pub path: String,
+    /// Number of the last record.
+    pub n: u64,
+    /// Records that wait because they could not be written.
+    pub unwritten: u64,
+}
+
+/// Reply to `Probe`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// The kernel's release.
+    pub kernel: String,
+    /// `full` or `no-lsm`.
+    pub tier: String,
+    /// Every control and its state.
+    pub controls: Vec<Control>,
+}
+
+/// Reply to `Run`: the caller is a member now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// The session's id.
+    pub session: String,
+    /// The deadline, `CLOCK_BOOTTIME` nanoseconds.
+    pub deadline_boot_ns: u64,
+    /// Time to live in milliseconds.
+    pub ttl_ms: u64,
+    /// What the caller should know, one line each (a control that is best-effort here, a ttl that was capped).
+    pub notes: Vec<String>,
+}
+
+/// Reply to `End`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The session's id.
+    pub session: String,
+    /// The end reason that was recorded.
+    pub reason: String,
+    /// Tasks that were killed and seen dead.
+    pub killed: u64,
+    /// Tasks that are still there.
+    pub members_left: u64,
+    /// Milliseconds that it took.
+    pub ms: u64,
+}
+
+/// Reply to `Disarm`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disarmed {
+    /// Sessions that were ended by it.
+    pub sessions: u64,
+    /// What was removed (pins, cgroups), by path.
+    pub removed: Vec<String>,
+    /// What could not be removed and why, one line each.
+    pub left: Vec<String>,
+}

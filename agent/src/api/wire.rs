@@ -1,0 +1,185 @@
+//! What crosses the agent's sockets: requests by method name, replies, errors by error name.
+//!
+//! The call and reply envelopes are varlink's. Everything here is data: nothing is checked against sessions or
+//! policies, and only what a type says about itself (a field, a known method) is checked while it is decoded.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+pub use super::{
+    error::{ApiError, Problem},
+    reply::{
+        Context, Control, ControlState, Counters, Disarmed, Ended, Event, EvidenceInfo, Inspect, LimitsInfo, Member,
+        PolicyInfo, Principal, Probe, Ps, Reply, SessionRow, Started, Status, Verdict,
+    },
+};
+
+/// Calls with their parameters, by method name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "method", content = "parameters")]
+pub enum Request {
+    /// The sessions that live: answers [`Ps`].
+    #[serde(rename = "dev.tipstaff.Ps")]
+    Ps {},
+    /// One session in full: answers [`Inspect`].
+    #[serde(rename = "dev.tipstaff.Inspect")]
+    Inspect(SessionId),
+    /// The evidence as a stream of [`Event`]s; asks for `more`.
+    #[serde(rename = "dev.tipstaff.Events")]
+    Events(Follow),
+    /// How the agent is: answers [`Status`].
+    #[serde(rename = "dev.tipstaff.Status")]
+    Status {},
+    /// What this host can enforce: answers [`Probe`].
+    #[serde(rename = "dev.tipstaff.Probe")]
+    Probe {},
+    /// Makes the caller the first member of a new session: answers [`Started`].
+    #[serde(rename = "dev.tipstaff.Run")]
+    Run(Run),
+    /// Ends a session and waits for it: answers [`Ended`].
+    #[serde(rename = "dev.tipstaff.End")]
+    End(End),
+    /// Removes every trace of enforcement from the host: answers [`Disarmed`].
+    #[serde(rename = "dev.tipstaff.Disarm")]
+    Disarm {},
+}
+
+impl Request {
+    /// Whether the method changes anything, so that only the operate socket takes it.
+    #[must_use]
+    pub fn operates(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::End(_) | Self::Disarm {})
+    }
+
+    /// Whether the answer is a stream, so that the call has to ask for `more`.
+    #[must_use]
+    pub fn streams(&self) -> bool {
+        matches!(self, Self::Events(_))
+    }
+}
+
+/// Parameters of `Inspect`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionId {
+    /// The session's id or any unambiguous prefix of it.
+    pub id: String,
+}
+
+/// Parameters of `Events`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Follow {
+    /// Keep sending what happens after the history was sent.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// Parameters of `End`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct End {
+    /// The session's id or any unambiguous prefix of it.
+    pub id: String,
+    /// The end reason to record, one of the closed list.
+    pub reason: String,
+}
+
+/// Parameters of `Run`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// The policy's text.
+    pub policy: String,
+    /// Where the caller read it, for messages and evidence; never opened by the agent.
+    pub policy_source: String,
+    /// A shorter time to live than the policy's (`15m`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    /// What the caller will become.
+    pub command: Command,
+    /// The caller's working directory, for evidence.
+    pub cwd: String,
+    /// The caller's terminal, for evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<String>,
+}
+
+/// The command of a `Run`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// Absolute path of the program, found as execvp(3) finds it. The kernel judges the exec itself again.
+    pub path: String,
+    /// The argument vector, for evidence: not UTF-8 is replaced, and it may have been cut.
+    pub argv: Vec<String>,
+    /// Whether `argv` was cut because of its size.
+    #[serde(default)]
+    pub argv_cut: bool,
+}
+
+/// A call as it stands on the wire.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CallFrame<'a> {
+    method: String,
+    #[serde(borrow)]
+    parameters: Option<&'a RawValue>,
+    #[serde(default)]
+    more: bool,
+}
+
+/// A decoded call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Call {
+    /// Method and parameters.
+    #[serde(flatten)]
+    pub request: Request,
+    /// The caller takes more than one reply.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+}
+
+impl Call {
+    /// Decodes one frame.
+    ///
+    /// # Errors
+    /// `BadRequest` that names the method and the offending part.
+    pub fn decode(frame: &[u8]) -> Result<Self, ApiError> {
+        let call: CallFrame = serde_json::from_slice(frame)
+            .map_err(|error| ApiError::BadRequest { message: format!("this is not a call: {error}") })?;
+        let request = decode_request(&call.method, call.parameters)?;
+        if request.streams() && !call.more {
+            let message = format!("{} answers with a stream: set \"more\"", call.method);
+            return Err(ApiError::BadRequest { message });
+        }
+        Ok(Self { request, more: call.more })
+    }
+}
+
+fn decode_request(method: &str, parameters: Option<&RawValue>) -> Result<Request, ApiError> {
+    let raw = parameters.map_or("{}", RawValue::get);
+    Ok(match method {
+        "dev.tipstaff.Ps" => none(method, raw).map(|()| Request::Ps {})?,
+        "dev.tipstaff.Inspect" => Request::Inspect(parse(method, raw)?),
+        "dev.tipstaff.Events" => Request::Events(parse(method, raw)?),
+        "dev.tipstaff.Status" => none(method, raw).map(|()| Request::Status {})?,
+        "dev.tipstaff.Probe" => none(method, raw).map(|()| Request::Probe {})?,
+        "dev.tipstaff.Run" => Request::Run(parse(method, raw)?),
+        "dev.tipstaff.End" => Request::End(parse(method, raw)?),
+        "dev.tipstaff.Disarm" => none(method, raw).map(|()| Request::Disarm {})?,
+        _ => return Err(ApiError::BadRequest { message: format!("there is no method {method:?}") }),
+    })
+}
+
+fn parse<T: DeserializeOwned>(method: &str, raw: &str) -> Result<T, ApiError> {
+    serde_json::from_str(raw)
+        .map_err(|error| ApiError::BadRequest { message: format!("parameters of {method}: {error}") })
+}
+
+fn none(method: &str, raw: &str) -> Result<(), ApiError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+    parse::<Nothing>(method, raw).map(|_| ())
+}

@@ -1,0 +1,29 @@
+//! `tipstaff probe`: what this host can enforce, asked of the agent, or tried out where none runs.
+
+use super::{
+    ASK, Exit, Failure, Host,
+    print::{self, Output, printable},
+};
+use crate::{
+    api::{
+        self,
+        client::{Client, ClientError},
+        wire::{Probe, Request},
+    },
+    config::Config,
+};
+
+pub(super) fn execute(config: &Config, output: Output, host: &Host) -> Result<Exit, Failure> {
+    let probe = match Client::connect(&api::read_socket(&config.paths.runtime), ASK) {
+        Ok(mut agent) => agent.call(&Request::Probe {})?,
+        Err(ClientError::Missing { .. } | ClientError::Stale { .. }) => (host.probe)(config)?,
+        Err(error) => return Err(error.into()),
+    };
+    print::show(output, &probe, text)?;
+    Ok(Exit::Ok)
+}
+
+fn text(probe: &Probe) -> String {
+    let head = print::fields(&[("kernel", printable(&probe.kernel)), ("tier", printable(&probe.tier))]);
+    format!("{head}\n{}", print::controls(&probe.controls))
+}

@@ -1,0 +1,86 @@
+//! `tipstaff ps`: the sessions that live.
+
+use super::{
+    Exit, Failure, ask,
+    print::{self, Output, printable, short_id, span},
+};
+use crate::{
+    api::wire::{Ps, Request, SessionRow},
+    config::Config,
+};
+
+pub(super) fn execute(config: &Config, output: Output) -> Result<Exit, Failure> {
+    let ps: Ps = ask(config)?.call(&Request::Ps {})?;
+    let limit = print::command_limit();
+    print::show(output, &ps, |ps| table(&ps.sessions, limit))?;
+    Ok(Exit::Ok)
+}
+
+fn table(sessions: &[SessionRow], limit: Option<usize>) -> String {
+    let row = |session: &SessionRow| {
+        [
+            short_id(&session.id),
+            printable(&session.name),
+            printable(&session.kind),
+            printable(&session.mode),
+            printable(&session.state),
+            session.uid.to_string(),
+            session.pid.to_string(),
+            session.members.to_string(),
+            span(session.age_ms),
+            span(session.left_ms),
+            session.denied.to_string(),
+            session.lost.to_string(),
+            print::command(&session.command, limit),
+        ]
+    };
+    let header =
+        ["ID", "POLICY", "KIND", "MODE", "STATE", "UID", "PID", "MEMBERS", "AGE", "LEFT", "DENIED", "LOST", "COMMAND"];
+    print::table(header, &[5, 6, 7, 8, 9, 10, 11], sessions.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_one_line_whatever_its_command_holds() {
+        let session = SessionRow {
+            id: "0123456789abcdef0123456789abcdef".to_owned(),
+            name: "release".to_owned(),
+            kind: "ci".to_owned(),
+            mode: "enforce".to_owned(),
+            state: "active".to_owned(),
+            uid: 1000,
+            pid: 4242,
+            command: vec!["sh".to_owned(), "-c".to_owned(), "a\n\u{1b}[31mb".to_owned()],
+            members: 3,
+            age_ms: 61_000,
+            left_ms: 839_500,
+            denied: 2,
+            lost: 0,
+        };
+        let text = table(&[session], None);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0].len(), 13);
+        let expected = [
+            "0123456789ab",
+            "release",
+            "ci",
+            "enforce",
+            "active",
+            "1000",
+            "4242",
+            "3",
+            "1m1s",
+            "13m59s",
+            "2",
+            "0",
+            "sh",
+            "-c",
+            r"'a\n\u{1b}[31mb'",
+        ];
+        assert_eq!(lines[1], expected);
+    }
+}

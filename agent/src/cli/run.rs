@@ -1,0 +1,241 @@
+//! `tipstaff run`: the launcher. It asks the agent to make *itself* a session's first member and becomes the command.
+//!
+//! A label sits on a thread, so this must stay single-threaded until its exec. What the command inherits is what the
+//! caller gave: user, terminal, environment, working directory, signals and the descriptors 0 to 2. Everything
+//! that can fail without a session is tried before there is one.
+
+use std::{
+    ffi::{CString, NulError, OsStr, OsString},
+    fmt::Display,
+    fs::{self, File},
+    io::{self, IsTerminal, Read},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::errno::Errno;
+
+use super::{Exit, Failure, complain, operate, resolve};
+use crate::{
+    api::{
+        client::ClientError,
+        error::ApiError,
+        wire::{Command, Request, Run, Started},
+    },
+    config::Config,
+    duration, inherited,
+};
+
+/// How long the agent may take to start a session.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Bytes of the largest policy: far above any real one, and a call with it still fits a frame.
+const POLICY: u64 = 128 * 1024;
+/// Bytes of the arguments that are sent for the evidence.
+const ARGUMENTS: usize = 32 * 1024;
+
+pub(super) const HELP: &str = "\
+Exit status: the command's own (128 + n if signal n killed it); 125 if Tipstaff refused or failed; 126 if the command \
+cannot be executed; 127 if there is no such command.";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Flags {
+    /// Policy file, or the name of one in the policy directory
+    #[arg(long, value_name = "FILE|NAME")]
+    policy: OsString,
+    /// A shorter time to live than the policy's, such as 90s or 1h30m
+    #[arg(long, value_name = "DURATION", value_parser = time_to_live)]
+    pub(super) ttl: Option<String>,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
+    pub(super) command: Vec<OsString>,
+}
+
+/// Checks the text, which is sent as it is.
+fn time_to_live(text: &str) -> Result<String, String> {
+    match duration::parse(text) {
+        Ok(span) if span.is_zero() => Err("a session needs some time to live".to_owned()),
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
+    let Some(name) = flags.command.first() else {
+        return Err(Failure::new(Exit::Usage, "run needs a command"));
+    };
+    let (source, policy) = read_policy(&flags.policy, &config.paths.policies)?;
+    let path = resolve::resolve(name, std::env::var_os("PATH").as_deref())?;
+    let run = Run {
+        policy,
+        policy_source: source,
+        ttl: flags.ttl.clone(),
+        command: describe(&path, &flags.command)?,
+        cwd: std::env::current_dir().map_or_else(|_| String::new(), |path| path.display().to_string()),
+        tty: terminal(),
+    };
+    inherited::close_on_exec_from(3).map_err(|error| {
+        Failure::new(Exit::Unable, format!("cannot close what the command must not inherit: {error}"))
+    })?;
+    let mut agent = operate(config, LIMIT)?;
+    let started: Started = agent.call(&Request::Run(run)).map_err(refusal)?;
+    for note in &started.notes {
+        complain(&format!("note: {note}"));
+    }
+    Err(become_command(&path, &flags.command))
+}
+
+/// Replaces this process. Returns only if that fails, and then the session, whose one member this is, ends with it.
+fn become_command(path: &Path, argv: &[OsString]) -> Failure {
+    let failed = |error: &dyn Display| Failure::new(Exit::NotExecutable, format!("{}: {error}", path.display()));
+    let c_string = |text: &OsStr| CString::new(text.as_bytes());
+    let argv: Result<Vec<CString>, NulError> = argv.iter().map(|argument| c_string(argument)).collect();
+    let (file, argv) = match (c_string(path.as_os_str()), argv) {
+        (Ok(file), Ok(argv)) => (file, argv),
+        (Err(error), _) | (_, Err(error)) => return failed(&error),
+    };
+    if let Err(error) = inherited::restore_broken_pipe() {
+        return failed(&error);
+    }
+    // the path has a slash, so nothing is searched; a script without an interpreter line goes to the shell as usual
+    let Err(errno) = nix::unistd::execvp(&file, &argv);
+    match errno {
+        Errno::EPERM => failed(&"refused by the kernel; `tipstaff events` names the rule"),
+        errno => resolve::failure(path.as_os_str(), errno),
+    }
+}
+
+/// An agent's answer as a message for whoever wanted to run the command.
+fn refusal(error: ClientError) -> Failure {
+    match error {
+        ClientError::Api(ApiError::BadPolicy { problems }) => {
+            let list: String = problems.iter().map(|problem| format!("\n{problem}")).collect();
+            Failure::new(Exit::Usage, format!("the policy is not valid:{list}"))
+        }
+        ClientError::Api(error @ ApiError::Refused { .. }) => Failure::new(Exit::Denied, format!("refused: {error}")),
+        error => error.into(),
+    }
+}
+
+/// The policy's source, absolute, and its text. A name without a slash that is no file here is looked up in the policy
+/// directory.
+fn read_policy(given: &OsStr, directory: &Path) -> Result<(String, String), Failure> {
+    let mut path = PathBuf::from(given);
+    if !given.as_bytes().contains(&b'/') && !path.exists() {
+        let mut file = given.to_owned();
+        file.push(".yaml");
+        path = directory.join(file);
+    }
+    let bytes = policy_bytes(&path)?;
+    let source = std::path::absolute(&path).unwrap_or(path).display().to_string();
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok((source, text)),
+        Err(error) => {
+            let valid = error.utf8_error().valid_up_to();
+            Err(Failure::new(Exit::Usage, format!("the policy {source} is not UTF-8 from byte {} on", valid + 1)))
+        }
+    }
+}
+
+/// A policy file's bytes, bounded.
+pub(super) fn policy_bytes(path: &Path) -> Result<Vec<u8>, Failure> {
+    let unreadable =
+        |error: io::Error| Failure::new(Exit::Usage, format!("cannot read the policy {}: {error}", path.display()));
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(POLICY + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length <= POLICY) {
+        return Ok(bytes);
+    }
+    Err(Failure::new(Exit::Usage, format!("the policy {} has more than {POLICY} bytes", path.display())))
+}
+
+/// The command for the agent. It judges the path, so that has to be exact; the arguments are for the evidence.
+fn describe(path: &Path, argv: &[OsString]) -> Result<Command, Failure> {
+    let absolute = std::path::absolute(path)
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot tell the working directory: {error}")))?;
+    let Some(path) = absolute.to_str() else {
+        let message = format!("the path {} is not UTF-8; run the command by another name", absolute.display());
+        return Err(Failure::new(Exit::Usage, message));
+    };
+    let mut left = ARGUMENTS;
+    let mut shown = Vec::new();
+    for argument in argv {
+        let Some(rest) = left.checked_sub(argument.len() + 1) else { break };
+        left = rest;
+        shown.push(argument.to_string_lossy().into_owned());
+    }
+    Ok(Command { path: path.to_owned(), argv_cut: shown.len() < argv.len(), argv: shown })
+}
+
+/// The terminal of the first of the descriptors 0 to 2 that is one.
+fn terminal() -> Option<String> {
+    let terminals = [io::stdin().is_terminal(), io::stdout().is_terminal(), io::stderr().is_terminal()];
+    let descriptor = terminals.iter().position(|&is_one| is_one)?;
+    fs::read_link(format!("/proc/self/fd/{descriptor}")).ok().map(|path| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(result: Result<(String, String), Failure>) -> String {
+        result.unwrap_err().message
+    }
+
+    #[test]
+    fn a_policy_is_a_file_or_a_name_in_the_policy_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("release.yaml");
+        fs::write(&file, "text").unwrap();
+        let expected = (file.display().to_string(), "text".to_owned());
+        assert_eq!(read_policy("release".as_ref(), directory.path()).unwrap(), expected);
+        assert_eq!(read_policy(file.as_os_str(), Path::new("/nonexistent")).unwrap(), expected);
+        let missing = message(read_policy("other".as_ref(), directory.path()));
+        assert!(missing.contains("/other.yaml: No such file"), "{missing}");
+        let missing = message(read_policy("./release".as_ref(), directory.path()));
+        assert!(missing.starts_with("cannot read the policy ./release: "), "{missing}");
+    }
+
+    #[test]
+    fn a_policy_that_is_not_text_or_too_large_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("p");
+        fs::write(&file, b"ab\xff").unwrap();
+        assert!(message(read_policy(file.as_os_str(), directory.path())).ends_with("is not UTF-8 from byte 3 on"));
+        fs::write(&file, vec![b'#'; 128 * 1024 + 1]).unwrap();
+        assert!(message(read_policy(file.as_os_str(), directory.path())).ends_with("has more than 131072 bytes"));
+        fs::write(&file, vec![b'#'; 128 * 1024]).unwrap();
+        assert!(read_policy(file.as_os_str(), directory.path()).is_ok());
+        let folder = message(read_policy(directory.path().as_os_str(), directory.path()));
+        assert!(folder.contains("Is a directory"), "{folder}");
+    }
+
+    #[test]
+    fn arguments_are_cut_as_a_whole_and_the_cut_is_said() {
+        let argv = ["cmd".into(), "x".repeat(20_000).into(), "y".repeat(20_000).into(), "z".into()];
+        let command = describe(Path::new("/bin/cmd"), &argv).unwrap();
+        assert_eq!((command.argv.len(), command.argv_cut), (2, true));
+        let command = describe(Path::new("/bin/cmd"), &argv[..2]).unwrap();
+        assert_eq!((command.argv.len(), command.argv_cut), (2, false));
+    }
+
+    #[test]
+    fn a_path_that_is_not_utf_8_is_refused() {
+        let path = Path::new(OsStr::from_bytes(b"/bin/\xff"));
+        assert!(describe(path, &[]).unwrap_err().message.contains("is not UTF-8"));
+    }
+
+    #[test]
+    fn the_largest_call_fits_a_frame() {
+        let run = Run {
+            policy: "\u{1}".repeat(128 * 1024),
+            policy_source: String::new(),
+            ttl: None,
+            command: describe(Path::new("/bin/cmd"), &["\u{1}".repeat(32 * 1024 - 1).into()]).unwrap(),
+            cwd: "\u{1}".repeat(4096),
+            tty: None,
+        };
+        assert!(!run.command.argv_cut);
+        assert!(crate::api::frame::encode(&Request::Run(run)).is_ok());
+    }
+}

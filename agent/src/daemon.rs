@@ -1,0 +1,328 @@
+//! The agent as a process: takes its locks, replaces what an earlier agent left, proves its controls, then feeds one
+//! engine from the sockets, the rings, the clock and signals. Also `probe` and `disarm` where no agent runs.
+
+use std::{
+    fs,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::{
+    time::TimeSpec,
+    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::{info, warn};
+
+use crate::{
+    api::{
+        server::{Gate, Listeners},
+        wire::{self, ApiError},
+    },
+    cli::{Exit, Failure},
+    config::{Config, cgroup2_mount},
+    engine::{self, Control, Engine, Parts, Store, controls_from_song, pidfd_of, recover, wire_control},
+    enforce::{SessionCgroup, prove},
+    evidence::{self, Body, Log},
+    kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier},
+    readable::Readable,
+    session::EndReason,
+};
+
+/// Calls that wait for the engine.
+const CALLS: usize = 64;
+
+/// What the host has, locked against other agents.
+struct Ground {
+    mount: PathBuf,
+    root: CgroupRoot,
+    pins: Pins,
+    log: Log,
+    store: Store,
+}
+
+/// Runs the agent until it is told to stop or disarmed.
+///
+/// # Errors
+/// It cannot start; nothing half-started remains.
+pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
+    Kernel::check_host().map_err(unable)?;
+    if let Err(error) = kernel::raise_memlock() {
+        warn!("cannot raise the limit of locked memory: {error}; kernels since 5.11 do not need it");
+    }
+    let mut ground = Ground::take(config)?;
+    let confine = confine.map(|path| CgroupRoot::open(path, &ground.mount)).transpose().map_err(unable)?;
+    if let Some(above) = confine.as_ref().filter(|c| !c.holds(&ground.root.path)) {
+        let remedy = "an agent's --cgroup must lie below its --confine";
+        let (path, above) = (ground.root.path.clone(), above.path.clone());
+        return Err(unable(KernelError::NotBelow { path, above, remedy }));
+    }
+    let groups = &config.groups;
+    let listeners = Listeners::bind(&config.paths.runtime, groups.read.gid()?, groups.operate.gid()?)?;
+    let left = recover(&ground.pins, &ground.store, &mut ground.log, EndReason::AgentLoss).map_err(unexpected)?;
+    if !left.ended.is_empty() {
+        info!("{} sessions of an earlier agent were ended", left.ended.len());
+    }
+    ground.pins.clear().map_err(unable)?;
+    let loaded = load(&ground, confine.as_ref());
+    let (kernel, controls) = match loaded {
+        Ok(loaded) => loaded,
+        Err(failure) => {
+            clean_up(ground.pins, &ground.root.path);
+            return Err(failure);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(unexpected)?;
+    runtime.block_on(serve(config, ground, confine, (kernel, controls), listeners, &left.shelters))
+}
+
+/// Finds out what this host can enforce, in programs of its own that are gone afterwards.
+///
+/// # Errors
+/// The host cannot, or the canary could not be run.
+pub fn probe(config: &Config) -> Result<wire::Probe, Failure> {
+    Kernel::check_host().map_err(unable)?;
+    let mount = cgroup2_mount()?;
+    // beside the agent's own, whose pinned programs would refuse a canary that they do not know
+    let mut name = config.paths.cgroup()?.into_os_string();
+    name.push(format!("-probe-{}", std::process::id()));
+    let root = CgroupRoot::create(Path::new(&name), &mount).map_err(unable)?;
+    let proven = load_with(&root, None, None);
+    if let Err(error) = fs::remove_dir(&root.path) {
+        warn!("cannot remove cgroup {}: {error}", root.path.display());
+    }
+    let (kernel, controls) = proven?;
+    Ok(wire::Probe {
+        kernel: kernel::release(),
+        tier: kernel.tier().as_str().into(),
+        controls: controls.iter().map(wire_control).collect(),
+    })
+}
+
+/// Ends what a dead agent left and takes its programs off the host.
+///
+/// # Errors
+/// An agent runs, or what it left cannot be removed.
+pub fn disarm(config: &Config) -> Result<wire::Disarmed, Failure> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(unable(KernelError::NotRoot { uid: nix::unistd::geteuid().as_raw() }));
+    }
+    let mut ground = Ground::take(config)?;
+    let recovered = recover(&ground.pins, &ground.store, &mut ground.log, EndReason::Operator).map_err(unexpected)?;
+    let sessions = recovered.ended;
+    let uid = nix::unistd::getuid().as_raw();
+    let principal = evidence::Principal { uid, gid: nix::unistd::getgid().as_raw(), login_uid: None };
+    let count = sessions.len() as u64;
+    let record = Body::Disarm(evidence::Disarm { principal, sessions });
+    ground.log.append_durable(&record, engine::now()).map_err(unexpected)?;
+    ground.log.flush().map_err(unexpected)?;
+    let pins = config.paths.pins.display().to_string();
+    let mut disarmed = wire::Disarmed { sessions: count, ..wire::Disarmed::default() };
+    match ground.pins.clear() {
+        Ok(removed) => disarmed.removed.push(format!("{pins} ({removed} pins)")),
+        Err(problem) => disarmed.left.push(problem.to_string()),
+    }
+    clean_up(ground.pins, &ground.root.path);
+    Ok(disarmed)
+}
+
+impl Ground {
+    /// Takes the locks in an order in which a second agent fails before it touches anything.
+    fn take(config: &Config) -> Result<Self, Failure> {
+        let mount = cgroup2_mount()?;
+        let paths = &config.paths;
+        let pins = Pins::open(&paths.pins).map_err(unable)?;
+        make_private(&paths.state)?;
+        let boot = read_line("/proc/sys/kernel/random/boot_id")?;
+        let host = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
+        let opened = Log::open(&paths.evidence, &paths.evidence_head(), &host, &boot, engine::now());
+        let (mut log, recovery) = opened.map_err(unexpected)?;
+        for gap in recovery.gaps {
+            warn!("the evidence has a gap: {}", gap.detail.as_deref().unwrap_or("see its record"));
+            log.append(&Body::Gap(gap), engine::now()).map_err(unexpected)?;
+        }
+        log.flush().map_err(unexpected)?;
+        let store = Store::open(&paths.state, boot).map_err(unexpected)?;
+        let root = CgroupRoot::create(&paths.cgroup()?, &mount).map_err(unable)?;
+        Ok(Self { mount, root, pins, log, store })
+    }
+}
+
+/// Removes the directories that nothing uses any more.
+fn clean_up(pins: Pins, root: &Path) {
+    if let Err(problem) = pins.remove() {
+        warn!("{problem}");
+    }
+    if let Err(error) = fs::remove_dir(root) {
+        warn!("cannot remove cgroup {}: {error}", root.display());
+    }
+}
+
+fn make_private(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|e| unable(KernelError::file("make", path)(e)))
+}
+
+fn read_line(path: &str) -> Result<String, Failure> {
+    let text = fs::read_to_string(path).map_err(|e| unable(KernelError::file("read", path)(e)))?;
+    Ok(text.trim().to_owned())
+}
+
+fn load(ground: &Ground, confine: Option<&CgroupRoot>) -> Result<(Kernel, Vec<Control>), Failure> {
+    load_with(&ground.root, confine, Some(&ground.pins))
+}
+
+/// Loads the programs and lets the canary find the tier: by trying, not by the kernel's version.
+fn load_with(
+    root: &CgroupRoot,
+    confine: Option<&CgroupRoot>,
+    pins: Option<&Pins>,
+) -> Result<(Kernel, Vec<Control>), Failure> {
+    let mut kernel = Kernel::load(&Options { root, confine, pins }).map_err(unable)?;
+    let song = prove(&mut kernel, &root.path).map_err(unable)?;
+    if kernel.tier() == Tier::Full && !song.exec_stopped(Tier::Full) {
+        info!("LSM programs attach and do not decide here: is bpf in /sys/kernel/security/lsm?");
+        kernel.leave_lsm(pins).map_err(unable)?;
+    }
+    let controls = controls_from_song(kernel.tier(), &song);
+    Ok((kernel, controls))
+}
+
+async fn serve(
+    config: &Config,
+    mut ground: Ground,
+    confine: Option<CgroupRoot>,
+    (kernel, controls): (Kernel, Vec<Control>),
+    listeners: Listeners,
+    shelters: &[SessionCgroup],
+) -> Result<(), Failure> {
+    let (notes, mut noted) = mpsc::unbounded_channel();
+    let (calls, mut called) = mpsc::channel(CALLS);
+    let gate = gate(kernel.label_reader().map_err(unable)?);
+    let mut terminate = signal(SignalKind::terminate()).map_err(unexpected)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(unexpected)?;
+    let timer = Timer::new()?;
+    let tier = kernel.tier();
+    record_start(&mut ground.log, tier, &controls)?;
+    let parts = Parts {
+        config: config.clone(),
+        kernel,
+        pins: ground.pins,
+        root: ground.root,
+        mount: ground.mount,
+        confine,
+        controls,
+        log: ground.log,
+        store: ground.store,
+        notes,
+    };
+    let mut engine = Engine::new(parts);
+    for cgroup in shelters {
+        engine.shelter(cgroup).map_err(unable)?;
+    }
+    let rings = watch_rings(&engine)?;
+    let server = async { listeners.serve(gate, calls).await };
+    tokio::pin!(server);
+    eprintln!("tipstaff: ready, tier {}, {}", tier.as_str(), config.paths.runtime.display());
+    // one batch a turn, however fast the rings fill: ends, calls and signals come in between
+    let mut more = false;
+    let reason = loop {
+        timer.arm(engine.next_tick())?;
+        tokio::select! {
+            Some(call) = called.recv() => engine.call(call),
+            Some(note) = noted.recv() => engine.note(note),
+            () = rings[0].ready() => more = engine.drain(),
+            () = rings[1].ready() => more = engine.drain(),
+            () = tokio::task::yield_now(), if more => more = engine.drain(),
+            () = timer.expiry.ready() => engine.tick(),
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+            result = &mut server => result?,
+        }
+        if engine.is_done() {
+            break "disarmed";
+        }
+    };
+    engine.stop(reason);
+    // an answer that was just given still has to be written
+    let _ = tokio::time::timeout(Duration::from_millis(200), &mut server).await;
+    if engine.is_done() {
+        let (pins, root) = engine.into_leavings();
+        clean_up(pins, &root);
+    }
+    Ok(())
+}
+
+fn record_start(log: &mut Log, tier: Tier, controls: &[Control]) -> Result<(), Failure> {
+    let tier = match tier {
+        Tier::Full => evidence::Tier::Full,
+        Tier::NoLsm => evidence::Tier::NoLsm,
+    };
+    let start = evidence::AgentStart {
+        version: env!("CARGO_PKG_VERSION").into(),
+        kernel: kernel::release(),
+        tier,
+        controls: controls.to_vec(),
+    };
+    log.append_durable(&Body::AgentStart(start), engine::now()).map_err(unexpected)?;
+    log.flush().map_err(unexpected)
+}
+
+/// Nobody who is governed may speak to the agent.
+fn gate(labels: LabelReader) -> Gate {
+    Arc::new(move |peer, _| {
+        let refused = |error: std::io::Error| ApiError::Denied {
+            message: format!("cannot tell whether process {} is a member of a session: {error}", peer.pid),
+        };
+        let process = pidfd_of(peer)?;
+        match labels.is_labelled(process.as_fd()) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(ApiError::Member {}),
+            Err(error) => Err(refused(error)),
+        }
+    })
+}
+
+fn watch_rings(engine: &Engine) -> Result<[Readable; 2], Failure> {
+    let [verdicts, activity] = engine.rings();
+    let watch = |ring: BorrowedFd<'_>| Readable::watch(ring.try_clone_to_owned()?);
+    Ok([watch(verdicts).map_err(unexpected)?, watch(activity).map_err(unexpected)?])
+}
+
+/// A timer on `CLOCK_BOOTTIME`, which runs on in suspend.
+struct Timer {
+    timer: TimerFd,
+    expiry: Readable,
+}
+
+impl Timer {
+    fn new() -> Result<Self, Failure> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags).map_err(unexpected)?;
+        let expiry = Readable::watch(timer.as_fd().try_clone_to_owned().map_err(unexpected)?).map_err(unexpected)?;
+        Ok(Self { timer, expiry })
+    }
+
+    /// Sets it to an absolute time in nanoseconds, or off. Setting it forgets an expiry that nobody waited for.
+    fn arm(&self, at: Option<u64>) -> Result<(), Failure> {
+        let Some(at) = at else { return self.timer.unset().map_err(unexpected) };
+        // a time of zero would switch it off
+        let time = TimeSpec::from_duration(Duration::from_nanos(at.max(1)));
+        self.timer.set(Expiration::OneShot(time), TimerSetTimeFlags::TFD_TIMER_ABSTIME).map_err(unexpected)
+    }
+}
+
+fn unable(error: KernelError) -> Failure {
+    Failure::new(if error.host_cannot() { Exit::Unable } else { Exit::Failed }, error)
+}
+
+fn unexpected(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Failed, error)
+}
+

@@ -1,0 +1,206 @@
+//! The canary: a session of its own whose child really tries what is forbidden. A control counts as enforced only when
+//! the kernel refused it; that a program is attached proves nothing (with `bpf` missing from the active LSM list LSM
+//! programs attach and never run).
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    os::{
+        fd::AsFd as _,
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
+};
+
+use tipstaff_common::{
+    label::SessionRef,
+    rule::{ALLOW, DENY, NetEntry, PortRule},
+    session::PolicyEntry,
+};
+
+use super::SessionCgroup;
+use crate::kernel::{Kernel, KernelError, Revision, Tier, boot_now, open_pidfd};
+
+/// Hidden verb that makes this binary the canary's child.
+pub const VERB: &str = "canary-child";
+/// Argument of the program that must not run.
+const FORBIDDEN: &str = "canary-forbidden";
+/// What it prints if it does.
+const RAN: &str = "ran";
+/// The canary's session.
+const SLOT: u32 = 0;
+const LIFETIME: Duration = Duration::from_secs(20);
+/// Nothing listens there, and nothing needs to: the refusal comes first.
+const PORT: u16 = 9;
+
+/// What happened to each thing the canary tried: an errno, 0 for "it worked", or a word.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Song {
+    lines: Vec<(String, String)>,
+}
+
+impl Song {
+    /// The outcome of one attempt.
+    #[must_use]
+    pub fn of(&self, attempt: &str) -> &str {
+        self.lines.iter().find(|(name, _)| name == attempt).map_or("not tried", |(_, outcome)| outcome)
+    }
+
+    /// True where the attempt failed with `EPERM`.
+    #[must_use]
+    pub fn denied(&self, attempt: &str) -> bool {
+        self.of(attempt) == libc::EPERM.to_string()
+    }
+
+    /// True where the forbidden program did not run, in the way of the tier.
+    #[must_use]
+    pub fn exec_stopped(&self, tier: Tier) -> bool {
+        match tier {
+            Tier::Full => self.denied("exec"),
+            Tier::NoLsm => self.of("exec") == "killed",
+        }
+    }
+}
+
+/// Runs the canary in the loaded programs.
+///
+/// # Errors
+/// The canary could not be run: that is no proof either way.
+pub fn prove(kernel: &mut Kernel, root: &Path) -> Result<Song, KernelError> {
+    let name = format!("canary-{}", std::process::id());
+    let cgroup = SessionCgroup::create(root, &name).map_err(KernelError::file("make cgroup", root.join(&name)))?;
+    let song = sing(kernel, &cgroup);
+    cgroup.kill().map_err(KernelError::file("kill cgroup", cgroup.path()))?;
+    let removed = cgroup.remove_patiently().map_err(KernelError::file("remove cgroup", cgroup.path()));
+    let song = song?;
+    removed?;
+    Ok(song)
+}
+
+fn sing(kernel: &mut Kernel, cgroup: &SessionCgroup) -> Result<Song, KernelError> {
+    let failed = |what: &'static str| KernelError::file(what, "/proc/self/exe");
+    let mut child = start().map_err(failed("start the canary from"))?;
+    let outcome = tell(kernel, cgroup, &mut child);
+    let _ = child.kill();
+    child.wait().map_err(failed("wait for the canary from"))?;
+    outcome
+}
+
+fn start() -> std::io::Result<Child> {
+    Command::new("/proc/self/exe")
+        .arg0("tipstaff")
+        .arg(VERB)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+/// Labels the child, lets it try, ends its session under it, lets it try once more.
+fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Result<Song, KernelError> {
+    let failed = |what: &'static str| KernelError::file(what, "the canary");
+    let generation = u32::try_from(boot_now() >> 20 & 0x7fff_ffff).unwrap_or(1).max(1);
+    let session = SessionRef { slot: SLOT, generation };
+    kernel.install(SLOT, &Revision { exec: &[], net: &[datagrams_to_self()], entry: deny_all(generation) })?;
+    let deadline = boot_now() + u64::try_from(LIFETIME.as_nanos()).unwrap_or(u64::MAX);
+    kernel.begin(session, true, SLOT, deadline, cgroup.id())?;
+    let process = open_pidfd(child.id()).map_err(failed("open"))?;
+    kernel.label(process.as_fd(), session)?;
+    cgroup.take(child.id()).map_err(failed("move"))?;
+    let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(failed("talk to")(std::io::Error::other("no pipes")));
+    };
+    let mut output = BufReader::new(output);
+    let mut song = Song::default();
+    verse(&mut input, &mut output, &mut song).map_err(failed("listen to"))?;
+    kernel.mark_ended(session)?;
+    verse(&mut input, &mut output, &mut song).map_err(failed("listen to"))?;
+    let _ = child.kill();
+    child.wait().map_err(failed("wait for"))?;
+    kernel.release(session, cgroup.id())?;
+    kernel.uninstall(SLOT, generation)?;
+    Ok(song)
+}
+
+/// Lets the child go on, and reads what it says until its next stop.
+fn verse(input: &mut ChildStdin, output: &mut BufReader<ChildStdout>, song: &mut Song) -> std::io::Result<()> {
+    input.write_all(b"\n")?;
+    loop {
+        let mut line = String::new();
+        if output.read_line(&mut line)? == 0 {
+            return Err(std::io::Error::other("it died before it was done"));
+        }
+        match line.trim_end().split_once(' ') {
+            Some((name, outcome)) => song.lines.push((name.into(), outcome.into())),
+            None => return Ok(()),
+        }
+    }
+}
+
+const fn deny_all(revision: u32) -> PolicyEntry {
+    PolicyEntry { revision, exec_default: DENY, net_default: DENY, flags: 0 }
+}
+
+/// Allows UDP to 127.0.0.1, so that there is an open flow to be silenced.
+fn datagrams_to_self() -> (u32, [u8; 16], NetEntry) {
+    let mut entry = NetEntry { count: 1, ..NetEntry::default() };
+    let protocol = u8::try_from(libc::IPPROTO_UDP).unwrap_or(17);
+    let verdict = u8::try_from(ALLOW).unwrap_or(0);
+    entry.ports[0] = PortRule { low: 1, high: u16::MAX, protocol, verdict, rule: 0 };
+    (128, Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets(), entry)
+}
+
+/// The child's side: tries one thing after the other and says what came of it. Waits for a line before each half.
+///
+/// # Errors
+/// Its pipes are gone, or the loopback interface is not there.
+pub fn child(arguments: &[String]) -> std::io::Result<()> {
+    if arguments.iter().any(|a| a == FORBIDDEN) {
+        println!("{RAN}");
+        return Ok(());
+    }
+    let mut input = std::io::stdin().lock();
+    let mut line = [0u8; 1];
+    input.read_exact(&mut line)?;
+    say("connect4", errno(TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)))));
+    say("connect6", errno(TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, PORT)))));
+    say("send4", errno(datagram(Ipv4Addr::UNSPECIFIED.into(), (Ipv4Addr::new(127, 0, 0, 2), PORT).into())));
+    say("send6", errno(datagram(Ipv6Addr::UNSPECIFIED.into(), (Ipv6Addr::LOCALHOST, PORT).into())));
+    say("exec", try_exec());
+    let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    say("flow", errno(sender.connect(receiver.local_addr()?).and_then(|()| sender.send(b"1"))));
+    println!();
+    input.read_exact(&mut line)?;
+    say("packet", errno(sender.send(b"2")));
+    println!();
+    input.read_exact(&mut line).or(Ok(()))
+}
+
+fn say(name: &str, outcome: String) {
+    println!("{name} {outcome}");
+}
+
+fn errno<T>(result: std::io::Result<T>) -> String {
+    match result {
+        Ok(_) => "0".into(),
+        Err(error) => error.raw_os_error().map_or_else(|| error.to_string(), |code| code.to_string()),
+    }
+}
+
+fn datagram(from: std::net::IpAddr, to: SocketAddr) -> std::io::Result<usize> {
+    UdpSocket::bind((from, 0))?.send_to(b"1", to)
+}
+
+/// Tries to run this very binary: no rule names it.
+fn try_exec() -> String {
+    match Command::new("/proc/self/exe").args([VERB, FORBIDDEN]).stdin(Stdio::null()).output() {
+        Err(error) => error.raw_os_error().map_or_else(|| error.to_string(), |code| code.to_string()),
+        Ok(output) if output.stdout.starts_with(RAN.as_bytes()) => RAN.into(),
+        Ok(output) if output.status.signal() == Some(libc::SIGKILL) => "killed".into(),
+        Ok(output) => format!("ended with {}", output.status),
+    }
+}

@@ -1,0 +1,114 @@
+//! A session's cgroup: made for it, killed with it, removed after it. Membership is the label; the cgroup is where the
+//! first member is put and what `cgroup.kill` reaches.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// How long the kernel may take to let go of a cgroup whose tasks have ended.
+const PATIENCE: Duration = Duration::from_secs(5);
+const GLANCE: Duration = Duration::from_millis(1);
+
+/// The cgroup of one session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionCgroup {
+    path: PathBuf,
+    id: u64,
+}
+
+impl SessionCgroup {
+    /// Makes the cgroup `name` in `root`.
+    pub fn create(root: &Path, name: &str) -> io::Result<Self> {
+        let path = root.join(name);
+        fs::create_dir(&path)?;
+        let id = fs::metadata(&path)?.ino();
+        Ok(Self { path, id })
+    }
+
+    /// A cgroup that an earlier agent made.
+    #[must_use]
+    pub fn existing(path: PathBuf) -> Option<Self> {
+        let id = fs::metadata(&path).ok()?.ino();
+        Some(Self { path, id })
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its id.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// True where a process is in it or below it.
+    #[must_use]
+    pub fn is_populated(&self) -> bool {
+        fs::read_to_string(self.path.join("cgroup.events")).is_ok_and(|text| text.contains("populated 1"))
+    }
+
+    /// Moves a whole process into it.
+    pub fn take(&self, pid: u32) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string())
+    }
+
+    /// Kills everything in it and below it, with one write (Linux 5.14).
+    pub fn kill(&self) -> io::Result<()> {
+        match fs::write(self.path.join("cgroup.kill"), "1") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes it, with what members made below it. True: it is gone. False: the kernel still counts a task in it that
+    /// has ended; try again.
+    pub fn remove(&self) -> io::Result<bool> {
+        match remove_tree(&self.path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Removes it, and waits for the kernel a moment where it must.
+    pub fn remove_patiently(&self) -> io::Result<()> {
+        let start = Instant::now();
+        while !self.remove()? {
+            if start.elapsed() > PATIENCE {
+                return Err(io::Error::from_raw_os_error(libc::EBUSY));
+            }
+            std::thread::sleep(GLANCE);
+        }
+        Ok(())
+    }
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Directory of the cgroup that a process is in, in the hierarchy mounted at `mount`.
+pub fn cgroup_of(pid: u32, mount: &Path) -> io::Result<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("0::"));
+    let line = line.ok_or_else(|| io::Error::other(format!("/proc/{pid}/cgroup has no line for cgroup2")))?;
+    Ok(mount.join(line.trim_start_matches('/')))
+}

@@ -1,0 +1,180 @@
+//! The end of a session: what its machine asks for, carried out in rounds until nothing is left, and the last record.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use tipstaff_common::session::SessionCounters;
+use tracing::info;
+
+use super::{Disarming, Engine, Live, complain};
+use crate::{
+    api::wire::{self, Reply},
+    evidence::{Body, Disarm, RECEIPTS_MAX, Receipt, Receipts, SessionEnd, Text, Transition},
+    kernel::{Member, boot_now, ring},
+    session::{Effect, EndReason, Input, Round, SessionId},
+};
+
+/// Before the next round of an end, when something was left.
+const PAUSE: Duration = Duration::from_millis(50);
+
+impl Engine {
+    /// Does what a session's machine asks for, in its order.
+    pub(super) fn carry_out(&mut self, id: SessionId, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::MarkEnded => self.mark_ended(id),
+                Effect::Record { from, to, cause } => {
+                    self.append_durable(&Body::State(Transition { session: id, from, to, cause }));
+                }
+                Effect::Sweep => self.schedule(id),
+                Effect::Count => self.count(id),
+                Effect::Finish { reason, members_left } => self.finish(id, reason, members_left),
+            }
+        }
+    }
+
+    fn mark_ended(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        live.ending_since = Some(Instant::now());
+        complain("ending a session in the kernel", self.parts.kernel.mark_ended(live.reference));
+    }
+
+    /// The first round at once, the next ones after a pause.
+    fn schedule(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        let first = live.machine.rounds().is_empty();
+        let pause = if first { 0 } else { u64::try_from(PAUSE.as_nanos()).unwrap_or(0) };
+        live.next_round = Some(boot_now() + pause);
+    }
+
+    /// One round of the end.
+    pub(super) fn round(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        live.next_round = None;
+        let start = Instant::now();
+        let swept = live.sweep.round(&mut self.parts.kernel, live.reference, &live.cgroup);
+        // what could not be looked at is not gone
+        let (killed, left) = complain("sweeping a session", swept).unwrap_or((0, 1));
+        let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.feed(id, Input::Swept(Round { killed, left, ms }));
+    }
+
+    fn count(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        let reference = live.reference;
+        let members = complain("counting members", self.parts.kernel.members());
+        let own = |m: &&Member| m.slot == reference.slot && m.generation == reference.generation;
+        // what could not be counted is there: its slot must not be used again
+        let left = members.map_or(1, |members| members.iter().filter(own).count() as u64);
+        self.feed(id, Input::Counted { left });
+    }
+
+    /// Writes the end, answers who waits, frees what the session held.
+    fn finish(&mut self, id: SessionId, reason: EndReason, members_left: u64) {
+        self.drain_some();
+        let Some(live) = self.sessions.remove(&id) else { return };
+        let counters = complain("reading counters", self.parts.kernel.counters(live.reference.slot));
+        let end = session_end(id, &live, reason, members_left, &counters.unwrap_or_default());
+        let mut receipts = receipts(&live);
+        while receipts.len() > RECEIPTS_MAX {
+            let rest = receipts.split_off(RECEIPTS_MAX);
+            self.append(&Body::Receipts(Receipts { session: id, receipts }));
+            receipts = rest;
+        }
+        self.append_durable(&Body::SessionEnd(SessionEnd { receipts, ..end }));
+        info!("session {id} ended: {reason}");
+        let killed = live.sweep.killed.len() as u64;
+        let ms = live.ending_since.map_or(0, |t| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX));
+        self.free(id, &live, members_left);
+        for waiting in live.waiting {
+            let (session, reason) = (id.to_string(), reason.to_string());
+            waiting.finish(Ok(Reply::Ended(wire::Ended { session, reason, killed, members_left, ms })));
+        }
+        self.finish_disarm();
+    }
+
+    /// A slot is used again only when nothing carries its label: members of an observed session run on with it.
+    fn free(&mut self, id: SessionId, live: &Live, members_left: u64) {
+        complain("releasing a policy", self.policies.release(&mut self.parts.kernel, live.policy_slot));
+        if members_left > 0 {
+            complain("keeping a session", self.parts.store.keep(&self.kept(live).ended()));
+            return;
+        }
+        complain("forgetting a session", self.parts.store.forget(id));
+        complain("releasing a session", self.parts.kernel.release(live.reference, live.cgroup.id()));
+        self.slots.free(live.reference);
+        self.leaving.push(live.cgroup.clone());
+        self.remove_cgroups();
+    }
+
+    /// Removes the cgroups of sessions that are over; those that the kernel still holds wait for the next tick.
+    pub(super) fn remove_cgroups(&mut self) {
+        self.leaving.retain(|cgroup| complain("removing a cgroup", cgroup.remove()) == Some(false));
+        let pause = u64::try_from(PAUSE.as_nanos()).unwrap_or(0);
+        self.removal_due = (!self.leaving.is_empty()).then(|| boot_now() + pause);
+    }
+
+    /// With the last session gone, a disarm takes the programs off the host.
+    pub(super) fn finish_disarm(&mut self) {
+        if !self.sessions.is_empty() {
+            return;
+        }
+        let Some(Disarming { reply, sessions, principal }) = self.disarming.take() else { return };
+        let mut disarmed = wire::Disarmed { sessions: sessions.len() as u64, ..wire::Disarmed::default() };
+        for cgroup in self.leaving.drain(..) {
+            complain("removing a cgroup", cgroup.remove_patiently());
+        }
+        let pins = self.parts.config.paths.pins.display().to_string();
+        match self.parts.pins.clear() {
+            Ok(count) => disarmed.removed.push(format!("{pins} ({count} pins)")),
+            Err(problem) => disarmed.left.push(problem.to_string()),
+        }
+        self.append_durable(&Body::Disarm(Disarm { principal, sessions }));
+        reply.finish(Ok(Reply::Disarmed(disarmed)));
+        self.done = true;
+    }
+}
+
+fn receipts(live: &Live) -> Vec<Receipt> {
+    let killed = live.sweep.killed.iter();
+    killed.map(|(pid, k)| Receipt { pid: *pid, name: Text::from(k.name.as_slice()), gone: k.gone() }).collect()
+}
+
+fn session_end(
+    session: SessionId,
+    live: &Live,
+    reason: EndReason,
+    members_left: u64,
+    counters: &SessionCounters,
+) -> SessionEnd {
+    let (produced, consumed, lost) = accounts(counters, &live.consumed);
+    SessionEnd {
+        session,
+        reason,
+        rounds: live.machine.rounds().to_vec(),
+        receipts: Vec::new(),
+        members_left,
+        produced,
+        consumed,
+        lost,
+        packets_dropped: counters.packets_dropped,
+        faults: counters.faults,
+        signals_failed: counters.signals_failed,
+    }
+}
+
+/// Produced, consumed and lost records by kind. What was neither read nor counted as lost by the kernel is lost too:
+/// the three always add up, and never in our favour.
+pub(super) fn accounts(
+    counters: &SessionCounters,
+    consumed: &[u64; 8],
+) -> (BTreeMap<String, u64>, BTreeMap<String, u64>, BTreeMap<String, u64>) {
+    let named = |values: [u64; 8]| -> BTreeMap<String, u64> {
+        let kinds = (0u16..8).filter_map(|k| Some((ring::kind_name(k)?, usize::from(k))));
+        kinds.map(|(name, index)| (name.to_owned(), values[index])).collect()
+    };
+    let lost = std::array::from_fn(|k| counters.produced[k].saturating_sub(consumed[k]));
+    (named(counters.produced), named(*consumed), named(lost))
+}

@@ -1,0 +1,411 @@
+//! The engine: owns all session state, takes calls, records and time one at a time, and carries out what the session
+//! machine asks for. It runs on one task; nothing else touches a session.
+
+mod controls;
+mod finish;
+mod judge;
+mod record;
+mod recover;
+mod report;
+mod resolve;
+mod slots;
+mod start;
+mod store;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io::{BufRead as _, BufReader},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tipstaff_common::label::SessionRef;
+use tokio::sync::mpsc;
+use tracing::{error, warn};
+
+pub use controls::{Control, from_song as controls_from_song};
+pub use recover::{RecoverError, Recovered, recover};
+pub use report::wire_control;
+pub use start::pidfd_of;
+pub use store::Store;
+
+use self::slots::{Policies, Slots};
+use crate::{
+    api::{
+        answer::Answer,
+        server::{Incoming, Peer},
+        wire::{self, ApiError, Reply, Request},
+    },
+    config::Config,
+    enforce::{SessionCgroup, Sweep},
+    evidence::{Body, Log, Moment, SessionStart},
+    kernel::{CgroupRoot, Kernel, KernelError, Pins, boot_now},
+    policy::{Plan, Policy},
+    session::{EndReason, Input, Session, SessionId},
+};
+
+/// Records taken from the rings before anything else gets a turn.
+const BATCH: usize = 2048;
+/// Batches that are taken at once where the rings should be empty: more records than the rings hold.
+const BATCHES: usize = 64;
+/// Appended records are made durable at the latest after this long.
+const FLUSH: Duration = Duration::from_secs(1);
+/// Verdicts that `inspect` shows.
+const LAST_VERDICTS: usize = 20;
+
+/// What the engine needs to begin.
+pub struct Parts {
+    /// The configuration.
+    pub config: Config,
+    /// The loaded programs.
+    pub kernel: Kernel,
+    /// Their pins.
+    pub pins: Pins,
+    /// The cgroup that sessions' cgroups stand in.
+    pub root: CgroupRoot,
+    /// Where cgroup2 is mounted.
+    pub mount: PathBuf,
+    /// Only below this cgroup.
+    pub confine: Option<CgroupRoot>,
+    /// What the canary proved.
+    pub controls: Vec<Control>,
+    /// The evidence.
+    pub log: Log,
+    /// The files that outlive the agent.
+    pub store: Store,
+    /// Where the engine's helpers tell it what they saw.
+    pub notes: mpsc::UnboundedSender<Note>,
+}
+
+/// What a helper task saw.
+pub enum Note {
+    /// A session's first process ended.
+    FirstExited(SessionId),
+    /// A follower of the evidence has been sent the records up to this number.
+    CaughtUp(Answer, u64),
+}
+
+/// All state of the agent.
+pub struct Engine {
+    parts: Parts,
+    sessions: BTreeMap<SessionId, Live>,
+    slots: Slots,
+    policies: Policies,
+    followers: Vec<Answer>,
+    ready: Instant,
+    /// Records that could not be decoded.
+    undecodable: u64,
+    /// When appended records must be durable.
+    flush_due: Option<u64>,
+    /// Cgroups of sessions that are over.
+    leaving: Vec<SessionCgroup>,
+    /// When their removal is tried again.
+    removal_due: Option<u64>,
+    disarming: Option<Disarming>,
+    done: bool,
+}
+
+/// A disarm that waits for the last session's end.
+struct Disarming {
+    reply: Answer,
+    sessions: Vec<SessionId>,
+    principal: crate::evidence::Principal,
+}
+
+/// A session with what the host holds for it.
+struct Live {
+    machine: Session,
+    reference: SessionRef,
+    cgroup: SessionCgroup,
+    policy: Policy,
+    plan: Rc<Plan>,
+    policy_slot: u32,
+    start: SessionStart,
+    /// Whose limit is the shortest.
+    winner: &'static str,
+    started: u64,
+    /// Records read, by kind.
+    consumed: [u64; 8],
+    denied: u64,
+    verdicts: VecDeque<wire::Verdict>,
+    sweep: Sweep,
+    /// When the next round of the end is due.
+    next_round: Option<u64>,
+    ending_since: Option<Instant>,
+    /// Callers of `end` that wait.
+    waiting: Vec<Answer>,
+    /// The first process, which the label was given to.
+    _first: OwnedFd,
+}
+
+impl Engine {
+    /// An engine without sessions.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            sessions: BTreeMap::new(),
+            slots: Slots::new(boot_now()),
+            policies: Policies::default(),
+            followers: Vec::new(),
+            ready: Instant::now(),
+            undecodable: 0,
+            flush_due: None,
+            leaving: Vec::new(),
+            removal_due: None,
+            disarming: None,
+            done: false,
+        }
+    }
+
+    /// True after a disarm: there is nothing left to do.
+    #[must_use]
+    pub const fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// What has to be cleaned up after a disarm.
+    #[must_use]
+    pub fn into_leavings(self) -> (Pins, PathBuf) {
+        (self.parts.pins, self.parts.root.path)
+    }
+
+    /// Descriptors that are readable when there are records.
+    #[must_use]
+    pub fn rings(&self) -> [std::os::fd::BorrowedFd<'_>; 2] {
+        self.parts.kernel.rings()
+    }
+
+    /// Carries out one call.
+    pub fn call(&mut self, incoming: Incoming) {
+        let Incoming { request, peer, reply } = incoming;
+        match request {
+            Request::Ps {} => reply.finish(self.ps()),
+            Request::Inspect(id) => reply.finish(self.find(&id.id).and_then(|id| self.inspect(id))),
+            Request::Status {} => reply.finish(Ok(self.status())),
+            Request::Probe {} => reply.finish(Ok(self.probe())),
+            Request::Events(follow) => self.send_records(reply, 0, follow.follow),
+            Request::Run(run) => {
+                let result = self.start(&run, &peer);
+                reply.finish(result.map(Reply::Started));
+            }
+            Request::End(end) => self.end(&end, reply),
+            Request::Disarm {} => self.disarm(&peer, reply),
+        }
+    }
+
+    /// Takes what the rings hold, up to a batch. True: there may be more.
+    pub fn drain(&mut self) -> bool {
+        for _ in 0..BATCH {
+            match self.parts.kernel.next_event() {
+                None => return false,
+                Some(Ok(event)) => self.take(&event),
+                Some(Err(problem)) => {
+                    self.undecodable += 1;
+                    error!("a record from the kernel cannot be read: {problem}");
+                }
+            }
+        }
+        true
+    }
+
+    /// Lets the members of a session that only observed, and that an earlier agent ended, go on as they are: without an
+    /// entry, the programs would take their cgroup for one whose session is gone.
+    ///
+    /// # Errors
+    /// The slots are used up or the maps cannot be written.
+    pub fn shelter(&mut self, cgroup: &SessionCgroup) -> Result<(), KernelError> {
+        let reference = self.slots.take()?;
+        self.parts.kernel.begin(reference, false, 0, boot_now(), cgroup.id())?;
+        self.parts.kernel.mark_ended(reference)
+    }
+
+    /// Takes what the rings hold now, and not for ever what fills them meanwhile.
+    fn drain_some(&mut self) {
+        for _ in 0..BATCHES {
+            if !self.drain() {
+                break;
+            }
+        }
+    }
+
+    /// A helper saw something.
+    pub fn note(&mut self, note: Note) {
+        match note {
+            Note::FirstExited(id) => self.feed(id, Input::FirstExited),
+            Note::CaughtUp(follower, sent) if sent >= self.parts.log.last() => self.followers.push(follower),
+            Note::CaughtUp(follower, sent) => self.send_records(follower, sent, true),
+        }
+    }
+
+    /// It is later than it was: deadlines, rounds of ends, records to be made durable.
+    pub fn tick(&mut self) {
+        let now = boot_now();
+        let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for id in ids {
+            self.feed(id, Input::Tick { now_boot_ns: now });
+            let due = self.sessions.get(&id).and_then(|s| s.next_round).is_some_and(|due| due <= now);
+            if due {
+                self.round(id);
+            }
+        }
+        if self.removal_due.is_some_and(|due| due <= now) {
+            self.remove_cgroups();
+        }
+        if self.flush_due.is_some_and(|due| due <= now) {
+            self.flush();
+        }
+    }
+
+    /// When [`Engine::tick`] is needed next, `CLOCK_BOOTTIME` nanoseconds.
+    #[must_use]
+    pub fn next_tick(&self) -> Option<u64> {
+        let sessions = self.sessions.values().flat_map(|s| {
+            let deadline = s.machine.reason().is_none().then_some(s.machine.deadline_boot_ns());
+            [deadline, s.next_round]
+        });
+        sessions.chain([self.flush_due, self.removal_due]).flatten().min()
+    }
+
+    /// Says goodbye: enforcement stays.
+    pub fn stop(&mut self, reason: &str) {
+        self.drain_some();
+        self.append(&Body::AgentStop(crate::evidence::AgentStop { reason: reason.into() }));
+        self.flush();
+    }
+
+    /// Gives a session's machine one input and does what it asks.
+    fn feed(&mut self, id: SessionId, input: Input) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let effects = session.machine.step(input);
+        self.carry_out(id, effects);
+    }
+
+    /// Appends to the evidence and tells followers.
+    fn append(&mut self, body: &Body) {
+        match self.parts.log.append(body, now()) {
+            Ok(written) => {
+                if let Some(gap) = &written.gap {
+                    self.tell(gap);
+                }
+                self.tell(&written.line);
+                self.flush_due.get_or_insert_with(|| boot_now() + u64::try_from(FLUSH.as_nanos()).unwrap_or(0));
+            }
+            Err(problem) => error!("evidence is not written: {problem}"),
+        }
+    }
+
+    /// Appends what must survive a loss of power before the agent goes on.
+    fn append_durable(&mut self, body: &Body) {
+        self.append(body);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        self.flush_due = None;
+        if let Err(problem) = self.parts.log.flush() {
+            error!("evidence is not on disk: {problem}");
+        }
+    }
+
+    fn tell(&mut self, line: &str) {
+        if self.followers.is_empty() {
+            return;
+        }
+        let Ok(raw) = serde_json::value::RawValue::from_string(line.to_owned()) else { return };
+        self.followers.retain_mut(|f| f.try_item(Reply::Event(wire::Event { record: raw.clone() })).is_ok());
+    }
+
+    /// The session whose id begins with `prefix`.
+    fn find(&self, prefix: &str) -> Result<SessionId, ApiError> {
+        let mut matching = self.sessions.keys().filter(|id| id.has_prefix(prefix));
+        match (matching.next(), matching.next()) {
+            (Some(id), None) => Ok(*id),
+            (None, _) => Err(ApiError::NotFound {
+                message: format!("no live session has an id that begins with {prefix:?}: see `tipstaff ps`"),
+            }),
+            (Some(_), Some(_)) => Err(ApiError::NotFound {
+                message: format!("more than one live session has an id that begins with {prefix:?}: give more digits"),
+            }),
+        }
+    }
+
+    /// Starts the end of a session; the caller is answered when it is over.
+    fn end(&mut self, end: &wire::End, reply: Answer) {
+        let id = match self.find(&end.id) {
+            Ok(id) => id,
+            Err(problem) => return reply.finish(Err(problem)),
+        };
+        let Ok(reason) = end.reason.parse::<EndReason>() else {
+            let known: Vec<&str> = EndReason::ALL.iter().map(|r| r.as_str()).collect();
+            let message = format!("{:?} is no end reason: one of {}", end.reason, known.join(", "));
+            return reply.finish(Err(ApiError::BadRequest { message }));
+        };
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.waiting.push(reply);
+        }
+        self.feed(id, Input::End { reason });
+    }
+
+    fn disarm(&mut self, peer: &Peer, reply: Answer) {
+        if self.disarming.is_some() {
+            return reply.finish(Err(ApiError::Busy { message: "a disarm is under way".into() }));
+        }
+        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
+        let principal = start::principal(peer);
+        self.disarming = Some(Disarming { reply, sessions: sessions.clone(), principal });
+        for id in sessions {
+            self.feed(id, Input::End { reason: EndReason::Operator });
+        }
+        self.finish_disarm();
+    }
+
+    /// Sends the records after `sent` on a task of their own; a follower comes back for what was appended meanwhile.
+    fn send_records(&self, mut reply: Answer, sent: u64, follow: bool) {
+        let (path, last) = (self.parts.log.path().to_owned(), self.parts.log.last());
+        let notes = self.parts.notes.clone();
+        tokio::spawn(async move {
+            let lines = match std::fs::File::open(&path) {
+                Ok(file) => BufReader::new(file).lines(),
+                Err(problem) => {
+                    let message = format!("cannot read {}: {problem}", path.display());
+                    return reply.finish(Err(ApiError::Failed { message }));
+                }
+            };
+            let place = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+            for line in lines.skip(place(sent)).take(place(last.saturating_sub(sent))) {
+                let raw = line.ok().and_then(|l| serde_json::value::RawValue::from_string(l).ok());
+                let Some(record) = raw else { continue };
+                if reply.item(Reply::Event(wire::Event { record })).await.is_err() {
+                    return;
+                }
+            }
+            if follow {
+                // the engine is gone only when the agent stops
+                let _ = notes.send(Note::CaughtUp(reply, last));
+            } else {
+                reply.finish(Ok(Reply::EndOfEvents {}));
+            }
+        });
+    }
+}
+
+/// Both clocks.
+#[must_use]
+pub fn now() -> Moment {
+    Moment { time: Timestamp::now(), boot_ns: boot_now() }
+}
+
+/// Logs a failed operation on the kernel that the engine cannot answer anybody for.
+fn complain<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(problem) => {
+            warn!("{what}: {problem}");
+            None
+        }
+    }
+}

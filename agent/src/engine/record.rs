@@ -1,0 +1,152 @@
+//! From the kernel's records to evidence, and the running counts of a session.
+
+use std::{net::SocketAddr, os::fd::AsFd as _, path::Path};
+
+use tipstaff_common::{
+    event::{self, Header, VIA_CONNECT},
+    label::SessionRef,
+    rule,
+};
+use tracing::debug;
+
+use super::{Engine, LAST_VERDICTS, Live, complain, now};
+use crate::{
+    api::wire,
+    enforce::cgroup_of,
+    evidence::{Body, Connect, Exec, Exit, FileRef, Fork, Move, Text, Verdict, Via},
+    kernel::{
+        kill_pidfd, open_pidfd,
+        ring::{self, Event},
+    },
+    session::SessionId,
+};
+
+/// Bytes of arguments that a record of an exec holds; the kernel keeps no more.
+const ARGUMENTS: usize = tipstaff_common::limits::ARG_BYTES;
+
+impl Engine {
+    /// Takes one record: counts it for its session and writes it into the evidence.
+    pub(super) fn take(&mut self, event: &Event) {
+        let header = *event.header();
+        let found = self.sessions.iter_mut().find(|(_, s)| {
+            s.reference.slot == header.slot && s.reference.generation == header.generation
+        });
+        let Some((id, session)) = found else {
+            // the canary's, or of a session whose end is written already: it was counted there as lost
+            debug!("a record of no live session: slot {} kind {}", header.slot, header.kind);
+            return;
+        };
+        session.count(&header, event);
+        let body = body(*id, session, event);
+        let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
+        let (reference, cgroup) = (session.reference, session.cgroup.path().to_owned());
+        self.append(&body);
+        if let Some(pid) = doomed {
+            self.see_to(pid, reference, &cgroup);
+        }
+    }
+
+    /// A kill that the kernel could not do itself: `bpf_send_signal` reaches the task that runs, never its child.
+    fn see_to(&mut self, pid: u32, session: SessionRef, cgroup: &Path) {
+        // gone already is what was wanted
+        let Ok(process) = open_pidfd(pid) else { return };
+        let labelled = complain("reading a label", self.parts.kernel.label_of(process.as_fd())).flatten();
+        let inside = || cgroup_of(pid, &self.parts.mount).is_ok_and(|own| own.starts_with(cgroup));
+        if labelled == Some(session) || (labelled.is_none() && inside()) {
+            complain("killing a member", kill_pidfd(process.as_fd()));
+        }
+    }
+}
+
+/// The process that a verdict of kill is on.
+fn doomed(event: &Event) -> u32 {
+    match event {
+        Event::Fork(fork) => fork.child_tgid,
+        other => other.header().tgid,
+    }
+}
+
+impl Live {
+    fn count(&mut self, header: &Header, event: &Event) {
+        if let Some(count) = self.consumed.get_mut(usize::from(header.kind)) {
+            *count += 1;
+        }
+        if header.verdict == rule::ALLOW {
+            return;
+        }
+        self.denied += 1;
+        if self.verdicts.len() == LAST_VERDICTS {
+            self.verdicts.pop_front();
+        }
+        self.verdicts.push_back(wire::Verdict {
+            time: now().time.to_string(),
+            kind: ring::kind_name(header.kind).unwrap_or("unknown").into(),
+            pid: header.tgid,
+            what: what(event),
+            verdict: verdict(header).to_string(),
+            rule: self.plan.rule_name(header.rule).into(),
+        });
+    }
+}
+
+/// The program or address that a record is about.
+fn what(event: &Event) -> String {
+    match event {
+        Event::Exec(exec) => Text::from(ring::path(exec)).to_string(),
+        Event::Connect(connect) => SocketAddr::new(ring::address(connect), connect.port).to_string(),
+        Event::Fork(fork) => format!("task {}", fork.child_tid),
+        Event::Exit(_) | Event::Move(_) => String::new(),
+    }
+}
+
+fn verdict(header: &Header) -> Verdict {
+    match header.verdict {
+        rule::ALLOW => Verdict::Allow,
+        rule::KILL => Verdict::Kill,
+        rule::WOULD_DENY => Verdict::WouldDeny,
+        _ => Verdict::Deny,
+    }
+}
+
+fn body(session: SessionId, live: &Live, event: &Event) -> Body {
+    translate(session, event, |code| live.plan.rule_name(code).to_owned())
+}
+
+/// The record of evidence for a record of the kernel; `rule_name` names its rule.
+pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u32) -> String) -> Body {
+    let header = event.header();
+    let (seq, pid, tid, uid) = (header.sequence, header.tgid, header.tid, header.uid);
+    let (verdict, rule) = (verdict(header), rule_name(header.rule));
+    match event {
+        Event::Fork(fork) => Body::Fork(Fork { session, seq, pid, child: fork.child_tid, verdict, rule }),
+        Event::Exit(exit) => Body::Exit(Exit { session, seq, pid, status: exit.code }),
+        Event::Move(moved) => {
+            Body::Move(Move { session, seq, pid, cgroup: moved.cgroup, joined: moved.joined != 0 })
+        }
+        Event::Exec(exec) => {
+            let (arguments, more) = ring::arguments(exec);
+            let (args, cut) = Text::list(arguments, ARGUMENTS);
+            let file = FileRef {
+                device: exec.file.device,
+                inode: exec.file.inode,
+                generation: exec.file.generation,
+            };
+            let (path, args_cut) = (ring::path(exec).into(), cut || more);
+            Body::Exec(Exec { session, seq, pid, tid, uid, path, args, args_cut, file, verdict, rule })
+        }
+        Event::Connect(connect) => {
+            let via = if connect.via == VIA_CONNECT { Via::Connect } else { Via::Send };
+            let protocol = protocol(connect);
+            let to = SocketAddr::new(ring::address(connect), connect.port);
+            Body::Connect(Connect { session, seq, pid, tid, uid, to, protocol, via, verdict, rule })
+        }
+    }
+}
+
+fn protocol(connect: &event::Connect) -> String {
+    match i32::from(connect.protocol) {
+        libc::IPPROTO_TCP => "tcp".into(),
+        libc::IPPROTO_UDP => "udp".into(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,91 @@
+//! Numbers in the kernel's tables: slots of sessions with a generation that is never used twice, and policies, which
+//! equal plans share.
+
+use std::rc::Rc;
+
+use tipstaff_common::{label::SessionRef, limits};
+
+use crate::{
+    kernel::{Kernel, KernelError, Revision},
+    policy::Plan,
+};
+
+/// Free and taken session slots.
+#[derive(Debug)]
+pub(super) struct Slots {
+    taken: Vec<bool>,
+    generation: u32,
+}
+
+impl Slots {
+    /// `seed` makes generations differ from those of an earlier agent: boottime nanoseconds.
+    pub(super) fn new(seed: u64) -> Self {
+        let mut taken = vec![false; limits::SESSIONS as usize];
+        taken[0] = true; // the canary's
+        // about a thousand a second: no agent makes sessions as fast as that for long
+        let generation = u32::try_from((seed >> 20) & 0xffff_ffff).unwrap_or(0);
+        Self { taken, generation }
+    }
+
+    /// A free slot with a fresh generation.
+    pub(super) fn take(&mut self) -> Result<SessionRef, KernelError> {
+        let free = self.taken.iter().position(|taken| !taken);
+        let slot = free.ok_or(KernelError::Full { what: "session slots", limit: limits::SESSIONS - 1 })?;
+        self.taken[slot] = true;
+        self.generation = self.generation.wrapping_add(1).max(1);
+        Ok(SessionRef { slot: u32::try_from(slot).unwrap_or(0), generation: self.generation })
+    }
+
+    /// Gives a slot back, once nothing carries its label.
+    pub(super) fn free(&mut self, session: SessionRef) {
+        if let Some(taken) = self.taken.get_mut(session.slot as usize) {
+            *taken = session.slot == 0;
+        }
+    }
+}
+
+/// A plan in the kernel.
+struct Installed {
+    plan: Rc<Plan>,
+    slot: u32,
+    revision: u32,
+    users: usize,
+}
+
+/// The plans in the kernel.
+#[derive(Default)]
+pub(super) struct Policies {
+    installed: Vec<Installed>,
+    revisions: u32,
+}
+
+impl Policies {
+    /// Puts a plan in force, or finds an equal one that is. Its number in `POLICIES`.
+    pub(super) fn acquire(&mut self, kernel: &mut Kernel, plan: Plan) -> Result<(u32, Rc<Plan>), KernelError> {
+        if let Some(same) = self.installed.iter_mut().find(|i| *i.plan == plan) {
+            same.users += 1;
+            return Ok((same.slot, Rc::clone(&same.plan)));
+        }
+        let free = (1..limits::POLICIES).find(|slot| self.installed.iter().all(|i| i.slot != *slot));
+        let slot = free.ok_or(KernelError::Full { what: "policies", limit: limits::POLICIES - 1 })?;
+        self.revisions = self.revisions.wrapping_add(1).max(1);
+        let revision = self.revisions;
+        let exec: Vec<_> = plan.exec.iter().map(|(k, v)| (*k, *v)).collect();
+        let net: Vec<_> = plan.net.iter().map(|(k, v)| (k.prefix_len, k.address, *v)).collect();
+        kernel.install(slot, &Revision { exec: &exec, net: &net, entry: plan.entry(revision) })?;
+        let plan = Rc::new(plan);
+        self.installed.push(Installed { plan: Rc::clone(&plan), slot, revision, users: 1 });
+        Ok((slot, plan))
+    }
+
+    /// One session less uses the policy; without users it leaves the kernel.
+    pub(super) fn release(&mut self, kernel: &mut Kernel, slot: u32) -> Result<(), KernelError> {
+        let Some(index) = self.installed.iter().position(|i| i.slot == slot) else { return Ok(()) };
+        self.installed[index].users -= 1;
+        if self.installed[index].users > 0 {
+            return Ok(());
+        }
+        let gone = self.installed.swap_remove(index);
+        kernel.uninstall(gone.slot, gone.revision)
+    }
+}

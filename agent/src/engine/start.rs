@@ -1,0 +1,353 @@
+//! The start of a session: the caller of `run` becomes its first member. Nothing half-started remains: whatever fails
+//! before the answer is undone.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::Path,
+    time::Duration,
+};
+
+use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
+use tipstaff_common::label::SessionRef;
+use tracing::info;
+
+use super::{Engine, Live, Note, complain, controls, judge, resolve, store::Kept};
+use crate::{
+    api::{
+        server::Peer,
+        wire::{self, ApiError, Started},
+    },
+    duration,
+    enforce::{SessionCgroup, Sweep, cgroup_of},
+    evidence::{Body, Context, ControlState, PolicyRef, Principal, Refused, SessionStart, Text},
+    kernel::{KernelError, boot_now, open_pidfd},
+    policy::{self, Mode, Plan, Policy, Resolved},
+    readable::Readable,
+    session::{self, Input, Session, SessionId},
+};
+
+/// Namespaces that a session's context names.
+const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+
+/// A policy that was checked against this host.
+struct Checked {
+    policy: Policy,
+    plan: Plan,
+    ttl: Duration,
+    winner: &'static str,
+    notes: Vec<String>,
+}
+
+impl Engine {
+    /// Starts a session with the caller as its first member.
+    pub(super) fn start(&mut self, run: &wire::Run, peer: &Peer) -> Result<Started, ApiError> {
+        if self.disarming.is_some() {
+            return Err(ApiError::Busy { message: "the agent is being disarmed and starts nothing".into() });
+        }
+        let first = pidfd_of(peer)?;
+        let home = cgroup_of(peer.pid, &self.parts.mount).map_err(failed)?;
+        self.check_confinement(peer, &home)?;
+        let checked = self.check(run, peer)?;
+        let id = fresh_id()?;
+        let ttl_ns = u64::try_from(checked.ttl.as_nanos()).unwrap_or(u64::MAX);
+        let deadline = boot_now().saturating_add(ttl_ns);
+        let (policy_slot, plan) = self.policies.acquire(&mut self.parts.kernel, checked.plan).map_err(failed)?;
+        let mut notes = checked.notes;
+        let prepared = self.prepare(id, policy_slot, &checked.policy, deadline);
+        let (reference, cgroup) = match prepared {
+            Ok(prepared) => prepared,
+            Err(problem) => {
+                complain("releasing a policy", self.policies.release(&mut self.parts.kernel, policy_slot));
+                return Err(problem);
+            }
+        };
+        let start = session_start(id, run, peer, &checked.policy, &cgroup, checked.ttl, deadline);
+        self.append_durable(&Body::SessionStart(start.clone()));
+        let mode = if checked.policy.mode == Mode::Enforce { session::Mode::Enforce } else { session::Mode::Observe };
+        let live = Live {
+            machine: Session::new(id, mode, deadline),
+            reference,
+            cgroup,
+            policy: checked.policy,
+            plan,
+            policy_slot,
+            start,
+            winner: checked.winner,
+            started: boot_now(),
+            consumed: [0; 8],
+            denied: 0,
+            verdicts: VecDeque::new(),
+            sweep: Sweep::default(),
+            next_round: None,
+            ending_since: None,
+            waiting: Vec::new(),
+            _first: first,
+        };
+        self.sessions.insert(id, live);
+        if let Err(problem) = self.admit(id, peer) {
+            self.undo(id, peer, &home);
+            self.feed(id, Input::StartFailed);
+            return Err(ApiError::Failed { message: format!("the session could not be started: {problem}") });
+        }
+        self.feed(id, Input::Labelled);
+        info!("session {id} started for uid {} pid {}", peer.uid, peer.pid);
+        notes.sort();
+        let ttl_ms = u64::try_from(checked.ttl.as_millis()).unwrap_or(u64::MAX);
+        Ok(Started { session: id.to_string(), deadline_boot_ns: deadline, ttl_ms, notes })
+    }
+
+    /// Parses, resolves, compiles and judges; touches nothing that lasts.
+    fn check(&mut self, run: &wire::Run, peer: &Peer) -> Result<Checked, ApiError> {
+        let policy = policy::parse(&run.policy_source, run.policy.as_bytes()).map_err(|problems| ApiError::BadPolicy { problems })?;
+        let (ttl, winner) = self.ttl(&policy, run.ttl.as_deref())?;
+        let files = resolve::rules(&mut self.parts.kernel, &policy).map_err(failed)?;
+        let plan = policy::compile(&policy, &files).map_err(|problems| {
+            let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            ApiError::Refused { message, rule: None, remedy: "split the policy".into() }
+        })?;
+        let mut notes: Vec<String> = plan.notes.iter().map(ToString::to_string).collect();
+        notes.extend(self.check_controls(&policy)?);
+        let refused = self.judge(run, peer, &policy, &files)?;
+        notes.extend(refused);
+        Ok(Checked { policy, plan, ttl, winner, notes })
+    }
+
+    /// The shortest limit wins and is named.
+    fn ttl(&self, policy: &Policy, asked: Option<&str>) -> Result<(Duration, &'static str), ApiError> {
+        let mut shortest = (policy.ttl, "policy");
+        if let Some(text) = asked {
+            let ttl = duration::parse(text).map_err(|e| ApiError::BadRequest { message: format!("--ttl: {e}") })?;
+            if ttl.is_zero() {
+                return Err(ApiError::BadRequest { message: "--ttl 0 is no time at all: give more".into() });
+            }
+            if ttl < policy.ttl {
+                shortest = (ttl, "--ttl");
+            }
+        }
+        let cap = self.parts.config.limits.max_ttl;
+        Ok(if cap < shortest.0 { (cap, "host cap") } else { shortest })
+    }
+
+    /// Under `strict`, refuses what asks for a control that is not there; else says what is weaker.
+    fn check_controls(&self, policy: &Policy) -> Result<Vec<String>, ApiError> {
+        let mut notes = Vec::new();
+        for name in controls::asked(policy, |path| resolve::interpreter(path).is_some()) {
+            let Some(control) = self.parts.controls.iter().find(|c| c.control == name) else { continue };
+            let why = control.why.clone().unwrap_or_default();
+            match control.state {
+                ControlState::Enforced => {}
+                ControlState::Unavailable if policy.strict => {
+                    let message = format!("{why}; the policy is strict: run it on another host, or without strict");
+                    return Err(ApiError::Unavailable { control: name.into(), message });
+                }
+                ControlState::Unavailable => notes.push(format!("control {name} is unavailable here: {why}")),
+                // shown by `inspect` and `status`; not worth a line at every start
+                ControlState::BestEffort | ControlState::Observe => {}
+            }
+        }
+        Ok(notes)
+    }
+
+    /// Judges the command; a refusal is recorded. In mode `observe` it is a note.
+    fn judge(
+        &mut self,
+        run: &wire::Run,
+        peer: &Peer,
+        policy: &Policy,
+        files: &Resolved,
+    ) -> Result<Option<String>, ApiError> {
+        let root = format!("/proc/{}/root", peer.pid);
+        let (path, kernel) = (Path::new(&run.command.path), &mut self.parts.kernel);
+        let Some(refusal) = judge::command(kernel, policy, files, Path::new(&root), path).map_err(failed)? else {
+            return Ok(None);
+        };
+        let what = refusal.path.display().to_string();
+        let rule = policy.rule_name(refusal.rule).to_owned();
+        let message = format!("policy {} does not let {what} run", policy.name);
+        if policy.mode == Mode::Observe {
+            return Ok(Some(format!("{message}; it runs, because the policy only observes")));
+        }
+        let (command, _) = Text::list(&run.command.argv, super::report::COMMAND);
+        let refused = Refused {
+            principal: principal(peer),
+            command,
+            policy: run.policy_source.clone(),
+            rule: Some(rule.clone()),
+            message: message.clone(),
+        };
+        self.append_durable(&Body::Refused(refused));
+        let remedy = controls::remedy(policy, refusal.rule, &what);
+        Err(ApiError::Refused { message, rule: Some(rule), remedy })
+    }
+
+    fn check_confinement(&self, peer: &Peer, cgroup: &Path) -> Result<(), ApiError> {
+        let Some(confine) = &self.parts.confine else { return Ok(()) };
+        if confine.holds(cgroup) {
+            return Ok(());
+        }
+        let message = format!("process {} is in {}, outside the confinement", peer.pid, cgroup.display());
+        let remedy = format!("start it below {}", confine.path.display());
+        Err(ApiError::Refused { message, rule: None, remedy })
+    }
+
+    /// Makes the session's place on the host and in the kernel. Nothing of it is left where it fails.
+    fn prepare(
+        &mut self,
+        id: SessionId,
+        policy_slot: u32,
+        policy: &Policy,
+        deadline: u64,
+    ) -> Result<(SessionRef, SessionCgroup), ApiError> {
+        let reference = self.slots.take().map_err(failed)?;
+        let root = &self.parts.root.path;
+        let cgroup = match SessionCgroup::create(root, &id.to_string()) {
+            Ok(cgroup) => cgroup,
+            Err(error) => {
+                self.slots.free(reference);
+                return Err(failed(KernelError::file("make a cgroup in", root)(error)));
+            }
+        };
+        let enforce = policy.mode == Mode::Enforce;
+        let begun = self.parts.kernel.begin(reference, enforce, policy_slot, deadline, cgroup.id());
+        if let Err(problem) = begun {
+            complain("removing a cgroup", cgroup.remove_patiently());
+            self.slots.free(reference);
+            return Err(failed(problem));
+        }
+        Ok((reference, cgroup))
+    }
+
+    /// Labels the caller, moves it, reads the label back, and keeps the session for the next agent.
+    fn admit(&mut self, id: SessionId, peer: &Peer) -> Result<(), String> {
+        let Some(live) = self.sessions.get(&id) else { return Err("it is gone".into()) };
+        let kept = self.kept(live);
+        let folder = self.parts.store.folder().display().to_string();
+        self.parts.store.keep(&kept).map_err(|e| format!("cannot write to {folder}: {e}"))?;
+        let task = live._first.as_fd();
+        self.parts.kernel.label(task, live.reference).map_err(|e| e.to_string())?;
+        live.cgroup.take(peer.pid).map_err(|e| format!("cannot move process {}: {e}", peer.pid))?;
+        let label = self.parts.kernel.label_of(task).map_err(|e| e.to_string())?;
+        if label != Some(live.reference) {
+            return Err(format!("the label of process {} did not hold", peer.pid));
+        }
+        if !peer.still_connected() {
+            return Err(format!("process {} is gone", peer.pid));
+        }
+        watch(id, task.try_clone_to_owned().map_err(|e| e.to_string())?, self.parts.notes.clone())
+    }
+
+    /// A session as the next agent has to know it.
+    pub(super) fn kept(&self, live: &Live) -> Kept {
+        Kept::new(
+            self.parts.store.boot().to_owned(),
+            live.reference.slot,
+            live.reference.generation,
+            live.cgroup.path().to_owned(),
+            live.policy.mode == Mode::Enforce,
+            live.start.clone(),
+        )
+    }
+
+    /// Takes the label and the cgroup from a caller that could not be admitted, so that it lives to be told.
+    fn undo(&mut self, id: SessionId, peer: &Peer, home: &Path) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        if peer.still_connected() {
+            complain("moving a caller back", fs::write(home.join("cgroup.procs"), peer.pid.to_string()));
+            complain("taking a label back", self.parts.kernel.unlabel(live._first.as_fd()));
+        }
+    }
+}
+
+/// Tells the engine when the process ends.
+fn watch(
+    id: SessionId,
+    process: OwnedFd,
+    notes: tokio::sync::mpsc::UnboundedSender<Note>,
+) -> Result<(), String> {
+    let process = Readable::watch(process).map_err(|e| e.to_string())?;
+    tokio::spawn(async move {
+        process.ready().await;
+        // the engine is gone only when the agent stops
+        let _ = notes.send(Note::FirstExited(id));
+    });
+    Ok(())
+}
+
+/// A descriptor of the process at the other end: the kernel's own where it has them (6.5), else by number, which is
+/// right as long as the connection stands.
+///
+/// # Errors
+/// The process is gone, or in a pid namespace that the agent does not see.
+pub fn pidfd_of(peer: &Peer) -> Result<OwnedFd, ApiError> {
+    let gone = || ApiError::Failed { message: format!("process {} is gone", peer.pid) };
+    if peer.pid == 0 {
+        let message = "the caller is in a pid namespace that the agent does not see: run the agent on the host".into();
+        return Err(ApiError::Denied { message });
+    }
+    if let Ok(process) = getsockopt(peer, PeerPidfd) {
+        return Ok(process);
+    }
+    let process = open_pidfd(peer.pid).map_err(|_| gone())?;
+    if peer.still_connected() { Ok(process) } else { Err(gone()) }
+}
+
+/// Who the caller is, as the kernel says.
+pub(super) fn principal(peer: &Peer) -> Principal {
+    let text = fs::read_to_string(format!("/proc/{}/loginuid", peer.pid)).unwrap_or_default();
+    let login_uid = text.trim().parse().ok().filter(|uid| *uid != u32::MAX);
+    Principal { uid: peer.uid, gid: peer.gid, login_uid }
+}
+
+fn session_start(
+    session: SessionId,
+    run: &wire::Run,
+    peer: &Peer,
+    policy: &Policy,
+    cgroup: &SessionCgroup,
+    ttl: Duration,
+    deadline_boot_ns: u64,
+) -> SessionStart {
+    let (command, cut) = Text::list(&run.command.argv, super::report::COMMAND);
+    let namespaces: BTreeMap<String, u64> = NAMESPACES
+        .iter()
+        .filter_map(|n| Some(((*n).to_owned(), fs::metadata(format!("/proc/{}/ns/{n}", peer.pid)).ok()?.ino())))
+        .collect();
+    SessionStart {
+        session,
+        kind: policy.kind.to_string(),
+        policy: PolicyRef {
+            name: policy.name.clone(),
+            digest: policy.digest.clone(),
+            source: run.policy_source.clone(),
+        },
+        mode: if policy.mode == Mode::Enforce { session::Mode::Enforce } else { session::Mode::Observe },
+        principal: principal(peer),
+        context: Context {
+            pid: peer.pid,
+            command,
+            command_cut: cut || run.command.argv_cut,
+            cwd: run.cwd.as_str().into(),
+            tty: run.tty.as_deref().map(Into::into),
+            cgroup: Text::from(cgroup.path().as_os_str().as_encoded_bytes()),
+            namespaces,
+        },
+        ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
+        deadline_boot_ns,
+    }
+}
+
+fn fresh_id() -> Result<SessionId, ApiError> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).map_err(|e| failed(format!("no random bytes for a session id: {e}")))?;
+    Ok(SessionId::from_random(bytes))
+}
+
+fn failed(problem: impl std::fmt::Display) -> ApiError {
+    ApiError::Failed { message: problem.to_string() }
+}
+

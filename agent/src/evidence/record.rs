@@ -1,0 +1,154 @@
+//! The records: one type each, gathered in [`Body`], and [`Record`], a body with its place in the chain.
+//!
+//! Owns the names of the fields, which are a public format (`docs/evidence.md`): fields may be added, none changes its
+//! meaning. What a record says is the business of whoever makes it.
+
+mod activity;
+mod agent;
+mod life;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+pub use activity::{Connect, Exec, Exit, FileRef, Fork, Move, Verdict, Via};
+pub use agent::{AgentStart, AgentStop, Control, ControlState, Disarm, Gap, GapCause, Tier};
+pub use life::{
+    Context, PolicyRef, Principal, RECEIPTS_MAX, Receipt, Receipts, Refused, SessionEnd, SessionStart, Transition,
+};
+
+use super::chain::Hash;
+use crate::session::SessionId;
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Version of the format: 1.
+    pub v: u32,
+    /// Number in the log, from 1 without a gap.
+    pub n: u64,
+    /// Wall clock, UTC.
+    #[serde(with = "timestamp")]
+    pub time: Timestamp,
+    /// `CLOCK_BOOTTIME`, nanoseconds.
+    pub boot_ns: u64,
+    /// Name of the host.
+    pub host: String,
+    /// The kernel's boot id.
+    pub boot: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub body: Body,
+    /// Hash of the record before; zeros in the first.
+    pub prev: Hash,
+    /// Hash of this record.
+    pub hash: Hash,
+}
+
+/// What happened, by type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Body {
+    /// The agent is in force.
+    AgentStart(AgentStart),
+    /// The agent leaves; enforcement stays.
+    AgentStop(AgentStop),
+    /// Something is not in this log, or was cut out of it.
+    Gap(Gap),
+    /// A session has an entry in the kernel.
+    SessionStart(SessionStart),
+    /// A session changed its state.
+    State(Transition),
+    /// A member started a program, or tried to.
+    Exec(Exec),
+    /// A member connected, or sent without connecting, or tried to.
+    Connect(Connect),
+    /// A member made a task.
+    Fork(Fork),
+    /// A member ended.
+    Exit(Exit),
+    /// A task was labelled on first sight, or a member was moved to another cgroup.
+    Move(Move),
+    /// A session was asked for and refused.
+    Refused(Refused),
+    /// Receipts of a session's end that have no room in its last record.
+    Receipts(Receipts),
+    /// A session is over.
+    SessionEnd(SessionEnd),
+    /// Enforcement was taken off this host.
+    Disarm(Disarm),
+}
+
+impl Body {
+    /// The `type` field's value.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::AgentStart(_) => "agent-start",
+            Self::AgentStop(_) => "agent-stop",
+            Self::Gap(_) => "gap",
+            Self::SessionStart(_) => "session-start",
+            Self::State(_) => "state",
+            Self::Exec(_) => "exec",
+            Self::Connect(_) => "connect",
+            Self::Fork(_) => "fork",
+            Self::Exit(_) => "exit",
+            Self::Move(_) => "move",
+            Self::Refused(_) => "refused",
+            Self::Receipts(_) => "receipts",
+            Self::SessionEnd(_) => "session-end",
+            Self::Disarm(_) => "disarm",
+        }
+    }
+
+    /// The session that the record is about, if it is about one.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionId> {
+        match self {
+            Self::SessionStart(body) => Some(body.session),
+            Self::State(body) => Some(body.session),
+            Self::Exec(body) => Some(body.session),
+            Self::Connect(body) => Some(body.session),
+            Self::Fork(body) => Some(body.session),
+            Self::Exit(body) => Some(body.session),
+            Self::Move(body) => Some(body.session),
+            Self::Receipts(body) => Some(body.session),
+            Self::SessionEnd(body) => Some(body.session),
+            Self::AgentStart(_) | Self::AgentStop(_) | Self::Gap(_) | Self::Refused(_) | Self::Disarm(_) => None,
+        }
+    }
+}
+
+/// When: both clocks, read by the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// Wall clock.
+    pub time: Timestamp,
+    /// `CLOCK_BOOTTIME`, nanoseconds.
+    pub boot_ns: u64,
+}
+
+/// A moment that still means something after a reboot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Wall clock, UTC.
+    #[serde(with = "timestamp")]
+    pub time: Timestamp,
+    /// `CLOCK_BOOTTIME` of that boot, nanoseconds.
+    pub boot_ns: u64,
+    /// The kernel's boot id.
+    pub boot: String,
+}
+
+/// RFC 3339 in UTC, always with nine decimals, so that lines sort as text.
+pub(super) mod timestamp {
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+
+    pub(in crate::evidence) fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{time:.9}"))
+    }
+
+    pub(in crate::evidence) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,160 @@
+//! Records of what members did, one for each record of the kernel. Process ids are those of the root pid namespace.
+
+use std::{fmt, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::text::Text;
+use crate::session::SessionId;
+
+/// A member started a program, or tried to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Its session.
+    pub session: SessionId,
+    /// The kernel's sequence number in the session.
+    pub seq: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// User id in the root user namespace.
+    pub uid: u32,
+    /// What was asked for.
+    pub path: Text,
+    /// The first arguments.
+    pub args: Vec<Text>,
+    /// Whether there are more, or the last is longer.
+    pub args_cut: bool,
+    /// The program that was judged.
+    pub file: FileRef,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// The rule's id, or `default`, `expired`, `ended`, `unresolved`, `unlabelled`, `leaves`, `fault`.
+    pub rule: String,
+}
+
+/// Which file, as the kernel sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRef {
+    /// The superblock's device number.
+    pub device: u32,
+    /// Inode number.
+    pub inode: u64,
+    /// Inode generation.
+    pub generation: u32,
+}
+
+/// What was decided on one operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It went on.
+    Allow,
+    /// It was refused.
+    Deny,
+    /// The task was killed before its next instruction.
+    Kill,
+    /// It went on, and would have been refused: mode `observe`.
+    WouldDeny,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Kill => "kill",
+            Self::WouldDeny => "would-deny",
+        })
+    }
+}
+
+/// A member connected, or sent without connecting, or tried to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// Its session.
+    pub session: SessionId,
+    /// The kernel's sequence number in the session.
+    pub seq: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// User id in the root user namespace.
+    pub uid: u32,
+    /// Where to: `1.2.3.4:80` or `[::1]:80`.
+    pub to: SocketAddr,
+    /// `tcp`, `udp`, or the protocol's number.
+    pub protocol: String,
+    /// How the address came.
+    pub via: Via,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// As in [`Exec`].
+    pub rule: String,
+}
+
+/// How an address reached the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// By connect(2).
+    Connect,
+    /// With a message.
+    Send,
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Connect => "connect",
+            Self::Send => "send",
+        })
+    }
+}
+
+/// A member made a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    /// Its session.
+    pub session: SessionId,
+    /// The kernel's sequence number in the session.
+    pub seq: u64,
+    /// The parent's process id.
+    pub pid: u32,
+    /// The new task's thread id; of a new process this is its process id; 0 where it was refused before it had one.
+    pub child: u32,
+    /// What was decided: a session that is over starts nothing.
+    pub verdict: Verdict,
+    /// As in [`Exec`].
+    pub rule: String,
+}
+
+/// A member ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Its session.
+    pub session: SessionId,
+    /// The kernel's sequence number in the session.
+    pub seq: u64,
+    /// Process id.
+    pub pid: u32,
+    /// As wait(2) reports it: the exit status in bits 8 to 15, or the signal in bits 0 to 6.
+    pub status: u32,
+}
+
+/// A task was labelled on first sight, or a member was moved to another cgroup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// Its session.
+    pub session: SessionId,
+    /// The kernel's sequence number in the session.
+    pub seq: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Id of the cgroup that it is in now.
+    pub cgroup: u64,
+    /// Whether this made it a member; it was one already if not.
+    pub joined: bool,
+}

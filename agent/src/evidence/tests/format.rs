@@ -1,0 +1,172 @@
+//! The lines themselves: a public format.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::session::{Mode, Round};
+
+fn principal() -> Principal {
+    Principal { uid: 1000, gid: 1000, login_uid: None }
+}
+
+pub(super) fn session_start() -> Body {
+    Body::SessionStart(SessionStart {
+        session: session(),
+        kind: "ci".to_owned(),
+        policy: PolicyRef { name: "p".to_owned(), digest: "sha256:00".to_owned(), source: "p.yaml".to_owned() },
+        mode: Mode::Enforce,
+        principal: Principal { login_uid: Some(1000), ..principal() },
+        context: Context {
+            pid: 42,
+            command: vec![Text::from("make"), Text::from(&b"\xff\\"[..])],
+            command_cut: false,
+            cwd: Text::from("/src"),
+            tty: Some(Text::from("/dev/pts/1")),
+            cgroup: Text::from("/tipstaff/s1"),
+            namespaces: BTreeMap::from([("net".to_owned(), 4_026_531_840)]),
+        },
+        ttl_ms: 20_000,
+        deadline_boot_ns: u64::MAX,
+    })
+}
+
+pub(super) fn session_end() -> Body {
+    let counts = |exec, connect| BTreeMap::from([("exec".to_owned(), exec), ("connect".to_owned(), connect)]);
+    Body::SessionEnd(SessionEnd {
+        session: session(),
+        reason: EndReason::CredentialExpired,
+        rounds: vec![Round { killed: 2, left: 0, ms: 4 }],
+        receipts: vec![Receipt { pid: 42, name: Text::from("make"), gone: true }],
+        members_left: 0,
+        produced: counts(10, 5),
+        consumed: counts(7, 3),
+        lost: counts(3, 2),
+        packets_dropped: 1,
+    })
+}
+
+fn exec() -> Body {
+    Body::Exec(Exec {
+        session: session(),
+        seq: 1,
+        pid: 42,
+        tid: 42,
+        uid: 1000,
+        path: Text::from("/usr/bin/git"),
+        args: vec![Text::from("git"), Text::from("status")],
+        args_cut: false,
+        file: FileRef { device: 8, inode: u64::MAX, generation: 1 },
+        verdict: Verdict::WouldDeny,
+        rule: "default".to_owned(),
+    })
+}
+
+fn connect(to: &str) -> Body {
+    Body::Connect(Connect {
+        session: session(),
+        seq: 2,
+        pid: 42,
+        tid: 43,
+        uid: 1000,
+        to: to.parse().expect("an address"),
+        protocol: "tcp".to_owned(),
+        via: Via::Send,
+        verdict: Verdict::Deny,
+        rule: "no-web".to_owned(),
+    })
+}
+
+fn one_of_each() -> Vec<Body> {
+    let control = Control { control: "exec-deny".to_owned(), state: ControlState::BestEffort, why: None };
+    let (session, seq, pid) = (session(), 3, 42);
+    vec![
+        Body::AgentStart(AgentStart {
+            version: "0.1.0".to_owned(),
+            kernel: "6.1.0".to_owned(),
+            tier: Tier::NoLsm,
+            controls: vec![control],
+        }),
+        Body::AgentStop(AgentStop { reason: "SIGTERM".to_owned() }),
+        Body::Gap(Gap { cause: GapCause::AgentAbsent, lost: None, since: None, detail: None }),
+        session_start(),
+        state(1),
+        exec(),
+        connect("1.2.3.4:80"),
+        connect("[::1]:80"),
+        Body::Fork(Fork { session, seq, pid, child: 43 }),
+        Body::Exit(Exit { session, seq, pid, status: 9 }),
+        Body::Move(Move { session, seq, pid, cgroup: 77, joined: true }),
+        Body::Refused(Refused {
+            principal: principal(),
+            command: vec![Text::from("curl")],
+            policy: "p.yaml".to_owned(),
+            rule: Some("no-curl".to_owned()),
+            message: "denied".to_owned(),
+        }),
+        Body::Receipts(Receipts { session, receipts: Vec::new() }),
+        session_end(),
+        Body::Disarm(Disarm { principal: principal(), sessions: vec![session] }),
+    ]
+}
+
+#[test]
+fn every_record_reads_back_as_it_was_and_writes_the_same_line() {
+    let mut head = Head::START;
+    for body in one_of_each() {
+        let (line, next) = chain::seal(head, &origin(), &body, at(5)).expect("a record has a form");
+        let record: Record = serde_json::from_str(&line).expect("a record");
+        assert_eq!((record.v, record.n, record.prev, record.hash), (1, next.n, head.hash, next.hash));
+        assert_eq!((record.time, record.boot_ns), (at(5).time, at(5).boot_ns));
+        assert_eq!((record.host.as_str(), record.boot.as_str()), ("host-1", "b7f0"));
+        assert_eq!(serde_json::to_string(&record).expect("serialises"), line);
+        assert!(line.contains(&format!(r#""type":"{}""#, body.kind())), "{line}");
+        let names_session = line.contains(r#""session":"#);
+        assert_eq!(body.session().is_some(), names_session, "{line}");
+        assert_eq!(record.body, body);
+        head = next;
+    }
+}
+
+/// The format is public: a change of this line is a change of the format.
+#[test]
+fn a_line_is_written_like_this() {
+    let (line, _) = chain::seal(Head::START, &origin(), &connect("[::1]:80"), at(4)).expect("a record has a form");
+    let expected = concat!(
+        r#"{"v":1,"n":1,"time":"2026-11-21T22:00:04.000000001Z","boot_ns":4000000007,"host":"host-1","boot":"b7f0","#,
+        r#""type":"connect","session":"abababababababababababababababab","seq":2,"pid":42,"tid":43,"uid":1000,"#,
+        r#""to":"[::1]:80","protocol":"tcp","via":"send","verdict":"deny","rule":"no-web","#,
+        r#""prev":"0000000000000000000000000000000000000000000000000000000000000000","#,
+        r#""hash":"267564384e1b41eb308deecccf0ce011f8754977ce051ec9661c0d673269bd2a"}"#,
+    );
+    assert_eq!(line, expected);
+}
+
+#[test]
+fn times_always_have_nine_decimals() {
+    let when = Moment { time: "2026-11-21T22:00:00Z".parse().expect("a time"), boot_ns: 0 };
+    let (line, _) = chain::seal(Head::START, &origin(), &state(0), when).expect("a record has a form");
+    assert!(line.contains(r#""time":"2026-11-21T22:00:00.000000000Z""#), "{line}");
+}
+
+#[test]
+fn a_record_that_is_too_large_is_counted_and_named() {
+    let place = Place::new();
+    let (mut log, _) = place.open().expect("the log opens");
+    let message = "x".repeat(LINE_MAX);
+    let error = log.append(&Body::AgentStop(AgentStop { reason: message }), at(0)).map_err(|error| error.to_string());
+    assert!(error.is_err_and(|error| error.contains("over the limit of 1048576")));
+    assert_eq!(log.missed(), 1);
+    let written = log.append(&state(0), at(1)).expect("a record is written");
+    assert!(written.gap.is_some_and(|gap| gap.contains(r#""cause":"not-written","lost":1"#)));
+    assert_eq!((written.n, log.missed()), (2, 0));
+}
+
+#[test]
+fn the_largest_end_of_a_session_fits() {
+    let Body::SessionEnd(mut end) = session_end() else { return };
+    let receipt = Receipt { pid: u32::MAX, name: Text::from(&[0xff; 15][..]), gone: false };
+    end.receipts = vec![receipt; RECEIPTS_MAX];
+    end.rounds = vec![Round { killed: u64::MAX, left: u64::MAX, ms: u64::MAX }; crate::session::ROUNDS_MAX];
+    let (line, _) = chain::seal(Head::START, &origin(), &Body::SessionEnd(end), at(0)).expect("a form");
+    assert!(line.len() < LINE_MAX, "{}", line.len());
+}

@@ -1,0 +1,223 @@
+//! Where fields lie in the kernel's structures, from its BTF. Reads only what is asked for: one pass over the types that
+//! looks at the names of structures, then the members of those that were named.
+
+use std::collections::HashMap;
+
+/// Why an offset is not to be had.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BtfError {
+    /// Not BTF, or cut short.
+    #[error("the type information is damaged at byte {0}")]
+    Damaged(usize),
+    /// The structure has no such field.
+    #[error("struct {structure} has no field {field}")]
+    NoField {
+        /// C name of the structure.
+        structure: String,
+        /// C name of the field; dots lead into members.
+        field: String,
+    },
+}
+
+const MAGIC: u16 = 0xeb9f;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+/// Typedef, volatile, const, restrict, type tag: a type that stands for another.
+const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
+/// Anonymous members within anonymous members, no further.
+const DEPTH: u32 = 8;
+
+/// Types of the running kernel, with the structures that were asked for.
+#[derive(Debug)]
+pub struct Btf<'a> {
+    data: &'a [u8],
+    strings: usize,
+    /// Byte position of each type's head, by id.
+    types: Vec<usize>,
+    structures: HashMap<&'a str, usize>,
+}
+
+impl<'a> Btf<'a> {
+    /// Indexes `data`, the content of `/sys/kernel/btf/vmlinux`, for the structures in `names`.
+    pub fn parse(data: &'a [u8], names: &[&str]) -> Result<Self, BtfError> {
+        if u16_at(data, 0)? != MAGIC {
+            return Err(BtfError::Damaged(0));
+        }
+        let header = u32_at(data, 4)? as usize;
+        let first = add(header, u32_at(data, 8)? as usize)?;
+        let end = add(first, u32_at(data, 12)? as usize)?;
+        let strings = add(header, u32_at(data, 16)? as usize)?;
+        let mut btf = Self { data, strings, types: vec![0], structures: HashMap::new() };
+        let mut at = first;
+        while at < end {
+            btf.types.push(at);
+            let info = u32_at(data, at + 4)?;
+            if kind(info) == KIND_STRUCT {
+                let name = btf.string(u32_at(data, at)?)?;
+                if names.contains(&name) {
+                    btf.structures.entry(name).or_insert(at);
+                }
+            }
+            at = add(at, 12 + tail(info).ok_or(BtfError::Damaged(at))?)?;
+        }
+        Ok(btf)
+    }
+
+    /// Byte offset of `field` in `structure`; `a.b` is field `b` of the structure that `a` is. Fields of anonymous
+    /// members count as the structure's own.
+    pub fn offset(&self, structure: &str, field: &str) -> Result<u32, BtfError> {
+        let missing = || BtfError::NoField { structure: structure.into(), field: field.into() };
+        let mut at = *self.structures.get(structure).ok_or_else(missing)?;
+        let mut bits = 0u32;
+        for part in field.split('.') {
+            let (offset, member_type) = self.member(at, part, DEPTH)?.ok_or_else(missing)?;
+            bits = bits.checked_add(offset).ok_or_else(missing)?;
+            at = self.resolve(member_type)?;
+        }
+        if bits.is_multiple_of(8) { Ok(bits / 8) } else { Err(missing()) }
+    }
+
+    /// Offset in bits and type of a member, looked for in anonymous members too.
+    fn member(&self, at: usize, name: &str, depth: u32) -> Result<Option<(u32, u32)>, BtfError> {
+        let info = u32_at(self.data, at + 4)?;
+        if !matches!(kind(info), KIND_STRUCT | KIND_UNION) || depth == 0 {
+            return Ok(None);
+        }
+        for index in 0..(info & 0xffff) as usize {
+            let member = add(at, 12 + 12 * index)?;
+            let (text, of_type) = (self.string(u32_at(self.data, member)?)?, u32_at(self.data, member + 4)?);
+            let raw = u32_at(self.data, member + 8)?;
+            // with the kind flag, the upper byte is the width of a bit field
+            let offset = if info >> 31 == 1 { raw & 0xff_ffff } else { raw };
+            if text == name {
+                return Ok(Some((offset, of_type)));
+            }
+            if text.is_empty()
+                && let Some((inner, found)) = self.member(self.resolve(of_type)?, name, depth - 1)?
+            {
+                return Ok(Some((offset.saturating_add(inner), found)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Follows typedefs and qualifiers.
+    fn resolve(&self, id: u32) -> Result<usize, BtfError> {
+        let mut id = id;
+        for _ in 0..16 {
+            let at = *self.types.get(id as usize).ok_or(BtfError::Damaged(self.data.len()))?;
+            if id == 0 || !MODIFIERS.contains(&kind(u32_at(self.data, at + 4)?)) {
+                return Ok(at);
+            }
+            id = u32_at(self.data, at + 8)?;
+        }
+        Err(BtfError::Damaged(self.data.len()))
+    }
+
+    fn string(&self, offset: u32) -> Result<&'a str, BtfError> {
+        let start = add(self.strings, offset as usize)?;
+        let rest = self.data.get(start..).ok_or(BtfError::Damaged(start))?;
+        let end = rest.iter().position(|b| *b == 0).ok_or(BtfError::Damaged(start))?;
+        std::str::from_utf8(&rest[..end]).map_err(|error| BtfError::Damaged(start + error.valid_up_to()))
+    }
+}
+
+const fn kind(info: u32) -> u32 {
+    (info >> 24) & 0x1f
+}
+
+/// Bytes that follow a type's head, by kind and member count (kernel: `include/uapi/linux/btf.h`, 6.18).
+const fn tail(info: u32) -> Option<usize> {
+    let members = (info & 0xffff) as usize;
+    Some(match kind(info) {
+        1 | 14 | 17 => 4,
+        2 | 7..=12 | 16 | 18 => 0,
+        3 => 12,
+        4 | 5 | 15 | 19 => 12 * members,
+        6 | 13 => 8 * members,
+        _ => return None,
+    })
+}
+
+fn add(a: usize, b: usize) -> Result<usize, BtfError> {
+    a.checked_add(b).ok_or(BtfError::Damaged(a))
+}
+
+fn u16_at(data: &[u8], at: usize) -> Result<u16, BtfError> {
+    data.get(at..).and_then(|d| d.first_chunk()).map(|b| u16::from_ne_bytes(*b)).ok_or(BtfError::Damaged(at))
+}
+
+fn u32_at(data: &[u8], at: usize) -> Result<u32, BtfError> {
+    data.get(at..).and_then(|d| d.first_chunk()).map(|b| u32::from_ne_bytes(*b)).ok_or(BtfError::Damaged(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// `struct outer { int first; struct { const inner_t second; }; }`, `typedef struct inner inner_t`,
+    /// `struct inner { int a; int b; }`
+    fn sample() -> Vec<u8> {
+        let strings = b"\0outer\0first\0inner\0inner_t\0second\0a\0b\0";
+        let name = |s: &str| {
+            let needle = [&[0], s.as_bytes(), &[0]].concat();
+            u32::try_from(strings.windows(needle.len()).position(|w| w == needle).unwrap() + 1).unwrap()
+        };
+        let mut types: Vec<u32> = Vec::new();
+        types.extend([0, 1 << 24, 4, 32]); // 1: int
+        types.extend([name("inner"), (4 << 24) | 2, 8, name("a"), 1, 0, name("b"), 1, 32]); // 2
+        types.extend([name("inner_t"), 8 << 24, 2]); // 3
+        types.extend([0, 10 << 24, 3]); // 4: const inner_t
+        types.extend([0, (4 << 24) | 1, 8, name("second"), 4, 0]); // 5: anonymous
+        types.extend([name("outer"), (4 << 24) | 2, 12, name("first"), 1, 0, 0, 5, 32]); // 6
+        let length = u32::try_from(types.len() * 4).unwrap();
+        let mut data = vec![0x9f, 0xeb, 1, 0];
+        for word in [24, 0, length, length, u32::try_from(strings.len()).unwrap()] {
+            data.extend(u32::to_ne_bytes(word));
+        }
+        types.iter().for_each(|t| data.extend(t.to_ne_bytes()));
+        data.extend(strings);
+        data
+    }
+
+    #[test]
+    fn finds_fields_of_members_and_of_anonymous_members() {
+        let data = sample();
+        let btf = Btf::parse(&data, &["outer"]).unwrap();
+        assert_eq!(btf.offset("outer", "first"), Ok(0));
+        assert_eq!(btf.offset("outer", "second"), Ok(4));
+        assert_eq!(btf.offset("outer", "second.b"), Ok(8));
+    }
+
+    #[test]
+    fn names_what_is_missing() {
+        let data = sample();
+        let btf = Btf::parse(&data, &["outer"]).unwrap();
+        let error = btf.offset("outer", "third").unwrap_err();
+        assert_eq!(error.to_string(), "struct outer has no field third");
+        assert!(btf.offset("inner", "a").is_err(), "was not asked for");
+    }
+
+    #[test]
+    fn reads_the_running_kernel() {
+        let Ok(data) = std::fs::read("/sys/kernel/btf/vmlinux") else { return };
+        let btf = Btf::parse(&data, &["task_struct", "file"]).unwrap();
+        assert!(btf.offset("task_struct", "tgid").unwrap() > 0);
+        assert!(btf.offset("file", "f_path.dentry").unwrap() > 0);
+    }
+
+    proptest! {
+        #[test]
+        fn damage_is_an_error_and_never_a_panic(position in 0usize..300, value: u8, cut in 0usize..300) {
+            let mut data = sample();
+            if let Some(byte) = data.get_mut(position) { *byte = value; }
+            data.truncate(cut.max(1));
+            if let Ok(btf) = Btf::parse(&data, &["outer", "inner"]) {
+                let _ = btf.offset("outer", "second.b");
+                let _ = btf.offset("inner", "a");
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Loads the fixed set of programs and attaches it. That the LSM programs attached says nothing about whether they
+//! decide: that is for the canary to prove, and what it proves is the tier.
+
+use std::{
+    error::Error,
+    fs::{self, File},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::MapType,
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Iter, Lsm, Program,
+        ProgramError, links::FdLink,
+    },
+};
+use serde::{Deserialize, Serialize};
+use tipstaff_common::session::Settings;
+
+use tracing::info;
+
+use super::{CgroupRoot, KernelError, Pins, maps::Maps, offsets};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tipstaff.bpf.o"));
+
+/// Inode of the initial pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
+const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
+
+/// How an exec out of scope is stopped on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// BPF LSM programs decide: the exec fails with `EPERM`.
+    Full,
+    /// They cannot be used: tracepoints decide, and the program is killed before its first instruction.
+    NoLsm,
+}
+
+impl Tier {
+    /// As evidence and output spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::NoLsm => "no-lsm",
+        }
+    }
+}
+
+/// What to load for.
+#[derive(Debug)]
+pub struct Options<'a> {
+    /// The cgroup that sessions' cgroups stand in; socket and packet programs are attached to it.
+    pub root: &'a CgroupRoot,
+    /// Deny, kill and drop only below this cgroup.
+    pub confine: Option<&'a CgroupRoot>,
+    /// Where links and maps are pinned; `None`: they go with the process.
+    pub pins: Option<&'a Pins>,
+}
+
+/// The loaded programs and their maps.
+pub struct Kernel {
+    ebpf: Ebpf,
+    /// Links that are not pinned, by program.
+    links: Vec<(&'static str, FdLink)>,
+    /// The maps that the agent reads and writes.
+    pub(super) maps: Maps,
+    tier: Tier,
+}
+
+/// LSM programs: hook, which is the program's name too.
+const LSM: [&str; 2] = ["task_alloc", "bprm_check_security"];
+/// Tracepoint programs: program, tracepoint.
+const TRACEPOINTS: [(&str, &str); 6] = [
+    ("newtask", "task_newtask"),
+    ("newtask_again", "task_newtask"),
+    ("exec", "sched_process_exec"),
+    ("exec_again", "sched_process_exec"),
+    ("cgroup_attach", "cgroup_attach_task"),
+    ("exit", "sched_process_exit"),
+];
+const ADDRESSES: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
+const PACKETS: [(&str, CgroupSkbAttachType); 2] =
+    [("egress", CgroupSkbAttachType::Egress), ("ingress", CgroupSkbAttachType::Ingress)];
+/// Iterators: program, kind.
+const ITERATORS: [(&str, &str); 2] = [("members", "task"), ("files", "task_file")];
+
+impl Kernel {
+    /// Checks what the host must have, whatever the tier.
+    pub fn check_host() -> Result<(), KernelError> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(KernelError::NotRoot { uid: nix::unistd::geteuid().as_raw() });
+        }
+        let namespace = Path::new("/proc/self/ns/pid");
+        if fs::metadata(namespace).map_err(KernelError::file("look at", namespace))?.ino() != INITIAL_PID_NAMESPACE {
+            return Err(KernelError::PidNamespace);
+        }
+        if OBJECT.is_empty() {
+            return Err(KernelError::NoObject);
+        }
+        // EPERM and the like say nothing about the feature: loading will name them
+        if let Ok(false) = aya::sys::is_map_supported(MapType::TaskStorage) {
+            let what = "task-local storage (BPF_MAP_TYPE_TASK_STORAGE, since 5.11)".into();
+            return Err(KernelError::Missing { what, hint: "" });
+        }
+        Ok(())
+    }
+
+    /// Loads and attaches. Whatever was attached goes again when this fails; pins are the caller's to clear.
+    pub fn load(options: &Options<'_>) -> Result<Self, KernelError> {
+        let settings = Settings {
+            confine_cgroup: options.confine.map_or(0, |c| c.id),
+            session_level: options.root.level + 1,
+            agent: std::process::id(),
+        };
+        let offsets = offsets::resolve()?;
+        let mut ebpf = EbpfLoader::new()
+            .allow_unsupported_maps()
+            .override_global("SETTINGS", &settings, true)
+            .override_global("OFFSETS", &offsets, true)
+            .load(OBJECT)
+            .map_err(|e| KernelError::refused("the maps", &e))?;
+        if let Some(pins) = options.pins {
+            for (name, map) in ebpf.maps().filter(|(name, _)| !name.starts_with('.')) {
+                map.pin(pins.map(name)).map_err(|e| KernelError::refused(format!("the pin of map {name}"), &e))?;
+            }
+        }
+        let btf = Btf::from_sys_fs().map_err(|e| KernelError::refused("its own type information", &e))?;
+        let maps = Maps::take(&mut ebpf)?;
+        let mut kernel = Self { ebpf, links: Vec::new(), maps, tier: Tier::NoLsm };
+        kernel.attach_all(options, &btf)?;
+        Ok(kernel)
+    }
+
+    /// How execs out of scope are stopped: tier full while the LSM programs are attached.
+    #[must_use]
+    pub const fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Takes the LSM programs off again, which are attached and do not decide.
+    pub fn leave_lsm(&mut self, pins: Option<&Pins>) -> Result<(), KernelError> {
+        self.links.retain(|(name, _)| !LSM.contains(name));
+        for path in LSM.iter().filter_map(|name| Some(pins?.link(name))).filter(|path| path.exists()) {
+            fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
+        }
+        self.tier = Tier::NoLsm;
+        Ok(())
+    }
+
+    fn attach_all(&mut self, options: &Options<'_>, btf: &Btf) -> Result<(), KernelError> {
+        for (name, kind) in ITERATORS {
+            let program: &mut Iter = self.typed(name)?;
+            program.load(kind, btf).map_err(|e| KernelError::refused(format!("iterator {name}"), &e))?;
+        }
+        if options.pins.is_some() {
+            // for the next agent, which asks these programs who is still labelled
+            let link = attach_iterator(self.typed("members")?);
+            self.keep(options, "members", link)?;
+        }
+        if let Err(problem) = self.attach_lsm_programs(options, btf) {
+            info!("no LSM programs here: {problem}");
+            self.leave_lsm(options.pins)?;
+        }
+        for (name, tracepoint) in TRACEPOINTS {
+            let link = attach_tracepoint(self.typed(name)?, tracepoint, btf);
+            self.keep(options, name, link)?;
+        }
+        let directory = &options.root.path;
+        let cgroup = File::open(directory).map_err(KernelError::file("open cgroup", directory))?;
+        for name in ADDRESSES {
+            let link = attach_address(self.typed(name)?, &cgroup);
+            self.keep(options, name, link)?;
+        }
+        for (name, kind) in PACKETS {
+            let link = attach_packet(self.typed(name)?, kind, &cgroup);
+            self.keep(options, name, link)?;
+        }
+        Ok(())
+    }
+
+    fn attach_lsm_programs(&mut self, options: &Options<'_>, btf: &Btf) -> Result<(), KernelError> {
+        for name in LSM {
+            let link = attach_lsm(self.typed(name)?, name, btf);
+            self.keep(options, name, link)?;
+        }
+        self.tier = Tier::Full;
+        Ok(())
+    }
+
+    /// Pins the link, or keeps it with the process.
+    fn keep(
+        &mut self,
+        options: &Options<'_>,
+        name: &'static str,
+        link: Result<FdLink, Box<dyn Error>>,
+    ) -> Result<(), KernelError> {
+        let link = link.map_err(|e| KernelError::refused(format!("program {name}"), e.as_ref()))?;
+        match options.pins {
+            None => self.links.push((name, link)),
+            Some(pins) => {
+                let pinned = link.pin(pins.link(name));
+                pinned.map_err(|e| KernelError::refused(format!("the pin of link {name}"), &e))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn program_mut(&mut self, name: &str) -> Result<&mut Program, KernelError> {
+        self.ebpf.program_mut(name).ok_or_else(|| KernelError::Missing {
+            what: format!("program {name} in the kernel object"),
+            hint: "; rebuild with `cargo xtask build`",
+        })
+    }
+
+    fn typed<'p, P>(&'p mut self, name: &str) -> Result<&'p mut P, KernelError>
+    where
+        &'p mut P: TryFrom<&'p mut Program, Error = ProgramError>,
+    {
+        let program = self.program_mut(name)?;
+        program.try_into().map_err(|e: ProgramError| KernelError::refused(format!("program {name}"), &e))
+    }
+}
+
+fn attach_iterator(program: &mut Iter) -> Result<FdLink, Box<dyn Error>> {
+    let id = program.attach()?;
+    Ok(program.take_link(id)?.try_into()?)
+}
+
+fn attach_lsm(program: &mut Lsm, hook: &str, btf: &Btf) -> Result<FdLink, Box<dyn Error>> {
+    program.load(hook, btf)?;
+    let id = program.attach()?;
+    Ok(program.take_link(id)?.into())
+}
+
+fn attach_tracepoint(program: &mut BtfTracePoint, tracepoint: &str, btf: &Btf) -> Result<FdLink, Box<dyn Error>> {
+    program.load(tracepoint, btf)?;
+    let id = program.attach()?;
+    Ok(program.take_link(id)?.into())
+}
+
+fn attach_address(program: &mut CgroupSockAddr, cgroup: &File) -> Result<FdLink, Box<dyn Error>> {
+    program.load()?;
+    let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+    Ok(program.take_link(id)?.try_into()?)
+}
+
+fn attach_packet(program: &mut CgroupSkb, kind: CgroupSkbAttachType, cgroup: &File) -> Result<FdLink, Box<dyn Error>> {
+    program.load()?;
+    let id = program.attach(cgroup, kind, CgroupAttachMode::Single)?;
+    Ok(program.take_link(id)?.try_into()?)
+}

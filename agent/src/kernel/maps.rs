@@ -1,0 +1,260 @@
+//! The maps as the agent uses them: sessions in slots, policies in revisions, counters, labels. The order of writes is
+//! what makes a change visible in one step; each function says what that step is.
+
+use std::{
+    fmt::Display,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{
+        Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
+        lpm_trie::Key,
+    },
+};
+use tipstaff_common::{
+    label::{CONFINED, Label, Mirrored, SessionRef},
+    rule::{ExecEntry, ExecKey, NetEntry},
+    session::{
+        MODE_ENFORCE, MODE_OBSERVE, PolicyEntry, STATE_ACTIVE, STATE_ENDED, STATE_FREE, SessionConfig,
+        SessionCounters, state_word,
+    },
+};
+
+use super::{
+    Kernel, KernelError,
+    ring::{self, DecodeError, Event},
+    sys,
+};
+
+type ExecRules = HashMap<MapData, ExecKey, ExecEntry>;
+type NetRules = LpmTrie<MapData, [u8; 16], NetEntry>;
+/// `BPF_F_NO_PREALLOC`, which tries must have.
+const NO_PREALLOC: u32 = 1;
+/// `Label::exec_id` of a task whose present program was never judged.
+const NEVER_JUDGED: u32 = u32::MAX;
+
+/// A revision of rules to put into the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revision<'a> {
+    /// Rules on programs.
+    pub exec: &'a [(ExecKey, ExecEntry)],
+    /// Rules on addresses: prefix length in bits of 128, address, rules.
+    pub net: &'a [(u32, [u8; 16], NetEntry)],
+    /// Defaults and flags; its `revision` is the number to store it under.
+    pub entry: PolicyEntry,
+}
+
+/// Handles of the maps.
+pub struct Maps {
+    labels: Map,
+    mirror: HashMap<MapData, u64, Mirrored>,
+    cgroups: HashMap<MapData, u64, SessionRef>,
+    states: Array<MapData, u64>,
+    configs: Array<MapData, SessionConfig>,
+    counters: Array<MapData, SessionCounters>,
+    policies: Array<MapData, PolicyEntry>,
+    exec_rules: HashOfMaps<MapData, u32, ExecRules>,
+    net_rules: HashOfMaps<MapData, u32, NetRules>,
+    foreign: Array<MapData, u64>,
+    lost: PerCpuArray<MapData, u64>,
+    verdicts: RingBuf<MapData>,
+    activity: RingBuf<MapData>,
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        Ok(Self {
+            labels: raw(ebpf, "TASK_LABELS")?,
+            mirror: typed(ebpf, "MIRROR")?,
+            cgroups: typed(ebpf, "CGROUP_SESSIONS")?,
+            states: typed(ebpf, "SESSION_STATE")?,
+            configs: typed(ebpf, "SESSION_CONFIG")?,
+            counters: typed(ebpf, "SESSION_COUNTERS")?,
+            policies: typed(ebpf, "POLICIES")?,
+            exec_rules: typed(ebpf, "EXEC_RULES")?,
+            net_rules: typed(ebpf, "NET_RULES")?,
+            foreign: typed(ebpf, "FOREIGN")?,
+            lost: typed(ebpf, "LOST")?,
+            verdicts: typed(ebpf, "VERDICTS")?,
+            activity: typed(ebpf, "ACTIVITY")?,
+        })
+    }
+}
+
+fn raw(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
+    let what = || KernelError::Missing { what: format!("map {name} in the kernel object"), hint: "; rebuild" };
+    ebpf.take_map(name).ok_or_else(what)
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError> {
+    raw(ebpf, name)?.try_into().map_err(failed("open", name))
+}
+
+fn failed<E: Display>(action: &'static str, map: &'static str) -> impl FnOnce(E) -> KernelError {
+    move |error| KernelError::Map { action, map, reason: error.to_string() }
+}
+
+/// Reads entry `index` of an array.
+fn entry<V: Pod>(map: &Array<MapData, V>, index: u32, name: &'static str) -> Result<V, KernelError> {
+    map.get(&index, 0).map_err(failed("read", name))
+}
+
+impl Kernel {
+    /// Puts a revision of rules in force as policy `policy`: the inner maps are complete before one write of the
+    /// policy's entry makes them count.
+    pub fn install(&mut self, policy: u32, revision: &Revision<'_>) -> Result<(), KernelError> {
+        let entries = |count: usize| u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        let mut exec = ExecRules::create(entries(revision.exec.len()), 0).map_err(failed("make", "EXEC_RULES"))?;
+        for (key, value) in revision.exec {
+            exec.insert(key, value, 0).map_err(failed("write", "EXEC_RULES"))?;
+        }
+        let mut net = NetRules::create(entries(revision.net.len()), NO_PREALLOC).map_err(failed("make", "NET_RULES"))?;
+        for (length, address, value) in revision.net {
+            net.insert(&Key::new(*length, *address), value, 0).map_err(failed("write", "NET_RULES"))?;
+        }
+        let number = revision.entry.revision;
+        self.maps.exec_rules.insert(number, &exec, 0).map_err(failed("write", "EXEC_RULES"))?;
+        self.maps.net_rules.insert(number, &net, 0).map_err(failed("write", "NET_RULES"))?;
+        self.maps.policies.set(policy, revision.entry, 0).map_err(failed("write", "POLICIES"))
+    }
+
+    /// Takes a policy out of force; no session may use it any more.
+    pub fn uninstall(&mut self, policy: u32, revision: u32) -> Result<(), KernelError> {
+        self.maps.policies.set(policy, PolicyEntry::default(), 0).map_err(failed("write", "POLICIES"))?;
+        self.maps.exec_rules.remove(&revision).map_err(failed("write", "EXEC_RULES"))?;
+        self.maps.net_rules.remove(&revision).map_err(failed("write", "NET_RULES"))
+    }
+
+    /// Makes a free slot a live session: the counters are cleared and the configuration written before one write of the
+    /// state makes labels of `generation` count.
+    pub fn begin(
+        &mut self,
+        session: SessionRef,
+        enforce: bool,
+        policy: u32,
+        deadline: u64,
+        cgroup: u64,
+    ) -> Result<(), KernelError> {
+        let SessionRef { slot, generation } = session;
+        let mode = if enforce { MODE_ENFORCE } else { MODE_OBSERVE };
+        let config = SessionConfig { mode, policy, deadline };
+        self.maps.counters.set(slot, SessionCounters::default(), 0).map_err(failed("write", "SESSION_COUNTERS"))?;
+        self.maps.configs.set(slot, config, 0).map_err(failed("write", "SESSION_CONFIG"))?;
+        self.set_state(session, STATE_ACTIVE)?;
+        self.maps.cgroups.insert(cgroup, SessionRef { slot, generation }, 0).map_err(failed("write", "CGROUP_SESSIONS"))
+    }
+
+    /// Ends the session in the kernel: from this write on every hook denies.
+    pub fn mark_ended(&mut self, session: SessionRef) -> Result<(), KernelError> {
+        self.set_state(session, STATE_ENDED)
+    }
+
+    /// Frees the slot of an ended session that has no members, and forgets its cgroup and what the mirror still holds.
+    pub fn release(&mut self, session: SessionRef, cgroup: u64) -> Result<(), KernelError> {
+        match self.maps.cgroups.remove(&cgroup) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(failed("write", "CGROUP_SESSIONS")(error)),
+        }
+        let stale: Vec<u64> = self
+            .maps
+            .mirror
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, m)| m.slot == session.slot && m.generation == session.generation)
+            .map(|(task, _)| task)
+            .collect();
+        for task in stale {
+            // gone in the meantime is as good as removed
+            let _ = self.maps.mirror.remove(&task);
+        }
+        self.set_state(session, STATE_FREE)
+    }
+
+    fn set_state(&mut self, session: SessionRef, state: u32) -> Result<(), KernelError> {
+        let word = state_word(session.generation, state);
+        self.maps.states.set(session.slot, word, 0).map_err(failed("write", "SESSION_STATE"))
+    }
+
+    /// What a session did so far.
+    pub fn counters(&self, slot: u32) -> Result<SessionCounters, KernelError> {
+        entry(&self.maps.counters, slot, "SESSION_COUNTERS")
+    }
+
+    /// Decisions that were not carried out because the task lies outside the confinement.
+    pub fn foreign(&self) -> Result<u64, KernelError> {
+        entry(&self.maps.foreign, 0, "FOREIGN")
+    }
+
+    /// Records that found no room in their ring since the programs were loaded, by kind.
+    pub fn lost(&self) -> Result<[u64; 8], KernelError> {
+        let mut sums = [0; 8];
+        for (kind, sum) in (0u32..).zip(&mut sums) {
+            let each = self.maps.lost.get(&kind, 0).map_err(failed("read", "LOST"))?;
+            *sum = each.iter().sum();
+        }
+        Ok(sums)
+    }
+
+    /// Labels a process's main thread.
+    pub fn label(&mut self, task: BorrowedFd<'_>, session: SessionRef) -> Result<(), KernelError> {
+        let SessionRef { slot, generation } = session;
+        let label = Label { slot, generation, flags: CONFINED, exec_id: NEVER_JUDGED };
+        sys::set_label(self.labels()?, task, label).map_err(failed("write", "TASK_LABELS"))
+    }
+
+    /// Takes a label back that was given a moment ago.
+    pub fn unlabel(&mut self, task: BorrowedFd<'_>) -> Result<(), KernelError> {
+        sys::remove_label(self.labels()?, task).map_err(failed("write", "TASK_LABELS"))
+    }
+
+    /// The session that a process's main thread is labelled for.
+    pub fn label_of(&self, task: BorrowedFd<'_>) -> Result<Option<SessionRef>, KernelError> {
+        let label = sys::label_of(self.labels()?, task).map_err(failed("read", "TASK_LABELS"))?;
+        Ok(label.map(|l| SessionRef { slot: l.slot, generation: l.generation }))
+    }
+
+    /// A handle that answers "is this process labelled" from other threads.
+    pub fn label_reader(&self) -> Result<LabelReader, KernelError> {
+        let map = self.labels()?.try_clone_to_owned().map_err(failed("share", "TASK_LABELS"))?;
+        Ok(LabelReader { map })
+    }
+
+    fn labels(&self) -> Result<BorrowedFd<'_>, KernelError> {
+        match &self.maps.labels {
+            Map::Unsupported(data) => Ok(data.fd().as_fd()),
+            _ => Err(KernelError::Missing { what: "map TASK_LABELS of the right type".into(), hint: "; rebuild" }),
+        }
+    }
+
+    /// The two rings' descriptors, readable when there are records.
+    #[must_use]
+    pub fn rings(&self) -> [BorrowedFd<'_>; 2] {
+        [self.maps.verdicts.as_fd(), self.maps.activity.as_fd()]
+    }
+
+    /// Takes the next record, verdicts first.
+    pub fn next_event(&mut self) -> Option<Result<Event, DecodeError>> {
+        if let Some(item) = self.maps.verdicts.next() {
+            return Some(ring::decode(&item));
+        }
+        self.maps.activity.next().map(|item| ring::decode(&item))
+    }
+}
+
+/// Answers whether a process is a member, without access to anything else.
+#[derive(Debug)]
+pub struct LabelReader {
+    map: std::os::fd::OwnedFd,
+}
+
+impl LabelReader {
+    /// True where the process's main thread carries a label of any session.
+    pub fn is_labelled(&self, task: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(sys::label_of(self.map.as_fd(), task)?.is_some())
+    }
+}
+

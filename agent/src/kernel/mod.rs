@@ -1,0 +1,33 @@
+//! The only place that knows aya and bpf(2): finds out what this kernel can do, loads and attaches the programs, pins
+//! them, reads and writes their maps, decodes their records.
+//!
+//! No policy is decided here and no process is killed from here.
+
+mod btf;
+mod cgroup;
+mod error;
+mod identity;
+mod leftover;
+mod load;
+mod maps;
+mod members;
+mod offsets;
+mod pins;
+pub mod ring;
+mod sys;
+
+pub use cgroup::CgroupRoot;
+pub use identity::open_path;
+pub use leftover::Leftover;
+pub use error::KernelError;
+pub use load::{Kernel, Options, Tier};
+pub use maps::{LabelReader, Revision};
+pub use members::Member;
+pub use pins::Pins;
+pub use sys::{boot_now, kill_pidfd, open_pidfd, raise_memlock};
+
+/// Version of the running kernel, as uname(2) has it.
+#[must_use]
+pub fn release() -> String {
+    nix::sys::utsname::uname().map_or_else(|_| "unknown".into(), |u| u.release().to_string_lossy().into_owned())
+}

@@ -1,0 +1,107 @@
+//! The whole document: text → [`Policy`], or every problem in it. Owns the keys of the format other than rules.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    duration::parse_duration,
+    problem::{Problem, Problems, quote},
+    scope,
+    types::{Kind, Mode, Policy},
+    walk::{At, Fields, Keys, boolean, fields, text, word},
+    yaml,
+};
+
+const API_VERSION: &str = "tipstaff.dev/v1alpha1";
+
+const DOCUMENT: Keys = Keys { known: &["apiVersion", "kind", "metadata", "spec"], later: &["status"] };
+const METADATA: Keys = Keys { known: &["name"], later: &["labels", "annotations", "namespace"] };
+const SPEC: Keys =
+    Keys { known: &["kind", "mode", "strict", "limits", "scope"], later: &["select", "budgets", "on", "reviewBy"] };
+const LIMITS: Keys = Keys { known: &["ttl"], later: &["idle", "windows"] };
+
+const KINDS: [(&str, Kind); 5] = [
+    ("service", Kind::Service),
+    ("ci", Kind::Ci),
+    ("agent", Kind::Agent),
+    ("operator", Kind::Operator),
+    ("breakglass", Kind::Breakglass),
+];
+const MODES: [(&str, Mode); 2] = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
+
+/// Reads a policy. `file` names the text in problems.
+///
+/// # Errors
+/// At least one problem, in the order of the text: every one that can be found in one reading.
+pub fn parse(file: &str, bytes: &[u8]) -> Result<Policy, Vec<Problem>> {
+    let mut problems = Problems::new(file);
+    let policy = yaml::load(bytes, &mut problems).and_then(|root| document(&root, bytes, &mut problems));
+    match policy {
+        Some(policy) if problems.is_empty() => Ok(policy),
+        _ => Err(problems.into_list()),
+    }
+}
+
+fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<Policy> {
+    let top = fields(At { node: root, path: "" }, DOCUMENT, problems)?;
+    exactly(&top, "apiVersion", API_VERSION, problems);
+    exactly(&top, "kind", "SessionPolicy", problems);
+    let name = metadata(&top, problems);
+    let spec = top.require("spec", "{ kind: …, limits: { ttl: 15m } }", problems)?;
+    let spec = fields(spec.at(), SPEC, problems)?;
+    let kind = spec.require("kind", "ci", problems).and_then(|f| word(f.at(), &KINDS, problems));
+    let mode = spec.get("mode").map_or(Some(Mode::Enforce), |f| word(f.at(), &MODES, problems));
+    let strict = spec.get("strict").map_or(Some(false), |f| boolean(f.at(), problems));
+    let ttl = ttl(&spec, problems);
+    let (exec, net) = scope::read(spec.get("scope"), problems);
+    Some(Policy {
+        name: name?,
+        kind: kind?,
+        mode: mode?,
+        strict: strict?,
+        ttl: ttl?,
+        exec,
+        net,
+        digest: Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect(),
+    })
+}
+
+fn exactly(top: &Fields<'_>, key: &str, value: &str, problems: &mut Problems) {
+    let Some(field) = top.require(key, value, problems) else { return };
+    if let Some(found) = text(field.at(), problems)
+        && found != value
+    {
+        problems.add(field.at().node.at, &field.path, format!("is {}: this version reads {value}", quote(found)));
+    }
+}
+
+fn metadata(top: &Fields<'_>, problems: &mut Problems) -> Option<String> {
+    let field = top.require("metadata", "{ name: … }", problems)?;
+    let metadata = fields(field.at(), METADATA, problems)?;
+    let field = metadata.require("name", "my-policy", problems)?;
+    let name = text(field.at(), problems)?;
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if name.is_empty() || name.len() > 63 || !name.bytes().all(inner) || name.starts_with('-') || name.ends_with('-') {
+        let rule = "write 1 to 63 of a-z, 0-9 and -, with no - at either end";
+        problems.add(field.at().node.at, &field.path, format!("{} is no good name: {rule}", quote(name)));
+        return None;
+    }
+    Some(name.to_owned())
+}
+
+fn ttl(spec: &Fields<'_>, problems: &mut Problems) -> Option<Duration> {
+    let Some(limits) = spec.get("limits") else {
+        problems.add(spec.at, "spec.limits.ttl", "is missing: every session ends; add limits: { ttl: 15m }");
+        return None;
+    };
+    let limits = fields(limits.at(), LIMITS, problems)?;
+    let field = limits.require("ttl", "15m", problems)?;
+    let written = match &field.at().node.value {
+        yaml::Value::Number(number) => number,
+        _ => text(field.at(), problems)?,
+    };
+    parse_duration(written)
+        .map_err(|error| problems.add(field.at().node.at, &field.path, format!("{} {error}", quote(written))))
+        .ok()
+}

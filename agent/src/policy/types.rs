@@ -1,0 +1,253 @@
+//! A checked policy. Owns the meaning of kinds, modes and rules; knows neither YAML nor the kernel's tables.
+
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use tipstaff_common::rule;
+
+use super::net::loopbacks;
+
+/// Rules of a policy. Their indexes must fit the 16 bits of `rule::PortRule::rule`.
+pub(super) const RULES: usize = 4096;
+
+/// The words for codes that are no rule's index. No rule may have such an id.
+pub(super) const REASONS: [(u32, &str); 7] = [
+    (rule::REASON_DEFAULT, "default"),
+    (rule::REASON_EXPIRED, "expired"),
+    (rule::REASON_ENDED, "ended"),
+    (rule::REASON_UNRESOLVED, "unresolved"),
+    (rule::REASON_UNLABELLED, "unlabelled"),
+    (rule::REASON_LEAVES, "leaves"),
+    (rule::REASON_FAULT, "fault"),
+];
+
+/// The kind of a session. It decides what happens to an operation that no rule names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A service account's work: what no rule names is denied.
+    Service,
+    /// A build, test or release job: what no rule names is denied.
+    Ci,
+    /// A program that chooses its own actions: what no rule names is denied.
+    Agent,
+    /// A person's shell: what no rule names is allowed.
+    Operator,
+    /// A person's shell in an emergency: what no rule names is allowed.
+    Breakglass,
+}
+
+impl Kind {
+    /// What happens to a program that no rule names.
+    #[must_use]
+    pub const fn exec_default(self) -> Effect {
+        match self {
+            Self::Service | Self::Ci | Self::Agent => Effect::Deny,
+            Self::Operator | Self::Breakglass => Effect::Allow,
+        }
+    }
+
+    /// What happens to a destination that no rule names.
+    #[must_use]
+    pub const fn net_default(self) -> Effect {
+        self.exec_default()
+    }
+}
+
+/// Whether verdicts are carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Decide, record and refuse.
+    #[default]
+    Enforce,
+    /// Decide and record; refuse nothing.
+    Observe,
+}
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effect {
+    /// What it names may go on.
+    Allow,
+    /// What it names is refused, whatever allows it.
+    Deny,
+}
+
+impl Effect {
+    /// `rule::ALLOW` or `rule::DENY`.
+    #[must_use]
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::Allow => rule::ALLOW,
+            Self::Deny => rule::DENY,
+        }
+    }
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Service => "service",
+            Self::Ci => "ci",
+            Self::Agent => "agent",
+            Self::Operator => "operator",
+            Self::Breakglass => "breakglass",
+        })
+    }
+}
+
+/// What an exec rule names. Paths are absolute, without `..` and control characters, of at most 4095 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecTarget {
+    /// This program.
+    Path(PathBuf),
+    /// Every program below this directory, in its file system and in those mounted below it when the policy is loaded.
+    Dir(PathBuf),
+}
+
+impl fmt::Display for ExecTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "path {}", path.display()),
+            Self::Dir(path) => write!(f, "dir {}", path.display()),
+        }
+    }
+}
+
+/// A rule of `spec.scope.exec`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecRule {
+    /// Unique in the policy.
+    pub id: String,
+    /// What it does.
+    pub effect: Effect,
+    /// What it names.
+    pub target: ExecTarget,
+}
+
+/// A transport protocol that a rule can be limited to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// `IPPROTO_TCP`
+    Tcp,
+    /// `IPPROTO_UDP`
+    Udp,
+}
+
+impl Protocol {
+    /// `IPPROTO_*`
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+/// Ports from `low` to `high`, both included; `low` is not above `high`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortRange {
+    /// First port.
+    pub low: u16,
+    /// Last port.
+    pub high: u16,
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.low == self.high { write!(f, "{}", self.low) } else { write!(f, "{}-{}", self.low, self.high) }
+    }
+}
+
+/// A rule of `spec.scope.net`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetRule {
+    /// Unique in the policy.
+    pub id: String,
+    /// What it does.
+    pub effect: Effect,
+    /// The destinations, without host bits; never IPv4 in its mapped form.
+    pub to: IpNet,
+    /// Sorted, apart from each other; empty means every port.
+    pub ports: Vec<PortRange>,
+    /// `None` means every protocol.
+    pub protocol: Option<Protocol>,
+}
+
+impl NetRule {
+    /// Whether the rule names this destination; `to` is not in mapped form. A denial of a loopback address holds for
+    /// the unspecified address that Linux connects to it, too.
+    pub(super) fn names(&self, to: IpAddr, port: u16, protocol: u8) -> bool {
+        let address_fits = self.to.contains(&to)
+            || (self.effect == Effect::Deny && loopbacks(to).iter().any(|address| self.to.contains(address)));
+        let port_fits = self.ports.is_empty() || self.ports.iter().any(|r| (r.low..=r.high).contains(&port));
+        let protocol_fits = self.protocol.is_none_or(|p| p.number() == protocol);
+        address_fits && port_fits && protocol_fits
+    }
+}
+
+/// A checked policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// `metadata.name`: lower-case letters, digits and `-`, at most 63.
+    pub name: String,
+    /// What kind of session it governs.
+    pub kind: Kind,
+    /// Whether verdicts are carried out.
+    pub mode: Mode,
+    /// Refuse to start where a control that is asked for is unavailable.
+    pub strict: bool,
+    /// How long a session may last, before the host's own limit: 1 ms to 365 days.
+    pub ttl: Duration,
+    /// Rules for programs: those that allow, then those that deny.
+    pub exec: Vec<ExecRule>,
+    /// Rules for destinations: those that allow, then those that deny.
+    pub net: Vec<NetRule>,
+    /// SHA-256 of the policy's text, in lower-case hex.
+    pub digest: String,
+}
+
+impl Policy {
+    /// The ids of all rules in the order of the kernel's rule numbers: exec, then net.
+    pub fn rules(&self) -> impl Iterator<Item = &str> {
+        self.exec.iter().map(|r| r.id.as_str()).chain(self.net.iter().map(|r| r.id.as_str()))
+    }
+
+    /// The rule number of `self.net[index]`.
+    pub(super) fn net_number(&self, index: usize) -> u32 {
+        rule_number(self.exec.len() + index)
+    }
+
+    /// What a rule code of the kernel is called: the rule's id, or `default`, `expired`, `ended`, `unresolved`,
+    /// `unlabelled`, `leaves`, `fault`. A code that is neither is a fault.
+    #[must_use]
+    pub fn rule_name(&self, code: u32) -> &str {
+        let id = usize::try_from(code).ok().and_then(|index| self.rules().nth(index));
+        id.unwrap_or_else(|| reason_name(code))
+    }
+}
+
+/// A rule's index as the kernel holds it. A checked policy has at most `RULES` rules.
+pub(super) fn rule_number(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(rule::REASON_FAULT)
+}
+
+/// The word for `rule::REASON_*`.
+#[must_use]
+pub fn reason_name(code: u32) -> &'static str {
+    REASONS.iter().find(|(reason, _)| *reason == code).map_or("fault", |(_, name)| name)
+}

@@ -1,0 +1,85 @@
+//! Counting and reporting. A decision is made before anything here runs, and nothing here can change it: a record that
+//! finds no room is counted, by session and kind and by CPU.
+
+use core::arch::asm;
+
+use tipstaff_common::{
+    event::{self, Header},
+    rule::ALLOW,
+};
+
+use crate::{
+    kernel::{self, Task},
+    maps::{ACTIVITY, LOST, VERDICTS},
+    session::Session,
+    verdict::Decision,
+};
+
+/// Adds atomically to a counter in a map; the value before.
+#[inline(always)]
+pub fn add(counter: *mut u64, by: u64) -> u64 {
+    let before;
+    // SAFETY: the pointer came from a map look-up that the verifier checked; counters are 8-byte aligned. The target has
+    // no `AtomicU64::fetch_add` (rustc: no compare-and-swap), the instruction set has had it since 5.12.
+    unsafe {
+        asm!("{value} = atomic_fetch_add((u64 *)({place} + 0), {value})",
+            place = in(reg) counter, value = inout(reg) by => before, options(nostack));
+    }
+    before
+}
+
+/// Produces one record of `T` (whose first field is the header) about `task`, and lets `fill` write the rest.
+///
+/// Every byte of `T` but the header is `fill`'s to write: ring memory is not cleared.
+#[inline(always)]
+pub fn record<T: 'static>(
+    session: &Session,
+    kind: u16,
+    task: Task,
+    decision: Decision,
+    fill: impl FnOnce(*mut T),
+) {
+    let Some(counters) = session.counters() else { return };
+    // SAFETY: `counters` points into a map; `kind` is a constant below 8 at every call.
+    let (produced, lost, sequence) = unsafe {
+        (
+            &raw mut (*counters).produced[kind as usize],
+            &raw mut (*counters).lost[kind as usize],
+            &raw mut (*counters).sequence,
+        )
+    };
+    add(produced, 1);
+    let sequence = add(sequence, 1) + 1;
+    let header = Header {
+        version: event::VERSION,
+        kind,
+        length: size_of::<T>() as u32,
+        time: kernel::now(),
+        sequence,
+        slot: session.slot,
+        generation: session.generation,
+        tgid: task.tgid().unwrap_or(0),
+        tid: task.tid().unwrap_or(0),
+        uid: kernel::uid(),
+        verdict: decision.verdict,
+        rule: decision.rule,
+        pad: 0,
+    };
+    let entry = if decision.verdict == ALLOW && kind != event::KIND_MOVE {
+        ACTIVITY.reserve_untyped::<T>(0)
+    } else {
+        VERDICTS.reserve_untyped::<T>(0)
+    };
+    let Some(mut entry) = entry else {
+        add(lost, 1);
+        if let Some(all) = LOST.get_ptr_mut(u32::from(kind)) {
+            add(all, 1);
+        }
+        return;
+    };
+    let place = entry.as_mut_ptr();
+    // SAFETY: the header is the first field of every record type, and the reservation has room for all of `T`.
+    unsafe { place.cast::<Header>().write(header) };
+    fill(place);
+    entry.submit(0);
+}

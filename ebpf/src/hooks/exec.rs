@@ -1,0 +1,247 @@
+//! Which programs a member may start.
+//!
+//! Tier full: `bprm_check_security` refuses with `EPERM` before the image is mapped, for the script and for its
+//! interpreter. In both tiers `sched_process_exec` judges what is about to run and kills it before its first
+//! instruction; in tier full there is normally nothing left for it but to record.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    helpers::{bpf_loop, bpf_probe_read_kernel_str_bytes, bpf_probe_read_user_buf},
+    macros::{btf_tracepoint, lsm},
+    programs::{BtfTracePointContext, LsmContext},
+};
+use tipstaff_common::{
+    event::{Exec, KIND_EXEC},
+    label::DOOMED,
+    limits::{ARG_BYTES, DEPTH, PATH_BYTES},
+    rule::{
+        ALLOW, ExecEntry, ExecKey, FileId, KILL, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED,
+        WOULD_DENY,
+    },
+    session::{HAS_DIRECTORIES, PolicyEntry},
+};
+
+use crate::{
+    emit,
+    kernel::{self, Binprm, Dentry, File, Task},
+    maps::{EXEC_RULES, ExecRules, POLICIES, TASK_LABELS},
+    session::{self, Phase, Session},
+    verdict::{Decision, Fault, of_fault, settle},
+};
+
+/// HOOK: `bprm_check_security(struct linux_binprm *bprm)`, LSM since 5.7; runs once for the script and once for each
+/// interpreter. Not sleepable here. Not called for a mere check (`AT_EXECVE_CHECK`, 6.14).
+#[lsm(hook = "bprm_check_security")]
+pub fn bprm_check_security(context: LsmContext) -> i32 {
+    // VERIFIER: two exits with constants; 6.12 refuses a value that it cannot bound to [-4095, 0].
+    if refuse_exec(Binprm(context.arg::<*const u8>(0) as u64)) { -1 } else { 0 }
+}
+
+#[inline(always)]
+fn refuse_exec(bprm: Binprm) -> bool {
+    let Some(session) = session::of_current() else { return false };
+    let (file, decision) = judge(&session, bprm);
+    let decision = settle(decision, &session);
+    // a script that is only observed is not seen again: the tracepoint sees its interpreter
+    if decision.refuses() || (decision.verdict == WOULD_DENY && bprm.is_script()) {
+        report(&session, bprm, file, decision, false);
+    }
+    decision.refuses()
+}
+
+/// HOOK: `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, tp_btf since 5.5; after
+/// the point of no return, before the new program's first instruction.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn exec(context: BtfTracePointContext) -> i32 {
+    judge_new_image(Binprm(context.arg::<*const u8>(2) as u64));
+    0
+}
+
+/// HOOK: as [`exec`], the same once more: on 7.2 a tp_btf program is skipped when a run of the same program was
+/// preempted on that CPU (measured). Whichever copy runs first judges; the other sees that by the exec's number.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn exec_again(context: BtfTracePointContext) -> i32 {
+    judge_new_image(Binprm(context.arg::<*const u8>(2) as u64));
+    0
+}
+
+#[inline(always)]
+fn judge_new_image(bprm: Binprm) {
+    let Some(session) = session::of_current() else { return };
+    let task = Task::current();
+    let label = TASK_LABELS.get(kernel::current_pointer(), false);
+    if let (false, Ok(number)) = (label.is_null(), task.exec_id()) {
+        // SAFETY: points into the task's storage, which only this task's hooks write.
+        let label = unsafe { &mut *label };
+        if label.exec_id == number && label.flags & DOOMED == 0 {
+            return;
+        }
+        label.exec_id = number;
+        // an exec from another thread than the first changes the thread's number, which the mirror's entry names
+        if session::mirror(task, *label).is_err() {
+            session.count_fault();
+        }
+    }
+    let (file, decision) = judge(&session, bprm);
+    let mut decision = settle(decision, &session);
+    if decision.refuses() {
+        decision.verdict = KILL;
+        if !kernel::kill_current() {
+            session::doom_current();
+            session.count_failed_signal();
+        }
+    }
+    report(&session, bprm, file, decision, true);
+}
+
+/// Decides on the program that `bprm` holds now.
+#[inline(always)]
+fn judge(session: &Session, bprm: Binprm) -> (FileId, Decision) {
+    let file = bprm.file();
+    let identity = match file {
+        Ok(file) => file.identity(),
+        Err(fault) => Err(fault),
+    };
+    match session.phase {
+        Phase::Ended => return (identity.unwrap_or_default(), Decision::deny(REASON_ENDED)),
+        Phase::Expired => return (identity.unwrap_or_default(), Decision::deny(REASON_EXPIRED)),
+        Phase::Live => {}
+    }
+    let (Ok(file), Ok(identity)) = (file, identity) else {
+        return (FileId::default(), of_fault(Fault::Unreadable, session));
+    };
+    let decision = match by_rules(session, file, identity) {
+        Ok(decision) => decision,
+        Err(fault) => of_fault(fault, session),
+    };
+    (identity, decision)
+}
+
+/// Deny beats allow, whether the rule names the program or a directory above it; no rule means the policy's default.
+#[inline(always)]
+fn by_rules(session: &Session, file: File, identity: FileId) -> Result<Decision, Fault> {
+    let policy: &PolicyEntry = POLICIES.get(session.policy).ok_or(Fault::NoEntry)?;
+    // SAFETY: the inner map lives at least until the program ends (RCU).
+    let rules: &ExecRules = unsafe { EXEC_RULES.get(&policy.revision) }.ok_or(Fault::NoEntry)?;
+    let mut best = Decision { verdict: policy.exec_default, rule: REASON_DEFAULT };
+    if let Some(decision) = rule_for(rules, identity, KIND_FILE) {
+        if decision.verdict != ALLOW {
+            return Ok(decision);
+        }
+        best = decision;
+    }
+    if policy.flags & HAS_DIRECTORIES != 0 {
+        return by_directories(rules, file, best);
+    }
+    Ok(best)
+}
+
+/// The walk up from a program to the root of its file system. Mounts are not crossed: what a member mounts somewhere
+/// does not move a file into a directory, nor out of one.
+#[repr(C)]
+struct Walk<'a> {
+    rules: &'a ExecRules,
+    entry: Dentry,
+    best: Decision,
+    end: u32,
+}
+
+/// The walk goes on, and reached no root within `DEPTH` if it still does when it stops.
+const ON_THE_WAY: u32 = 0;
+/// `best` is the decision.
+const ARRIVED: u32 = 1;
+/// A directory could not be read.
+const LOST: u32 = 2;
+
+#[inline(always)]
+fn by_directories(rules: &ExecRules, file: File, best: Decision) -> Result<Decision, Fault> {
+    let mut walk = Walk { rules, entry: file.dentry()?, best, end: ON_THE_WAY };
+    let context = core::ptr::from_mut(&mut walk).cast::<c_void>();
+    // SAFETY: the callback takes what it is given here, and the walk outlives the call. VERIFIER: a helper's loop, whose
+    // body is verified once; unrolled over `DEPTH` it is two thirds of all that the verifier does for this object.
+    unsafe { bpf_loop(DEPTH, climb as *mut c_void, context, 0) };
+    match walk.end {
+        ARRIVED => Ok(walk.best),
+        LOST => Err(Fault::Unreadable),
+        _ => Err(Fault::TooDeep),
+    }
+}
+
+/// One step of the walk. 0: go on, 1: stop.
+#[inline(never)]
+extern "C" fn climb(_step: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `by_directories` passes its `Walk`, which nothing else holds meanwhile.
+    let walk = unsafe { &mut *context.cast::<Walk<'_>>() };
+    let Ok(above) = walk.entry.parent() else {
+        walk.end = LOST;
+        return 1;
+    };
+    if above == walk.entry {
+        walk.end = ARRIVED;
+        return 1;
+    }
+    walk.entry = above;
+    let Ok(identity) = above.identity() else {
+        walk.end = LOST;
+        return 1;
+    };
+    if let Some(decision) = rule_for(walk.rules, identity, KIND_DIRECTORY) {
+        walk.best = decision;
+        if decision.verdict != ALLOW {
+            walk.end = ARRIVED;
+            return 1;
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn rule_for(rules: &ExecRules, file: FileId, kind: u32) -> Option<Decision> {
+    // SAFETY: copied out at once; the inner map is never written after its revision is in force.
+    let found = *unsafe { rules.get(&ExecKey { file, kind, pad: 0 }) }?;
+    // SAFETY: eight bytes that the agent wrote as an `ExecEntry`, two integers.
+    let found = unsafe { core::mem::transmute::<u64, ExecEntry>(found) };
+    Some(Decision { verdict: found.verdict, rule: found.rule })
+}
+
+/// Records the exec. The arguments are read from the new program's own memory, which is in place only `after` the point
+/// of no return.
+#[inline(always)]
+fn report(session: &Session, bprm: Binprm, file: FileId, decision: Decision, after: bool) {
+    let task = Task::current();
+    emit::record::<Exec>(session, KIND_EXEC, task, decision, |place| {
+        // SAFETY: `place` has room for an `Exec`; the buffers lie inside it.
+        unsafe {
+            (&raw mut (*place).file).write(file);
+            (&raw mut (*place).pad).write(0);
+            let path = &mut *(&raw mut (*place).path);
+            let length = match bprm.filename() {
+                Ok(name) => bpf_probe_read_kernel_str_bytes(name as *const u8, path).map_or(0, <[u8]>::len),
+                Err(_) => 0,
+            };
+            (&raw mut (*place).path_length).write((length & (PATH_BYTES - 1)) as u32);
+            let (length, total) = if after { read_arguments(task, &mut *(&raw mut (*place).args)) } else { (0, 0) };
+            (&raw mut (*place).args_length).write(length);
+            (&raw mut (*place).args_total).write(total);
+        }
+    });
+}
+
+/// Copies the first bytes of the argument vector; how many, of how many.
+#[inline(always)]
+fn read_arguments(task: Task, to: &mut [u8; ARG_BYTES]) -> (u32, u32) {
+    let Ok((start, end)) = task.arguments() else { return (0, 0) };
+    let total = end.saturating_sub(start).min(u64::from(u32::MAX)) as u32;
+    let length = (total as usize).min(ARG_BYTES);
+    if length == 0 {
+        return (0, total);
+    }
+    // VERIFIER: the bound again, on the value that is used.
+    let Some(part) = to.get_mut(..length) else { return (0, total) };
+    // SAFETY: the helper copies from the current task's memory and never faults.
+    match unsafe { bpf_probe_read_user_buf(start as *const u8, part) } {
+        Ok(()) => (length as u32, total),
+        Err(_) => (0, total),
+    }
+}

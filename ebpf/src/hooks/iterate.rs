@@ -1,0 +1,91 @@
+//! Iterators that the agent reads: who is labelled, and which file each of its own descriptors is.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_seq_write;
+use tipstaff_common::{
+    label::MemberRow,
+    rule::FileId,
+};
+
+use crate::{
+    kernel::{self, File, Task},
+    maps::TASK_LABELS,
+};
+
+/// `struct bpf_iter__task`
+#[repr(C)]
+pub struct TaskContext {
+    meta: *const *mut c_void,
+    task: *mut c_void,
+}
+
+/// `struct bpf_iter__task_file`
+#[repr(C)]
+pub struct TaskFileContext {
+    meta: *const *mut c_void,
+    task: *mut c_void,
+    descriptor: u64,
+    file: *mut c_void,
+}
+
+/// One row that [`files`] writes.
+#[repr(C)]
+struct FileRow {
+    descriptor: u64,
+    file: FileId,
+}
+
+/// HOOK: `iter/task(struct bpf_iter__task *)`, since 5.8. Writes a `MemberRow` for each labelled thread that has not ended.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub extern "C" fn members(context: *const TaskContext) -> i32 {
+    // SAFETY: the kernel hands over a valid context; the task is null at the end.
+    let (meta, pointer) = unsafe { ((*context).meta, (*context).task) };
+    if pointer.is_null() {
+        return 0;
+    }
+    let label = TASK_LABELS.get(pointer, false);
+    if label.is_null() {
+        return 0;
+    }
+    let task = Task(pointer as u64);
+    if task.exit_state().is_ok_and(|state| state != 0) {
+        return 0;
+    }
+    let mut row = MemberRow {
+        // SAFETY: points into the task's storage.
+        label: unsafe { *label },
+        tgid: task.tgid().unwrap_or(0),
+        tid: task.tid().unwrap_or(0),
+    };
+    write(meta, &mut row);
+    0
+}
+
+/// HOOK: `iter/task_file(struct bpf_iter__task_file *)`, since 5.8. Writes a `FileRow` for each open file of the agent.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn files(context: *const TaskFileContext) -> i32 {
+    // SAFETY: the kernel hands over a valid context; task and file are null at the end.
+    let (meta, task, descriptor, file) =
+        unsafe { ((*context).meta, (*context).task, (*context).descriptor, (*context).file) };
+    if task.is_null() || file.is_null() {
+        return 0;
+    }
+    if Task(task as u64).tgid() != Ok(kernel::settings().agent) {
+        return 0;
+    }
+    let Ok(identity) = File(file as u64).identity() else { return 0 };
+    // the kernel's field is an `int`; what follows it up to the next field is not written
+    let mut row = FileRow { descriptor: descriptor & 0xffff_ffff, file: identity };
+    write(meta, &mut row);
+    0
+}
+
+#[inline(always)]
+fn write<T>(meta: *const *mut c_void, row: &mut T) {
+    // SAFETY: the first field of `struct bpf_iter_meta` is the `seq_file`; a full buffer makes the kernel call again
+    // with a larger one, so the helper's answer needs no look.
+    unsafe { bpf_seq_write((*meta).cast(), core::ptr::from_mut(row).cast(), size_of::<T>() as u32) };
+}

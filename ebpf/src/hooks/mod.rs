@@ -1,0 +1,7 @@
+//! The programs, one file a family. Each entry is a thin adapter: arguments in, one function, a constant out.
+
+mod connect;
+mod exec;
+mod fork;
+mod iterate;
+mod packet;

@@ -1,0 +1,232 @@
+//! Thin safe wrappers around helpers and kernel memory. The only file that reads kernel structures.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{
+    bpf_get_current_task, bpf_get_current_task_btf, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
+    bpf_probe_read_kernel, bpf_send_signal,
+};
+use tipstaff_common::{
+    offsets::Offsets,
+    rule::FileId,
+    session::Settings,
+};
+
+use crate::{
+    maps::{OFFSETS, SETTINGS},
+    verdict::Fault,
+};
+
+/// The constants of this load.
+#[inline(always)]
+pub fn settings() -> Settings {
+    // SAFETY: a static of plain integers. VERIFIER: volatile, because the compiler would otherwise fold in the zeros of
+    // the source, which the agent replaces.
+    unsafe { core::ptr::read_volatile(&raw const SETTINGS) }
+}
+
+/// Reads one offset; see [`settings`] for why it is volatile.
+#[inline(always)]
+fn offset(field: fn(*const Offsets) -> *const u32) -> u64 {
+    // SAFETY: `field` projects into the static.
+    u64::from(unsafe { core::ptr::read_volatile(field(&raw const OFFSETS)) })
+}
+
+/// Reads a `T` at `base` + the offset of a field. A page that is not there is a fault, never zeros.
+#[inline(always)]
+fn read<T>(base: u64, field: fn(*const Offsets) -> *const u32) -> Result<T, Fault> {
+    if base == 0 {
+        return Err(Fault::Unreadable);
+    }
+    // SAFETY: the helper checks the address and copies; it never faults.
+    unsafe { bpf_probe_read_kernel((base + offset(field)) as *const T) }.map_err(|_| Fault::Unreadable)
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME`.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// The caller's user id in the root user namespace.
+#[inline(always)]
+pub fn uid() -> u32 {
+    bpf_get_current_uid_gid() as u32
+}
+
+/// Sends `SIGKILL` to the current process. False: the kernel did not take it (it has one slot a CPU, and refuses the
+/// global init and kernel threads).
+#[inline(always)]
+pub fn kill_current() -> bool {
+    // SAFETY: no pointers.
+    unsafe { bpf_send_signal(9) == 0 }
+}
+
+/// The current task as the verifier's trusted pointer, for task storage.
+#[inline(always)]
+pub fn current_pointer() -> *mut c_void {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_task_btf() }.cast()
+}
+
+/// A task by its address, for reading fields and for the mirror.
+#[derive(Clone, Copy)]
+pub struct Task(pub u64);
+
+impl Task {
+    /// The task that runs.
+    #[inline(always)]
+    pub fn current() -> Self {
+        // SAFETY: no arguments.
+        Self(unsafe { bpf_get_current_task() })
+    }
+
+    /// Process id in the root pid namespace.
+    #[inline(always)]
+    pub fn tgid(self) -> Result<u32, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).task_tgid })
+    }
+
+    /// Thread id in the root pid namespace.
+    #[inline(always)]
+    pub fn tid(self) -> Result<u32, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).task_pid })
+    }
+
+    /// The process's first thread.
+    #[inline(always)]
+    pub fn leader(self) -> Result<Self, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).task_leader }).map(Self)
+    }
+
+    /// Counts the execs of this task; raised before `sched_process_exec` fires.
+    #[inline(always)]
+    pub fn exec_id(self) -> Result<u32, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).task_exec_id })
+    }
+
+    /// As wait(2) reports it; valid once the task exits.
+    #[inline(always)]
+    pub fn exit_code(self) -> Result<u32, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).task_exit_code })
+    }
+
+    /// Not 0 once the task has ended and only waits to be reaped: it holds nothing any more.
+    #[inline(always)]
+    pub fn exit_state(self) -> Result<u32, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).task_exit_state })
+    }
+
+    /// The task's cgroup in the unified hierarchy.
+    #[inline(always)]
+    pub fn cgroup(self) -> Result<Cgroup, Fault> {
+        let set: u64 = read(self.0, |o| unsafe { &raw const (*o).task_cgroups })?;
+        read(set, |o| unsafe { &raw const (*o).css_set_default }).map(Cgroup)
+    }
+
+    /// Start and end of the argument vector in the task's own memory.
+    #[inline(always)]
+    pub fn arguments(self) -> Result<(u64, u64), Fault> {
+        let mm: u64 = read(self.0, |o| unsafe { &raw const (*o).task_mm })?;
+        let start = read(mm, |o| unsafe { &raw const (*o).mm_arg_start })?;
+        let end = read(mm, |o| unsafe { &raw const (*o).mm_arg_end })?;
+        Ok((start, end))
+    }
+}
+
+/// A cgroup by its address.
+#[derive(Clone, Copy)]
+pub struct Cgroup(pub u64);
+
+impl Cgroup {
+    /// Its id, which is the inode number of its directory.
+    #[inline(always)]
+    pub fn id(self) -> Result<u64, Fault> {
+        let node: u64 = read(self.0, |o| unsafe { &raw const (*o).cgroup_node })?;
+        read(node, |o| unsafe { &raw const (*o).node_id })
+    }
+
+    /// Id of its ancestor (or itself) at `level`; `None` where it stands higher than that.
+    #[inline(always)]
+    pub fn ancestor(self, level: u32) -> Result<Option<u64>, Fault> {
+        let own: u32 = read(self.0, |o| unsafe { &raw const (*o).cgroup_level })?;
+        if own < level {
+            return Ok(None);
+        }
+        let base = self.0 + u64::from(level) * 8;
+        let ancestor: u64 = read(base, |o| unsafe { &raw const (*o).cgroup_ancestors })?;
+        Self(ancestor).id().map(Some)
+    }
+}
+
+/// A directory entry by its address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Dentry(pub u64);
+
+impl Dentry {
+    /// The directory above, in the same file system; itself at the root.
+    #[inline(always)]
+    pub fn parent(self) -> Result<Self, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).dentry_parent }).map(Self)
+    }
+
+    /// Which file it names.
+    #[inline(always)]
+    pub fn identity(self) -> Result<FileId, Fault> {
+        inode_identity(read(self.0, |o| unsafe { &raw const (*o).dentry_inode })?)
+    }
+}
+
+#[inline(always)]
+fn inode_identity(inode: u64) -> Result<FileId, Fault> {
+    let superblock: u64 = read(inode, |o| unsafe { &raw const (*o).inode_super })?;
+    Ok(FileId {
+        inode: read(inode, |o| unsafe { &raw const (*o).inode_number })?,
+        device: read(superblock, |o| unsafe { &raw const (*o).super_device })?,
+        generation: read(inode, |o| unsafe { &raw const (*o).inode_generation })?,
+    })
+}
+
+/// An open file by its address.
+#[derive(Clone, Copy)]
+pub struct File(pub u64);
+
+impl File {
+    /// Which file it is.
+    #[inline(always)]
+    pub fn identity(self) -> Result<FileId, Fault> {
+        inode_identity(read(self.0, |o| unsafe { &raw const (*o).file_inode })?)
+    }
+
+    /// Where it was opened.
+    #[inline(always)]
+    pub fn dentry(self) -> Result<Dentry, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).file_dentry }).map(Dentry)
+    }
+}
+
+/// An exec under way (`struct linux_binprm`).
+#[derive(Clone, Copy)]
+pub struct Binprm(pub u64);
+
+impl Binprm {
+    /// The file to run: the script, then its interpreter.
+    #[inline(always)]
+    pub fn file(self) -> Result<File, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).binprm_file }).map(File)
+    }
+
+    /// Address of what was asked for, a string in kernel memory.
+    #[inline(always)]
+    pub fn filename(self) -> Result<u64, Fault> {
+        read(self.0, |o| unsafe { &raw const (*o).binprm_filename })
+    }
+
+    /// The file begins as a script does: its interpreter comes next.
+    #[inline(always)]
+    pub fn is_script(self) -> bool {
+        let Ok(start) = read::<[u8; 2]>(self.0, |o| unsafe { &raw const (*o).binprm_buffer }) else { return false };
+        start == *b"#!"
+    }
+}

@@ -1,0 +1,157 @@
+//! Every map, with who writes it and how long an entry lives. Pinned by the agent under a name that carries the layout.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, HashOfMaps, LpmTrie, PerCpuArray, RingBuf},
+    helpers::bpf_task_storage_get,
+    macros::btf_map,
+};
+use tipstaff_common::{
+    label::{Label, Mirrored, SessionRef},
+    limits,
+    offsets::Offsets,
+    rule::{ExecEntry, ExecKey, NetEntry},
+    session::{PolicyEntry, SessionConfig, SessionCounters, Settings},
+};
+
+/// Constants of this load. The agent replaces them in read-only data before the programs are verified.
+#[unsafe(no_mangle)]
+pub static SETTINGS: Settings = Settings { confine_cgroup: 0, session_level: 0, agent: 0 };
+
+/// Where this kernel keeps what the programs read; as `SETTINGS`.
+#[unsafe(no_mangle)]
+pub static OFFSETS: Offsets = Offsets {
+    binprm_file: 0,
+    binprm_filename: 0,
+    binprm_buffer: 0,
+    file_inode: 0,
+    file_dentry: 0,
+    dentry_parent: 0,
+    dentry_inode: 0,
+    inode_number: 0,
+    inode_generation: 0,
+    inode_super: 0,
+    super_device: 0,
+    task_tgid: 0,
+    task_pid: 0,
+    task_leader: 0,
+    task_mm: 0,
+    task_exit_code: 0,
+    task_exit_state: 0,
+    task_exec_id: 0,
+    task_cgroups: 0,
+    css_set_default: 0,
+    mm_arg_start: 0,
+    mm_arg_end: 0,
+    cgroup_node: 0,
+    cgroup_level: 0,
+    cgroup_ancestors: 0,
+    node_id: 0,
+};
+
+/// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the
+/// definition from the fields' types, the pointers are never followed.
+#[repr(C)]
+pub struct TaskStorage<T> {
+    r#type: *const [i32; 29],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; 1],
+}
+
+// SAFETY: the pointers are null for ever; only the address of the static is used.
+unsafe impl<T> Sync for TaskStorage<T> {}
+
+impl<T> TaskStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    /// The task's value, or null: none there, or (with `create`) no room, or the kernel's recursion guard refused.
+    #[inline(always)]
+    pub fn get(&self, task: *mut c_void, create: bool) -> *mut T {
+        // SAFETY: the helper takes the map's address and a task that the verifier knows as trusted; it checks both.
+        unsafe {
+            bpf_task_storage_get(
+                core::ptr::from_ref(self).cast_mut().cast(),
+                task.cast(),
+                core::ptr::null_mut(),
+                u64::from(create),
+            )
+            .cast()
+        }
+    }
+}
+
+/// Task → label. Written at birth (copied from the parent), on first sight, and by the agent through a pidfd. Lives as
+/// long as the task.
+#[btf_map]
+pub static TASK_LABELS: TaskStorage<Label> = TaskStorage::new();
+
+/// Task address → label, for hooks that may not read task storage (cgroup programs on 6.1 and 6.12). Preallocated.
+/// Written with the label, deleted at the task's exit.
+#[btf_map]
+pub static MIRROR: HashMap<u64, Mirrored, { limits::MIRROR as usize }> = HashMap::new();
+
+/// Id of a session's cgroup → session. Written by the agent; lives as long as the session.
+#[btf_map]
+pub static CGROUP_SESSIONS: HashMap<u64, SessionRef, { limits::SESSIONS as usize }> = HashMap::new();
+
+/// Generation and state of a slot (`session::state_word`). Written by the agent.
+#[btf_map]
+pub static SESSION_STATE: Array<u64, { limits::SESSIONS as usize }> = Array::new();
+
+/// What a session is held to. Written by the agent before the state becomes active.
+#[btf_map]
+pub static SESSION_CONFIG: Array<SessionConfig, { limits::SESSIONS as usize }> = Array::new();
+
+/// What a session did. Written by the programs; the agent clears it while the slot is free.
+#[btf_map]
+pub static SESSION_COUNTERS: Array<SessionCounters, { limits::SESSIONS as usize }> = Array::new();
+
+/// Policy → revision in force. Written by the agent.
+#[btf_map]
+pub static POLICIES: Array<PolicyEntry, { limits::POLICIES as usize }> = Array::new();
+
+/// Rules on programs, one inner map a revision. The value is an `ExecEntry`, declared as an integer: 6.1 compares what
+/// the BTF says of a structure (`timer_off`: -ENOENT) with what it says of a map without BTF (-EINVAL), and refuses the
+/// agent's inner maps, which have none. For integers and arrays both are -EINVAL (`kernel/bpf/btf.c`, 6.1; measured).
+pub type ExecRules = HashMap<ExecKey, u64, 1024>;
+const _: () = assert!(size_of::<u64>() == size_of::<ExecEntry>());
+
+/// Revision → rules on programs. Written by the agent before the revision is put in force; lives as long as a session
+/// uses it.
+#[btf_map]
+pub static EXEC_RULES: HashOfMaps<u32, ExecRules, { limits::POLICIES as usize }> = HashOfMaps::new();
+
+/// Rules on addresses, one inner trie a revision. The value is a `NetEntry`; see [`ExecRules`] for why it is an array.
+pub type NetRules = LpmTrie<[u8; 16], [u64; size_of::<NetEntry>() / 8], 1024>;
+const _: () = assert!(size_of::<NetEntry>().is_multiple_of(8));
+
+/// Revision → rules on addresses. As `EXEC_RULES`.
+#[btf_map]
+pub static NET_RULES: HashOfMaps<u32, NetRules, { limits::POLICIES as usize }> = HashOfMaps::new();
+
+/// Records of denials, kills and moves. Read by the agent.
+#[btf_map]
+pub static VERDICTS: RingBuf<u64, { limits::VERDICT_RING as usize }> = RingBuf::new();
+
+/// Records of everything else. Read by the agent.
+#[btf_map]
+pub static ACTIVITY: RingBuf<u64, { limits::ACTIVITY_RING as usize }> = RingBuf::new();
+
+/// Records that found no room, by kind, for all sessions together.
+#[btf_map]
+pub static LOST: PerCpuArray<u64, 8> = PerCpuArray::new();
+
+/// Decisions that were not carried out because the task lies outside the confinement (index 0).
+#[btf_map]
+pub static FOREIGN: Array<u64, 1> = Array::new();

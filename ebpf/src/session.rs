@@ -1,0 +1,246 @@
+//! Which session is this task, this cgroup, this packet; and is it over.
+//!
+//! "No label" is not "outside": storage look-ups also fail under the kernel's recursion guard. A task is outside only
+//! when its label, its entry in the mirror, its group leader's entry and its cgroup all say so.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_get_current_ancestor_cgroup_id;
+use tipstaff_common::{
+    label::{CONFINED, DOOMED, Label, Mirrored, SessionRef},
+    session::{MODE_ENFORCE, STATE_ACTIVE, SessionCounters},
+};
+
+use crate::{
+    emit,
+    kernel::{self, Cgroup, Task},
+    maps::{CGROUP_SESSIONS, MIRROR, SESSION_CONFIG, SESSION_COUNTERS, SESSION_STATE, TASK_LABELS},
+    verdict::Fault,
+};
+
+/// `Label::exec_id` of a task whose present program was never judged.
+pub const NEVER_JUDGED: u32 = u32::MAX;
+
+/// Whether a session still holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Members run in their scope.
+    Live,
+    /// The deadline has passed.
+    Expired,
+    /// The agent ended it, or the label is of an earlier session in this slot.
+    Ended,
+}
+
+/// A session as a hook sees it, read once.
+#[derive(Clone, Copy)]
+pub struct Session {
+    /// Index into the session arrays.
+    pub slot: u32,
+    /// Generation of the label that led here.
+    pub generation: u32,
+    /// Flags of that label.
+    pub flags: u32,
+    /// `MODE_OBSERVE` or `MODE_ENFORCE`.
+    pub mode: u32,
+    /// Index into `POLICIES`.
+    pub policy: u32,
+    /// Whether it still holds.
+    pub phase: Phase,
+}
+
+impl Session {
+    /// Reads the session that a label names.
+    #[inline(always)]
+    fn load(slot: u32, generation: u32, flags: u32) -> Self {
+        let word = SESSION_STATE.get(slot).copied().unwrap_or(0);
+        let ended = Self { slot, generation, flags, mode: MODE_ENFORCE, policy: 0, phase: Phase::Ended };
+        if (word >> 32) as u32 != generation {
+            return ended;
+        }
+        let Some(config) = SESSION_CONFIG.get(slot) else { return ended };
+        let phase = if word as u32 != STATE_ACTIVE {
+            Phase::Ended
+        } else if kernel::now() > config.deadline {
+            Phase::Expired
+        } else {
+            Phase::Live
+        };
+        Self { slot, generation, flags, mode: config.mode, policy: config.policy, phase }
+    }
+
+    /// The session's counters.
+    #[inline(always)]
+    pub fn counters(&self) -> Option<*mut SessionCounters> {
+        SESSION_COUNTERS.get_ptr_mut(self.slot)
+    }
+
+    /// Counts a decision that ended in a fault.
+    #[inline(always)]
+    pub fn count_fault(&self) {
+        if let Some(counters) = self.counters() {
+            // SAFETY: points into the map.
+            emit::add(unsafe { &raw mut (*counters).faults }, 1);
+        }
+    }
+
+    /// Counts a signal that the kernel did not take.
+    #[inline(always)]
+    pub fn count_failed_signal(&self) {
+        if let Some(counters) = self.counters() {
+            // SAFETY: points into the map.
+            emit::add(unsafe { &raw mut (*counters).signals_failed }, 1);
+        }
+    }
+
+    /// Counts a dropped packet.
+    #[inline(always)]
+    pub fn count_dropped_packet(&self) {
+        if let Some(counters) = self.counters() {
+            // SAFETY: points into the map.
+            emit::add(unsafe { &raw mut (*counters).packets_dropped }, 1);
+        }
+    }
+}
+
+/// The mirror's word on a task. An entry of a task that is gone (its exit was not seen) does not count.
+#[inline(always)]
+fn mirrored(task: Task) -> Option<Mirrored> {
+    // SAFETY: copied out at once; a concurrent delete can at worst give a value that the thread id then refuses.
+    let entry = *unsafe { MIRROR.get(&task.0) }?;
+    match task.tid() {
+        Ok(tid) if tid == entry.tid => Some(entry),
+        _ => None,
+    }
+}
+
+/// The current task's entry in the mirror, or its group leader's.
+#[inline(always)]
+fn current_mirrored() -> Option<Mirrored> {
+    let task = Task::current();
+    if let Some(entry) = mirrored(task) {
+        return Some(entry);
+    }
+    mirrored(task.leader().ok()?)
+}
+
+/// The current task's session by the mirror alone.
+#[inline(always)]
+fn current_by_mirror() -> Option<Session> {
+    let entry = current_mirrored()?;
+    Some(Session::load(entry.slot, entry.generation, entry.flags))
+}
+
+/// The session whose cgroup has this id.
+#[inline(always)]
+fn by_cgroup_id(id: u64) -> Option<SessionRef> {
+    // SAFETY: copied out at once.
+    unsafe { CGROUP_SESSIONS.get(&id) }.copied()
+}
+
+/// The session whose cgroup this is, or lies above it.
+#[inline(always)]
+pub fn of_cgroup(cgroup: Cgroup) -> Option<SessionRef> {
+    by_cgroup_id(cgroup.ancestor(kernel::settings().session_level).ok()??)
+}
+
+/// The current task's session, for LSM and tracing programs. A task that is only known by its leader or by its cgroup
+/// is labelled.
+#[inline(always)]
+pub fn of_current() -> Option<Session> {
+    let label = TASK_LABELS.get(kernel::current_pointer(), false);
+    if !label.is_null() {
+        // SAFETY: points into the task's storage, which lives while the program runs.
+        let label = unsafe { *label };
+        return Some(Session::load(label.slot, label.generation, label.flags));
+    }
+    let task = Task::current();
+    let label = match current_mirrored() {
+        // its own label could not be read, or it is a thread older than its leader's label
+        Some(entry) => {
+            Label { slot: entry.slot, generation: entry.generation, flags: entry.flags, exec_id: NEVER_JUDGED }
+        }
+        None => {
+            let found = of_cgroup(task.cgroup().ok()?)?;
+            Label { slot: found.slot, generation: found.generation, flags: CONFINED, exec_id: NEVER_JUDGED }
+        }
+    };
+    let session = of_label(label);
+    if give(kernel::current_pointer(), task, label).is_err() {
+        session.count_fault();
+    }
+    Some(session)
+}
+
+/// The current task's session in a cgroup program, where task storage may not be read. `Err`: the task is in a cgroup
+/// below Tipstaff's own that no live session owns.
+#[inline(always)]
+pub fn of_current_in_cgroup_program() -> Result<Option<Session>, Fault> {
+    if let Some(session) = current_by_mirror() {
+        return Ok(Some(session));
+    }
+    // SAFETY: no pointers.
+    let id = unsafe { bpf_get_current_ancestor_cgroup_id(kernel::settings().session_level as i32) };
+    of_subtree(id)
+}
+
+/// The session that owns what lies below Tipstaff's cgroup under the cgroup `id` (0: directly in Tipstaff's cgroup,
+/// which is nobody's).
+#[inline(always)]
+pub fn of_subtree(id: u64) -> Result<Option<Session>, Fault> {
+    if id == 0 {
+        return Ok(None);
+    }
+    let found = by_cgroup_id(id).ok_or(Fault::NoEntry)?;
+    Ok(Some(Session::load(found.slot, found.generation, CONFINED)))
+}
+
+/// Gives a task its label, in storage and in the mirror. True: it had no entry in the mirror before.
+#[inline(always)]
+pub fn give(pointer: *mut c_void, task: Task, label: Label) -> Result<bool, Fault> {
+    let place = TASK_LABELS.get(pointer, true);
+    if place.is_null() {
+        return Err(Fault::Unlabelled);
+    }
+    // SAFETY: points into the task's storage.
+    unsafe { *place = label };
+    mirror(task, label)
+}
+
+/// Writes the mirror's entry of a labelled task. True: it had none before.
+#[inline(always)]
+pub fn mirror(task: Task, label: Label) -> Result<bool, Fault> {
+    let tid = task.tid()?;
+    let fresh = mirrored(task).is_none();
+    let entry = Mirrored { slot: label.slot, generation: label.generation, flags: label.flags, tid };
+    MIRROR.insert(&task.0, &entry, 0).map_err(|_| Fault::Unlabelled)?;
+    Ok(fresh)
+}
+
+/// Marks the current task for death, for when a signal was not taken.
+#[inline(always)]
+pub fn doom_current() {
+    let label = TASK_LABELS.get(kernel::current_pointer(), false);
+    if !label.is_null() {
+        // SAFETY: points into the task's storage; only this task's own hooks write its flags.
+        unsafe { (*label).flags |= DOOMED };
+    }
+}
+
+
+/// The session that a label names.
+#[inline(always)]
+pub fn of_label(label: Label) -> Session {
+    Session::load(label.slot, label.generation, label.flags)
+}
+
+/// The current task's session by what it already carries: nothing is adopted.
+#[inline(always)]
+pub fn of_label_of_current() -> Option<Session> {
+    let label = TASK_LABELS.get(kernel::current_pointer(), false);
+    if label.is_null() {
+        return current_by_mirror();
+    }
+    // SAFETY: points into the task's storage.
+    Some(of_label(unsafe { *label }))
+}

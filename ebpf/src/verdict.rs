@@ -1,0 +1,83 @@
+//! A verdict is not a fault. What a rule says is a [`Decision`]; what kept the program from asking the rules is a
+//! [`Fault`]. One function turns a fault into a decision, one turns a decision into what the session's mode makes of it.
+
+use tipstaff_common::{
+    label::CONFINED,
+    rule::{ALLOW, DENY, REASON_FAULT, REASON_UNLABELLED, REASON_UNRESOLVED, WOULD_DENY},
+    session::MODE_OBSERVE,
+};
+
+use crate::{kernel, maps, session::Session};
+
+/// Why a decision could not be made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A kernel structure could not be read.
+    Unreadable,
+    /// A map that must have an entry has none: no such slot, policy, or revision.
+    NoEntry,
+    /// A program lies deeper than `limits::DEPTH` directories.
+    TooDeep,
+    /// The child's label found no memory.
+    Unlabelled,
+}
+
+/// What is to happen to one operation, and which rule says so.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Decision {
+    /// `rule::ALLOW`, `DENY`, `KILL` or `WOULD_DENY`.
+    pub verdict: u32,
+    /// Index of a rule, or `rule::REASON_*`.
+    pub rule: u32,
+}
+
+impl Decision {
+    /// The operation goes on.
+    #[inline(always)]
+    pub const fn allow(rule: u32) -> Self {
+        Self { verdict: ALLOW, rule }
+    }
+
+    /// The operation is refused.
+    #[inline(always)]
+    pub const fn deny(rule: u32) -> Self {
+        Self { verdict: DENY, rule }
+    }
+
+    /// Neither forbidden nor merely observed.
+    #[inline(always)]
+    pub const fn refuses(self) -> bool {
+        self.verdict == DENY
+    }
+}
+
+/// The fault table: every fault of a member's operation is a denial, with its reason. (Mode `observe` then lets it
+/// pass, as it does with any denial; a task that is in no session never comes here.)
+#[inline(always)]
+pub fn of_fault(fault: Fault, session: &Session) -> Decision {
+    session.count_fault();
+    Decision::deny(match fault {
+        Fault::Unreadable | Fault::TooDeep => REASON_UNRESOLVED,
+        Fault::Unlabelled => REASON_UNLABELLED,
+        Fault::NoEntry => REASON_FAULT,
+    })
+}
+
+/// Applies the session's mode, and the confinement of an agent that may only touch what it was first to label.
+#[inline(always)]
+pub fn settle(decision: Decision, session: &Session) -> Decision {
+    if decision.verdict == ALLOW {
+        return decision;
+    }
+    if session.mode == MODE_OBSERVE {
+        return Decision { verdict: WOULD_DENY, rule: decision.rule };
+    }
+    if kernel::settings().confine_cgroup != 0 && session.flags & CONFINED == 0 {
+        if let Some(foreign) = maps::FOREIGN.get_ptr_mut(0) {
+            crate::emit::add(foreign, 1);
+        }
+        return Decision { verdict: WOULD_DENY, rule: decision.rule };
+    }
+    decision
+}

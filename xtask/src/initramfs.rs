@@ -1,0 +1,105 @@
+//! Writes the guest's file system: a cpio archive in the `newc` format, which the kernel unpacks into memory.
+
+use std::{
+    fs,
+    io::{BufWriter, Write},
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+
+use crate::workspace::Workspace;
+
+const FOLDER: u32 = 0o040_755;
+const FILE: u32 = 0o100_644;
+const PROGRAM: u32 = 0o100_755;
+const DEVICE: u32 = 0o020_600;
+
+/// Writes an archive in which the black-box tests are `/init`, beside the agent. There is nothing else: the tests bring
+/// their own workloads.
+pub(crate) fn write(workspace: &Workspace, to: &Path) -> Result<()> {
+    let file = fs::File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
+    let mut archive = Archive { out: BufWriter::new(file), entries: 0 };
+    fill(workspace, &mut archive).with_context(|| format!("cannot write {}", to.display()))
+}
+
+fn fill<W: Write>(workspace: &Workspace, archive: &mut Archive<W>) -> Result<()> {
+    for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
+        archive.entry(folder, FOLDER, b"", (0, 0))?;
+    }
+    // the console that init starts with
+    archive.entry("dev/console", DEVICE, b"", (5, 1))?;
+    archive.entry(
+        "etc/passwd",
+        FILE,
+        b"root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+        (0, 0),
+    )?;
+    archive.entry("etc/group", FILE, b"root:x:0:\nnogroup:x:65534:\n", (0, 0))?;
+    archive.entry("etc/hosts", FILE, b"127.0.0.1 localhost\n::1 localhost\n", (0, 0))?;
+    archive.program("init", &workspace.tests())?;
+    archive.program("bin/tipstaff", &workspace.agent())?;
+    archive.end()
+}
+
+/// A cpio archive in the making.
+struct Archive<W: Write> {
+    out: W,
+    entries: u32,
+}
+
+impl<W: Write> Archive<W> {
+    /// Adds a file of this machine.
+    fn program(&mut self, name: &str, from: &Path) -> Result<()> {
+        let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+        self.entry(name, PROGRAM, &bytes, (0, 0))
+    }
+
+    /// Adds an entry: `mode` says what it is, `device` is (major, minor) of a device.
+    fn entry(&mut self, name: &str, mode: u32, content: &[u8], device: (u32, u32)) -> Result<()> {
+        self.entries += 1;
+        let size = u32::try_from(content.len()).with_context(|| format!("{name} is too large for the archive"))?;
+        let name_size = u32::try_from(name.len() + 1).with_context(|| format!("{name} is too long a name"))?;
+        // inode, mode, uid, gid, links, mtime, size, device of the file (2), device it is (2), name's size, check sum
+        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0];
+        let mut header = String::from("070701");
+        for field in fields {
+            header += &format!("{field:08x}");
+        }
+        self.padded(&[header.as_bytes(), name.as_bytes(), b"\0"])?;
+        self.padded(&[content])
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.entry("TRAILER!!!", 0, b"", (0, 0))?;
+        Ok(self.out.flush()?)
+    }
+
+    /// Writes the parts, then zeros up to a multiple of four bytes.
+    fn padded(&mut self, parts: &[&[u8]]) -> Result<()> {
+        let mut length = 0;
+        for part in parts {
+            self.out.write_all(part)?;
+            length += part.len();
+        }
+        let padding = length.next_multiple_of(4) - length;
+        Ok(self.out.write_all(&[0; 3][..padding])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Archive, FILE};
+
+    #[test]
+    fn an_entry_is_a_header_a_name_and_a_content_each_padded_to_four() {
+        let mut archive = Archive { out: Vec::new(), entries: 0 };
+        archive.entry("etc/hosts", FILE, b"hello", (0, 0)).unwrap();
+        let text = String::from_utf8(archive.out).unwrap();
+        let header = "070701\
+            00000001000081a400000000000000000000000100000000\
+            0000000500000000000000000000000000000000\
+            0000000a00000000";
+        assert_eq!(text, format!("{header}etc/hosts\0hello\0\0\0"));
+    }
+}

@@ -1,0 +1,197 @@
+//! What the tests reported, by kernel and tier, and the closing table.
+//!
+//! A test prints `TIPSTAFF-TEST {json}` for each run, and `TIPSTAFF-DECLARE {json}` with the tiers it is for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
+
+use serde::Deserialize;
+
+/// How a test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Outcome {
+    Pass,
+    Fail,
+    Skip,
+}
+
+/// One run of one test.
+#[derive(Debug, Deserialize)]
+struct Record {
+    name: String,
+    tier: String,
+    kernel: String,
+    result: Outcome,
+    /// Why it failed or was skipped.
+    why: String,
+}
+
+/// The tiers that a test is for.
+#[derive(Debug, Deserialize)]
+struct Declared {
+    name: String,
+    tiers: Vec<String>,
+}
+
+/// Passed, failed, skipped.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Counts([usize; 3]);
+
+/// All that was reported so far.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    /// By kernel and tier, in the order of their first record.
+    rows: Vec<(String, String, Counts)>,
+    /// (test, tier) that passed or failed somewhere.
+    ran: BTreeSet<(String, String)>,
+    declared: BTreeMap<String, Vec<String>>,
+    failures: Vec<String>,
+}
+
+impl Records {
+    /// Takes a line of a run, and returns what people should read of it. What a kernel wrote before a report on the
+    /// same line is dropped.
+    pub(crate) fn take(&mut self, line: &str) -> Option<String> {
+        if let Some(json) = line.split("TIPSTAFF-TEST ").nth(1) {
+            return Some(match serde_json::from_str(json) {
+                Ok(record) => self.add(record),
+                Err(error) => self.unreadable("report", json, &error),
+            });
+        }
+        if let Some(json) = line.split("TIPSTAFF-DECLARE ").nth(1) {
+            return match serde_json::from_str(json) {
+                Ok(Declared { name, tiers }) => {
+                    self.declared.insert(name, tiers);
+                    None
+                }
+                Err(error) => Some(self.unreadable("declaration", json, &error)),
+            };
+        }
+        Some(line.to_owned())
+    }
+
+    fn unreadable(&mut self, what: &str, json: &str, error: &serde_json::Error) -> String {
+        let why = format!("unreadable {what} ({error}): {json}");
+        self.fail("any", "any", &why);
+        why
+    }
+
+    /// Adds what a run of unit tests counted.
+    pub(crate) fn count(&mut self, kernel: &str, tier: &str, outcome: Outcome, many: usize) {
+        let index = self.rows.iter().position(|(k, t, _)| k == kernel && t == tier).unwrap_or_else(|| {
+            self.rows.push((kernel.to_owned(), tier.to_owned(), Counts::default()));
+            self.rows.len() - 1
+        });
+        self.rows[index].2.0[outcome as usize] += many;
+    }
+
+    /// Adds a failure that no test reported: a run that broke off.
+    pub(crate) fn fail(&mut self, kernel: &str, tier: &str, why: &str) {
+        self.count(kernel, tier, Outcome::Fail, 1);
+        self.failures.push(format!("{kernel} {tier}: {why}"));
+    }
+
+    fn add(&mut self, record: Record) -> String {
+        let Record { name, tier, kernel, result, why } = record;
+        self.count(&kernel, &tier, result, 1);
+        let text = match result {
+            Outcome::Pass => format!("pass  {name}"),
+            Outcome::Fail => format!("FAIL  {name}: {why}"),
+            Outcome::Skip => format!("skip  {name}: {why}"),
+        };
+        if result == Outcome::Fail {
+            self.failures.push(format!("{kernel} {tier}: {name}: {why}"));
+        }
+        if result != Outcome::Skip {
+            self.ran.insert((name, tier));
+        }
+        text
+    }
+
+    /// Every declared tier in which its test ran nowhere counts as a failure.
+    pub(crate) fn require_declared(&mut self) {
+        let declared = self.declared.iter().flat_map(|(name, tiers)| tiers.iter().map(move |tier| (name, tier)));
+        let missing: Vec<(String, String)> =
+            declared.map(|(name, tier)| (name.clone(), tier.clone())).filter(|pair| !self.ran.contains(pair)).collect();
+        for (name, tier) in missing {
+            self.fail("any", &tier, &format!("{name}: declared for this tier, and ran nowhere in it"));
+        }
+    }
+
+    /// How many failures of that kernel and tier there are.
+    pub(crate) fn failures(&self) -> usize {
+        self.rows.iter().map(|(_, _, Counts([_, failed, _]))| failed).sum()
+    }
+
+    /// The failures, the table, and the line that counts them all.
+    pub(crate) fn summary(&self) -> String {
+        let mut text = String::new();
+        for failure in &self.failures {
+            let _ = writeln!(text, "FAILED {failure}");
+        }
+        let width = |column: fn(&(String, String, Counts)) -> &str, title: &str| {
+            self.rows.iter().map(|row| column(row).len()).chain([title.len()]).max().unwrap_or(0)
+        };
+        let (kernel, tier) = (width(|row| &row.0, "kernel"), width(|row| &row.1, "tier"));
+        let _ = writeln!(
+            text,
+            "{:kernel$}  {:tier$}  {:>6}  {:>6}  {:>7}",
+            "kernel", "tier", "passed", "failed", "skipped"
+        );
+        let mut total = [0; 3];
+        for (name, tier_name, Counts([passed, failed, skipped])) in &self.rows {
+            let _ = writeln!(text, "{name:kernel$}  {tier_name:tier$}  {passed:>6}  {failed:>6}  {skipped:>7}");
+            total = [total[0] + passed, total[1] + failed, total[2] + skipped];
+        }
+        let [passed, failed, skipped] = total;
+        text + &format!("{passed} passed, {failed} failed, {skipped} skipped\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, Records};
+
+    fn record(name: &str, tier: &str, result: &str) -> String {
+        format!(r#"TIPSTAFF-TEST {{"name":"{name}","tier":"{tier}","kernel":"6.1","result":"{result}","why":"so"}}"#)
+    }
+
+    #[test]
+    fn the_table_counts_by_kernel_and_tier_and_ends_with_the_total() {
+        let mut records = Records::default();
+        records.count("6.18", "unit", Outcome::Pass, 40);
+        for line in [record("a", "full", "pass"), record("b", "full", "fail"), record("a", "no-lsm", "skip")] {
+            records.take(&line);
+        }
+        assert_eq!(records.take("hello").as_deref(), Some("hello"));
+        let summary = records.summary();
+        assert!(summary.contains("FAILED 6.1 full: b: so\n"), "{summary}");
+        assert!(summary.contains("6.1     full         1       1        0\n"), "{summary}");
+        assert!(summary.ends_with("\n41 passed, 1 failed, 1 skipped\n"), "{summary}");
+        assert_eq!(records.failures(), 1);
+    }
+
+    #[test]
+    fn a_declared_tier_that_ran_nowhere_fails_and_one_that_ran_does_not() {
+        let mut records = Records::default();
+        assert_eq!(records.take(r#"TIPSTAFF-DECLARE {"name":"a","tiers":["full","no-lsm"]}"#), None);
+        records.take(&record("a", "full", "pass"));
+        records.take(&record("a", "no-lsm", "skip"));
+        records.require_declared();
+        assert_eq!(records.failures(), 1);
+        assert!(records.summary().contains("FAILED any no-lsm: a: declared"));
+    }
+
+    #[test]
+    fn a_report_after_a_kernel_message_is_read_and_a_broken_one_is_a_failure() {
+        let mut records = Records::default();
+        let line = format!("[   1.2] clocksource: {}", record("a", "full", "pass"));
+        assert_eq!(records.take(&line).as_deref(), Some("pass  a"));
+        assert_eq!(records.failures(), 0);
+        records.take("TIPSTAFF-TEST {\"name\":");
+        assert_eq!(records.failures(), 1);
+    }
+}

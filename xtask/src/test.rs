@@ -1,0 +1,174 @@
+//! Every test: unit and property tests, the black-box tests on this kernel, and the same in guests.
+
+use std::{
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::{
+    build,
+    cargo::Host,
+    exec::{Watched, output, step, watch},
+    kernels,
+    report::{Outcome, Records},
+    setup,
+    vm::{Guest, Lsm},
+    workspace::Workspace,
+};
+
+/// How long the tests may take on one kernel, and the unit tests in all.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// The guests: kernels that are supported, in both tiers, and one that is too old and must be refused clearly.
+const GUESTS: [(&str, &[Lsm]); 4] = [
+    ("6.1", &[Lsm::Full, Lsm::None]),
+    ("6.12", &[Lsm::Full, Lsm::None]),
+    ("unstable", &[Lsm::Full, Lsm::None]),
+    ("5.10", &[Lsm::Full]),
+];
+
+/// Options of `test`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only unit tests and this kernel
+    #[arg(long, conflicts_with = "guests_only")]
+    native_only: bool,
+    /// Only guests
+    #[arg(long)]
+    guests_only: bool,
+}
+
+/// The verb.
+pub(crate) fn test(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    if !options.guests_only && !nix::unistd::geteuid().is_root() {
+        bail!("the tests load programs into this kernel; run ./x test as root, or with --guests-only");
+    }
+    let host = build::build(workspace)?;
+    let mut records = Records::default();
+    if !options.guests_only {
+        step("unit tests", || unit(workspace, &host, &mut records))?;
+        step("tests on this kernel", || native(workspace, &mut records))?;
+    }
+    if !options.native_only {
+        setup::guest_tools()?;
+        for (name, lsms) in GUESTS {
+            guests(workspace, name, lsms, &mut records)?;
+        }
+    }
+    if !options.native_only && !options.guests_only {
+        declarations(workspace, &mut records)?;
+    }
+    print!("{}", records.summary());
+    Ok(if records.failures() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Unit and property tests, compiled as the build compiles: most of it is there already.
+fn unit(workspace: &Workspace, host: &Host, records: &mut Records) -> Result<()> {
+    let mut cargo = host.compile(workspace, "test");
+    cargo.args(["--no-fail-fast", "-p", "tipstaff", "-p", "tipstaff-common", "-p", "tipstaff-tests", "-p", "xtask"]);
+    let before = records.failures();
+    let end = watch(
+        &mut cargo,
+        |line| {
+            println!("unit | {line}");
+            for (outcome, many) in counts(line) {
+                records.count("-", "unit", outcome, many);
+            }
+            None
+        },
+        Instant::now() + LIMIT,
+    )?;
+    conclude(end, "-", "unit", before, records);
+    Ok(())
+}
+
+/// The numbers of libtest's closing line.
+fn counts(line: &str) -> Vec<(Outcome, usize)> {
+    let Some(line) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
+        return Vec::new();
+    };
+    let parts = line.1.split("; ").filter_map(|part| {
+        let (many, what) = part.split_once(' ')?;
+        let outcome = match what {
+            "passed" => Outcome::Pass,
+            "failed" => Outcome::Fail,
+            "ignored" => Outcome::Skip,
+            _ => return None,
+        };
+        Some((outcome, many.parse().ok()?))
+    });
+    parts.collect()
+}
+
+/// The black-box tests on the kernel that runs here, in the tier that it allows.
+fn native(workspace: &Workspace, records: &mut Records) -> Result<()> {
+    let release = output(Command::new("uname").arg("-r"))?;
+    let release = release.trim();
+    let before = records.failures();
+    let end = watch(
+        Command::new(workspace.tests()).args(["--tier", "auto"]),
+        |line| {
+            if let Some(text) = records.take(line) {
+                println!("{release} | {text}");
+            }
+            None
+        },
+        Instant::now() + LIMIT,
+    )?;
+    conclude(end, release, "native", before, records);
+    Ok(())
+}
+
+/// A run that did not end well, and reported no failure of its own, is a failure.
+fn conclude(end: Watched, kernel: &str, tier: &str, before: usize, records: &mut Records) {
+    match end {
+        Watched::Ended(status) if status.success() => {}
+        Watched::Ended(_) if records.failures() > before => {}
+        Watched::Ended(status) => records.fail(kernel, tier, &format!("ended with {status}")),
+        Watched::Late => records.fail(kernel, tier, &format!("stopped after {} s", LIMIT.as_secs())),
+    }
+}
+
+/// The black-box tests on one kernel, once with each list of security modules. A guest that breaks is a failure, and
+/// the others still run.
+fn guests(workspace: &Workspace, name: &str, lsms: &[Lsm], records: &mut Records) -> Result<()> {
+    let kernel = kernels::get(workspace, name, false)?;
+    for &lsm in lsms {
+        let before = records.failures();
+        let guest = Guest { kernel: &kernel, lsm, args: &[] };
+        let tier = guest.tier();
+        let status = step(&format!("tests on {name}, tier {tier}"), || guest.run(workspace, LIMIT, records));
+        match status {
+            Ok(0) => {}
+            Ok(_) if records.failures() > before => {}
+            Ok(status) => records.fail(name, tier, &format!("ended with status {status}")),
+            Err(error) => records.fail(name, tier, &format!("{error:#}")),
+        }
+    }
+    Ok(())
+}
+
+/// Every test must have run somewhere in each tier that it declares.
+fn declarations(workspace: &Workspace, records: &mut Records) -> Result<()> {
+    for line in output(Command::new(workspace.tests()).arg("--list"))?.lines() {
+        records.take(line);
+    }
+    records.require_declared();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+    use crate::report::Outcome;
+
+    #[test]
+    fn the_closing_line_of_unit_tests_is_counted() {
+        let line = "test result: FAILED. 12 passed; 2 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.1s";
+        assert_eq!(counts(line), [(Outcome::Pass, 12), (Outcome::Fail, 2), (Outcome::Skip, 1)]);
+        assert_eq!(counts("test session::ends ... ok"), []);
+    }
+}

@@ -1,0 +1,188 @@
+//! Boots a guest under qemu and runs the black-box tests in it, as its init.
+//!
+//! The contract with the tests: they print `TIPSTAFF-INIT` when they run, their records as they come, and at last
+//! `TIPSTAFF-EXIT <status>`; then the guest powers off. Their arguments and the tier are on the kernel's command line.
+
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::{
+    build,
+    exec::{Watched, say, watch},
+    initramfs,
+    kernels::{self, Kernel},
+    report::Records,
+    setup,
+    workspace::Workspace,
+};
+
+/// A boot takes about ten seconds without hardware virtualisation; one that takes this long hangs.
+const BOOT: Duration = Duration::from_secs(90);
+/// The kernel cuts a longer command line without a word.
+const COMMAND_LINE: usize = 2047;
+
+/// Options of `vm`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// 5.10, 6.1, 6.12, unstable, or a kernel image
+    #[arg(long)]
+    kernel: String,
+    /// Whether the guest's kernel runs BPF LSM programs
+    #[arg(long, value_enum, default_value_t = Lsm::Full)]
+    lsm: Lsm,
+    /// Look for a newer image of that kernel
+    #[arg(long)]
+    refresh: bool,
+    /// Seconds until the guest is stopped
+    #[arg(long, default_value_t = 900)]
+    timeout: u64,
+    /// Arguments of the tests
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+/// The Linux security modules of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Lsm {
+    /// With `bpf`: tier full
+    Full,
+    /// Without: tier no-lsm
+    None,
+}
+
+impl Lsm {
+    fn command_line(self) -> &'static str {
+        match self {
+            Self::Full => "lsm=capability,landlock,bpf",
+            Self::None => "lsm=capability,landlock",
+        }
+    }
+}
+
+/// The verb.
+pub(crate) fn vm(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    build::build(workspace)?;
+    setup::guest_tools()?;
+    let kernel = kernels::get(workspace, &options.kernel, options.refresh)?;
+    let mut records = Records::default();
+    let guest = Guest { kernel: &kernel, lsm: options.lsm, args: &options.args };
+    let status = guest.run(workspace, Duration::from_secs(options.timeout), &mut records)?;
+    Ok(ExitCode::from(status))
+}
+
+/// One guest to boot.
+#[derive(Debug)]
+pub(crate) struct Guest<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) lsm: Lsm,
+    pub(crate) args: &'a [String],
+}
+
+impl Guest<'_> {
+    /// The tier that the tests are to find.
+    pub(crate) fn tier(&self) -> &'static str {
+        match self.lsm {
+            _ if self.kernel.old => "old",
+            Lsm::Full => "full",
+            Lsm::None => "no-lsm",
+        }
+    }
+
+    /// Boots, and returns the tests' exit status. A boot that dies before init is tried once more.
+    pub(crate) fn run(&self, workspace: &Workspace, limit: Duration, records: &mut Records) -> Result<u8> {
+        let initramfs = workspace.vm().join("initramfs.cpio");
+        initramfs::write(workspace, &initramfs)?;
+        let label = format!("{} {}", self.kernel.name, self.tier());
+        for attempt in [1, 2] {
+            let mut console = Console { label: &label, started: false, early: String::new(), status: None, records };
+            let end = watch(&mut self.qemu(&initramfs)?, |line| console.line(line, limit), Instant::now() + BOOT)?;
+            match (console.started, console.status) {
+                (_, Some(status)) => return Ok(status),
+                (false, None) if attempt == 1 => say(&format!("{label}: the boot died before init; trying once more")),
+                (false, None) => bail!("{label}: the boot died before init; its console:\n{}", console.early),
+                (true, None) if end == Watched::Late => bail!("{label}: stopped after {} s", limit.as_secs()),
+                (true, None) => bail!("{label}: the guest went down in the middle of the tests"),
+            }
+        }
+        bail!("{label}: the guest did not boot")
+    }
+
+    /// No hardware virtualisation (it is often not there), no network card: loopback is all that the tests use.
+    fn qemu(&self, initramfs: &Path) -> Result<Command> {
+        let args: Vec<String> = self.args.iter().map(|arg| percent_encode(arg)).collect();
+        let (lsm, tier) = (self.lsm.command_line(), self.tier());
+        let mut line = format!("console=ttyS0 quiet panic=-1 {lsm} tipstaff.tier={tier}");
+        if !args.is_empty() {
+            line += &format!(" tipstaff.args={}", args.join(","));
+        }
+        if line.len() > COMMAND_LINE {
+            bail!("the tests' arguments are too long for a kernel's command line ({COMMAND_LINE} bytes)");
+        }
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024", "-no-reboot"]);
+        qemu.args(["-nic", "none", "-display", "none", "-monitor", "none", "-serial", "stdio"]);
+        qemu.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(initramfs).args(["-append", &line]);
+        Ok(qemu)
+    }
+}
+
+/// What has been read from a guest's console.
+struct Console<'a> {
+    label: &'a str,
+    started: bool,
+    /// What came before init: shown only when init never comes.
+    early: String,
+    status: Option<u8>,
+    records: &'a mut Records,
+}
+
+impl Console<'_> {
+    /// Takes a line; returns until when the guest may run.
+    fn line(&mut self, line: &str, limit: Duration) -> Option<Instant> {
+        if line.contains("TIPSTAFF-INIT") {
+            self.started = true;
+            return Some(Instant::now() + limit);
+        }
+        if !self.started {
+            self.early += line;
+            self.early.push('\n');
+        } else if self.status.is_some() {
+            // the kernel's farewell
+        } else if let Some(status) = line.split("TIPSTAFF-EXIT ").nth(1) {
+            self.status = Some(status.trim().parse().unwrap_or(u8::MAX));
+        } else if let Some(text) = self.records.take(line) {
+            println!("{} | {text}", self.label);
+        }
+        None
+    }
+}
+
+/// Everything but what is safe between commas in a kernel's command line.
+fn percent_encode(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._/:=".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded += &format!("%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent_encode;
+
+    #[test]
+    fn arguments_survive_a_kernel_command_line() {
+        assert_eq!(percent_encode("--tier=no-lsm"), "--tier=no-lsm");
+        assert_eq!(percent_encode("a b,c%\"ü"), "a%20b%2Cc%25%22%C3%BC");
+    }
+}
