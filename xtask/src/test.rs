@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long the tests may take on one kernel, and the unit tests in all.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The guests: kernels that are supported, in both tiers, and one that is too old and must be refused clearly.
 const GUESTS: [(&str, &[Lsm]); 4] = [
