@@ -31,12 +31,18 @@ impl Sandbox {
         found.with_context(|| format!("no evidence of {what}"))
     }
 
-    /// The session that the process `pid` was started as.
+    /// The session that the process `pid` is about to be started as: its start is recorded before it is a member.
     pub(crate) fn session_of(&self, pid: u32) -> Result<String> {
         let start = self.wait_evidence(&format!("the start of a session by process {pid}"), |r| {
             r["type"] == "session-start" && r["context"]["pid"] == pid
         })?;
         Ok(start["session"].as_str().context("a session is named by a string")?.to_owned())
+    }
+
+    /// Waits until the session's first process is a member of it.
+    pub(crate) fn session_active(&self, session: &str) -> Result<()> {
+        let active = |r: &Value| r["type"] == "state" && r["session"] == session && r["to"] == "active";
+        self.wait_evidence(&format!("session {session} to be active"), active).map(drop)
     }
 
     /// Waits for the session's end and for its reason to be `reason`, with no member left.

@@ -129,6 +129,15 @@ impl Running {
         self.child.id()
     }
 
+    /// Waits until the session that it was started as is active; its id.
+    pub(crate) fn session(&self, sandbox: &Sandbox) -> Result<String> {
+        let found = sandbox.session_of(self.pid()).and_then(|session| {
+            sandbox.session_active(&session)?;
+            Ok(session)
+        });
+        found.with_context(|| format!("tipstaff run said {:?}", fs::read_to_string(&self.err).unwrap_or_default()))
+    }
+
     /// What it has written to stdout so far.
     pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.out).unwrap_or_default()
@@ -195,12 +204,22 @@ impl Finished {
 
     /// Its stderr has every one of `parts`.
     pub(crate) fn complained(&self, parts: &[&str]) -> Result<&Self> {
-        for part in parts {
-            let found = self.stderr.to_lowercase().contains(&part.to_lowercase());
-            ensure!(found, "stderr {:?} does not name {part:?}; exit status {}", self.stderr, self.code);
-        }
+        names("stderr", &self.stderr, parts)?;
         Ok(self)
     }
+
+    /// Its output has every one of `parts`, for verbs whose result is what they find wrong.
+    pub(crate) fn told(&self, parts: &[&str]) -> Result<&Self> {
+        names("the output", &format!("{}\n{}", self.stdout, self.stderr), parts)?;
+        Ok(self)
+    }
+}
+
+fn names(what: &str, text: &str, parts: &[&str]) -> Result<()> {
+    for part in parts {
+        ensure!(text.to_lowercase().contains(&part.to_lowercase()), "{what} {text:?} does not name {part:?}");
+    }
+    Ok(())
 }
 
 /// Makes `command` start in `cgroup` and, where `user` is given, as that user with that group alone.

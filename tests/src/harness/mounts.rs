@@ -5,16 +5,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 /// Mount points of this mount namespace with their file system type, in the order in which they were mounted.
-pub(crate) fn list() -> Result<Vec<(PathBuf, String)>> {
+fn list() -> Result<Vec<(PathBuf, String)>> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo cannot be read")?;
     Ok(text.lines().filter_map(parse).collect())
 }
 
-/// The cgroup2 mount.
+/// The cgroup2 mount, the first where there are several.
 pub(crate) fn cgroup2() -> Result<PathBuf> {
-    let mounts = list()?;
-    let found = mounts.into_iter().find(|(_, kind)| kind == "cgroup2").map(|(path, _)| path);
+    let found = all_of("cgroup2")?.into_iter().next();
     found.context("cgroup2 is mounted nowhere: mount -t cgroup2 none /sys/fs/cgroup")
+}
+
+/// The mount points of all file systems of type `kind`.
+pub(crate) fn all_of(kind: &str) -> Result<Vec<PathBuf>> {
+    Ok(list()?.into_iter().filter(|(_, found)| found == kind).map(|(path, _)| path).collect())
 }
 
 /// Whether `path` is the mount point of a file system of type `kind`.

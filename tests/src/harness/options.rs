@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use super::registry::Tier;
+use super::{registry::Tier, wait::in_guest};
 
 const USAGE: &str = "usage: tipstaff-tests [--list] [--filter SUBSTRING] [--tier full|no-lsm|old|auto] [--agent FILE] \
                      [--jobs N]";
@@ -35,7 +35,7 @@ pub(crate) enum Task {
 
 impl Options {
     pub(crate) fn parse(words: &[String]) -> Result<Self> {
-        let mut options = Self { task: Task::Run, filter: None, tier: None, agent: None, jobs: 1 };
+        let mut options = Self { task: Task::Run, filter: None, tier: None, agent: None, jobs: default_jobs() };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} needs a value; {USAGE}"));
@@ -78,6 +78,11 @@ impl Options {
             .find(|path| path.is_file())
             .with_context(|| format!("there is no agent at {}: build it, or give --agent FILE", beside.display()))
     }
+}
+
+/// A guest is the tests' own; elsewhere others want to work as well.
+fn default_jobs() -> usize {
+    if in_guest() { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 }
 }
 
 #[cfg(test)]

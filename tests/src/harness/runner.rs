@@ -1,6 +1,7 @@
 //! Runs tests, each in a process of its own with a deadline, and cleans up after it whatever became of it.
 
 use std::{
+    fs,
     io::Read,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, ExitStatus, Stdio},
@@ -14,7 +15,6 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::{prctl, signal::Signal};
-use serde_json::Value;
 
 use super::{
     options::{Options, Task},
@@ -27,6 +27,8 @@ use super::{
 
 /// Lines of the agent's log and of the evidence that a failure shows.
 const TAIL: usize = 25;
+/// Characters of such a line.
+const WIDTH: usize = 400;
 
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     match &options.task {
@@ -152,15 +154,16 @@ fn alone(tier: Tier, options: &Options, body: impl FnOnce(&mut Sandbox) -> Resul
     println!("{error:#}");
     eprintln!("--- {:?}: {error:#}", options.task);
     show("the agent said", &sandbox.said_by_agent());
-    let records = sandbox.evidence().unwrap_or_default();
-    show("the evidence ends with", &records.iter().map(Value::to_string).collect::<Vec<_>>().join("\n"));
+    show("the evidence ends with", &fs::read_to_string(sandbox.evidence_file()).unwrap_or_default());
     Ok(ExitCode::FAILURE)
 }
 
 fn show(what: &str, text: &str) {
     let lines: Vec<&str> = text.lines().collect();
-    let tail = &lines[lines.len().saturating_sub(TAIL)..];
-    eprintln!("--- {what}:\n{}", tail.join("\n"));
+    eprintln!("--- {what}:");
+    for line in &lines[lines.len().saturating_sub(TAIL)..] {
+        eprintln!("{}", line.chars().take(WIDTH).collect::<String>());
+    }
 }
 
 /// `6.18` of `6.18.44-fc-v669`.

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::{net::UnixListener, process::CommandExt},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use nix::{
@@ -72,10 +72,10 @@ fn no_btf(s: &mut Sandbox) -> Result<()> {
 }
 
 fn no_cgroup2(s: &mut Sandbox) -> Result<()> {
-    let place: PathBuf = mounts::cgroup2()?;
+    let places = mounts::all_of("cgroup2")?;
     let hide = move || {
         own_mounts()?;
-        umount2(&place, MntFlags::MNT_DETACH)
+        places.iter().try_for_each(|place| umount2(place, MntFlags::MNT_DETACH))
     };
     agent_refuses(s, hide, &["cgroup2"])?;
     s.start()
@@ -135,7 +135,7 @@ fn policy_problems(s: &mut Sandbox) -> Result<()> {
     ];
     let mut parts: Vec<&str> = places.iter().map(String::as_str).collect();
     parts.extend(["mod", "idle_", "ttl", "300.1.2.3/8"]);
-    s.cli(&["policy", "check", &policy])?.ended(2)?.complained(&parts)?;
+    s.cli(&["policy", "check", &policy])?.ended(2)?.told(&parts)?;
     s.run(&policy, &member, &format!("mark {mark}"))?.wait()?.ended(125)?.complained(&parts)?;
     ensure!(!fs::exists(&mark)?, "a command ran under a broken policy");
     let starts = s.evidence()?.iter().filter(|r| r["type"] == "session-start").count();
@@ -148,11 +148,11 @@ fn policy_unreadable(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, missing, folder) = (s.program("member")?, s.file("missing.yaml"), s.folder().display().to_string());
     for path in [&missing, &folder] {
-        s.cli(&["policy", "check", path])?.ended(2)?.complained(&["tipstaff: ", path])?;
+        s.cli(&["policy", "check", path])?.ended(2)?.told(&[path])?;
         s.run(path, &member, "nothing")?.wait()?.ended(125)?.complained(&["tipstaff: ", path])?;
     }
     let text = s.policy_text("spec: [\n")?;
-    s.cli(&["policy", "check", &text])?.ended(2)?.complained(&[&text])?;
+    s.cli(&["policy", "check", &text])?.ended(2)?.told(&[&text])?;
     Ok(())
 }
 
@@ -172,10 +172,10 @@ fn second_agent(s: &mut Sandbox) -> Result<()> {
     let member = s.program("member")?;
     let policy = s.policy(&only(&member))?;
     let running = s.run(&policy, &member, "idle")?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let second = Running::spawn(s, s.daemon(), None)?.wait()?;
     ensure!(matches!(second.code, 1 | 6), "the second agent: {second:?}");
-    second.complained(&["tipstaff: ", "running"])?;
+    second.complained(&["tipstaff: ", "another agent"])?;
     // the first and its session are as they were
     ensure!(s.json(&["ps"])?["sessions"][0]["id"] == session, "the session is gone");
     s.cli(&["end", &session])?.ended(0)?;
@@ -219,7 +219,7 @@ fn unknown_session(s: &mut Sandbox) -> Result<()> {
     }
     let member = s.program("member")?;
     let running = s.run(&s.policy(&only(&member))?, &member, "idle")?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     s.cli(&["inspect", &session])?.ended(0)?;
     s.cli(&["end", &session])?.ended(0)?;
     Ok(())
@@ -242,7 +242,7 @@ fn member_calls(s: &mut Sandbox) -> Result<()> {
     for (socket, method) in [("read.sock", "Ps"), ("operate.sock", "Ps"), ("operate.sock", "Disarm")] {
         let path = s.folder().join("run").join(socket);
         let running = s.run(&policy, &member, &format!("call {} dev.tipstaff.{method}", path.display()))?;
-        let session = s.session_of(running.pid())?;
+        let session = running.session(s)?;
         let answer = running.wait()?.stdout;
         // an errno where a control refuses the connect itself, else the agent's own refusal
         let refused = answer.starts_with("errno 1") || answer.contains("dev.tipstaff.Member") || answer.is_empty();

@@ -14,7 +14,7 @@ fn ps_and_inspect(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let running = s.run(&s.policy(&only(&member))?, &member, "idle")?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let ps = s.json(&["ps"])?;
     let row = ps["sessions"].as_array().and_then(|rows| rows.iter().find(|row| row["id"] == session));
     let row = row.with_context(|| format!("ps does not show session {session}: {ps}"))?;
@@ -37,7 +37,7 @@ fn events(s: &mut Sandbox) -> Result<()> {
     command.args(["events", "-f", "-o", "json"]);
     let follower = Running::spawn(s, command, None)?;
     let running = s.run(&s.policy(&only(&member))?, &member, "say something")?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     running.wait()?.ended(0)?;
     s.session_ended(&session, "completed")?;
     until("the follower to see the session's end", patience(), || {
@@ -60,9 +60,8 @@ fn status_and_probe(s: &mut Sandbox) -> Result<()> {
             .map(|c| c["state"].clone())
             .unwrap_or_default()
     };
-    for name in ["exec-deny", "connect-deny"] {
-        let found = state(name);
-        ensure!(found == "enforced" || found == "best-effort", "control {name} is {found}: {probe}");
+    for name in ["exec-deny", "connect-deny", "send-deny", "packet-drop"] {
+        ensure!(state(name) == "enforced", "control {name} is {}: {probe}", state(name));
     }
     let expected = if s.tier == Tier::Full { "enforced" } else { "unavailable" };
     ensure!(state("exec-script") == expected, "control exec-script is {}", state("exec-script"));

@@ -22,7 +22,7 @@ fn session_start(s: &mut Sandbox) -> Result<()> {
     let member = s.program("member")?;
     let policy = s.policy(&only(&member))?;
     let running = s.launch(&policy, &member, "say hello").ttl("90s").start()?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let start = s.records(&session, "session-start")?.remove(0);
     let digest = sha256(&fs::read(&policy)?);
     ensure!(start["policy"]["digest"] == digest, "the digest of {policy} is {digest}: {start}");
@@ -48,7 +48,7 @@ fn thousand(s: &mut Sandbox) -> Result<()> {
     let (member, tiny) = (s.program("member")?, s.program("tiny")?);
     let policy = s.policy(&only(&member).allow("tiny", &tiny))?;
     let running = s.run(&policy, &member, &format!("many {COUNT} {tiny} --work nothing"))?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     running.wait_for(4 * patience())?.ended(0)?.said(&format!("{COUNT} of {COUNT}"))?;
     let end = s.session_ended(&session, "completed")?;
     let count = |part: &str, kind: &str| end[part][kind].as_u64().unwrap_or(0);
@@ -92,7 +92,7 @@ fn restart(s: &mut Sandbox) -> Result<()> {
     let policy = s.policy(&only(&member))?;
     for _ in 0..2 {
         let running = s.run(&policy, &member, "say hello")?;
-        let session = s.session_of(running.pid())?;
+        let session = running.session(s)?;
         running.wait()?.ended(0)?;
         s.session_ended(&session, "completed")?;
         s.stop_agent()?;
@@ -108,7 +108,7 @@ fn tampering(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let running = s.run(&s.policy(&only(&member))?, &member, "say hello")?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     running.wait()?.ended(0)?;
     s.session_ended(&session, "completed")?;
     s.stop_agent()?;

@@ -92,7 +92,7 @@ fn renamed(s: &mut Sandbox) -> Result<()> {
     let (mark, mut fifo) = (s.file("mark"), super::scene::Fifo::new(s)?);
     let line = format!("spawn {good} --work nothing + fifo {} spawn {good} --work mark {mark}", fifo.path);
     let running = s.run(&policy, &member, &line)?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     until("the allowed program to have run", patience(), || Ok((running.said() == "exit 0\n").then_some(())))?;
     fs::rename(&bad, &good)?;
     fifo.wake()?;
@@ -159,7 +159,7 @@ fn write_script(path: &str, interpreter: &str, mark: &str) -> Result<()> {
 /// A member spawns `script` under `policy`; what it saw, and whether the mark is there.
 fn spawn_script(s: &Sandbox, policy: &Policy, member: &str, script: &str, mark: &str) -> Result<(String, bool)> {
     let running = s.run(&s.policy(policy)?, member, &format!("spawn {script}"))?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let said = running.wait()?.stdout;
     s.session_ended(&session, "completed")?;
     Ok((said, fs::exists(mark)?))

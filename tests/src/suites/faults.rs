@@ -1,5 +1,7 @@
 //! The agent goes away and comes back: what it built holds without it.
 
+use serde_json::Value;
+
 use super::scene::{Fifo, only, refused_exec};
 use crate::harness::{
     prelude::*,
@@ -11,6 +13,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("faults::killed-agent-is-no-hole", WHEREVER, killed),
     Test::new("faults::stopped-service-is-no-hole", WHEREVER, stopped),
     Test::new("faults::killed-twice", WHEREVER, killed_twice),
+    Test::new("faults::killed-while-a-session-starts", WHEREVER, killed_in_start),
     Test::new("faults::disarm-ends-all", WHEREVER, disarm),
 ];
 
@@ -39,8 +42,10 @@ impl Wall {
             )
         };
         let line = fifos.iter().map(tries).chain(["idle".to_owned()]).collect::<Vec<_>>().join(" + ");
-        let running = s.run(&s.policy(&policy)?, &member, &line)?;
-        let session = s.session_of(running.pid())?;
+        let pid = s.file("pid");
+        let running = s.run(&s.policy(&policy)?, &member, &format!("pid {pid} say there + {line}"))?;
+        let session = running.session(s)?;
+        s.pid_in(&pid)?;
         Ok(Self { running, session, fifos, bad, woken: 0 })
     }
 
@@ -48,7 +53,8 @@ impl Wall {
     fn holds(&mut self, s: &Sandbox) -> Result<()> {
         self.fifos[self.woken].wake()?;
         self.woken += 1;
-        let expected = format!("{}\nexit 0\nerrno 1\nok\n", refused_exec(s)).repeat(self.woken);
+        let answers = format!("{}\nexit 0\nerrno 1\nok\n", refused_exec(s));
+        let expected = format!("there\n{}", answers.repeat(self.woken));
         let said = until("the member to have tried all", patience(), || {
             let said = self.running.said();
             Ok((said.len() >= expected.len() || gone(self.running.pid())).then_some(said))
@@ -96,6 +102,25 @@ fn killed_twice(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     s.session_ended(&wall.session, "agent-loss")?;
     all_gone(&[wall.running.pid()])
+}
+
+/// Wherever between the first record of a session and its first instruction the agent dies: the session has an end, and
+/// its command either never ran or is gone.
+fn killed_in_start(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, pid) = (s.program("member")?, s.file("pid"));
+    let policy = s.policy(&only(&member))?;
+    let running = s.run(&policy, &member, &format!("pid {pid} idle"))?;
+    let session = s.session_of(running.pid())?;
+    s.kill_agent()?;
+    s.start()?;
+    let end = |r: &Value| r["type"] == "session-end" && r["session"] == session;
+    let end = s.wait_evidence("the end of a session whose start was cut short", end)?;
+    ensure!(end["members_left"] == 0, "the session ended with members left: {end}");
+    let code = running.wait()?.code;
+    ensure!(matches!(code, 125 | 137), "the command ended with {code}");
+    s.run(&policy, &member, "say again")?.wait()?.ended(0)?.said("again")?;
+    Ok(())
 }
 
 fn disarm(s: &mut Sandbox) -> Result<()> {

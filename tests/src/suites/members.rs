@@ -13,6 +13,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("members::nested-cgroup", WHEREVER, nested),
     Test::new("members::moved-by-itself", WHEREVER, moved_by_itself),
     Test::new("members::moved-by-root", WHEREVER, moved_by_root),
+    Test::new("members::moved-member-reaches-no-more", FULL, moved_reaches_no_more),
     Test::new("members::born-in-another-cgroup", WHEREVER, clone_into).since((5, 7), "CLONE_INTO_CGROUP"),
     Test::new("members::moved-in-becomes-member", WHEREVER, moved_in),
     Test::new("members::new-namespaces", WHEREVER, namespaces),
@@ -30,7 +31,7 @@ fn daemonised(s: &mut Sandbox) -> Result<()> {
     let tries = format!("spawn {bad} --work mark {mark}");
     let line = format!("daemonise report {answers} pid {pid} fifo {} {tries} + idle", fifo.path);
     let running = s.run(&policy, &member, &line)?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let daemon = s.pid_in(&pid)?;
     fifo.wake()?;
     ensure!(report(&answers, 1)?[0] == refused_exec(s), "a daemonised child ran a program out of scope");
@@ -42,7 +43,7 @@ fn daemonised(s: &mut Sandbox) -> Result<()> {
     s.session_ended(&session, "operator")?;
     let line = format!("daemonise report {answers} spawn {good} --work mark {mark} + await {mark} nothing");
     let running = s.run(&policy, &member, &line)?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     running.wait()?.ended(0)?;
     s.saw_exec(&session, &good, "allow", "good").map(drop)
 }
@@ -78,7 +79,7 @@ fn exec_from_thread(s: &mut Sandbox) -> Result<()> {
     // the new program is still a member
     let line = format!("thread exec {good} --work spawn {bad} --work mark {mark}");
     let running = s.run(&policy, &member, &line)?;
-    let (pid, session) = (running.pid(), s.session_of(running.pid())?);
+    let (pid, session) = (running.pid(), running.session(s)?);
     running.wait()?.ended(0)?.said(refused_exec(s))?;
     ensure!(!fs::exists(&mark)?, "an exec from another thread left the session");
     s.session_ended(&session, "completed")?;
@@ -118,28 +119,39 @@ fn moved_by_itself(s: &mut Sandbox) -> Result<()> {
 fn moved_by_root(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
-    let (allowed, closed) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
-    let policy = only(&member).allow("good", &good).to("server", "127.0.0.1/32", allowed.port());
+    let policy = only(&member).allow("good", &good);
     let (mark, mut fifo) = (s.file("mark"), Fifo::new(s)?);
-    let line = format!(
-        "fifo {} spawn {bad} --work mark {mark} + spawn {good} --work nothing + connect tcp {} + connect tcp {}",
-        fifo.path,
-        closed.words(),
-        allowed.words()
-    );
+    let line = format!("fifo {} spawn {bad} --work mark {mark} + spawn {good} --work nothing", fifo.path);
     let running = s.run(&s.policy(&policy)?, &member, &line)?;
-    let session = s.session_of(running.pid())?;
-    s.part("elsewhere").take(running.pid())?;
+    let (pid, session) = (running.pid(), running.session(s)?);
+    s.part("elsewhere").take(pid)?;
     fifo.wake()?;
-    let pid = running.pid();
-    running.wait()?.ended(0)?.said(&format!("{}\nexit 0\nerrno 1\nok", refused_exec(s)))?;
+    running.wait()?.ended(0)?.said(&format!("{}\nexit 0", refused_exec(s)))?;
     ensure!(!fs::exists(&mark)?, "a member that was moved ran a program out of scope");
-    closed.untouched()?;
     s.saw_exec(&session, &bad, refusal(s), "default")?;
     s.wait_evidence("the move", |r| {
         r["type"] == "move" && r["session"] == session && r["pid"] == pid && r["joined"] == false
     })?;
     s.session_ended(&session, "completed").map(drop)
+}
+
+/// In tier no-lsm only members that may not write to other cgroups are held to this.
+fn moved_reaches_no_more(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, allowed, closed) = (s.program("member")?, Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    let policy = only(&member).to("server", "127.0.0.1/32", allowed.port());
+    let (mut fifo, elsewhere) = (Fifo::new(s)?, s.part("elsewhere"));
+    let (to_closed, to_allowed) =
+        (format!("connect tcp {}", closed.words()), format!("connect tcp {}", allowed.words()));
+    let line = format!("fifo {} {to_closed} + {to_allowed}", fifo.path);
+    let running = s.run(&s.policy(&policy)?, &member, &line)?;
+    let session = running.session(s)?;
+    elsewhere.take(running.pid())?;
+    fifo.wake()?;
+    running.wait()?.ended(0)?.said("errno 1\nok").context("a member that root moved")?;
+    s.saw_connect(&session, &closed.address(), "deny", "default")?;
+    let line = format!("cgroup {} {to_closed}", elsewhere.path().display());
+    reach(s, &policy, &member, &line)?.was_refused(s, &closed, "default").context("a member that moved itself")
 }
 
 fn clone_into(s: &mut Sandbox) -> Result<()> {
@@ -149,7 +161,7 @@ fn clone_into(s: &mut Sandbox) -> Result<()> {
     let (mark, elsewhere) = (s.file("mark"), s.part("elsewhere"));
     let line = format!("clone-into {} spawn {bad} --work mark {mark}", elsewhere.path().display());
     let running = s.run(&policy, &member, &line)?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let finished = running.wait()?;
     ensure!(!fs::exists(&mark)?, "a child that was born elsewhere ran a program out of scope");
     if s.tier == Tier::Full {
@@ -169,7 +181,7 @@ fn moved_in(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
     let running = s.run(&s.policy(&only(&member).allow("good", &good))?, &member, "idle")?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let (before, after, pid, mut fifo) = (s.file("mark"), s.file("mark"), s.file("pid"), Fifo::new(s)?);
     let mut command = bare(member.as_ref());
     let line = format!(
@@ -207,7 +219,7 @@ fn namespaces(s: &mut Sandbox) -> Result<()> {
         let answers = s.file("answers");
         let line = format!("unshare user,net report {answers} connect tcp 127.0.0.1 {port}");
         let running = s.run(&s.policy(&policy)?, &member, &line)?;
-        let session = s.session_of(running.pid())?;
+        let session = running.session(s)?;
         running.wait()?.ended(0)?;
         ensure!(report(&answers, 1)?[0] == expected, "to port {port} in a new network: {:?}", report(&answers, 1)?);
         s.saw_connect(&session, &format!("127.0.0.1:{port}"), verdict, rule)?;
@@ -225,7 +237,7 @@ fn two_sessions(s: &mut Sandbox) -> Result<()> {
         let line = format!("fifo {} spawn {first} --work nothing + spawn {second} --work nothing", fifo.path);
         running.push(s.run(&s.policy(policy)?, &member, &line)?);
     }
-    let sessions = running.iter().map(|run| s.session_of(run.pid())).collect::<Result<Vec<_>>>()?;
+    let sessions = running.iter().map(|run| run.session(s)).collect::<Result<Vec<_>>>()?;
     ensure!(sessions[0] != sessions[1], "two commands are one session");
     fifos.iter_mut().try_for_each(Fifo::wake)?;
     let refused = refused_exec(s);
@@ -244,7 +256,7 @@ fn outsiders(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, bad, server) = (s.program("member")?, s.program("bad")?, Server::tcp("127.0.0.1")?);
     let running = s.run(&s.policy(&only(&member))?, &member, "idle")?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let mut command = bare(member.as_ref());
     let line = format!("--work spawn {bad} --work nothing + connect tcp {}", server.words());
     command.args(line.split_whitespace());

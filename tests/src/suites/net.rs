@@ -157,7 +157,7 @@ fn daemonised(s: &mut Sandbox) -> Result<()> {
         let answers = s.file("answers");
         let line = format!("daemonise report {answers} connect tcp {} + idle", server.words());
         let running = s.run(&policy, &member, &line)?;
-        let session = s.session_of(running.pid())?;
+        let session = running.session(s)?;
         ensure!(report(&answers, 1)?[0] == expected, "a daemonised child: {:?}", report(&answers, 1)?);
         let (verdict, rule) = if expected == "ok" { ("allow", "server") } else { ("deny", "default") };
         s.saw_connect(&session, &server.address(), verdict, rule)?;
@@ -173,7 +173,7 @@ fn observe(s: &mut Sandbox) -> Result<()> {
     let (server, closed, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?, s.program("member")?);
     let policy = s.policy(&only(&member).observe())?;
     let running = s.run(&policy, &member, &format!("connect tcp {}", server.words()))?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     running.wait()?.said("ok")?;
     server.accepted(1)?;
     s.saw_connect(&session, &server.address(), "would-deny", "default")?;

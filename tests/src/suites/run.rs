@@ -24,7 +24,7 @@ fn status(s: &mut Sandbox) -> Result<()> {
     let policy = s.policy(&only(&member))?;
     for (line, code) in [("nothing", 0), ("status 3", 3), ("status 125", 125), ("raise 15", 143), ("raise 9", 137)] {
         let running = s.run(&policy, &member, line)?;
-        let session = s.session_of(running.pid())?;
+        let session = running.session(s)?;
         running.wait()?.ended(code).with_context(|| line.to_owned())?;
         s.session_ended(&session, "completed")?;
     }
@@ -62,7 +62,7 @@ fn user(s: &mut Sandbox) -> Result<()> {
         ensure!(!fs::exists(&mark)?, "a user of group {group} started a session");
     }
     let running = s.launch(&policy, &member, "ids").user(UID, OPERATORS).start()?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     running.wait()?.ended(0)?.said(&format!("{UID} {OPERATORS} {OPERATORS}"))?;
     let start = s.records(&session, "session-start")?.remove(0);
     let principal = &start["principal"];
@@ -103,7 +103,7 @@ fn many(s: &mut Sandbox) -> Result<()> {
     let policy = s.policy(&only(&member))?;
     let running = (0..12).map(|_| s.run(&policy, &member, "say one of many")).collect::<Result<Vec<_>>>()?;
     for run in running {
-        let session = s.session_of(run.pid())?;
+        let session = run.session(s)?;
         run.wait()?.ended(0)?.said("one of many")?;
         s.session_ended(&session, "completed")?;
     }

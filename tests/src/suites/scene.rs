@@ -25,7 +25,7 @@ pub(super) struct Attempt {
 pub(super) fn attempt(s: &Sandbox, policy: &Policy, member: &str, how: &str, target: &str) -> Result<Attempt> {
     let mark = s.file("mark");
     let running = s.run(&s.policy(policy)?, member, &format!("{how} {target} --work mark {mark}"))?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let finished = running.wait()?;
     finished.ended(0)?;
     s.session_ended(&session, "completed")?;
@@ -79,7 +79,7 @@ pub(super) struct Reach {
 /// In a new session under `policy`, `member` does `line`; its last line of output is the answer.
 pub(super) fn reach(s: &Sandbox, policy: &Policy, member: &str, line: &str) -> Result<Reach> {
     let running = s.run(&s.policy(policy)?, member, line)?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let finished = running.wait()?;
     finished.ended(0)?;
     s.session_ended(&session, "completed")?;

@@ -55,7 +55,7 @@ fn has_receipts(end: &Value, at_least: usize) -> Result<()> {
 fn ttl(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (running, pids) = company(s, short())?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     ensure!(pids.iter().all(|pid| !gone(*pid)), "a member died before the deadline");
     pass(deadline(s, &session)?, slack())?;
     all_gone(&pids)?;
@@ -67,20 +67,23 @@ fn ttl(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
+/// `--ttl` narrows a policy and never widens it.
 fn shorter_wins(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let policy = s.policy(&only(&member).ttl(short()))?;
-    // --ttl narrows a policy and never widens it
-    let running = s.launch(&policy, &member, "idle").ttl("10m").start()?;
-    let session = s.session_of(running.pid())?;
+    let wider = s.launch(&policy, &member, "idle").ttl("10m").start()?;
+    let session = wider.session(s)?;
     pass(deadline(s, &session)?, slack())?;
-    running.wait()?.ended(137)?;
+    wider.wait()?.ended(137)?;
     s.session_ended(&session, "ttl")?;
-    let start = s.records(&session, "session-start")?;
-    let expected = if in_guest() { 12_000 } else { 2_000 };
-    ensure!(start[0]["ttl_ms"] == expected, "the ttl in force is {}", start[0]["ttl_ms"]);
-    s.launch(&policy, &member, "say in time").ttl("10m").start()?.wait()?.ended(0)?.said("in time")?;
+    let ms = |session: &str| Ok::<_, anyhow::Error>(s.records(session, "session-start")?[0]["ttl_ms"].clone());
+    ensure!(ms(&session)? == if in_guest() { 12_000 } else { 2_000 }, "--ttl widened: {}", ms(&session)?);
+    let policy = s.policy(&only(&member))?;
+    let narrower = s.launch(&policy, &member, "say in time").ttl("33s").start()?;
+    let session = narrower.session(s)?;
+    narrower.wait()?.ended(0)?.said("in time")?;
+    ensure!(ms(&session)? == 33_000, "--ttl did not narrow: {}", ms(&session)?);
     Ok(())
 }
 
@@ -97,7 +100,7 @@ fn flow_stops(s: &mut Sandbox) -> Result<()> {
     for agent_sleeps in [false, true] {
         let line = format!("flow {}", server.words());
         let running = s.launch(&policy, &member, &line).ttl(short()).start()?;
-        let session = s.session_of(running.pid())?;
+        let session = running.session(s)?;
         let before = stamps(&server).len();
         until("the flow to flow", patience(), || Ok((stamps(&server).len() > before + 5).then_some(())))?;
         if agent_sleeps {
@@ -147,7 +150,7 @@ fn without_agent(s: &mut Sandbox) -> Result<()> {
         pids[5],
     );
     let running = s.launch(&s.policy(&policy)?, &member, &line).ttl(short()).start()?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let deadline = deadline(s, &session)?;
     let pids = pids.iter().map(|file| s.pid_in(file)).collect::<Result<Vec<_>>>()?;
     until("the flow to be established", patience(), || Ok((server.received() == b"a").then_some(())))?;
@@ -183,7 +186,7 @@ fn without_agent(s: &mut Sandbox) -> Result<()> {
 fn by_operator(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (running, pids) = company(s, "10m")?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     // an unambiguous prefix names it
     s.cli(&["end", &session[..12]])?.ended(0)?;
     ensure!(pids.iter().all(|pid| gone(*pid)), "end returned before all members were gone: {pids:?}");
@@ -200,7 +203,7 @@ fn completed(s: &mut Sandbox) -> Result<()> {
         "daemonise pid {daemon} idle + background pid {sleeper} idle + await {daemon} await {sleeper} status 7"
     );
     let running = s.run(&s.policy(&only(&member))?, &member, &line)?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     let pids = [s.pid_in(&daemon)?, s.pid_in(&sleeper)?];
     running.wait()?.ended(7)?;
     all_gone(&pids)?;
@@ -212,12 +215,12 @@ fn crowd(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let running = s.run(&s.policy(&only(&member))?, &member, &format!("tree {COUNT}"))?;
-    let session = s.session_of(running.pid())?;
+    let session = running.session(s)?;
     running.wait()?.ended(0)?.said(&format!("{COUNT} made"))?;
     let end = s.session_ended(&session, "completed")?;
     has_receipts(&end, COUNT)?;
     let births = end["produced"]["fork"].as_u64().unwrap_or(0);
     // half of them are daemons, each with a process in between
     ensure!(births == 300, "{births} births where 300 were expected");
-    s.nothing_of_sessions_is_left()
+    until("the session's cgroup to be gone", patience(), || Ok(s.nothing_of_sessions_is_left().is_ok().then_some(())))
 }
