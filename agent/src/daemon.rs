@@ -26,8 +26,8 @@ use crate::{
     },
     cli::{Exit, Failure},
     config::{Config, cgroup2_mount},
-    engine::{self, Control, Engine, Parts, Store, controls_from_song, pidfd_of, recover, wire_control},
     enforce::{SessionCgroup, prove},
+    engine::{self, Control, Engine, Parts, Store, controls_from_song, pidfd_of, recover, wire_control},
     evidence::{self, Body, Log},
     kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier},
     readable::Readable,
@@ -325,4 +325,3 @@ fn unable(error: KernelError) -> Failure {
 fn unexpected(error: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Failed, error)
 }
-

@@ -32,13 +32,7 @@ pub fn add(counter: *mut u64, by: u64) -> u64 {
 ///
 /// Every byte of `T` but the header is `fill`'s to write: ring memory is not cleared.
 #[inline(always)]
-pub fn record<T: 'static>(
-    session: &Session,
-    kind: u16,
-    task: Task,
-    decision: Decision,
-    fill: impl FnOnce(*mut T),
-) {
+pub fn record<T: 'static>(session: &Session, kind: u16, task: Task, decision: Decision, fill: impl FnOnce(*mut T)) {
     let Some(counters) = session.counters() else { return };
     // SAFETY: `counters` points into a map; `kind` is a constant below 8 at every call.
     let (produced, lost, sequence) = unsafe {

@@ -6,11 +6,7 @@ use aya_ebpf::helpers::{
     bpf_get_current_task, bpf_get_current_task_btf, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
     bpf_probe_read_kernel, bpf_send_signal,
 };
-use tipstaff_common::{
-    offsets::Offsets,
-    rule::FileId,
-    session::Settings,
-};
+use tipstaff_common::{offsets::Offsets, rule::FileId, session::Settings};
 
 use crate::{
     maps::{OFFSETS, SETTINGS},

@@ -227,7 +227,6 @@ pub fn doom_current() {
     }
 }
 
-
 /// The session that a label names.
 #[inline(always)]
 pub fn of_label(label: Label) -> Session {

@@ -6,6 +6,7 @@
 
 mod build;
 mod cargo;
+mod demo;
 mod exec;
 mod initramfs;
 mod kernels;
@@ -32,6 +33,8 @@ enum Task {
     Setup(setup::Options),
     /// Build the kernel programs and the agent: target/release/tipstaff
     Build,
+    /// Run the main job on real programs, and print its timeline
+    Demo,
     /// Run the black-box tests in a guest with another kernel
     Vm(vm::Options),
     /// Run every test: unit, on this kernel, and in guests
@@ -55,6 +58,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup(options) => setup::setup(&workspace, &options).map(|()| ExitCode::SUCCESS),
         Task::Build => build::build(&workspace).map(|_| ExitCode::SUCCESS),
+        Task::Demo => demo::demo(&workspace),
         Task::Vm(options) => vm::vm(&workspace, &options),
         Task::Test(options) => test::test(&workspace, &options),
         Task::Lint => lint::lint(&workspace).map(|()| ExitCode::SUCCESS),

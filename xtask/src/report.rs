@@ -27,6 +27,8 @@ struct Record {
     result: Outcome,
     /// Why it failed or was skipped.
     why: String,
+    /// How long it took, in milliseconds.
+    ms: u64,
 }
 
 /// The tiers that a test is for.
@@ -95,10 +97,10 @@ impl Records {
     }
 
     fn add(&mut self, record: Record) -> String {
-        let Record { name, tier, kernel, result, why } = record;
+        let Record { name, tier, kernel, result, why, ms } = record;
         self.count(&kernel, &tier, result, 1);
         let text = match result {
-            Outcome::Pass => format!("pass  {name}"),
+            Outcome::Pass => format!("pass  {name} ({ms} ms)"),
             Outcome::Fail => format!("FAIL  {name}: {why}"),
             Outcome::Skip => format!("skip  {name}: {why}"),
         };
@@ -156,7 +158,9 @@ mod tests {
     use super::{Outcome, Records};
 
     fn record(name: &str, tier: &str, result: &str) -> String {
-        format!(r#"TIPSTAFF-TEST {{"name":"{name}","tier":"{tier}","kernel":"6.1","result":"{result}","why":"so"}}"#)
+        format!(
+            r#"TIPSTAFF-TEST {{"name":"{name}","tier":"{tier}","kernel":"6.1","result":"{result}","why":"so","ms":12}}"#
+        )
     }
 
     #[test]
@@ -189,7 +193,7 @@ mod tests {
     fn a_report_after_a_kernel_message_is_read_and_a_broken_one_is_a_failure() {
         let mut records = Records::default();
         let line = format!("[   1.2] clocksource: {}", record("a", "full", "pass"));
-        assert_eq!(records.take(&line).as_deref(), Some("pass  a"));
+        assert_eq!(records.take(&line).as_deref(), Some("pass  a (12 ms)"));
         assert_eq!(records.failures(), 0);
         records.take("TIPSTAFF-TEST {\"name\":");
         assert_eq!(records.failures(), 1);

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long the tests may take on one kernel, and the unit tests in all.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The guests: kernels that are supported, in both tiers, and one that is too old and must be refused clearly.
 const GUESTS: [(&str, &[Lsm]); 4] = [
@@ -136,9 +136,11 @@ fn conclude(end: Watched, kernel: &str, tier: &str, before: usize, records: &mut
 /// the others still run.
 fn guests(workspace: &Workspace, name: &str, lsms: &[Lsm], records: &mut Records) -> Result<()> {
     let kernel = kernels::get(workspace, name, false)?;
+    // a guest has two processors, and most of a test is one agent starting
+    let jobs = ["--jobs".to_owned(), "2".to_owned()];
     for &lsm in lsms {
         let before = records.failures();
-        let guest = Guest { kernel: &kernel, lsm, args: &[] };
+        let guest = Guest { kernel: &kernel, lsm, args: &jobs };
         let tier = guest.tier();
         let status = step(&format!("tests on {name}, tier {tier}"), || guest.run(workspace, LIMIT, records));
         match status {

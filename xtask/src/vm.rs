@@ -40,7 +40,7 @@ pub(crate) struct Options {
     #[arg(long)]
     refresh: bool,
     /// Seconds until the guest is stopped
-    #[arg(long, default_value_t = 900)]
+    #[arg(long, default_value_t = 1800)]
     timeout: u64,
     /// Arguments of the tests
     #[arg(last = true)]

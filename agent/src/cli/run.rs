@@ -53,11 +53,7 @@ pub(super) struct Flags {
 
 /// Checks the text, which is sent as it is.
 fn time_to_live(text: &str) -> Result<String, String> {
-    match duration::parse(text) {
-        Ok(span) if span.is_zero() => Err("a session needs some time to live".to_owned()),
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
+    duration::parse(text).map(|_| text.to_owned()).map_err(|error| format!("{text:?} {error}"))
 }
 
 pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {

@@ -96,11 +96,8 @@ fn absolute<'de, D: Deserializer<'de>>(value: D) -> Result<Option<PathBuf>, D::E
 }
 
 fn time_to_live<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
-    let longest = duration::parse(&String::deserialize(value)?).map_err(de::Error::custom)?;
-    if longest.is_zero() {
-        return Err(de::Error::custom("must be longer than 0"));
-    }
-    Ok(Some(longest))
+    let text = String::deserialize(value)?;
+    duration::parse(&text).map(Some).map_err(|error| de::Error::custom(format!("{text:?} {error}")))
 }
 
 fn read_group<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Group>, D::Error> {

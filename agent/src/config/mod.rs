@@ -14,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-
 pub use file::Group;
 
 /// The file that is read when none is named; it need not exist.
@@ -115,7 +114,7 @@ pub struct Config {
     pub paths: Paths,
     /// Who may connect.
     pub groups: Groups,
-/// What no policy can exceed.
+    /// What no policy can exceed.
     pub limits: Limits,
 }
 
@@ -378,8 +377,8 @@ mod tests {
         assert!(message("[path]\n").starts_with("/t.toml:1:2: unknown field `path`"));
         assert_eq!(message("[paths]\nstate = \"x\"\n"), "/t.toml:2:9: \"x\" is not an absolute path");
         assert!(message("[limits]\nmax_ttl = 24\n").starts_with("/t.toml:2:11: invalid type: integer `24`"));
-        assert!(message("[limits]\nmax_ttl = \"24\"\n").starts_with("/t.toml:2:11: \"24\" is not a duration"));
-        assert_eq!(message("[limits]\nmax_ttl = \"0s\"\n"), "/t.toml:2:11: must be longer than 0");
+        assert!(message("[limits]\nmax_ttl = \"24\"\n").starts_with("/t.toml:2:11: \"24\" has no unit"));
+        assert_eq!(message("[limits]\nmax_ttl = \"0s\"\n"), "/t.toml:2:11: \"0s\" must be longer than zero");
         assert!(message("[groups]\nread = true\n").starts_with("/t.toml:2:8: invalid type: boolean `true`"));
         assert!(message("[paths\n").starts_with("/t.toml:1:7: "));
     }

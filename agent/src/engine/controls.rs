@@ -42,7 +42,10 @@ pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
         packets(song),
         unavailable("crossed-sockets", "a socket made outside its session is not judged; `run` closes all but 0 to 2"),
         unavailable("listen", "this version has no rules for bind, listen and accept"),
-        unavailable("raw-sockets", "this version does not judge raw, packet, ping and other sockets when they are made"),
+        unavailable(
+            "raw-sockets",
+            "this version does not judge raw, packet, ping and other sockets when they are made",
+        ),
         unavailable("unix-sockets", "this version has no rules for unix sockets"),
         unavailable("privileges", "this version has no rules for capabilities, ptrace, mounts and the like"),
         unavailable("clock", "a member that only computes past its deadline is ended by the agent, not by the kernel"),
@@ -60,7 +63,10 @@ fn unavailable(name: &str, why: &str) -> Control {
 /// Enforced where a flow that carried something before its session ended carries nothing after.
 fn packets(song: &Song) -> Control {
     if song.of("flow") != "0" {
-        return unavailable("packet-drop", &format!("the canary could open no flow to be silenced: {}", song.of("flow")));
+        return unavailable(
+            "packet-drop",
+            &format!("the canary could open no flow to be silenced: {}", song.of("flow")),
+        );
     }
     attempts("packet-drop", song, &[("packet", "an open flow of an ended session")])
 }

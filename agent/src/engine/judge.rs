@@ -52,12 +52,7 @@ fn inside(root: &Path, path: &Path) -> PathBuf {
 }
 
 /// The decision on one program; `None` where there is no such file, which is the exec's own error to report.
-fn judge(
-    kernel: &mut Kernel,
-    policy: &Policy,
-    files: &Resolved,
-    path: &Path,
-) -> Result<Option<Decision>, KernelError> {
+fn judge(kernel: &mut Kernel, policy: &Policy, files: &Resolved, path: &Path) -> Result<Option<Decision>, KernelError> {
     let Ok(real) = fs::canonicalize(path) else { return Ok(None) };
     let mut paths: Vec<&Path> = vec![&real];
     paths.extend(real.ancestors().skip(1));

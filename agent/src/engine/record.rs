@@ -28,9 +28,10 @@ impl Engine {
     /// Takes one record: counts it for its session and writes it into the evidence.
     pub(super) fn take(&mut self, event: &Event) {
         let header = *event.header();
-        let found = self.sessions.iter_mut().find(|(_, s)| {
-            s.reference.slot == header.slot && s.reference.generation == header.generation
-        });
+        let found = self
+            .sessions
+            .iter_mut()
+            .find(|(_, s)| s.reference.slot == header.slot && s.reference.generation == header.generation);
         let Some((id, session)) = found else {
             // the canary's, or of a session whose end is written already: it was counted there as lost
             debug!("a record of no live session: slot {} kind {}", header.slot, header.kind);
@@ -120,17 +121,11 @@ pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u3
     match event {
         Event::Fork(fork) => Body::Fork(Fork { session, seq, pid, child: fork.child_tid, verdict, rule }),
         Event::Exit(exit) => Body::Exit(Exit { session, seq, pid, status: exit.code }),
-        Event::Move(moved) => {
-            Body::Move(Move { session, seq, pid, cgroup: moved.cgroup, joined: moved.joined != 0 })
-        }
+        Event::Move(moved) => Body::Move(Move { session, seq, pid, cgroup: moved.cgroup, joined: moved.joined != 0 }),
         Event::Exec(exec) => {
             let (arguments, more) = ring::arguments(exec);
             let (args, cut) = Text::list(arguments, ARGUMENTS);
-            let file = FileRef {
-                device: exec.file.device,
-                inode: exec.file.inode,
-                generation: exec.file.generation,
-            };
+            let file = FileRef { device: exec.file.device, inode: exec.file.inode, generation: exec.file.generation };
             let (path, args_cut) = (ring::path(exec).into(), cut || more);
             Body::Exec(Exec { session, seq, pid, tid, uid, path, args, args_cut, file, verdict, rule })
         }

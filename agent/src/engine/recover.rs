@@ -11,12 +11,16 @@ use std::{
 use tipstaff_common::session::SessionCounters;
 use tracing::{info, warn};
 
-use super::{complain, finish::accounts, now, record::translate, store::{Kept, Store}};
+use super::{
+    complain,
+    finish::accounts,
+    now,
+    record::translate,
+    store::{Kept, Store},
+};
 use crate::{
     enforce::SessionCgroup,
-    evidence::{
-        Body, Error, Gap, GapCause, Log, Receipt, SessionEnd, Text, Transition, read,
-    },
+    evidence::{Body, Error, Gap, GapCause, Log, Receipt, SessionEnd, Text, Transition, read},
     kernel::{KernelError, Leftover, Member, Pins, kill_pidfd, open_pidfd},
     policy::reason_name,
     session::{Cause, EndReason, Round, SessionId, State},
@@ -288,12 +292,8 @@ fn write_end(
 
 /// Processes that still carry the session's label.
 fn members(leftover: &Leftover, slot: u32, generation: u32) -> Result<Vec<u32>, KernelError> {
-    let mut pids: Vec<u32> = leftover
-        .members()?
-        .iter()
-        .filter(|m| m.slot == slot && m.generation == generation)
-        .map(|m| m.tgid)
-        .collect();
+    let mut pids: Vec<u32> =
+        leftover.members()?.iter().filter(|m| m.slot == slot && m.generation == generation).map(|m| m.tgid).collect();
     pids.dedup();
     Ok(pids)
 }

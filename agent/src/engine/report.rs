@@ -158,11 +158,7 @@ fn of<'m>(live: &Live, members: &'m [Member]) -> impl Iterator<Item = &'m Member
 
 fn summary(policy: &Policy) -> Vec<String> {
     let summary = policy.summary();
-    summary
-        .rules
-        .iter()
-        .map(|r| format!("{} {} {} ({})", r.scope, r.effect, r.what, r.id))
-        .collect()
+    summary.rules.iter().map(|r| format!("{} {} {} ({})", r.scope, r.effect, r.what, r.id)).collect()
 }
 
 /// A control as the sockets spell it.

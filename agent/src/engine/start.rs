@@ -103,7 +103,8 @@ impl Engine {
 
     /// Parses, resolves, compiles and judges; touches nothing that lasts.
     fn check(&mut self, run: &wire::Run, peer: &Peer) -> Result<Checked, ApiError> {
-        let policy = policy::parse(&run.policy_source, run.policy.as_bytes()).map_err(|problems| ApiError::BadPolicy { problems })?;
+        let policy = policy::parse(&run.policy_source, run.policy.as_bytes())
+            .map_err(|problems| ApiError::BadPolicy { problems })?;
         let (ttl, winner) = self.ttl(&policy, run.ttl.as_deref())?;
         let files = resolve::rules(&mut self.parts.kernel, &policy).map_err(failed)?;
         let plan = policy::compile(&policy, &files).map_err(|problems| {
@@ -121,10 +122,8 @@ impl Engine {
     fn ttl(&self, policy: &Policy, asked: Option<&str>) -> Result<(Duration, &'static str), ApiError> {
         let mut shortest = (policy.ttl, "policy");
         if let Some(text) = asked {
-            let ttl = duration::parse(text).map_err(|e| ApiError::BadRequest { message: format!("--ttl: {e}") })?;
-            if ttl.is_zero() {
-                return Err(ApiError::BadRequest { message: "--ttl 0 is no time at all: give more".into() });
-            }
+            let bad = |error| ApiError::BadRequest { message: format!("--ttl {text:?} {error}") };
+            let ttl = duration::parse(text).map_err(bad)?;
             if ttl < policy.ttl {
                 shortest = (ttl, "--ttl");
             }
@@ -264,11 +263,7 @@ impl Engine {
 }
 
 /// Tells the engine when the process ends.
-fn watch(
-    id: SessionId,
-    process: OwnedFd,
-    notes: tokio::sync::mpsc::UnboundedSender<Note>,
-) -> Result<(), String> {
+fn watch(id: SessionId, process: OwnedFd, notes: tokio::sync::mpsc::UnboundedSender<Note>) -> Result<(), String> {
     let process = Readable::watch(process).map_err(|e| e.to_string())?;
     tokio::spawn(async move {
         process.ready().await;
@@ -350,4 +345,3 @@ fn fresh_id() -> Result<SessionId, ApiError> {
 fn failed(problem: impl std::fmt::Display) -> ApiError {
     ApiError::Failed { message: problem.to_string() }
 }
-

@@ -47,10 +47,14 @@ pub enum KernelError {
         path: PathBuf,
     },
     /// The agent runs in a cgroup namespace of its own.
-    #[error("the agent is in a cgroup namespace of its own, where the depth of a cgroup cannot be told: run it in the host's")]
+    #[error(
+        "the agent is in a cgroup namespace of its own, where the depth of a cgroup cannot be told: run it in the host's"
+    )]
     CgroupNamespace,
     /// The agent runs in a pid namespace of its own.
-    #[error("the agent is in a pid namespace of its own, where it would mistake one process for another: run it in the host's")]
+    #[error(
+        "the agent is in a pid namespace of its own, where it would mistake one process for another: run it in the host's"
+    )]
     PidNamespace,
     /// A cgroup is not where the agent needs it.
     #[error("cgroup {} is not below {}: {remedy}", path.display(), above.display())]
@@ -122,7 +126,11 @@ impl KernelError {
     pub const fn host_cannot(&self) -> bool {
         matches!(
             self,
-            Self::NotRoot { .. } | Self::Missing { .. } | Self::NotBpffs { .. } | Self::CgroupNamespace | Self::PidNamespace
+            Self::NotRoot { .. }
+                | Self::Missing { .. }
+                | Self::NotBpffs { .. }
+                | Self::CgroupNamespace
+                | Self::PidNamespace
         )
     }
 }

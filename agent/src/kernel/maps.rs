@@ -9,17 +9,14 @@ use std::{
 
 use aya::{
     Ebpf, Pod,
-    maps::{
-        Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
-        lpm_trie::Key,
-    },
+    maps::{Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use tipstaff_common::{
     label::{CONFINED, Label, Mirrored, SessionRef},
     rule::{ExecEntry, ExecKey, NetEntry},
     session::{
-        MODE_ENFORCE, MODE_OBSERVE, PolicyEntry, STATE_ACTIVE, STATE_ENDED, STATE_FREE, SessionConfig,
-        SessionCounters, state_word,
+        MODE_ENFORCE, MODE_OBSERVE, PolicyEntry, STATE_ACTIVE, STATE_ENDED, STATE_FREE, SessionConfig, SessionCounters,
+        state_word,
     },
 };
 
@@ -112,7 +109,8 @@ impl Kernel {
         for (key, value) in revision.exec {
             exec.insert(key, value, 0).map_err(failed("write", "EXEC_RULES"))?;
         }
-        let mut net = NetRules::create(entries(revision.net.len()), NO_PREALLOC).map_err(failed("make", "NET_RULES"))?;
+        let mut net =
+            NetRules::create(entries(revision.net.len()), NO_PREALLOC).map_err(failed("make", "NET_RULES"))?;
         for (length, address, value) in revision.net {
             net.insert(&Key::new(*length, *address), value, 0).map_err(failed("write", "NET_RULES"))?;
         }
@@ -257,4 +255,3 @@ impl LabelReader {
         Ok(sys::label_of(self.map.as_fd(), task)?.is_some())
     }
 }
-

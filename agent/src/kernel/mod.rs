@@ -17,9 +17,9 @@ pub mod ring;
 mod sys;
 
 pub use cgroup::CgroupRoot;
+pub use error::KernelError;
 pub use identity::open_path;
 pub use leftover::Leftover;
-pub use error::KernelError;
 pub use load::{Kernel, Options, Tier};
 pub use maps::{LabelReader, Revision};
 pub use members::Member;

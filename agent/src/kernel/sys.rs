@@ -90,8 +90,6 @@ pub fn boot_now() -> u64 {
 pub fn kill_pidfd(process: BorrowedFd<'_>) -> io::Result<()> {
     let nothing = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: no memory is passed.
-    let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, nothing, 0)
-    };
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, nothing, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -6,7 +6,6 @@
 
 mod compile;
 mod decide;
-mod duration;
 mod net;
 mod parse;
 mod problem;
@@ -20,7 +19,6 @@ mod yaml;
 
 pub use compile::{CompileProblem, NetKey, Note, Plan, Resolved, compile};
 pub use decide::{Decision, decide_exec, decide_net};
-pub use duration::{DurationError, parse_duration, show_duration};
 pub use parse::parse;
 pub use problem::Problem;
 pub use summary::{RuleSummary, Summary};

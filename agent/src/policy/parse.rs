@@ -5,13 +5,13 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::{
-    duration::parse_duration,
     problem::{Problem, Problems, quote},
     scope,
     types::{Kind, Mode, Policy},
     walk::{At, Fields, Keys, boolean, fields, text, word},
     yaml,
 };
+use crate::duration;
 
 const API_VERSION: &str = "tipstaff.dev/v1alpha1";
 
@@ -101,7 +101,7 @@ fn ttl(spec: &Fields<'_>, problems: &mut Problems) -> Option<Duration> {
         yaml::Value::Number(number) => number,
         _ => text(field.at(), problems)?,
     };
-    parse_duration(written)
+    duration::parse(written)
         .map_err(|error| problems.add(field.at().node.at, &field.path, format!("{} {error}", quote(written))))
         .ok()
 }

@@ -2,10 +2,8 @@
 
 use serde::Serialize;
 
-use super::{
-    duration::show_duration,
-    types::{Effect, Kind, Mode, NetRule, Policy, Protocol},
-};
+use super::types::{Effect, Kind, Mode, NetRule, Policy, Protocol};
+use crate::duration;
 
 /// What a policy says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -66,7 +64,7 @@ impl Policy {
             kind: self.kind,
             mode: self.mode,
             strict: self.strict,
-            ttl: show_duration(self.ttl),
+            ttl: duration::format(self.ttl),
             ttl_ms: u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX),
             digest: self.digest.clone(),
             exec_default: self.kind.exec_default(),

@@ -5,10 +5,7 @@
 //! io_uring included; they also see what a socket's creator handed to somebody else.
 
 use aya_ebpf::{
-    EbpfContext as _,
-    btf_maps::lpm_trie::Key,
-    helpers::bpf_get_socket_cookie,
-    macros::cgroup_sock_addr,
+    EbpfContext as _, btf_maps::lpm_trie::Key, helpers::bpf_get_socket_cookie, macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use tipstaff_common::{

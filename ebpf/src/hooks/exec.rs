@@ -16,8 +16,8 @@ use tipstaff_common::{
     label::DOOMED,
     limits::{ARG_BYTES, DEPTH, PATH_BYTES},
     rule::{
-        ALLOW, ExecEntry, ExecKey, FileId, KILL, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED,
-        WOULD_DENY,
+        ALLOW, ExecEntry, ExecKey, FileId, KILL, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_ENDED,
+        REASON_EXPIRED, WOULD_DENY,
     },
     session::{HAS_DIRECTORIES, PolicyEntry},
 };

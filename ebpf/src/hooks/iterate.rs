@@ -3,10 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_seq_write;
-use tipstaff_common::{
-    label::MemberRow,
-    rule::FileId,
-};
+use tipstaff_common::{label::MemberRow, rule::FileId};
 
 use crate::{
     kernel::{self, File, Task},

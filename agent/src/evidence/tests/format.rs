@@ -42,6 +42,8 @@ pub(super) fn session_end() -> Body {
         consumed: counts(7, 3),
         lost: counts(3, 2),
         packets_dropped: 1,
+        faults: 0,
+        signals_failed: 0,
     })
 }
 
@@ -93,7 +95,7 @@ fn one_of_each() -> Vec<Body> {
         exec(),
         connect("1.2.3.4:80"),
         connect("[::1]:80"),
-        Body::Fork(Fork { session, seq, pid, child: 43 }),
+        Body::Fork(Fork { session, seq, pid, child: 43, verdict: Verdict::Allow, rule: "default".into() }),
         Body::Exit(Exit { session, seq, pid, status: 9 }),
         Body::Move(Move { session, seq, pid, cgroup: 77, joined: true }),
         Body::Refused(Refused {

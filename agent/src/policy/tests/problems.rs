@@ -181,7 +181,7 @@ fn the_keys_of_a_spec() {
     spec("{kind: ci, limits: {ttl: 1.5}}", "4:32: spec.limits.ttl", "\"1.5\" is no length of time");
     spec("{kind: ci, limits: {ttl: 0s}}", "4:32: spec.limits.ttl", "must be longer than zero");
     spec("{kind: ci, limits: {ttl: true}}", "4:32: spec.limits.ttl", "must be a text");
-    spec("{kind: ci, limits: {ttl: 9000h}}", "4:32: spec.limits.ttl", "longer than 8760h");
+    spec("{kind: ci, limits: {ttl: 9000h}}", "4:32: spec.limits.ttl", "longer than 365d");
     spec("{kind: ci, limit: {}, limits: {ttl: 1m}}", "4:18: spec.limit", "did you mean limits?");
     spec(
         "{kind: ci, frobnicate: 1, limits: {ttl: 1m}}",

@@ -1,0 +1,74 @@
+//! The evidence as people read it: one line for each thing that happened, with the time since the session began.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+/// Prints the records of every session in the file.
+pub(super) fn print(path: &Path) -> Result<()> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut start = None;
+    for line in text.lines() {
+        let record: Value = serde_json::from_str(line).with_context(|| format!("{} holds no JSON", path.display()))?;
+        let at = record["boot_ns"].as_u64().unwrap_or_default();
+        if record["type"] == "session-start" {
+            start = Some(at);
+        }
+        let (Some(start), Some(what)) = (start, describe(&record)) else { continue };
+        let seconds = at.saturating_sub(start) / 1_000_000;
+        println!("  {:>2}.{:03} s  {what}", seconds / 1000, seconds % 1000);
+    }
+    Ok(())
+}
+
+/// One line for a record; `None` for those that say nothing to a first reader.
+fn describe(record: &Value) -> Option<String> {
+    let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
+    let pid = record["pid"].as_u64().unwrap_or_default();
+    Some(match record["type"].as_str()? {
+        "session-start" => format!(
+            "session {:.8} begins: policy {}, kind {}, uid {}, {} ms to live",
+            text("session"),
+            record["policy"]["name"].as_str().unwrap_or_default(),
+            text("kind"),
+            record["principal"]["uid"],
+            record["ttl_ms"]
+        ),
+        "exec" => {
+            let arguments = record["args"].as_array().map(|a| a.iter().filter_map(Value::as_str).collect::<Vec<_>>());
+            let arguments = arguments.filter(|a| !a.is_empty()).map_or_else(|| text("path"), |a| a.join(" "));
+            verdict(record, "exec", pid, &shorten(&arguments, 60))
+        }
+        "connect" => verdict(record, "connect", pid, &format!("{} {}", text("protocol"), text("to"))),
+        "state" => format!("{} -> {} ({})", text("from"), text("to"), text("cause")),
+        "session-end" => format!(
+            "ended: {}; {} killed, {} left; {} records, {} lost; {} packets dropped",
+            text("reason"),
+            record["receipts"].as_array().map_or(0, Vec::len),
+            record["members_left"],
+            sum(&record["produced"]),
+            sum(&record["lost"]),
+            record["packets_dropped"]
+        ),
+        _ => return None,
+    })
+}
+
+fn verdict(record: &Value, kind: &str, pid: u64, what: &str) -> String {
+    let verdict = record["verdict"].as_str().unwrap_or_default();
+    let rule = record["rule"].as_str().unwrap_or_default();
+    format!("{:<6} {kind:<8} {what:<62} pid {pid}, rule {rule}", verdict.to_uppercase())
+}
+
+fn shorten(text: &str, most: usize) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().count() <= most {
+        return text;
+    }
+    text.chars().take(most - 3).chain("...".chars()).collect()
+}
+
+fn sum(counts: &Value) -> u64 {
+    counts.as_object().map_or(0, |o| o.values().filter_map(Value::as_u64).sum())
+}
