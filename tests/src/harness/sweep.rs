@@ -8,14 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::{
-    errno::Errno,
-    mount::{MntFlags, umount2},
-    sys::signal::kill,
-    unistd::Pid,
-};
+use nix::mount::{MntFlags, umount2};
 
-use super::{cgroup::Cgroup, mounts};
+use super::{cgroup::Cgroup, mounts, wait};
 
 const PREFIX: &str = "tipstaff-test-";
 const BPFFS: &str = "/sys/fs/bpf";
@@ -73,8 +68,7 @@ pub(crate) fn one(name: &str) -> Result<()> {
 }
 
 fn is_dead(name: &str) -> bool {
-    let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.parse::<i32>().ok());
-    pid.is_some_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH))
+    name.strip_prefix(PREFIX).and_then(|rest| rest.parse().ok()).is_some_and(wait::gone)
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ fn second_agent(s: &mut Sandbox) -> Result<()> {
     let session = running.session(s)?;
     let second = Running::spawn(s, s.daemon(), None)?.wait()?;
     ensure!(matches!(second.code, 1 | 6), "the second agent: {second:?}");
-    second.complained(&["tipstaff: ", "another agent"])?;
+    second.complained(&["tipstaff: ", "running"])?;
     // the first and its session are as they were
     ensure!(s.json(&["ps"])?["sessions"][0]["id"] == session, "the session is gone");
     s.cli(&["end", &session])?.ended(0)?;
