@@ -73,9 +73,7 @@ impl Song {
 pub fn prove(kernel: &mut Kernel, root: &Path) -> Result<Song, KernelError> {
     let name = format!("canary-{}", std::process::id());
     let cgroup = SessionCgroup::create(root, &name).map_err(KernelError::file("make cgroup", root.join(&name)))?;
-    kernel.arm_clock(None)?;
     let song = sing(kernel, &cgroup);
-    kernel.disarm_clock(None)?;
     cgroup.kill().map_err(KernelError::file("kill cgroup", cgroup.path()))?;
     let removed = cgroup.remove_patiently().map_err(KernelError::file("remove cgroup", cgroup.path()));
     let song = song?;
@@ -124,7 +122,10 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     verse(&mut input, &mut output, &mut song).map_err(failed("listen to"))?;
     // it computes now, and asks the kernel for nothing any more
     input.write_all(b"\n").map_err(failed("talk to"))?;
+    // only now: before, it would have killed the child while it still had something to say
+    kernel.arm_clock(None)?;
     let killed = ticked(child);
+    kernel.disarm_clock(None)?;
     song.lines.push(("spin".into(), killed));
     kernel.release(session, cgroup.id())?;
     kernel.uninstall(SLOT, generation)?;
