@@ -174,10 +174,11 @@ pub(super) fn accounts(
     counters: &SessionCounters,
     consumed: &[u64; 8],
 ) -> (BTreeMap<String, u64>, BTreeMap<String, u64>, BTreeMap<String, u64>) {
-    let named = |values: [u64; 8]| -> BTreeMap<String, u64> {
-        let kinds = (0u16..8).filter_map(|k| Some((ring::kind_name(k)?, usize::from(k))));
-        kinds.map(|(name, index)| (name.to_owned(), values[index])).collect()
-    };
     let lost = std::array::from_fn(|k| counters.produced[k].saturating_sub(consumed[k]));
     (named(counters.produced), named(*consumed), named(lost))
+}
+
+/// Counts by kind, by the kinds' names.
+pub(super) fn named(values: [u64; 8]) -> BTreeMap<String, u64> {
+    (0u16..).zip(values).filter_map(|(kind, count)| Some((ring::kind_name(kind)?.to_owned(), count))).collect()
 }

@@ -107,7 +107,7 @@ fn end(
     session: &Kept,
     here: bool,
     reason: EndReason,
-    mut leftover: Option<&mut Leftover>,
+    leftover: Option<&mut Leftover>,
     log: &mut Log,
     kept: &[Kept],
     written: &mut BTreeMap<SessionId, Written>,
@@ -120,7 +120,7 @@ fn end(
     log.append_durable(&ending, now())?;
     let mut killing = Killing::default();
     let mut counters = SessionCounters::default();
-    if let (true, Some(leftover)) = (here, leftover.as_deref_mut()) {
+    if let (true, Some(leftover)) = (here, leftover) {
         let cgroup = SessionCgroup::existing(session.cgroup.clone());
         killing = kill(leftover, session.slot, session.generation, session.enforce, cgroup.as_ref())?;
         drain(leftover, log, kept, written)?;

@@ -290,7 +290,7 @@ pub fn pidfd_of(peer: &Peer) -> Result<OwnedFd, ApiError> {
     if let Ok(process) = getsockopt(peer, PeerPidfd) {
         return Ok(process);
     }
-    let process = open_pidfd(peer.pid).map_err(|_| gone())?;
+    let process = open_pidfd(peer.pid).map_err(|_gone| gone())?;
     if peer.still_connected() { Ok(process) } else { Err(gone()) }
 }
 
