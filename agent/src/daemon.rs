@@ -69,6 +69,7 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
         info!("{} sessions of an earlier agent were ended", left.ended.len());
     }
     ground.pins.clear().map_err(unable)?;
+    remove_empty(&ground.root.path);
     let loaded = load(&ground, confine.as_ref());
     let (kernel, controls) = match loaded {
         Ok(loaded) => loaded,
@@ -160,6 +161,16 @@ fn clean_up(pins: Pins, root: &Path) {
     }
     if let Err(error) = fs::remove_dir(root) {
         warn!("cannot remove cgroup {}: {error}", root.display());
+    }
+}
+
+/// Removes what an agent that was killed at the wrong moment left empty in the sessions' cgroup.
+fn remove_empty(root: &Path) {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten().map(|e| e.path());
+    for cgroup in entries.filter(|path| path.is_dir()).filter_map(SessionCgroup::existing) {
+        if let (false, Err(error)) = (cgroup.is_populated(), cgroup.remove()) {
+            warn!("cannot remove cgroup {}: {error}", cgroup.path().display());
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     },
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tipstaff_common::{
@@ -31,6 +31,8 @@ const FORBIDDEN: &str = "canary-forbidden";
 const RAN: &str = "ran";
 /// The canary's session.
 const SLOT: u32 = 0;
+/// How long the clock may take; it ticks ten times a second.
+const PATIENCE: Duration = Duration::from_secs(2);
 const LIFETIME: Duration = Duration::from_secs(20);
 /// Nothing listens there, and nothing needs to: the refusal comes first.
 const PORT: u16 = 9;
@@ -118,8 +120,13 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     verse(&mut input, &mut output, &mut song).map_err(failed("listen to"))?;
     kernel.mark_ended(session)?;
     verse(&mut input, &mut output, &mut song).map_err(failed("listen to"))?;
-    let _ = child.kill();
-    child.wait().map_err(failed("wait for"))?;
+    // it computes now, and asks the kernel for nothing any more
+    input.write_all(b"\n").map_err(failed("talk to"))?;
+    // only now: before, it would have killed the child while it still had something to say
+    kernel.arm_clock(None)?;
+    let killed = ticked(child);
+    kernel.disarm_clock(None)?;
+    song.lines.push(("spin".into(), killed));
     kernel.release(session, cgroup.id())?;
     kernel.uninstall(SLOT, generation)?;
     Ok(song)
@@ -138,6 +145,20 @@ fn verse(input: &mut ChildStdin, output: &mut BufReader<ChildStdout>, song: &mut
             None => return Ok(()),
         }
     }
+}
+
+/// What became of the child that only computes: the clock must kill it.
+fn ticked(child: &mut Child) -> String {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        match child.try_wait() {
+            Ok(Some(status)) if status.signal() == Some(libc::SIGKILL) => return "killed".into(),
+            Ok(Some(status)) => return format!("ended with {status}"),
+            Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+            Err(error) => return error.to_string(),
+        }
+    }
+    "lived on".into()
 }
 
 const fn deny_all(revision: u32) -> PolicyEntry {
@@ -177,7 +198,10 @@ pub fn child(arguments: &[String]) -> std::io::Result<()> {
     input.read_exact(&mut line)?;
     say("packet", errno(sender.send(b"2")));
     println!();
-    input.read_exact(&mut line).or(Ok(()))
+    input.read_exact(&mut line)?;
+    loop {
+        std::hint::spin_loop();
+    }
 }
 
 fn say(name: &str, outcome: String) {

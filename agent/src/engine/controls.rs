@@ -48,7 +48,7 @@ pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
         ),
         unavailable("unix-sockets", "this version has no rules for unix sockets"),
         unavailable("privileges", "this version has no rules for capabilities, ptrace, mounts and the like"),
-        unavailable("clock", "a member that only computes past its deadline is ended by the agent, not by the kernel"),
+        clock(song),
     ]
 }
 
@@ -58,6 +58,14 @@ fn control(name: &str, state: ControlState, why: &str) -> Control {
 
 fn unavailable(name: &str, why: &str) -> Control {
     control(name, ControlState::Unavailable, why)
+}
+
+/// Enforced where a member that only computes was killed after its session's end.
+fn clock(song: &Song) -> Control {
+    match song.of("spin") {
+        "killed" => control("clock", ControlState::Enforced, "the canary was killed while it only computed"),
+        other => unavailable("clock", &format!("the canary only computed after its end and {other}")),
+    }
 }
 
 /// Enforced where a flow that carried something before its session ended carries nothing after.

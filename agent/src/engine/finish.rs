@@ -88,6 +88,9 @@ impl Engine {
         let killed = live.sweep.killed.len() as u64;
         let ms = live.ending_since.map_or(0, |t| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX));
         self.free(id, &live, members_left);
+        if self.sessions.is_empty() {
+            complain("taking the clock off", self.parts.kernel.disarm_clock(Some(&self.parts.pins)));
+        }
         for waiting in live.waiting {
             let (session, reason) = (id.to_string(), reason.to_string());
             waiting.finish(Ok(Reply::Ended(wire::Ended { session, reason, killed, members_left, ms })));
@@ -96,7 +99,7 @@ impl Engine {
     }
 
     /// A slot is used again only when nothing carries its label: members of an observed session run on with it.
-    fn free(&mut self, id: SessionId, live: &Live, members_left: u64) {
+    pub(super) fn free(&mut self, id: SessionId, live: &Live, members_left: u64) {
         complain("releasing a policy", self.policies.release(&mut self.parts.kernel, live.policy_slot));
         if members_left > 0 {
             complain("keeping a session", self.parts.store.keep(&self.kept(live).ended()));
@@ -171,10 +174,11 @@ pub(super) fn accounts(
     counters: &SessionCounters,
     consumed: &[u64; 8],
 ) -> (BTreeMap<String, u64>, BTreeMap<String, u64>, BTreeMap<String, u64>) {
-    let named = |values: [u64; 8]| -> BTreeMap<String, u64> {
-        let kinds = (0u16..8).filter_map(|k| Some((ring::kind_name(k)?, usize::from(k))));
-        kinds.map(|(name, index)| (name.to_owned(), values[index])).collect()
-    };
     let lost = std::array::from_fn(|k| counters.produced[k].saturating_sub(consumed[k]));
     (named(counters.produced), named(*consumed), named(lost))
+}
+
+/// Counts by kind, by the kinds' names.
+pub(super) fn named(values: [u64; 8]) -> BTreeMap<String, u64> {
+    (0u16..).zip(values).filter_map(|(kind, count)| Some((ring::kind_name(kind)?.to_owned(), count))).collect()
 }

@@ -75,8 +75,9 @@ pub fn recover(pins: &Pins, store: &Store, log: &mut Log, reason: EndReason) -> 
     for session in &kept {
         let id = session.start.session;
         let here = session.boot == store.boot();
-        let Some(already) = written.get(&id).map(|w| w.ended) else { continue };
-        if !session.over && !already {
+        // one without a start never had a member; one with an end only kept its file
+        let open = written.get(&id).is_some_and(|w| w.started && !w.ended);
+        if !session.over && open {
             end(session, here, reason, leftover.as_mut(), log, &kept, &mut written)?;
             recovered.ended.push(id);
         }
@@ -106,7 +107,7 @@ fn end(
     session: &Kept,
     here: bool,
     reason: EndReason,
-    mut leftover: Option<&mut Leftover>,
+    leftover: Option<&mut Leftover>,
     log: &mut Log,
     kept: &[Kept],
     written: &mut BTreeMap<SessionId, Written>,
@@ -119,7 +120,7 @@ fn end(
     log.append_durable(&ending, now())?;
     let mut killing = Killing::default();
     let mut counters = SessionCounters::default();
-    if let (true, Some(leftover)) = (here, leftover.as_deref_mut()) {
+    if let (true, Some(leftover)) = (here, leftover) {
         let cgroup = SessionCgroup::existing(session.cgroup.clone());
         killing = kill(leftover, session.slot, session.generation, session.enforce, cgroup.as_ref())?;
         drain(leftover, log, kept, written)?;
@@ -154,7 +155,9 @@ fn gap(log: &mut Log, detail: String) -> Result<(), Error> {
 struct Written {
     /// Records of its members, by kind.
     counts: [u64; 8],
-    /// Its end was written; only its file was not removed.
+    /// Its start was written.
+    started: bool,
+    /// Its end was written.
     ended: bool,
 }
 
@@ -167,6 +170,7 @@ fn read_evidence(log: &Log, kept: &[Kept]) -> Result<BTreeMap<SessionId, Written
     for record in read(log.path())?.filter_map(Result::ok) {
         if let Some(written) = record.body.session().and_then(|id| written.get_mut(&id)) {
             count(&mut written.counts, record.body.kind());
+            written.started |= matches!(record.body, Body::SessionStart(_));
             written.ended |= matches!(record.body, Body::SessionEnd(_));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Engine, Live, complain, controls, resolve};
+use super::{Engine, Live, complain, controls, finish::named, resolve};
 use crate::{
     api::wire::{self, ApiError, Reply},
     evidence::{Control, ControlState, Text},
@@ -53,10 +53,7 @@ impl Engine {
         };
         let counters = complain("reading counters", self.parts.kernel.counters(live.reference.slot));
         let counters = counters.unwrap_or_default();
-        let (produced, _, _) = super::finish::accounts(&counters, &live.consumed);
-        let mut unread = tipstaff_common::session::SessionCounters::default();
-        unread.produced = counters.lost;
-        let (lost, _, _) = super::finish::accounts(&unread, &[0; 8]);
+        let (produced, lost) = (named(counters.produced), named(counters.lost));
         let (start, principal) = (&live.start, &live.start.principal);
         Ok(Reply::Inspect(Box::new(wire::Inspect {
             session: self.row(id, live, &members),

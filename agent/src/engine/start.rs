@@ -67,7 +67,6 @@ impl Engine {
             }
         };
         let start = session_start(id, run, peer, &checked.policy, &cgroup, checked.ttl, deadline);
-        self.append_durable(&Body::SessionStart(start.clone()));
         let mode = if checked.policy.mode == Mode::Enforce { session::Mode::Enforce } else { session::Mode::Observe };
         let live = Live {
             machine: Session::new(id, mode, deadline),
@@ -88,6 +87,12 @@ impl Engine {
             waiting: Vec::new(),
             _first: first,
         };
+        // kept before it is recorded: a session that is recorded always has an end, whoever writes it
+        if let Err(error) = self.parts.store.keep(&self.kept(&live)) {
+            self.free(id, &live, 0);
+            return Err(failed(format!("cannot write to {}: {error}", self.parts.store.folder().display())));
+        }
+        self.append_durable(&Body::SessionStart(live.start.clone()));
         self.sessions.insert(id, live);
         if let Err(problem) = self.admit(id, peer) {
             self.undo(id, peer, &home);
@@ -202,6 +207,7 @@ impl Engine {
         policy: &Policy,
         deadline: u64,
     ) -> Result<(SessionRef, SessionCgroup), ApiError> {
+        self.parts.kernel.arm_clock(Some(&self.parts.pins)).map_err(failed)?;
         let reference = self.slots.take().map_err(failed)?;
         let root = &self.parts.root.path;
         let cgroup = match SessionCgroup::create(root, &id.to_string()) {
@@ -221,12 +227,9 @@ impl Engine {
         Ok((reference, cgroup))
     }
 
-    /// Labels the caller, moves it, reads the label back, and keeps the session for the next agent.
+    /// Labels the caller, moves it, and reads the label back.
     fn admit(&mut self, id: SessionId, peer: &Peer) -> Result<(), String> {
         let Some(live) = self.sessions.get(&id) else { return Err("it is gone".into()) };
-        let kept = self.kept(live);
-        let folder = self.parts.store.folder().display().to_string();
-        self.parts.store.keep(&kept).map_err(|e| format!("cannot write to {folder}: {e}"))?;
         let task = live._first.as_fd();
         self.parts.kernel.label(task, live.reference).map_err(|e| e.to_string())?;
         live.cgroup.take(peer.pid).map_err(|e| format!("cannot move process {}: {e}", peer.pid))?;
@@ -287,7 +290,7 @@ pub fn pidfd_of(peer: &Peer) -> Result<OwnedFd, ApiError> {
     if let Ok(process) = getsockopt(peer, PeerPidfd) {
         return Ok(process);
     }
-    let process = open_pidfd(peer.pid).map_err(|_| gone())?;
+    let process = open_pidfd(peer.pid).map_err(|_gone| gone())?;
     if peer.still_connected() { Ok(process) } else { Err(gone()) }
 }
 

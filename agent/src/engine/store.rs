@@ -49,6 +49,9 @@ impl Kept {
     }
 }
 
+/// Sessions that were kept, and the files that could not be read, each with why.
+pub type Stored = (Vec<Kept>, Vec<(PathBuf, String)>);
+
 /// The folder of session files.
 #[derive(Debug)]
 pub struct Store {
@@ -117,7 +120,7 @@ impl Store {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub fn kept(&self) -> io::Result<(Vec<Kept>, Vec<(PathBuf, String)>)> {
+    pub fn kept(&self) -> io::Result<Stored> {
         let (mut sessions, mut unreadable) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();

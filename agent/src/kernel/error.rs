@@ -35,7 +35,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// Another agent holds the pins.
-    #[error("an agent is running that holds {}: stop it, or give this one its own --pin-dir", path.display())]
+    #[error("another agent is running and holds {}: stop it, or give this one its own --pin-dir", path.display())]
     Held {
         /// The pin directory.
         path: PathBuf,

@@ -12,7 +12,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::MapType,
     programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Iter, Lsm, Program,
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Iter, Lsm, PerfEvent, Program,
         ProgramError, links::FdLink,
     },
 };
@@ -65,6 +65,9 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// Links that are not pinned, by program.
     links: Vec<(&'static str, FdLink)>,
+    /// The clock's links that are not pinned, one a CPU.
+    pub(super) clock: Vec<FdLink>,
+    pub(super) clock_runs: bool,
     /// The maps that the agent reads and writes.
     pub(super) maps: Maps,
     tier: Tier,
@@ -129,7 +132,8 @@ impl Kernel {
         }
         let btf = Btf::from_sys_fs().map_err(|e| KernelError::refused("its own type information", &e))?;
         let maps = Maps::take(&mut ebpf)?;
-        let mut kernel = Self { ebpf, links: Vec::new(), maps, tier: Tier::NoLsm };
+        let mut kernel =
+            Self { ebpf, links: Vec::new(), clock: Vec::new(), clock_runs: false, maps, tier: Tier::NoLsm };
         kernel.attach_all(options, &btf)?;
         Ok(kernel)
     }
@@ -155,6 +159,8 @@ impl Kernel {
             let program: &mut Iter = self.typed(name)?;
             program.load(kind, btf).map_err(|e| KernelError::refused(format!("iterator {name}"), &e))?;
         }
+        let program: &mut PerfEvent = self.typed("clock")?;
+        program.load().map_err(|e| KernelError::refused("program clock", &e))?;
         if options.pins.is_some() {
             // for the next agent, which asks these programs who is still labelled
             let link = attach_iterator(self.typed("members")?);
@@ -215,7 +221,7 @@ impl Kernel {
         })
     }
 
-    fn typed<'p, P>(&'p mut self, name: &str) -> Result<&'p mut P, KernelError>
+    pub(super) fn typed<'p, P>(&'p mut self, name: &str) -> Result<&'p mut P, KernelError>
     where
         &'p mut P: TryFrom<&'p mut Program, Error = ProgramError>,
     {

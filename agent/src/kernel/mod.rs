@@ -5,6 +5,7 @@
 
 mod btf;
 mod cgroup;
+mod clock;
 mod error;
 mod identity;
 mod leftover;

@@ -58,13 +58,30 @@ impl Pins {
     /// Removes every pin of an earlier agent, or of this one: what the links hold is detached with them. Returns how
     /// many there were.
     pub fn clear(&self) -> Result<usize, KernelError> {
-        let entries = fs::read_dir(&self.directory).map_err(KernelError::file("read", &self.directory))?;
-        let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|e| e.path()).collect();
+        let mut paths = self.entries()?;
         paths.sort(); // links before maps: nothing runs on maps that are gone
         for path in &paths {
             fs::remove_file(path).map_err(KernelError::file("remove", path))?;
         }
         Ok(paths.len())
+    }
+
+    /// Removes the links whose names begin with `prefix`.
+    pub fn clear_links(&self, prefix: &str) -> Result<(), KernelError> {
+        let start = format!("link_{prefix}");
+        for path in self
+            .entries()?
+            .into_iter()
+            .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&start)))
+        {
+            fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> Result<Vec<PathBuf>, KernelError> {
+        let entries = fs::read_dir(&self.directory).map_err(KernelError::file("read", &self.directory))?;
+        Ok(entries.filter_map(Result::ok).map(|e| e.path()).collect())
     }
 
     /// Removes the pins and the directories. Returns how many pins there were.
