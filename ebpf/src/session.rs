@@ -180,7 +180,7 @@ pub fn of_current_in_cgroup_program() -> Result<Option<Session>, Fault> {
         return Ok(Some(session));
     }
     // SAFETY: no pointers.
-    let id = unsafe { bpf_get_current_ancestor_cgroup_id(kernel::settings().session_level as i32) };
+    let id = unsafe { bpf_get_current_ancestor_cgroup_id(kernel::settings().session_level.cast_signed()) };
     of_subtree(id)
 }
 
