@@ -70,7 +70,7 @@ impl Sandbox {
         for part in ["agent", "elsewhere", "sessions"] {
             cgroup.child(part)?;
         }
-        let binary = binary.to_owned();
+        let binary = within_reach(binary, &folder)?;
         let count = Cell::new(0);
         Ok(Self { tier, folder, pins, cgroup, callers, binary, agent: None, armed: false, damaged: false, count })
     }
@@ -293,6 +293,18 @@ impl Sandbox {
         ensure!(pins.is_empty(), "left over: {pins:?}");
         Ok(())
     }
+}
+
+/// The agent's binary where every user can start it: a checkout may lie in a folder that is closed to others.
+fn within_reach(binary: &Path, folder: &Path) -> Result<PathBuf> {
+    if in_guest() {
+        return Ok(binary.to_owned());
+    }
+    let near = folder.join("tipstaff");
+    if fs::hard_link(binary, &near).is_err() {
+        fs::copy(binary, &near).with_context(|| format!("{} cannot be copied", binary.display()))?;
+    }
+    Ok(near)
 }
 
 fn own_bpffs(path: &Path) -> Result<PathBuf> {

@@ -3,10 +3,11 @@
 use std::{
     fs,
     os::unix::{net::UnixListener, process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::{
+    errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::resource::{Resource, setrlimit},
@@ -56,15 +57,22 @@ fn not_root(s: &mut Sandbox) -> Result<()> {
     s.start()
 }
 
-/// A mount namespace of its own, from which nothing gets out.
-fn own_mounts() -> nix::Result<()> {
+/// A mount namespace of its own, from which nothing gets out. `places` are all mount points: in a chroot, `/` is none of
+/// them, and what lies above it is out of reach.
+fn own_mounts(places: &[PathBuf]) -> nix::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+    let private = |place: &Path| mount(None::<&str>, place, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>);
+    places.iter().try_for_each(|place| match private(place) {
+        // mounted over: nothing is mounted there any more
+        Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        other => other,
+    })
 }
 
 fn no_btf(s: &mut Sandbox) -> Result<()> {
-    let hide = || {
-        own_mounts()?;
+    let places = mounts::below(Path::new("/"))?;
+    let hide = move || {
+        own_mounts(&places)?;
         mount(Some("none"), "/sys/kernel/btf", Some("tmpfs"), MsFlags::empty(), None::<&str>)
     };
     agent_refuses(s, hide, &["btf"])?;
@@ -72,10 +80,10 @@ fn no_btf(s: &mut Sandbox) -> Result<()> {
 }
 
 fn no_cgroup2(s: &mut Sandbox) -> Result<()> {
-    let places = mounts::all_of("cgroup2")?;
+    let (places, trees) = (mounts::below(Path::new("/"))?, mounts::all_of("cgroup2")?);
     let hide = move || {
-        own_mounts()?;
-        places.iter().try_for_each(|place| umount2(place, MntFlags::MNT_DETACH))
+        own_mounts(&places)?;
+        trees.iter().try_for_each(|place| umount2(place, MntFlags::MNT_DETACH))
     };
     agent_refuses(s, hide, &["cgroup2"])?;
     s.start()
@@ -88,7 +96,7 @@ fn memlock(s: &mut Sandbox) -> Result<()> {
     let lower = || {
         setrlimit(Resource::RLIMIT_MEMLOCK, 65_536, 65_536)?;
         // SAFETY: integers only; the capability is gone after the exec.
-        nix::errno::Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_RESOURCE) })?;
+        Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_RESOURCE) })?;
         Ok(())
     };
     // SAFETY: between fork and exec only two system calls are made, and nothing is allocated.
