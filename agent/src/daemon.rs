@@ -136,8 +136,19 @@ impl Ground {
     /// Takes the locks in an order in which a second agent fails before it touches anything.
     fn take(config: &Config) -> Result<Self, Failure> {
         let mount = cgroup2_mount()?;
+        let pins = Pins::open(&config.paths.pins).map_err(unable)?;
+        match Self::rest(config, &mount) {
+            Ok((root, log, store)) => Ok(Self { mount, root, pins, log, store }),
+            Err(failure) => {
+                pins.leave();
+                Err(failure)
+            }
+        }
+    }
+
+    /// What else there is to take once the pins are held.
+    fn rest(config: &Config, mount: &Path) -> Result<(CgroupRoot, Log, Store), Failure> {
         let paths = &config.paths;
-        let pins = Pins::open(&paths.pins).map_err(unable)?;
         make_private(&paths.state)?;
         let boot = read_line("/proc/sys/kernel/random/boot_id")?;
         let host = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
@@ -149,8 +160,8 @@ impl Ground {
         }
         log.flush().map_err(unexpected)?;
         let store = Store::open(&paths.state, boot).map_err(unexpected)?;
-        let root = CgroupRoot::create(&paths.cgroup()?, &mount).map_err(unable)?;
-        Ok(Self { mount, root, pins, log, store })
+        let root = CgroupRoot::create(&paths.cgroup()?, mount).map_err(unable)?;
+        Ok((root, log, store))
     }
 }
 

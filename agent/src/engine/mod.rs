@@ -53,6 +53,16 @@ const BATCH: usize = 2048;
 const BATCHES: usize = 64;
 /// Appended records are made durable at the latest after this long.
 const FLUSH: Duration = Duration::from_secs(1);
+/// End reasons that a caller of `end` may give; the others are the agent's own findings.
+const CALLERS: [EndReason; 7] = [
+    EndReason::Operator,
+    EndReason::Revoked,
+    EndReason::Locked,
+    EndReason::Violation,
+    EndReason::CredentialExpired,
+    EndReason::ContextChanged,
+    EndReason::Superseded,
+];
 /// Verdicts that `inspect` shows.
 const LAST_VERDICTS: usize = 20;
 
@@ -341,9 +351,9 @@ impl Engine {
             Ok(id) => id,
             Err(problem) => return reply.finish(Err(problem)),
         };
-        let Ok(reason) = end.reason.parse::<EndReason>() else {
-            let known: Vec<&str> = EndReason::ALL.iter().map(|r| r.as_str()).collect();
-            let message = format!("{:?} is no end reason: one of {}", end.reason, known.join(", "));
+        let Some(reason) = end.reason.parse::<EndReason>().ok().filter(|r| CALLERS.contains(r)) else {
+            let known: Vec<&str> = CALLERS.iter().map(|r| r.as_str()).collect();
+            let message = format!("{:?} is no reason to give: one of {}", end.reason, known.join(", "));
             return reply.finish(Err(ApiError::BadRequest { message }));
         };
         if let Some(session) = self.sessions.get_mut(&id) {

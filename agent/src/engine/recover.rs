@@ -75,9 +75,11 @@ pub fn recover(pins: &Pins, store: &Store, log: &mut Log, reason: EndReason) -> 
     for session in &kept {
         let id = session.start.session;
         let here = session.boot == store.boot();
-        // one without a start never had a member; one with an end only kept its file
-        let open = written.get(&id).is_some_and(|w| w.started && !w.ended);
-        if !session.over && open {
+        // what runs is ended whatever the evidence says; an end that was written is not written again, and a start that
+        // was not never had a member
+        let (started, ended) = written.get(&id).map_or((false, false), |w| (w.started, w.ended));
+        let runs = here && may_run(session, leftover.as_ref())?;
+        if !session.over && !ended && (started || runs) {
             end(session, here, reason, leftover.as_mut(), log, &kept, &mut written)?;
             recovered.ended.push(id);
         }
@@ -120,14 +122,40 @@ fn end(
     log.append_durable(&ending, now())?;
     let mut killing = Killing::default();
     let mut counters = SessionCounters::default();
-    if let (true, Some(leftover)) = (here, leftover) {
-        let cgroup = SessionCgroup::existing(session.cgroup.clone());
-        killing = kill(leftover, session.slot, session.generation, session.enforce, cgroup.as_ref())?;
-        drain(leftover, log, kept, written)?;
-        counters = leftover.counters(session.slot)?;
+    let cgroup = SessionCgroup::existing(session.cgroup.clone());
+    match (here, leftover, cgroup) {
+        (true, Some(leftover), cgroup) => {
+            killing = kill(leftover, session.slot, session.generation, session.enforce, cgroup.as_ref())?;
+            drain(leftover, log, kept, written)?;
+            counters = leftover.counters(session.slot)?;
+        }
+        (true, None, Some(cgroup)) => {
+            gap(log, format!("the pins of session {id} are gone: what it did is not counted, its cgroup is killed"))?;
+            killing = kill_cgroup(&cgroup, session.enforce)?;
+        }
+        _ => {}
     }
     let consumed = written.get(&id).map(|w| w.counts).unwrap_or_default();
     write_end(session, reason, killing, &counters, consumed, log)
+}
+
+/// Whether anything of a session of this boot may still run.
+fn may_run(session: &Kept, leftover: Option<&Leftover>) -> Result<bool, KernelError> {
+    let populated = SessionCgroup::existing(session.cgroup.clone()).is_some_and(|c| c.is_populated());
+    let Some(leftover) = leftover else { return Ok(populated) };
+    Ok(populated || !members(leftover, session.slot, session.generation)?.is_empty())
+}
+
+/// Without pins there are no labels to walk: all that is known of the session is its cgroup.
+fn kill_cgroup(cgroup: &SessionCgroup, enforce: bool) -> Result<Killing, KernelError> {
+    let mut killing = Killing::default();
+    let start = Instant::now();
+    while enforce && cgroup.is_populated() && start.elapsed() < PATIENCE {
+        cgroup.kill().map_err(KernelError::file("kill cgroup", cgroup.path()))?;
+        std::thread::sleep(GLANCE);
+    }
+    killing.left = u64::from(cgroup.is_populated());
+    Ok(killing)
 }
 
 /// Ends what carries a label that no kept session explains: its file was lost, the programs in force were not.

@@ -50,6 +50,10 @@ impl Engine {
             return Err(ApiError::Busy { message: "the agent is being disarmed and starts nothing".into() });
         }
         let first = pidfd_of(peer)?;
+        // the gate was asked before this call waited its turn
+        if self.parts.kernel.label_of(first.as_fd()).map_err(failed)?.is_some() {
+            return Err(ApiError::Member {});
+        }
         let home = cgroup_of(peer.pid, &self.parts.mount).map_err(failed)?;
         self.check_confinement(peer, &home)?;
         let checked = self.check(run, peer)?;

@@ -25,7 +25,7 @@ impl Leftover {
     /// Opens what `pins` holds; `None` where nothing is pinned.
     pub fn open(pins: &Pins) -> Result<Option<Self>, KernelError> {
         let members = pins.link("members");
-        if !members.exists() {
+        if !members.exists() || !pins.map("SESSION_STATE").exists() {
             return Ok(None);
         }
         Ok(Some(Self {

@@ -84,6 +84,13 @@ impl Pins {
         Ok(entries.filter_map(Result::ok).map(|e| e.path()).collect())
     }
 
+    /// Gives up the lock, and the directories where they hold no pin of an earlier agent.
+    pub fn leave(self) {
+        // not empty: then they are in use
+        let _ = fs::remove_dir(&self.directory);
+        let _ = fs::remove_dir(&self.top);
+    }
+
     /// Removes the pins and the directories. Returns how many pins there were.
     pub fn remove(self) -> Result<usize, KernelError> {
         let count = self.clear()?;
