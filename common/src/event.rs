@@ -102,8 +102,10 @@ pub struct Exit {
     pub code: u32,
     /// Always 0.
     pub pad: u32,
+    /// Its name; unused bytes are 0.
+    pub name: [u8; 16],
 }
-const _: () = assert!(size_of::<Exit>() == 64);
+const _: () = assert!(size_of::<Exit>() == 80);
 
 /// The address came from connect(2).
 pub const VIA_CONNECT: u8 = 0;

@@ -1,10 +1,10 @@
 //! Thin safe wrappers around helpers and kernel memory. The only file that reads kernel structures.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::offset_of};
 
 use aya_ebpf::helpers::{
-    bpf_get_current_task, bpf_get_current_task_btf, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
-    bpf_probe_read_kernel, bpf_send_signal,
+    bpf_get_current_comm, bpf_get_current_task, bpf_get_current_task_btf, bpf_get_current_uid_gid,
+    bpf_ktime_get_boot_ns, bpf_probe_read_kernel, bpf_send_signal,
 };
 use tipstaff_common::{offsets::Offsets, rule::FileId, session::Settings};
 
@@ -21,21 +21,24 @@ pub fn settings() -> Settings {
     unsafe { core::ptr::read_volatile(&raw const SETTINGS) }
 }
 
-/// Reads one offset; see [`settings`] for why it is volatile.
+/// Reads one offset; see [`settings`] for why it is volatile. `field` is the `offset_of!` of a field of [`Offsets`].
 #[inline(always)]
-fn offset(field: fn(*const Offsets) -> *const u32) -> u64 {
-    // SAFETY: `field` projects into the static.
-    u64::from(unsafe { core::ptr::read_volatile(field(&raw const OFFSETS)) })
+fn offset(field: usize) -> u64 {
+    // SAFETY: every field is a `u32`, and this is one.
+    let place = unsafe { (&raw const OFFSETS).cast::<u8>().add(field).cast::<u32>() };
+    // SAFETY: as above.
+    u64::from(unsafe { core::ptr::read_volatile(place) })
 }
 
 /// Reads a `T` at `base` + the offset of a field. A page that is not there is a fault, never zeros.
 #[inline(always)]
-fn read<T>(base: u64, field: fn(*const Offsets) -> *const u32) -> Result<T, Fault> {
+fn read<T>(base: u64, field: usize) -> Result<T, Fault> {
     if base == 0 {
         return Err(Fault::Unreadable);
     }
     // SAFETY: the helper checks the address and copies; it never faults.
-    unsafe { bpf_probe_read_kernel((base + offset(field)) as *const T) }.map_err(|_| Fault::Unreadable)
+    let value = unsafe { bpf_probe_read_kernel((base + offset(field)) as *const T) };
+    value.map_err(|_errno| Fault::Unreadable)
 }
 
 /// Nanoseconds of `CLOCK_BOOTTIME`.
@@ -57,6 +60,12 @@ pub fn uid() -> u32 {
 pub fn kill_current() -> bool {
     // SAFETY: no pointers.
     unsafe { bpf_send_signal(9) == 0 }
+}
+
+/// The current task's name; empty where it cannot be read.
+#[inline(always)]
+pub fn name() -> [u8; 16] {
+    bpf_get_current_comm().unwrap_or_default()
 }
 
 /// The current task as the verifier's trusted pointer, for task storage.
@@ -81,52 +90,52 @@ impl Task {
     /// Process id in the root pid namespace.
     #[inline(always)]
     pub fn tgid(self) -> Result<u32, Fault> {
-        read(self.0, |o| unsafe { &raw const (*o).task_tgid })
+        read(self.0, offset_of!(Offsets, task_tgid))
     }
 
     /// Thread id in the root pid namespace.
     #[inline(always)]
     pub fn tid(self) -> Result<u32, Fault> {
-        read(self.0, |o| unsafe { &raw const (*o).task_pid })
+        read(self.0, offset_of!(Offsets, task_pid))
     }
 
     /// The process's first thread.
     #[inline(always)]
     pub fn leader(self) -> Result<Self, Fault> {
-        read(self.0, |o| unsafe { &raw const (*o).task_leader }).map(Self)
+        read(self.0, offset_of!(Offsets, task_leader)).map(Self)
     }
 
     /// Counts the execs of this task; raised before `sched_process_exec` fires.
     #[inline(always)]
     pub fn exec_id(self) -> Result<u32, Fault> {
-        read(self.0, |o| unsafe { &raw const (*o).task_exec_id })
+        read(self.0, offset_of!(Offsets, task_exec_id))
     }
 
     /// As wait(2) reports it; valid once the task exits.
     #[inline(always)]
     pub fn exit_code(self) -> Result<u32, Fault> {
-        read(self.0, |o| unsafe { &raw const (*o).task_exit_code })
+        read(self.0, offset_of!(Offsets, task_exit_code))
     }
 
     /// Not 0 once the task has ended and only waits to be reaped: it holds nothing any more.
     #[inline(always)]
     pub fn exit_state(self) -> Result<u32, Fault> {
-        read(self.0, |o| unsafe { &raw const (*o).task_exit_state })
+        read(self.0, offset_of!(Offsets, task_exit_state))
     }
 
     /// The task's cgroup in the unified hierarchy.
     #[inline(always)]
     pub fn cgroup(self) -> Result<Cgroup, Fault> {
-        let set: u64 = read(self.0, |o| unsafe { &raw const (*o).task_cgroups })?;
-        read(set, |o| unsafe { &raw const (*o).css_set_default }).map(Cgroup)
+        let set: u64 = read(self.0, offset_of!(Offsets, task_cgroups))?;
+        read(set, offset_of!(Offsets, css_set_default)).map(Cgroup)
     }
 
     /// Start and end of the argument vector in the task's own memory.
     #[inline(always)]
     pub fn arguments(self) -> Result<(u64, u64), Fault> {
-        let mm: u64 = read(self.0, |o| unsafe { &raw const (*o).task_mm })?;
-        let start = read(mm, |o| unsafe { &raw const (*o).mm_arg_start })?;
-        let end = read(mm, |o| unsafe { &raw const (*o).mm_arg_end })?;
+        let mm: u64 = read(self.0, offset_of!(Offsets, task_mm))?;
+        let start = read(mm, offset_of!(Offsets, mm_arg_start))?;
+        let end = read(mm, offset_of!(Offsets, mm_arg_end))?;
         Ok((start, end))
     }
 }
@@ -139,19 +148,19 @@ impl Cgroup {
     /// Its id, which is the inode number of its directory.
     #[inline(always)]
     pub fn id(self) -> Result<u64, Fault> {
-        let node: u64 = read(self.0, |o| unsafe { &raw const (*o).cgroup_node })?;
-        read(node, |o| unsafe { &raw const (*o).node_id })
+        let node: u64 = read(self.0, offset_of!(Offsets, cgroup_node))?;
+        read(node, offset_of!(Offsets, node_id))
     }
 
     /// Id of its ancestor (or itself) at `level`; `None` where it stands higher than that.
     #[inline(always)]
     pub fn ancestor(self, level: u32) -> Result<Option<u64>, Fault> {
-        let own: u32 = read(self.0, |o| unsafe { &raw const (*o).cgroup_level })?;
+        let own: u32 = read(self.0, offset_of!(Offsets, cgroup_level))?;
         if own < level {
             return Ok(None);
         }
         let base = self.0 + u64::from(level) * 8;
-        let ancestor: u64 = read(base, |o| unsafe { &raw const (*o).cgroup_ancestors })?;
+        let ancestor: u64 = read(base, offset_of!(Offsets, cgroup_ancestors))?;
         Self(ancestor).id().map(Some)
     }
 }
@@ -164,23 +173,23 @@ impl Dentry {
     /// The directory above, in the same file system; itself at the root.
     #[inline(always)]
     pub fn parent(self) -> Result<Self, Fault> {
-        read(self.0, |o| unsafe { &raw const (*o).dentry_parent }).map(Self)
+        read(self.0, offset_of!(Offsets, dentry_parent)).map(Self)
     }
 
     /// Which file it names.
     #[inline(always)]
     pub fn identity(self) -> Result<FileId, Fault> {
-        inode_identity(read(self.0, |o| unsafe { &raw const (*o).dentry_inode })?)
+        inode_identity(read(self.0, offset_of!(Offsets, dentry_inode))?)
     }
 }
 
 #[inline(always)]
 fn inode_identity(inode: u64) -> Result<FileId, Fault> {
-    let superblock: u64 = read(inode, |o| unsafe { &raw const (*o).inode_super })?;
+    let superblock: u64 = read(inode, offset_of!(Offsets, inode_super))?;
     Ok(FileId {
-        inode: read(inode, |o| unsafe { &raw const (*o).inode_number })?,
-        device: read(superblock, |o| unsafe { &raw const (*o).super_device })?,
-        generation: read(inode, |o| unsafe { &raw const (*o).inode_generation })?,
+        inode: read(inode, offset_of!(Offsets, inode_number))?,
+        device: read(superblock, offset_of!(Offsets, super_device))?,
+        generation: read(inode, offset_of!(Offsets, inode_generation))?,
     })
 }
 
@@ -192,13 +201,13 @@ impl File {
     /// Which file it is.
     #[inline(always)]
     pub fn identity(self) -> Result<FileId, Fault> {
-        inode_identity(read(self.0, |o| unsafe { &raw const (*o).file_inode })?)
+        inode_identity(read(self.0, offset_of!(Offsets, file_inode))?)
     }
 
     /// Where it was opened.
     #[inline(always)]
     pub fn dentry(self) -> Result<Dentry, Fault> {
-        read(self.0, |o| unsafe { &raw const (*o).file_dentry }).map(Dentry)
+        read(self.0, offset_of!(Offsets, file_dentry)).map(Dentry)
     }
 }
 
@@ -210,19 +219,19 @@ impl Binprm {
     /// The file to run: the script, then its interpreter.
     #[inline(always)]
     pub fn file(self) -> Result<File, Fault> {
-        read(self.0, |o| unsafe { &raw const (*o).binprm_file }).map(File)
+        read(self.0, offset_of!(Offsets, binprm_file)).map(File)
     }
 
     /// Address of what was asked for, a string in kernel memory.
     #[inline(always)]
     pub fn filename(self) -> Result<u64, Fault> {
-        read(self.0, |o| unsafe { &raw const (*o).binprm_filename })
+        read(self.0, offset_of!(Offsets, binprm_filename))
     }
 
     /// The file begins as a script does: its interpreter comes next.
     #[inline(always)]
     pub fn is_script(self) -> bool {
-        let Ok(start) = read::<[u8; 2]>(self.0, |o| unsafe { &raw const (*o).binprm_buffer }) else { return false };
+        let Ok(start) = read::<[u8; 2]>(self.0, offset_of!(Offsets, binprm_buffer)) else { return false };
         start == *b"#!"
     }
 }

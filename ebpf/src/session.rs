@@ -107,7 +107,7 @@ impl Session {
 #[inline(always)]
 fn mirrored(task: Task) -> Option<Mirrored> {
     // SAFETY: copied out at once; a concurrent delete can at worst give a value that the thread id then refuses.
-    let entry = *unsafe { MIRROR.get(&task.0) }?;
+    let entry = *unsafe { MIRROR.get(task.0) }?;
     match task.tid() {
         Ok(tid) if tid == entry.tid => Some(entry),
         _ => None,
@@ -135,7 +135,7 @@ fn current_by_mirror() -> Option<Session> {
 #[inline(always)]
 fn by_cgroup_id(id: u64) -> Option<SessionRef> {
     // SAFETY: copied out at once.
-    unsafe { CGROUP_SESSIONS.get(&id) }.copied()
+    unsafe { CGROUP_SESSIONS.get(id) }.copied()
 }
 
 /// The session whose cgroup this is, or lies above it.
@@ -180,7 +180,7 @@ pub fn of_current_in_cgroup_program() -> Result<Option<Session>, Fault> {
         return Ok(Some(session));
     }
     // SAFETY: no pointers.
-    let id = unsafe { bpf_get_current_ancestor_cgroup_id(kernel::settings().session_level as i32) };
+    let id = unsafe { bpf_get_current_ancestor_cgroup_id(kernel::settings().session_level.cast_signed()) };
     of_subtree(id)
 }
 
@@ -213,7 +213,7 @@ pub fn mirror(task: Task, label: Label) -> Result<bool, Fault> {
     let tid = task.tid()?;
     let fresh = mirrored(task).is_none();
     let entry = Mirrored { slot: label.slot, generation: label.generation, flags: label.flags, tid };
-    MIRROR.insert(&task.0, &entry, 0).map_err(|_| Fault::Unlabelled)?;
+    MIRROR.insert(task.0, entry, 0).map_err(|_errno| Fault::Unlabelled)?;
     Ok(fresh)
 }
 

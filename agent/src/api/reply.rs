@@ -245,6 +245,8 @@ pub struct Status {
     pub controls: Vec<Control>,
     /// Records lost since the start, by kind.
     pub lost: BTreeMap<String, u64>,
+    /// Decisions that were not carried out, because the task lies outside the confinement.
+    pub foreign: u64,
     /// The evidence file.
     pub evidence: EvidenceInfo,
     /// A control that a live session asked for is not in force, or records were lost.

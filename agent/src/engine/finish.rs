@@ -141,8 +141,10 @@ impl Engine {
 }
 
 fn receipts(live: &Live) -> Vec<Receipt> {
-    let killed = live.sweep.killed.iter();
-    killed.map(|(pid, k)| Receipt { pid: *pid, name: Text::from(k.name.as_slice()), gone: k.gone() }).collect()
+    let swept = live.sweep.killed.iter().map(|(pid, k)| (*pid, k.name.as_slice(), k.gone()));
+    let confirmed = live.confirmed.iter().filter(|(pid, _)| !live.sweep.killed.contains_key(pid));
+    let all = swept.chain(confirmed.map(|(pid, name)| (*pid, name.as_slice(), true)));
+    all.map(|(pid, name, gone)| Receipt { pid, name: Text::from(name), gone }).collect()
 }
 
 fn session_end(

@@ -132,6 +132,8 @@ struct Live {
     denied: u64,
     verdicts: VecDeque<wire::Verdict>,
     sweep: Sweep,
+    /// Processes that ended after the session did and before a round reached them, with their names.
+    confirmed: BTreeMap<u32, Vec<u8>>,
     /// When the next round of the end is due.
     next_round: Option<u64>,
     ending_since: Option<Instant>,

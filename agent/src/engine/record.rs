@@ -18,7 +18,7 @@ use crate::{
         kill_pidfd, open_pidfd,
         ring::{self, Event},
     },
-    session::SessionId,
+    session::{Mode, SessionId},
 };
 
 /// Bytes of arguments that a record of an exec holds; the kernel keeps no more.
@@ -72,6 +72,9 @@ impl Live {
         if let Some(count) = self.consumed.get_mut(usize::from(header.kind)) {
             *count += 1;
         }
+        if let Event::Exit(exit) = event {
+            self.confirm(header, ring::name(exit));
+        }
         if header.verdict == rule::ALLOW {
             return;
         }
@@ -87,6 +90,18 @@ impl Live {
             verdict: verdict(header).to_string(),
             rule: self.plan.rule_name(header.rule).into(),
         });
+    }
+}
+
+impl Live {
+    /// A process that was killed once the session was over, by a kernel program and not by a round of the end: its end
+    /// is a receipt too.
+    fn confirm(&mut self, header: &Header, name: &[u8]) {
+        let over = self.machine.reason().is_some() || header.time >= self.machine.deadline_boot_ns();
+        let process = header.tgid == header.tid;
+        if over && process && self.machine.mode() == Mode::Enforce && !self.sweep.killed.contains_key(&header.tgid) {
+            self.confirmed.insert(header.tgid, name.to_vec());
+        }
     }
 }
 

@@ -104,6 +104,7 @@ impl Engine {
             sessions: self.sessions.len() as u64,
             controls: self.parts.controls.iter().map(wire_control).collect(),
             lost,
+            foreign: complain("counting foreign tasks", self.parts.kernel.foreign()).unwrap_or(0),
             evidence: wire::EvidenceInfo {
                 path: self.parts.log.path().display().to_string(),
                 n: self.parts.log.last(),

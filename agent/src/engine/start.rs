@@ -82,6 +82,7 @@ impl Engine {
             denied: 0,
             verdicts: VecDeque::new(),
             sweep: Sweep::default(),
+            confirmed: BTreeMap::new(),
             next_round: None,
             ending_since: None,
             waiting: Vec::new(),

@@ -99,6 +99,12 @@ pub fn path(exec: &Exec) -> &[u8] {
     bytes.split(|b| *b == 0).next().unwrap_or(&[])
 }
 
+/// The name of a thread that ended.
+#[must_use]
+pub fn name(exit: &Exit) -> &[u8] {
+    exit.name.split(|b| *b == 0).next().unwrap_or(&[])
+}
+
 /// The first arguments, and whether there are more than were kept.
 #[must_use]
 pub fn arguments(exec: &Exec) -> (Vec<&[u8]>, bool) {

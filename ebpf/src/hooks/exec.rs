@@ -199,7 +199,7 @@ extern "C" fn climb(_step: u32, context: *mut c_void) -> i64 {
 #[inline(always)]
 fn rule_for(rules: &ExecRules, file: FileId, kind: u32) -> Option<Decision> {
     // SAFETY: copied out at once; the inner map is never written after its revision is in force.
-    let found = *unsafe { rules.get(&ExecKey { file, kind, pad: 0 }) }?;
+    let found = *unsafe { rules.get(ExecKey { file, kind, pad: 0 }) }?;
     // SAFETY: eight bytes that the agent wrote as an `ExecEntry`, two integers.
     let found = unsafe { core::mem::transmute::<u64, ExecEntry>(found) };
     Some(Decision { verdict: found.verdict, rule: found.rule })
@@ -215,13 +215,13 @@ fn report(session: &Session, bprm: Binprm, file: FileId, decision: Decision, aft
         unsafe {
             (&raw mut (*place).file).write(file);
             (&raw mut (*place).pad).write(0);
-            let path = &mut *(&raw mut (*place).path);
+            let path = &mut (*place).path;
             let length = match bprm.filename() {
                 Ok(name) => bpf_probe_read_kernel_str_bytes(name as *const u8, path).map_or(0, <[u8]>::len),
                 Err(_) => 0,
             };
             (&raw mut (*place).path_length).write((length & (PATH_BYTES - 1)) as u32);
-            let (length, total) = if after { read_arguments(task, &mut *(&raw mut (*place).args)) } else { (0, 0) };
+            let (length, total) = if after { read_arguments(task, &mut (*place).args) } else { (0, 0) };
             (&raw mut (*place).args_length).write(length);
             (&raw mut (*place).args_total).write(total);
         }

@@ -231,13 +231,14 @@ fn on_exit() {
     let task = Task::current();
     let Some(session) = session::of_label_of_current() else { return };
     // an entry that is not there is as good as one that was deleted
-    let _ = MIRROR.remove(&task.0);
-    let code = task.exit_code().unwrap_or(0);
+    let _ = MIRROR.remove(task.0);
+    let (code, name) = (task.exit_code().unwrap_or(0), kernel::name());
     emit::record::<Exit>(&session, KIND_EXIT, task, Decision::allow(REASON_DEFAULT), |place| {
         // SAFETY: `place` has room for an `Exit`.
         unsafe {
             (&raw mut (*place).code).write(code);
             (&raw mut (*place).pad).write(0);
+            (&raw mut (*place).name).write(name);
         }
     });
 }

@@ -26,7 +26,7 @@ pub fn ingress(context: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn drop(context: &SkBuffContext) -> bool {
-    let level = kernel::settings().session_level as i32;
+    let level = kernel::settings().session_level.cast_signed();
     // SAFETY: the helper takes the context.
     let id = unsafe { bpf_skb_ancestor_cgroup_id(context.as_ptr().cast(), level) };
     match session::of_subtree(id) {

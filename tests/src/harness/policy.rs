@@ -7,6 +7,7 @@ use std::fmt::{self, Display};
 pub(crate) struct Policy {
     ttl: &'static str,
     mode: &'static str,
+    strict: bool,
     exec_allow: Vec<String>,
     exec_deny: Vec<String>,
     net_allow: Vec<String>,
@@ -18,6 +19,7 @@ impl Policy {
         Self {
             ttl: "10m",
             mode: "enforce",
+            strict: false,
             exec_allow: Vec::new(),
             exec_deny: Vec::new(),
             net_allow: Vec::new(),
@@ -32,6 +34,11 @@ impl Policy {
 
     pub(crate) fn observe(mut self) -> Self {
         self.mode = "observe";
+        self
+    }
+
+    pub(crate) fn strict(mut self) -> Self {
+        self.strict = true;
         self
     }
 
@@ -82,7 +89,8 @@ fn net_rule(id: &str, prefix: &str, ports: &str) -> String {
 impl Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "apiVersion: tipstaff.dev/v1alpha1\nkind: SessionPolicy\nmetadata:\n  name: test")?;
-        writeln!(f, "spec:\n  kind: ci\n  mode: {}\n  limits:\n    ttl: {}\n  scope:", self.mode, self.ttl)?;
+        writeln!(f, "spec:\n  kind: ci\n  mode: {}\n  strict: {}", self.mode, self.strict)?;
+        writeln!(f, "  limits:\n    ttl: {}\n  scope:", self.ttl)?;
         writeln!(f, "    exec:")?;
         rules(f, "allow", &self.exec_allow)?;
         rules(f, "deny", &self.exec_deny)?;

@@ -16,6 +16,8 @@ pub(crate) enum Tier {
 
 /// A test of something that only the tier full has.
 pub(crate) const FULL: &[Tier] = &[Tier::Full];
+/// A test of what is different without BPF LSM.
+pub(crate) const NO_LSM: &[Tier] = &[Tier::NoLsm];
 /// A test that holds in every tier of the product.
 pub(crate) const WHEREVER: &[Tier] = &[Tier::Full, Tier::NoLsm];
 /// A test of what happens on a kernel that is too old.

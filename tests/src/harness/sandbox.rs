@@ -252,6 +252,11 @@ impl Sandbox {
 
     /// Stops the agent, disarms, and fails where anything is left or the evidence does not add up.
     pub(crate) fn finish(&mut self) -> Result<()> {
+        if self.agent.is_some() {
+            // a verdict on a task that this test's agent was not the first to label: never carried out, never to happen
+            let foreign = self.json(&["status"])?["foreign"].clone();
+            ensure!(foreign == 0, "{foreign} decisions fell on tasks outside the confinement");
+        }
         if let Some(mut agent) = self.agent.take() {
             agent.alive()?;
             agent.stop()?;

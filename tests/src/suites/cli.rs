@@ -8,6 +8,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("cli::events-follow", WHEREVER, events),
     Test::new("cli::status-and-probe-agree", WHEREVER, status_and_probe),
     Test::new("cli::policy-check-accepts", WHEREVER, policy_check),
+    Test::new("cli::strict-refuses-what-is-unavailable", WHEREVER, strict),
+    Test::new("cli::refused-lsm-is-tier-no-lsm", NO_LSM, refused_lsm),
 ];
 
 fn ps_and_inspect(s: &mut Sandbox) -> Result<()> {
@@ -75,5 +77,38 @@ fn policy_check(s: &mut Sandbox) -> Result<()> {
     let policy = s.policy(&only(&member).to("one", "10.0.0.0/8", "443"))?;
     // it needs no agent
     s.cli(&["policy", "check", &policy])?.ended(0)?;
+    Ok(())
+}
+
+/// A rule for a script asks for control `exec-script`, which tier no-lsm does not have.
+fn strict(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let script = s.file("script");
+    std::fs::write(&script, "#!/bin/sh\n")?;
+    let policy = only(&member).allow("script", &script);
+    let finished = s.run(&s.policy(&policy.clone().strict())?, &member, "nothing")?.wait()?;
+    if s.tier == Tier::Full {
+        finished.ended(0)?;
+    } else {
+        finished.ended(125)?.complained(&["exec-script", "strict"])?;
+        ensure!(s.json(&["ps"])?["sessions"].as_array().is_some_and(Vec::is_empty), "a refused session is there");
+    }
+    let finished = s.run(&s.policy(&policy)?, &member, "nothing")?.wait()?;
+    finished.ended(0)?;
+    if s.tier == Tier::NoLsm {
+        finished.complained(&["note", "exec-script is unavailable"])?;
+    }
+    Ok(())
+}
+
+/// LSM programs that are refused, or attach and never run, are no failure: the other tier is found, and says why.
+fn refused_lsm(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let probe = s.json(&["probe"])?;
+    ensure!(probe["tier"] == "no-lsm", "{probe}");
+    let exec = probe["controls"].as_array().and_then(|all| all.iter().find(|c| c["control"] == "exec-deny").cloned());
+    let exec = exec.unwrap_or_default();
+    ensure!(exec["state"] == "enforced" && exec["why"].to_string().contains("LSM"), "{exec}");
     Ok(())
 }

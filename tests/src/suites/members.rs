@@ -13,7 +13,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("members::nested-cgroup", WHEREVER, nested),
     Test::new("members::moved-by-itself", WHEREVER, moved_by_itself),
     Test::new("members::moved-by-root", WHEREVER, moved_by_root),
-    Test::new("members::moved-member-reaches-no-more", FULL, moved_reaches_no_more),
     Test::new("members::born-in-another-cgroup", WHEREVER, clone_into).since((5, 7), "CLONE_INTO_CGROUP"),
     Test::new("members::moved-in-becomes-member", WHEREVER, moved_in),
     Test::new("members::new-namespaces", WHEREVER, namespaces),
@@ -133,25 +132,6 @@ fn moved_by_root(s: &mut Sandbox) -> Result<()> {
         r["type"] == "move" && r["session"] == session && r["pid"] == pid && r["joined"] == false
     })?;
     s.session_ended(&session, "completed").map(drop)
-}
-
-/// In tier no-lsm only members that may not write to other cgroups are held to this.
-fn moved_reaches_no_more(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let (member, allowed, closed) = (s.program("member")?, Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
-    let policy = only(&member).to("server", "127.0.0.1/32", allowed.port());
-    let (mut fifo, elsewhere) = (Fifo::new(s)?, s.part("elsewhere"));
-    let (to_closed, to_allowed) =
-        (format!("connect tcp {}", closed.words()), format!("connect tcp {}", allowed.words()));
-    let line = format!("fifo {} {to_closed} + {to_allowed}", fifo.path);
-    let running = s.run(&s.policy(&policy)?, &member, &line)?;
-    let session = running.session(s)?;
-    elsewhere.take(running.pid())?;
-    fifo.wake()?;
-    running.wait()?.ended(0)?.said("errno 1\nok").context("a member that root moved")?;
-    s.saw_connect(&session, &closed.address(), "deny", "default")?;
-    let line = format!("cgroup {} {to_closed}", elsewhere.path().display());
-    reach(s, &policy, &member, &line)?.was_refused(s, &closed, "default").context("a member that moved itself")
 }
 
 fn clone_into(s: &mut Sandbox) -> Result<()> {
