@@ -47,10 +47,15 @@ impl Agent {
     }
 
     /// Ends it the polite way.
-    pub(crate) fn stop(mut self) -> Result<()> {
+    pub(crate) fn stop(self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
-        let status = until("the agent to end after SIGTERM", patience(), || Ok(self.child.try_wait()?))?;
-        ensure!(status.success(), "the agent ended with {status} after SIGTERM");
+        self.ends().context("after SIGTERM")
+    }
+
+    /// Waits until it has ended, and ended well.
+    pub(crate) fn ends(mut self) -> Result<()> {
+        let status = until("the agent to end", patience(), || Ok(self.child.try_wait()?))?;
+        ensure!(status.success(), "the agent ended with {status}");
         Ok(())
     }
 

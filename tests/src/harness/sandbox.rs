@@ -245,6 +245,11 @@ impl Sandbox {
         self.agent.take().context("there is no agent")?.stop()
     }
 
+    /// Waits until the agent, which was told to, has ended.
+    pub(crate) fn agent_ends(&mut self) -> Result<()> {
+        self.agent.take().context("there is no agent")?.ends()
+    }
+
     /// The test spoils the evidence: it is not verified at the end.
     pub(crate) fn will_damage_evidence(&mut self) {
         self.damaged = true;

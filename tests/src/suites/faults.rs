@@ -132,6 +132,7 @@ fn disarm(s: &mut Sandbox) -> Result<()> {
     let before = s.pins().exists();
     ensure!(before, "{} is not there while the agent runs", s.pins().display());
     s.cli(&["disarm", "--yes"])?.ended(0)?;
+    s.agent_ends()?;
     all_gone(&[wall.running.pid()])?;
     s.wait_evidence("the end of the session", |r| r["type"] == "session-end" && r["session"] == wall.session)?;
     s.wait_evidence("the disarming", |r| r["type"] == "disarm").map(drop)
