@@ -109,13 +109,15 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     kernel.install(SLOT, &Revision { exec: &[], net: &[datagrams_to_self()], entry: deny_all(generation) })?;
     let deadline = boot_now() + u64::try_from(LIFETIME.as_nanos()).unwrap_or(u64::MAX);
     kernel.begin(session, true, SLOT, deadline, cgroup.id())?;
-    let process = open_pidfd(child.id()).map_err(failed("open"))?;
-    kernel.label(process.as_fd(), session)?;
-    cgroup.take(child.id()).map_err(failed("move"))?;
     let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(failed("talk to")(std::io::Error::other("no pipes")));
     };
     let mut output = BufReader::new(output);
+    // a parent goes on before its child's exec is over (vfork): labelled too early, the child is judged for that exec
+    listen(&mut output, &mut Song::default()).map_err(failed("listen to"))?;
+    let process = open_pidfd(child.id()).map_err(failed("open"))?;
+    kernel.label(process.as_fd(), session)?;
+    cgroup.take(child.id()).map_err(failed("move"))?;
     let mut song = Song::default();
     verse(&mut input, &mut output, &mut song).map_err(failed("listen to"))?;
     kernel.mark_ended(session)?;
@@ -135,6 +137,11 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
 /// Lets the child go on, and reads what it says until its next stop.
 fn verse(input: &mut ChildStdin, output: &mut BufReader<ChildStdout>, song: &mut Song) -> std::io::Result<()> {
     input.write_all(b"\n")?;
+    listen(output, song)
+}
+
+/// Reads what the child says until its next stop.
+fn listen(output: &mut BufReader<ChildStdout>, song: &mut Song) -> std::io::Result<()> {
     loop {
         let mut line = String::new();
         if output.read_line(&mut line)? == 0 {
@@ -185,6 +192,7 @@ pub fn child(arguments: &[String]) -> std::io::Result<()> {
     }
     let mut input = std::io::stdin().lock();
     let mut line = [0u8; 1];
+    println!();
     input.read_exact(&mut line)?;
     say("connect4", errno(TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)))));
     say("connect6", errno(TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, PORT)))));
