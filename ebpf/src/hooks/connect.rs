@@ -17,7 +17,7 @@ use tipstaff_common::{
 
 use crate::{
     emit,
-    kernel::Task,
+    kernel::{self, Task},
     maps::{NET_RULES, NetRules, POLICIES},
     session::{self, Phase, Session},
     verdict::{Decision, Fault, of_fault, settle},
@@ -113,8 +113,9 @@ fn refuse(context: &SockAddrContext, target: Target) -> bool {
     let session = match session::of_current_in_cgroup_program() {
         Ok(Some(session)) => session,
         Ok(None) => return false,
-        // below Tipstaff's cgroup, in no live session: nothing may leave from there
-        Err(_) => return true,
+        // below Tipstaff's cgroup, in no live session: nothing may leave from there; but a confined agent refuses nobody
+        // whom it did not label
+        Err(_) => return kernel::settings().confine_cgroup == 0,
     };
     let decision = settle(judge(&session, target), &session);
     report(&session, context, target, decision);
