@@ -90,6 +90,18 @@ impl Records {
         self.rows[index].2.0[outcome as usize] += many;
     }
 
+    /// Adds what another run reported.
+    pub(crate) fn merge(&mut self, other: Self) {
+        for (kernel, tier, Counts(counts)) in other.rows {
+            for (outcome, many) in [Outcome::Pass, Outcome::Fail, Outcome::Skip].into_iter().zip(counts) {
+                self.count(&kernel, &tier, outcome, many);
+            }
+        }
+        self.ran.extend(other.ran);
+        self.declared.extend(other.declared);
+        self.failures.extend(other.failures);
+    }
+
     /// Adds a failure that no test reported: a run that broke off.
     pub(crate) fn fail(&mut self, kernel: &str, tier: &str, why: &str) {
         self.count(kernel, tier, Outcome::Fail, 1);
@@ -184,9 +196,11 @@ mod tests {
         assert_eq!(records.take(r#"TIPSTAFF-DECLARE {"name":"a","tiers":["full","no-lsm"]}"#), None);
         records.take(&record("a", "full", "pass"));
         records.take(&record("a", "no-lsm", "skip"));
-        records.require_declared();
-        assert_eq!(records.failures(), 1);
-        assert!(records.summary().contains("FAILED any no-lsm: a: declared"));
+        let mut all = Records::default();
+        all.merge(records);
+        all.require_declared();
+        assert_eq!(all.failures(), 1);
+        assert!(all.summary().contains("FAILED any no-lsm: a: declared"));
     }
 
     #[test]

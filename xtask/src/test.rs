@@ -2,10 +2,12 @@
 
 use std::{
     process::{Command, ExitCode},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 
 use crate::{
@@ -54,9 +56,7 @@ pub(crate) fn test(workspace: &Workspace, options: &Options) -> Result<ExitCode>
     }
     if !options.native_only {
         setup::guest_tools()?;
-        for (name, lsms) in GUESTS {
-            guests(workspace, name, lsms, &mut records)?;
-        }
+        guests(workspace, &mut records)?;
     }
     if !options.native_only && !options.guests_only {
         declarations(workspace, &mut records)?;
@@ -132,25 +132,42 @@ fn conclude(end: Watched, kernel: &str, tier: &str, before: usize, records: &mut
     }
 }
 
-/// The black-box tests on one kernel, once with each list of security modules. A guest that breaks is a failure, and
-/// the others still run.
-fn guests(workspace: &Workspace, name: &str, lsms: &[Lsm], records: &mut Records) -> Result<()> {
-    let kernel = kernels::get(workspace, name, false)?;
-    // a guest has two processors, and most of a test is one agent starting
+/// The black-box tests in the guests, as many at a time as there are processors: a guest runs on one. A guest that
+/// breaks is a failure, and the others still run.
+fn guests(workspace: &Workspace, records: &mut Records) -> Result<()> {
+    let kernels = GUESTS.map(|(name, lsms)| kernels::get(workspace, name, false).map(|kernel| (kernel, lsms)));
+    let kernels = kernels.into_iter().collect::<Result<Vec<_>>>()?;
+    // most of a test is one agent starting
     let jobs = ["--jobs".to_owned(), "2".to_owned()];
-    for &lsm in lsms {
-        let before = records.failures();
-        let guest = Guest { kernel: &kernel, lsm, args: &jobs };
-        let tier = guest.tier();
-        let status = step(&format!("tests on {name}, tier {tier}"), || guest.run(workspace, LIMIT, records));
-        match status {
-            Ok(0) => {}
-            Ok(_) if records.failures() > before => {}
-            Ok(status) => records.fail(name, tier, &format!("ended with status {status}")),
-            Err(error) => records.fail(name, tier, &format!("{error:#}")),
+    let all: Vec<Guest<'_>> =
+        kernels.iter().flat_map(|(kernel, lsms)| lsms.iter().map(|&lsm| Guest { kernel, lsm, args: &jobs })).collect();
+    let next = AtomicUsize::new(0);
+    let take = || all.get(next.fetch_add(1, Ordering::Relaxed));
+    let work = || std::iter::from_fn(take).map(|one| guest(workspace, one)).collect::<Vec<_>>();
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            for seen in worker.join().map_err(|_panic| anyhow!("the watch over a guest broke down"))? {
+                records.merge(seen);
+            }
         }
+        Ok(())
+    })
+}
+
+/// The black-box tests in one guest.
+fn guest(workspace: &Workspace, guest: &Guest<'_>) -> Records {
+    let mut records = Records::default();
+    let (name, tier) = (&guest.kernel.name, guest.tier());
+    let status = step(&format!("tests on {name}, tier {tier}"), || guest.run(workspace, LIMIT, &mut records));
+    match status {
+        Ok(0) => {}
+        Ok(_) if records.failures() > 0 => {}
+        Ok(status) => records.fail(name, tier, &format!("ended with status {status}")),
+        Err(error) => records.fail(name, tier, &format!("{error:#}")),
     }
-    Ok(())
+    records
 }
 
 /// Every test must have run somewhere in each tier that it declares.

@@ -96,9 +96,10 @@ impl Guest<'_> {
 
     /// Boots, and returns the tests' exit status. A boot that dies before init is tried once more.
     pub(crate) fn run(&self, workspace: &Workspace, limit: Duration, records: &mut Records) -> Result<u8> {
-        let initramfs = workspace.vm().join("initramfs.cpio");
-        initramfs::write(workspace, &initramfs)?;
         let label = format!("{} {}", self.kernel.name, self.tier());
+        // one for each guest: others may run beside it
+        let initramfs = workspace.vm().join(format!("initramfs-{}-{}.cpio", self.kernel.name, self.tier()));
+        initramfs::write(workspace, &initramfs)?;
         for attempt in [1, 2] {
             let mut console = Console { label: &label, started: false, early: String::new(), status: None, records };
             let end = watch(&mut self.qemu(&initramfs)?, |line| console.line(line, limit), Instant::now() + BOOT)?;
