@@ -8,23 +8,23 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::workspace::Workspace;
+use crate::{modules, workspace::Workspace};
 
 const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
 const DEVICE: u32 = 0o020_600;
 
-/// Writes an archive in which the black-box tests are `/init`, beside the agent. There is nothing else: the tests bring
-/// their own workloads.
-pub(crate) fn write(workspace: &Workspace, to: &Path) -> Result<()> {
+/// Writes an archive in which the black-box tests are `/init`, beside the agent and the kernel's modules, which are named
+/// in loading order by `/modules/order`. There is nothing else: the tests bring their own workloads.
+pub(crate) fn write(workspace: &Workspace, modules: Option<&Path>, to: &Path) -> Result<()> {
     let file = fs::File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
     let mut archive = Archive { out: BufWriter::new(file), entries: 0 };
-    fill(workspace, &mut archive).with_context(|| format!("cannot write {}", to.display()))
+    fill(workspace, modules, &mut archive).with_context(|| format!("cannot write {}", to.display()))
 }
 
-fn fill<W: Write>(workspace: &Workspace, archive: &mut Archive<W>) -> Result<()> {
-    for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
+fn fill<W: Write>(workspace: &Workspace, modules: Option<&Path>, archive: &mut Archive<W>) -> Result<()> {
+    for folder in ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
         archive.entry(folder, FOLDER, b"", (0, 0))?;
     }
     // the console that init starts with
@@ -39,6 +39,12 @@ fn fill<W: Write>(workspace: &Workspace, archive: &mut Archive<W>) -> Result<()>
     archive.entry("etc/hosts", FILE, b"127.0.0.1 localhost\n::1 localhost\n", (0, 0))?;
     archive.program("init", &workspace.tests())?;
     archive.program("bin/tipstaff", &workspace.agent())?;
+    let mut order = String::new();
+    for (name, image) in modules.map(modules::load).transpose()?.unwrap_or_default() {
+        archive.entry(&format!("modules/{name}.ko"), FILE, &image, (0, 0))?;
+        order += &format!("{name}\n");
+    }
+    archive.entry(&format!("modules/{}", modules::ORDER), FILE, order.as_bytes(), (0, 0))?;
     archive.end()
 }
 

@@ -1,7 +1,7 @@
 //! Guest kernels: Debian's own images, downloaded with an apt configuration of ours and unpacked below `target/vm`.
 //!
-//! The system's apt is never changed, only its mirror and its keyring are used. Only `vmlinuz` is unpacked: what the
-//! tests need is built in.
+//! The system's apt is never changed, only its mirror and its keyring are used. Only `vmlinuz` and the few modules that the
+//! tests need are unpacked.
 
 use std::{
     fs,
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     exec::{output, run, say, step},
+    modules,
     workspace::Workspace,
 };
 
@@ -24,6 +25,8 @@ pub(crate) struct Kernel {
     /// As asked for: `6.1`, or a file's name.
     pub(crate) name: String,
     pub(crate) image: PathBuf,
+    /// The folder of its modules; an image that was named by its file has none.
+    pub(crate) modules: Option<PathBuf>,
     /// Too old: the agent is to refuse it.
     pub(crate) old: bool,
 }
@@ -52,16 +55,17 @@ pub(crate) fn get(workspace: &Workspace, name: &str, refresh: bool) -> Result<Ke
             bail!("there is no kernel `{name}`; name a kernel image or one of {}", names.join(", "));
         }
         let name = image.file_name().map_or_else(|| name.to_owned(), |file| file.to_string_lossy().into_owned());
-        return Ok(Kernel { name, image, old: false });
+        return Ok(Kernel { name, image, modules: None, old: false });
     };
     let folder = workspace.vm().join("kernels").join(name);
     let image = folder.join("vmlinuz");
-    if refresh || !image.is_file() {
+    let modules = modules::folder(&folder);
+    if refresh || !image.is_file() || !modules.join(modules::ORDER).is_file() {
         step(&format!("downloading Debian's kernel {name}"), || fetch(workspace, line, &folder))?;
     }
     let version = fs::read_to_string(folder.join("version")).unwrap_or_default();
     say(&format!("kernel {name}: {}", version.trim()));
-    Ok(Kernel { name: name.to_owned(), image, old: line.old })
+    Ok(Kernel { name: name.to_owned(), image, modules: Some(modules), old: line.old })
 }
 
 /// Downloads and unpacks the newest image of a line into `folder`.
@@ -70,8 +74,8 @@ fn fetch(workspace: &Workspace, line: &Line, folder: &Path) -> Result<()> {
         bail!("guest kernels are downloaded with Debian's apt-get and {KEYRING}; elsewhere name a kernel image");
     }
     let apt = Apt::new(workspace, line)?;
-    let (package, version) = apt.newest_image()?;
-    say(&format!("kernel {}: downloading {package} {version}", line.name));
+    let Packages { image, modules, version } = apt.newest()?;
+    say(&format!("kernel {}: downloading {image} {version}", line.name));
     let unpacked = apt.folder.join("unpacked");
     for stale in [&unpacked, &apt.downloads()] {
         if stale.exists() {
@@ -79,17 +83,17 @@ fn fetch(workspace: &Workspace, line: &Line, folder: &Path) -> Result<()> {
         }
         fs::create_dir_all(stale).with_context(|| format!("cannot make {}", stale.display()))?;
     }
-    let deb = apt.download(&package, &version)?;
-    let archive = apt.folder.join("data.tar");
-    let tar = fs::File::create(&archive).with_context(|| format!("cannot write {}", archive.display()))?;
-    run(Command::new("dpkg-deb").arg("--fsys-tarfile").arg(&deb).stdout(tar))?;
-    let members = output(Command::new("tar").arg("-tf").arg(&archive))?;
-    let member = members.lines().find(|member| member.rsplit('/').next().is_some_and(|n| n.starts_with("vmlinuz")));
-    let member = member.with_context(|| format!("{package} {version} holds no vmlinuz"))?;
-    run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&unpacked).arg(member))?;
-    install(&unpacked.join(member), folder, &format!("{package} {version}\n"))?;
-    fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
-    fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))
+    let mut archive = apt.archive(&image, &version)?;
+    let member = archive.members.lines().find(|m| m.rsplit('/').next().is_some_and(|n| n.starts_with("vmlinuz")));
+    let member = member.with_context(|| format!("{image} {version} holds no vmlinuz"))?.to_owned();
+    run(Command::new("tar").arg("-xf").arg(&archive.path).arg("-C").arg(&unpacked).arg(&member))?;
+    if modules != image {
+        archive.remove()?;
+        archive = apt.archive(&modules, &version)?;
+    }
+    modules::unpack(&archive.path, &archive.members, &unpacked, &modules::folder(folder))?;
+    archive.remove()?;
+    install(&unpacked.join(member), folder, &format!("{image} {version}\n"))
 }
 
 /// Puts the image in its place; the version is written first, so that an image always has one.
@@ -100,6 +104,27 @@ fn install(image: &Path, folder: &Path, version: &str) -> Result<()> {
         fs::rename(image, folder.join("vmlinuz"))
     };
     work().with_context(|| format!("cannot put a kernel into {}", folder.display()))
+}
+
+/// The packages that hold a kernel.
+struct Packages {
+    image: String,
+    /// The same one where the image's package holds the modules too.
+    modules: String,
+    version: String,
+}
+
+/// The files of a package, as an archive.
+struct Archive {
+    path: PathBuf,
+    /// The names of its members, one a line.
+    members: String,
+}
+
+impl Archive {
+    fn remove(self) -> Result<()> {
+        fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
+    }
 }
 
 /// An apt of our own for one kernel line: sources, lists, caches and state below `target/vm/apt`.
@@ -152,23 +177,31 @@ impl Apt {
         self.folder.join("downloads")
     }
 
-    /// The package that holds the newest image, and its version.
+    /// The packages of the newest image.
     ///
-    /// `linux-image-amd64` depends on the image of a version, which holds the image or depends on `linux-binary-…`.
-    fn newest_image(&self) -> Result<(String, String)> {
+    /// `linux-image-amd64` depends on the image of a version, which holds the image and its modules, or depends on
+    /// `linux-binary-…` and `linux-modules-…` that do.
+    fn newest(&self) -> Result<Packages> {
         twice(|| run(self.command("apt-get").args(["update", "-q"]).stdout(std::io::stderr())))?;
-        let mut package = "linux-image-amd64".to_owned();
-        loop {
-            let record = output(self.command("apt-cache").args(["show", "--no-all-versions", &package]))?;
-            let prefixes: &[&str] = if package == "linux-image-amd64" { &["linux-image-"] } else { &["linux-binary-"] };
-            match dependency(&record, prefixes) {
-                Some(next) => package = next,
-                None => {
-                    let version = field(&record, "Version").with_context(|| format!("{package} has no version"))?;
-                    return Ok((package, version.to_owned()));
-                }
-            }
-        }
+        let show = |package: &str| output(self.command("apt-cache").args(["show", "--no-all-versions", package]));
+        let found = dependency(&show("linux-image-amd64")?, "linux-image-");
+        let package = found.context("linux-image-amd64 depends on no image")?;
+        let record = show(&package)?;
+        let version = field(&record, "Version").with_context(|| format!("{package} has no version"))?.to_owned();
+        let image = dependency(&record, "linux-binary-").unwrap_or_else(|| package.clone());
+        let modules = dependency(&record, "linux-modules-").unwrap_or(package);
+        Ok(Packages { image, modules, version })
+    }
+
+    /// Downloads a package and takes the archive of its files out of it.
+    fn archive(&self, package: &str, version: &str) -> Result<Archive> {
+        let deb = self.download(package, version)?;
+        let path = self.folder.join("data.tar");
+        let tar = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        run(Command::new("dpkg-deb").arg("--fsys-tarfile").arg(&deb).stdout(tar))?;
+        fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))?;
+        let members = output(Command::new("tar").arg("-tf").arg(&path))?;
+        Ok(Archive { path, members })
     }
 
     fn download(&self, package: &str, version: &str) -> Result<PathBuf> {
@@ -190,11 +223,11 @@ fn twice(work: impl Fn() -> Result<()>) -> Result<()> {
     })
 }
 
-/// The first package in `Depends` that begins with one of the prefixes.
-fn dependency(record: &str, prefixes: &[&str]) -> Option<String> {
+/// The first package in `Depends` whose name begins with `prefix`.
+fn dependency(record: &str, prefix: &str) -> Option<String> {
     let all = field(record, "Depends")?.split(", ");
-    let names = all.filter_map(|one| one.split_whitespace().next());
-    names.into_iter().find(|name| prefixes.iter().any(|prefix| name.starts_with(prefix))).map(str::to_owned)
+    let mut names = all.filter_map(|one| one.split_whitespace().next());
+    names.find(|name| name.starts_with(prefix)).map(str::to_owned)
 }
 
 fn field<'a>(record: &'a str, name: &str) -> Option<&'a str> {
@@ -228,8 +261,8 @@ mod tests {
     fn the_image_is_found_through_its_dependencies() {
         let meta = "Package: linux-image-amd64\nVersion: 7.2.13-1\n\
             Depends: linux-base-amd64 (= 7.2.13-1), linux-image-7.2.13+deb14-amd64 (= 7.2.13-1)\n";
-        assert_eq!(dependency(meta, &["linux-image-"]).as_deref(), Some("linux-image-7.2.13+deb14-amd64"));
-        assert_eq!(dependency(meta, &["linux-binary-"]), None);
+        assert_eq!(dependency(meta, "linux-image-").as_deref(), Some("linux-image-7.2.13+deb14-amd64"));
+        assert_eq!(dependency(meta, "linux-binary-"), None);
         assert_eq!(field(meta, "Version"), Some("7.2.13-1"));
     }
 

@@ -11,6 +11,7 @@ mod exec;
 mod initramfs;
 mod kernels;
 mod lint;
+mod modules;
 mod packages;
 mod report;
 mod setup;

@@ -33,7 +33,7 @@ The compiler is Rust 1.90 or newer with LLVM 21, 22 or 23, and llvm-config is of
 /// Options of `setup`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Install what guests need as well: qemu
+    /// Install what guests need as well: qemu, xz
     #[arg(long)]
     guests: bool,
 }
@@ -129,14 +129,18 @@ fn is_llvm(config: &Path, major: u32) -> bool {
         && output(Command::new(config).arg("--version")).is_ok_and(|version| version.starts_with(&format!("{major}.")))
 }
 
-/// What boots a guest.
+/// What boots a guest: program and Debian's package. Debian compresses its kernels' modules with xz.
+const GUEST_TOOLS: [(&str, &str); 2] = [("qemu-system-x86_64", "qemu-system-x86"), ("xz", "xz-utils")];
+
+/// Installs what boots a guest where it is missing.
 pub(crate) fn guest_tools() -> Result<()> {
-    let missing = || which("qemu-system-x86_64").is_none();
-    if missing() && packages::is_debian() && packages::known(&["qemu-system-x86"])? {
-        step("setting up qemu", || packages::install(&["qemu-system-x86"]))?;
-    }
-    if missing() {
-        bail!("guests need qemu-system-x86_64; install it (Debian: qemu-system-x86, Fedora and Arch: the same)");
+    for (program, package) in GUEST_TOOLS {
+        if which(program).is_none() && packages::is_debian() && packages::known(&[package])? {
+            step(&format!("setting up {program}"), || packages::install(&[package]))?;
+        }
+        if which(program).is_none() {
+            bail!("guests need {program}: install it (Debian: {package})");
+        }
     }
     Ok(())
 }

@@ -99,7 +99,7 @@ impl Guest<'_> {
         let label = format!("{} {}", self.kernel.name, self.tier());
         // one for each guest: others may run beside it
         let initramfs = workspace.vm().join(format!("initramfs-{}-{}.cpio", self.kernel.name, self.tier()));
-        initramfs::write(workspace, &initramfs)?;
+        initramfs::write(workspace, self.kernel.modules.as_deref(), &initramfs)?;
         for attempt in [1, 2] {
             let mut console = Console { label: &label, started: false, early: String::new(), status: None, records };
             let end = watch(&mut self.qemu(&initramfs)?, |line| console.line(line, limit), Instant::now() + BOOT)?;

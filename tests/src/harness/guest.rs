@@ -1,4 +1,4 @@
-//! Process 1 of a guest: mounts what a host has, runs the runner, reaps, says how it ended, and powers off.
+//! Process 1 of a guest: mounts what a host has, loads the kernel's modules, runs the runner, reaps, says how it ended, and powers off.
 //!
 //! The kernel's command line says what to run: `tipstaff.tier=full tipstaff.args=--filter,exec`, with the arguments
 //! separated by commas and percent-encoded.
@@ -12,6 +12,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
+    errno::Errno,
+    kmod::{ModuleInitFlags, finit_module},
     mount::{MsFlags, mount},
     sys::{
         reboot::{RebootMode, reboot},
@@ -63,7 +65,22 @@ fn set_up() -> Result<()> {
     if !Path::new("/dev/fd").exists() {
         symlink("/proc/self/fd", "/dev/fd")?;
     }
+    load_modules()?;
     raise_loopback()
+}
+
+/// Loads what lies in `/modules`, in the order that its list gives: a guest has no modprobe that the kernel could ask.
+fn load_modules() -> Result<()> {
+    let order = fs::read_to_string("/modules/order").context("/modules/order")?;
+    for name in order.lines() {
+        let path = format!("/modules/{name}.ko");
+        let file = File::open(&path).with_context(|| path.clone())?;
+        match finit_module(&file, c"", ModuleInitFlags::empty()) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => bail!("the kernel does not take its module {path}: {errno}; its log says why"),
+        }
+    }
+    Ok(())
 }
 
 /// Runs the runner and reaps until it has ended; its exit status.
