@@ -1,7 +1,7 @@
 //! Records in the rings. Each starts with a [`Header`]; the agent copies the bytes out before it decodes them.
 
 use crate::{
-    limits::{ARG_BYTES, PATH_BYTES},
+    limits::{ARG_BYTES, PATH_BYTES, UNIX_NAME},
     pod,
     rule::FileId,
 };
@@ -19,6 +19,12 @@ pub const KIND_EXIT: u16 = 3;
 pub const KIND_CONNECT: u16 = 4;
 /// A task was labelled on first sight, or a member was moved to another cgroup: [`Move`].
 pub const KIND_MOVE: u16 = 5;
+
+/// A member made a socket that its policy does not let it make, used one that is not its session's, or set an option that
+/// it may not set: [`Socket`].
+pub const KIND_SOCKET: u16 = 6;
+/// A member connected or sent to a unix socket, or tried to: [`Unix`].
+pub const KIND_UNIX: u16 = 7;
 
 /// What every record begins with.
 #[repr(C)]
@@ -111,6 +117,14 @@ const _: () = assert!(size_of::<Exit>() == 80);
 pub const VIA_CONNECT: u8 = 0;
 /// The address came with a message.
 pub const VIA_SEND: u8 = 1;
+/// A local address, by bind(2).
+pub const VIA_BIND: u8 = 2;
+/// A local address, by listen(2), or found when somebody came to a port that may not be listened on.
+pub const VIA_LISTEN: u8 = 3;
+/// A peer that came in; the port is the local one.
+pub const VIA_ACCEPT: u8 = 4;
+/// The destination of a packet that no hook before had judged; the first that was dropped for it.
+pub const VIA_PACKET: u8 = 5;
 
 /// `KIND_CONNECT`
 #[repr(C)]
@@ -124,7 +138,7 @@ pub struct Connect {
     pub port: u16,
     /// `IPPROTO_*`
     pub protocol: u8,
-    /// `VIA_CONNECT` or `VIA_SEND`
+    /// `VIA_*`
     pub via: u8,
     /// Always 0.
     pub pad: u32,
@@ -148,4 +162,51 @@ pub struct Move {
 }
 const _: () = assert!(size_of::<Move>() == 72);
 
-pod!(Header, Fork, Exec, Exit, Connect, Move);
+/// socket(2).
+pub const ACT_CREATE: u16 = 0;
+/// A descriptor was passed.
+pub const ACT_RECEIVE: u16 = 1;
+/// Connect, send, receive, bind, listen or accept on a socket that crossed.
+pub const ACT_USE: u16 = 2;
+/// setsockopt(2).
+pub const ACT_OPTION: u16 = 3;
+
+/// `KIND_SOCKET`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Socket {
+    /// The verdict is on this act.
+    pub header: Header,
+    /// `ACT_*`
+    pub act: u16,
+    /// `AF_*`
+    pub family: u16,
+    /// `SOCK_*`, without flags.
+    pub kind: u16,
+    /// `IPPROTO_*` and the like.
+    pub protocol: u16,
+    /// `SOL_*` of an option, else 0.
+    pub level: u32,
+    /// The option's name, else 0.
+    pub option: u32,
+}
+const _: () = assert!(size_of::<Socket>() == 72);
+
+/// `KIND_UNIX`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unix {
+    /// The verdict is on this connect or send.
+    pub header: Header,
+    /// The socket's file; all zero where it has none.
+    pub file: FileId,
+    /// `VIA_CONNECT`, `VIA_SEND` or `VIA_BIND`
+    pub via: u32,
+    /// Bytes of `name` in use.
+    pub length: u32,
+    /// What the socket is bound to; an abstract name begins with a 0 byte. For display.
+    pub name: [u8; UNIX_NAME],
+}
+const _: () = assert!(size_of::<Unix>() == 56 + 16 + 8 + UNIX_NAME);
+
+pod!(Header, Fork, Exec, Exit, Connect, Move, Socket, Unix);

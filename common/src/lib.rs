@@ -12,9 +12,10 @@ pub mod limits;
 pub mod offsets;
 pub mod rule;
 pub mod session;
+pub mod socket;
 
 /// The version of everything in this crate: pins of another layout are never adopted.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Implements aya's `Pod` for wire types of this crate, on the agent's side only.
 #[cfg(feature = "user")]

@@ -59,7 +59,59 @@ pub struct Offsets {
     pub cgroup_ancestors: u32,
     /// `kernfs_node.id`
     pub node_id: u32,
+    /// `socket.sk`
+    pub socket_sock: u32,
+    /// `socket.type`
+    pub socket_type: u32,
+    /// `sock.sk_socket`
+    pub sock_socket: u32,
+    /// `sock.sk_type`
+    pub sock_type: u32,
+    /// `sock.sk_protocol`
+    pub sock_protocol: u32,
+    /// `sock.sk_cgrp_data.cgroup`
+    pub sock_cgroup: u32,
+    /// `sock.__sk_common.skc_family`
+    pub sock_family: u32,
+    /// `sock.__sk_common.skc_state`
+    pub sock_state: u32,
+    /// `sock.__sk_common.skc_num`
+    pub sock_local_port: u32,
+    /// `sock.__sk_common.skc_dport`
+    pub sock_remote_port: u32,
+    /// `sock.__sk_common.skc_rcv_saddr`
+    pub sock_local4: u32,
+    /// `sock.__sk_common.skc_daddr`
+    pub sock_remote4: u32,
+    /// `sock.__sk_common.skc_v6_rcv_saddr`
+    pub sock_local6: u32,
+    /// `sock.__sk_common.skc_v6_daddr`
+    pub sock_remote6: u32,
+    /// `sock.__sk_common.skc_net.net`
+    pub sock_namespace: u32,
+    /// `net.ns.inum`
+    pub namespace_number: u32,
+    /// `msghdr.msg_name`
+    pub message_name: u32,
+    /// `msghdr.msg_namelen`
+    pub message_name_length: u32,
+    /// `unix_sock.addr`
+    pub unix_address: u32,
+    /// `unix_sock.path.dentry`
+    pub unix_dentry: u32,
+    /// `unix_sock.peer`
+    pub unix_peer: u32,
+    /// `unix_address.len`
+    pub unix_address_length: u32,
+    /// `unix_address.name`
+    pub unix_address_name: u32,
+    /// `dentry.d_name.name`
+    pub dentry_name: u32,
+    /// `dentry.d_name.len`
+    pub dentry_name_length: u32,
+    /// `inode.i_mode`
+    pub inode_mode: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 26 * 4);
+const _: () = assert!(size_of::<Offsets>() == 52 * 4);
 
 pod!(Offsets);

@@ -1,6 +1,9 @@
 //! Compiled rules: what `exec` and `net` look up, and the codes of verdicts and reasons.
 
-use crate::{limits::PORT_RULES, pod};
+use crate::{
+    limits::{PORT_RULES, UNIX_NAME},
+    pod,
+};
 
 /// The operation goes on.
 pub const ALLOW: u32 = 0;
@@ -28,6 +31,26 @@ pub const REASON_UNLABELLED: u32 = REASONS + 4;
 pub const REASON_LEAVES: u32 = REASONS + 5;
 /// A fault in the decision itself.
 pub const REASON_FAULT: u32 = REASONS + 6;
+/// The budget of connects is used up.
+pub const REASON_BUDGET_CONNECTS: u32 = REASONS + 7;
+/// The budget of connects in this second is used up.
+pub const REASON_BUDGET_CONNECT_RATE: u32 = REASONS + 8;
+/// The budget of distinct destinations is used up.
+pub const REASON_BUDGET_DESTINATIONS: u32 = REASONS + 9;
+/// The budget of bytes out is used up.
+pub const REASON_BUDGET_EGRESS: u32 = REASONS + 10;
+/// The budget of bytes out in this second is used up.
+pub const REASON_BUDGET_EGRESS_RATE: u32 = REASONS + 11;
+/// The policy lets no such socket be made: family, type or protocol (see `socket::SOCKET_*`).
+pub const REASON_FAMILY: u32 = REASONS + 12;
+/// A metadata service's address, which no rule allows.
+pub const REASON_METADATA: u32 = REASONS + 13;
+/// A name server that no rule allows.
+pub const REASON_DNS: u32 = REASONS + 14;
+/// The socket was made outside the session: before it, or by somebody else.
+pub const REASON_CROSSED: u32 = REASONS + 15;
+/// A socket option that would make packets take another way than the address that was judged.
+pub const REASON_OPTION: u32 = REASONS + 16;
 
 /// The key is a program.
 pub const KIND_FILE: u32 = 0;
@@ -71,6 +94,32 @@ pub struct ExecEntry {
 }
 const _: () = assert!(size_of::<ExecEntry>() == 8);
 
+/// The key is a socket file: `file` is its inode, no name.
+pub const UNIX_FILE: u32 = 0;
+/// The key is a place: `file` is the directory, the name is that of the entry in it. Holds for a socket that is made there
+/// later, too.
+pub const UNIX_PLACE: u32 = 1;
+/// The key is a directory: `file` is its inode, no name; the rule holds for every socket below it.
+pub const UNIX_DIRECTORY: u32 = 2;
+/// The key is an abstract name, without its leading 0 byte; `file` is all zero.
+pub const UNIX_ABSTRACT: u32 = 3;
+
+/// Key of an inner map of `UNIX_RULES`. The value is an [`ExecEntry`]. A socket has several keys: each is looked up, and a
+/// denial under any of them beats what another allows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixKey {
+    /// See `kind`.
+    pub file: FileId,
+    /// `UNIX_*`
+    pub kind: u32,
+    /// Bytes of `name` in use.
+    pub length: u32,
+    /// The name; beyond `length` all zero.
+    pub name: [u8; UNIX_NAME],
+}
+const _: () = assert!(size_of::<UnixKey>() == 16 + 8 + UNIX_NAME);
+
 /// One port rule of a [`NetEntry`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +128,7 @@ pub struct PortRule {
     pub low: u16,
     /// Last port, inclusive.
     pub high: u16,
-    /// `IPPROTO_TCP`, `IPPROTO_UDP`, or 0 for any protocol.
+    /// `IPPROTO_*`, or 0 for any protocol.
     pub protocol: u8,
     /// `ALLOW` or `DENY`.
     pub verdict: u8,
@@ -88,10 +137,13 @@ pub struct PortRule {
 }
 const _: () = assert!(size_of::<PortRule>() == 8);
 
-/// Value of an inner trie of `NET_RULES`: the rules of this prefix and of every prefix that covers it, denials first,
+/// Value of an inner trie of `NET_RULES`, `LISTEN_RULES` and `INBOUND_RULES`: the rules of this prefix and of every prefix that covers it, denials first,
 /// so that the longest match alone decides and the first port rule that fits is the verdict.
 ///
 /// Keys are 128-bit addresses in network order; IPv4 is `::ffff:a.b.c.d`. A rule for IPv6 never covers mapped IPv4.
+///
+/// `NET_RULES`: the peer's address and port. `LISTEN_RULES`: the local address and port of a bind or listen.
+/// `INBOUND_RULES`: the peer's address and the *local* port that it came to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetEntry {
@@ -110,4 +162,4 @@ impl Default for NetEntry {
     }
 }
 
-pod!(FileId, ExecKey, ExecEntry, PortRule, NetEntry);
+pod!(FileId, ExecKey, ExecEntry, UnixKey, PortRule, NetEntry);

@@ -4,9 +4,9 @@ use core::{ffi::c_void, mem::offset_of};
 
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_task, bpf_get_current_task_btf, bpf_get_current_uid_gid,
-    bpf_ktime_get_boot_ns, bpf_probe_read_kernel, bpf_send_signal,
+    bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_probe_read_kernel, bpf_send_signal,
 };
-use tipstaff_common::{offsets::Offsets, rule::FileId, session::Settings};
+use tipstaff_common::{offsets::Offsets, rule::FileId, session::Settings, socket::SocketRow};
 
 use crate::{
     maps::{OFFSETS, SETTINGS},
@@ -209,6 +209,118 @@ impl File {
     pub fn dentry(self) -> Result<Dentry, Fault> {
         read(self.0, offset_of!(Offsets, file_dentry)).map(Dentry)
     }
+}
+
+/// A socket of the network layer (`struct sock`) by its address.
+#[derive(Clone, Copy)]
+pub struct Sock(pub u64);
+
+/// `AF_INET`
+pub const INET: u16 = 2;
+/// `AF_INET6`
+pub const INET6: u16 = 10;
+
+impl Sock {
+    /// `AF_*`
+    #[inline(always)]
+    pub fn family(self) -> Result<u16, Fault> {
+        read(self.0, offset_of!(Offsets, sock_family))
+    }
+
+    /// `SOCK_*`
+    #[inline(always)]
+    pub fn kind(self) -> Result<u16, Fault> {
+        read(self.0, offset_of!(Offsets, sock_type))
+    }
+
+    /// `IPPROTO_*`
+    #[inline(always)]
+    pub fn protocol(self) -> Result<u16, Fault> {
+        read(self.0, offset_of!(Offsets, sock_protocol))
+    }
+
+    /// `TCP_*`, whatever the protocol.
+    #[inline(always)]
+    pub fn state(self) -> Result<u8, Fault> {
+        read(self.0, offset_of!(Offsets, sock_state))
+    }
+
+    /// The port that it is bound to, host order; 0: none.
+    #[inline(always)]
+    pub fn local_port(self) -> Result<u16, Fault> {
+        read(self.0, offset_of!(Offsets, sock_local_port))
+    }
+
+    /// The port that it is connected to, host order; 0: none.
+    #[inline(always)]
+    pub fn remote_port(self) -> Result<u16, Fault> {
+        read::<u16>(self.0, offset_of!(Offsets, sock_remote_port)).map(u16::from_be)
+    }
+
+    /// The address that it is bound to, as the rules know addresses.
+    #[inline(always)]
+    pub fn local(self) -> Result<[u8; 16], Fault> {
+        self.address(offset_of!(Offsets, sock_local4), offset_of!(Offsets, sock_local6))
+    }
+
+    /// The address that it is connected to, as above.
+    #[inline(always)]
+    pub fn remote(self) -> Result<[u8; 16], Fault> {
+        self.address(offset_of!(Offsets, sock_remote4), offset_of!(Offsets, sock_remote6))
+    }
+
+    #[inline(always)]
+    fn address(self, v4: usize, v6: usize) -> Result<[u8; 16], Fault> {
+        match self.family()? {
+            INET => Ok(mapped(read(self.0, v4)?)),
+            INET6 => read(self.0, v6),
+            _ => Ok([0; 16]),
+        }
+    }
+
+    /// Inode number of its network namespace.
+    #[inline(always)]
+    pub fn namespace(self) -> Result<u32, Fault> {
+        let namespace: u64 = read(self.0, offset_of!(Offsets, sock_namespace))?;
+        read(namespace, offset_of!(Offsets, namespace_number))
+    }
+
+    /// Writes what it is and what it is connected to into a row.
+    #[inline(always)]
+    pub fn describe(self, row: &mut SocketRow) -> Result<(), Fault> {
+        row.family = self.family()?;
+        row.kind = self.kind()?;
+        row.protocol = self.protocol()?;
+        row.state = u16::from(self.state()?);
+        row.namespace = self.namespace()?;
+        if row.family == INET || row.family == INET6 {
+            row.local = self.local()?;
+            row.remote = self.remote()?;
+            row.local_port = self.local_port()?;
+            row.remote_port = self.remote_port()?;
+        }
+        Ok(())
+    }
+}
+
+/// An IPv4 address in the form that the rules know: `::ffff:a.b.c.d`.
+#[inline(always)]
+pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    let mut address = [0u8; 16];
+    address[10] = 0xff;
+    address[11] = 0xff;
+    address[12] = v4[0];
+    address[13] = v4[1];
+    address[14] = v4[2];
+    address[15] = v4[3];
+    address
+}
+
+/// A socket's cookie; made now where it has none.
+#[inline(always)]
+pub fn cookie(socket: *mut c_void) -> u64 {
+    // SAFETY: the helper takes what the verifier knows as a socket or a context.
+    unsafe { bpf_get_socket_cookie(socket) }
 }
 
 /// An exec under way (`struct linux_binprm`).

@@ -4,15 +4,16 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, HashOfMaps, LpmTrie, PerCpuArray, RingBuf},
-    helpers::bpf_task_storage_get,
+    helpers::{bpf_sk_storage_get, bpf_task_storage_get},
     macros::btf_map,
 };
 use tipstaff_common::{
     label::{Label, Mirrored, SessionRef},
     limits,
     offsets::Offsets,
-    rule::{ExecEntry, ExecKey, NetEntry},
+    rule::{ExecEntry, ExecKey, NetEntry, UnixKey},
     session::{PolicyEntry, SessionConfig, SessionCounters, Settings},
+    socket::{Destination, SocketLabel},
 };
 
 /// Constants of this load. The agent replaces them in read-only data before the programs are verified.
@@ -48,6 +49,32 @@ pub static OFFSETS: Offsets = Offsets {
     cgroup_level: 0,
     cgroup_ancestors: 0,
     node_id: 0,
+    socket_sock: 0,
+    socket_type: 0,
+    sock_socket: 0,
+    sock_type: 0,
+    sock_protocol: 0,
+    sock_cgroup: 0,
+    sock_family: 0,
+    sock_state: 0,
+    sock_local_port: 0,
+    sock_remote_port: 0,
+    sock_local4: 0,
+    sock_remote4: 0,
+    sock_local6: 0,
+    sock_remote6: 0,
+    sock_namespace: 0,
+    namespace_number: 0,
+    message_name: 0,
+    message_name_length: 0,
+    unix_address: 0,
+    unix_dentry: 0,
+    unix_peer: 0,
+    unix_address_length: 0,
+    unix_address_name: 0,
+    dentry_name: 0,
+    dentry_name_length: 0,
+    inode_mode: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the
@@ -90,6 +117,53 @@ impl<T> TaskStorage<T> {
         }
     }
 }
+
+/// A socket-local storage map whose values are copied to the sockets that a listener accepts. aya-ebpf's own has neither
+/// that flag nor other contexts than `SockAddrContext`. Laid out as [`TaskStorage`].
+#[repr(C)]
+pub struct SocketStorage<T> {
+    r#type: *const [i32; 24],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    /// `BPF_F_NO_PREALLOC | BPF_F_CLONE`
+    map_flags: *const [i32; 0x201],
+}
+
+// SAFETY: as for `TaskStorage`.
+unsafe impl<T> Sync for SocketStorage<T> {}
+
+impl<T> SocketStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    /// The socket's value, or null: none there, or (with `create`) no room.
+    #[expect(dead_code, reason = "the programs that write labels come next")]
+    #[inline(always)]
+    pub fn get(&self, socket: *mut c_void, create: bool) -> *mut T {
+        // SAFETY: the helper takes the map's address and a socket that the verifier knows as one; it checks both.
+        unsafe {
+            bpf_sk_storage_get(
+                core::ptr::from_ref(self).cast_mut().cast(),
+                socket,
+                core::ptr::null_mut(),
+                u64::from(create),
+            )
+            .cast()
+        }
+    }
+}
+
+/// Socket → label. Written by the programs where the socket is made or first used; lives as long as the socket.
+#[btf_map]
+pub static SOCKET_LABELS: SocketStorage<SocketLabel> = SocketStorage::new();
 
 /// Task → label. Written at birth (copied from the parent), on first sight, and by the agent through a pidfd. Lives as
 /// long as the task.
@@ -139,6 +213,26 @@ const _: () = assert!(size_of::<NetEntry>().is_multiple_of(8));
 /// Revision → rules on addresses. As `EXEC_RULES`.
 #[btf_map]
 pub static NET_RULES: HashOfMaps<u32, NetRules, { limits::POLICIES as usize }> = HashOfMaps::new();
+
+/// Revision → rules on local addresses that may be listened on. As `EXEC_RULES`.
+#[btf_map]
+pub static LISTEN_RULES: HashOfMaps<u32, NetRules, { limits::POLICIES as usize }> = HashOfMaps::new();
+
+/// Revision → rules on who may come in. As `EXEC_RULES`.
+#[btf_map]
+pub static INBOUND_RULES: HashOfMaps<u32, NetRules, { limits::POLICIES as usize }> = HashOfMaps::new();
+
+/// Rules on unix sockets, one inner map a revision. As [`ExecRules`].
+pub type UnixRules = HashMap<UnixKey, u64, 1024>;
+
+/// Revision → rules on unix sockets. As `EXEC_RULES`.
+#[btf_map]
+pub static UNIX_RULES: HashOfMaps<u32, UnixRules, { limits::POLICIES as usize }> = HashOfMaps::new();
+
+/// Where sessions that have a budget for it have been. Preallocated. Written by the programs; the agent removes what is a
+/// session's when it frees the slot.
+#[btf_map]
+pub static DESTINATIONS: HashMap<Destination, u32, { limits::DESTINATIONS as usize }> = HashMap::new();
 
 /// Records of denials, kills and moves. Read by the agent.
 #[btf_map]

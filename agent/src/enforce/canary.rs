@@ -17,7 +17,8 @@ use std::{
 use tipstaff_common::{
     label::SessionRef,
     rule::{ALLOW, DENY, NetEntry, PortRule},
-    session::PolicyEntry,
+    session::{MODE_ENFORCE, PolicyEntry, SessionConfig},
+    socket::SOCKET_ALL,
 };
 
 use super::SessionCgroup;
@@ -106,9 +107,10 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     let failed = |what: &'static str| KernelError::file(what, "the canary");
     let generation = u32::try_from(boot_now() >> 20 & 0x7fff_ffff).unwrap_or(1).max(1);
     let session = SessionRef { slot: SLOT, generation };
-    kernel.install(SLOT, &Revision { exec: &[], net: &[datagrams_to_self()], entry: deny_all(generation) })?;
+    install(kernel, generation)?;
     let deadline = boot_now() + u64::try_from(LIFETIME.as_nanos()).unwrap_or(u64::MAX);
-    kernel.begin(session, true, SLOT, deadline, cgroup.id())?;
+    let config = SessionConfig { mode: MODE_ENFORCE, policy: SLOT, deadline, ..SessionConfig::default() };
+    kernel.begin(session, config, cgroup.id())?;
     let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(failed("talk to")(std::io::Error::other("no pipes")));
     };
@@ -168,8 +170,24 @@ fn ticked(child: &mut Child) -> String {
     "lived on".into()
 }
 
+/// Rules that deny nearly everything.
+fn install(kernel: &mut Kernel, generation: u32) -> Result<(), KernelError> {
+    let net = [datagrams_to_self()];
+    let rules = Revision { exec: &[], net: &net, listen: &[], inbound: &[], unix: &[], entry: deny_all(generation) };
+    kernel.install(SLOT, &rules)
+}
+
 const fn deny_all(revision: u32) -> PolicyEntry {
-    PolicyEntry { revision, exec_default: DENY, net_default: DENY, flags: 0 }
+    PolicyEntry {
+        revision,
+        exec_default: DENY,
+        net_default: DENY,
+        flags: 0,
+        listen_default: ALLOW,
+        inbound_default: ALLOW,
+        unix_default: ALLOW,
+        sockets: SOCKET_ALL,
+    }
 }
 
 /// Allows UDP to 127.0.0.1, so that there is an open flow to be silenced.

@@ -22,7 +22,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tipstaff_common::label::SessionRef;
+use tipstaff_common::{
+    label::SessionRef,
+    session::{MODE_OBSERVE, SessionConfig},
+};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -231,7 +234,8 @@ impl Engine {
     /// The slots are used up or the maps cannot be written.
     pub fn shelter(&mut self, cgroup: &SessionCgroup) -> Result<(), KernelError> {
         let reference = self.slots.take()?;
-        self.parts.kernel.begin(reference, false, 0, boot_now(), cgroup.id())?;
+        let config = SessionConfig { mode: MODE_OBSERVE, deadline: boot_now(), ..SessionConfig::default() };
+        self.parts.kernel.begin(reference, config, cgroup.id())?;
         self.parts.kernel.mark_ended(reference)
     }
 

@@ -13,7 +13,7 @@ use super::{Engine, LAST_VERDICTS, Live, complain, now};
 use crate::{
     api::wire,
     enforce::cgroup_of,
-    evidence::{Body, Connect, Exec, Exit, FileRef, Fork, Move, Text, Verdict, Via},
+    evidence::{Act, Body, Connect, Exec, Exit, FileRef, Fork, Move, Socket, Text, Unix, Verdict, Via},
     kernel::{
         kill_pidfd, open_pidfd,
         ring::{self, Event},
@@ -111,6 +111,8 @@ fn what(event: &Event) -> String {
         Event::Exec(exec) => Text::from(ring::path(exec)).to_string(),
         Event::Connect(connect) => SocketAddr::new(ring::address(connect), connect.port).to_string(),
         Event::Fork(fork) => format!("task {}", fork.child_tid),
+        Event::Unix(unix) => unix_name(unix).to_string(),
+        Event::Socket(socket) => format!("{} {}", act(socket), family(socket)),
         Event::Exit(_) | Event::Move(_) => String::new(),
     }
 }
@@ -145,11 +147,83 @@ pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u3
             Body::Exec(Exec { session, seq, pid, tid, uid, path, args, args_cut, file, verdict, rule })
         }
         Event::Connect(connect) => {
-            let via = if connect.via == VIA_CONNECT { Via::Connect } else { Via::Send };
+            let via = via(connect.via);
             let protocol = protocol(connect);
             let to = SocketAddr::new(ring::address(connect), connect.port);
             Body::Connect(Connect { session, seq, pid, tid, uid, to, protocol, via, verdict, rule })
         }
+        Event::Socket(socket) => {
+            let event::Socket { family, kind, protocol, level, option, .. } = *socket;
+            let act = act(socket);
+            Body::Socket(Socket {
+                session,
+                seq,
+                pid,
+                tid,
+                uid,
+                act,
+                family,
+                kind,
+                protocol,
+                level,
+                option,
+                verdict,
+                rule,
+            })
+        }
+        Event::Unix(unix) => {
+            let file = FileRef { device: unix.file.device, inode: unix.file.inode, generation: unix.file.generation };
+            let (to, via) = (unix_name(unix), via(u8::try_from(unix.via).unwrap_or(VIA_CONNECT)));
+            Body::Unix(Unix { session, seq, pid, tid, uid, to, file, via, verdict, rule })
+        }
+    }
+}
+
+fn via(code: u8) -> Via {
+    match code {
+        event::VIA_SEND => Via::Send,
+        event::VIA_BIND => Via::Bind,
+        event::VIA_LISTEN => Via::Listen,
+        event::VIA_ACCEPT => Via::Accept,
+        event::VIA_PACKET => Via::Packet,
+        _ => Via::Connect,
+    }
+}
+
+fn act(socket: &event::Socket) -> Act {
+    match socket.act {
+        event::ACT_CREATE => Act::Create,
+        event::ACT_RECEIVE => Act::Receive,
+        event::ACT_OPTION => Act::Option,
+        _ => Act::Use,
+    }
+}
+
+/// Family, type and protocol of a socket, for people.
+fn family(socket: &event::Socket) -> String {
+    let name = match i32::from(socket.family) {
+        libc::AF_UNIX => "unix".into(),
+        libc::AF_INET => "inet".into(),
+        libc::AF_INET6 => "inet6".into(),
+        libc::AF_NETLINK => "netlink".into(),
+        libc::AF_PACKET => "packet".into(),
+        libc::AF_VSOCK => "vsock".into(),
+        other => format!("family {other}"),
+    };
+    let option = if socket.act == event::ACT_OPTION {
+        format!(" option {}/{}", socket.level, socket.option)
+    } else {
+        String::new()
+    };
+    format!("{name} type {} protocol {}{option}", socket.kind, socket.protocol)
+}
+
+/// What a unix socket is bound to, with `@` before an abstract name.
+fn unix_name(unix: &event::Unix) -> Text {
+    let name = ring::socket_name(unix);
+    match name.split_first() {
+        Some((0, rest)) => Text::from([b"@", rest].concat().as_slice()),
+        _ => Text::from(name),
     }
 }
 

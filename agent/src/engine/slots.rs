@@ -72,7 +72,10 @@ impl Policies {
         let revision = self.revisions;
         let exec: Vec<_> = plan.exec.iter().map(|(k, v)| (*k, *v)).collect();
         let net: Vec<_> = plan.net.iter().map(|(k, v)| (k.prefix_len, k.address, *v)).collect();
-        kernel.install(slot, &Revision { exec: &exec, net: &net, entry: plan.entry(revision) })?;
+        kernel.install(
+            slot,
+            &Revision { exec: &exec, net: &net, listen: &[], inbound: &[], unix: &[], entry: plan.entry(revision) },
+        )?;
         let plan = Rc::new(plan);
         self.installed.push(Installed { plan: Rc::clone(&plan), slot, revision, users: 1 });
         Ok((slot, plan))

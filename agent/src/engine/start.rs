@@ -13,7 +13,10 @@ use std::{
 };
 
 use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
-use tipstaff_common::label::SessionRef;
+use tipstaff_common::{
+    label::SessionRef,
+    session::{Budgets, MODE_ENFORCE, MODE_OBSERVE, SessionConfig},
+};
 use tracing::info;
 
 use super::{Engine, Live, Note, complain, controls, judge, resolve, store::Kept};
@@ -222,8 +225,9 @@ impl Engine {
                 return Err(failed(KernelError::file("make a cgroup in", root)(error)));
             }
         };
-        let enforce = policy.mode == Mode::Enforce;
-        let begun = self.parts.kernel.begin(reference, enforce, policy_slot, deadline, cgroup.id());
+        let mode = if policy.mode == Mode::Enforce { MODE_ENFORCE } else { MODE_OBSERVE };
+        let config = SessionConfig { mode, policy: policy_slot, deadline, budgets: Budgets::default() };
+        let begun = self.parts.kernel.begin(reference, config, cgroup.id());
         if let Err(problem) = begun {
             complain("removing a cgroup", cgroup.remove_patiently());
             self.slots.free(reference);

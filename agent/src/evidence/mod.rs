@@ -26,9 +26,9 @@ pub use head::HeadFile;
 pub use log::{Log, Recovery, log_file};
 pub use read::{Records, read};
 pub use record::{
-    AgentStart, AgentStop, Body, Connect, Context, Control, ControlState, Disarm, Exec, Exit, FileRef, Fork, Gap,
+    Act, AgentStart, AgentStop, Body, Connect, Context, Control, ControlState, Disarm, Exec, Exit, FileRef, Fork, Gap,
     GapCause, Mark, Moment, Move, PolicyRef, Principal, RECEIPTS_MAX, Receipt, Receipts, Record, Refused, SessionEnd,
-    SessionStart, Tier, Transition, Verdict, Via,
+    SessionStart, Socket, Tier, Transition, Unix, Verdict, Via,
 };
 pub use report::{Damage, NotedGap, Report, Soundness};
 pub use text::Text;

@@ -10,7 +10,7 @@ mod life;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use activity::{Connect, Exec, Exit, FileRef, Fork, Move, Verdict, Via};
+pub use activity::{Act, Connect, Exec, Exit, FileRef, Fork, Move, Socket, Unix, Verdict, Via};
 pub use agent::{AgentStart, AgentStop, Control, ControlState, Disarm, Gap, GapCause, Tier};
 pub use life::{
     Context, PolicyRef, Principal, RECEIPTS_MAX, Receipt, Receipts, Refused, SessionEnd, SessionStart, Transition,
@@ -68,6 +68,10 @@ pub enum Body {
     Exit(Exit),
     /// A task was labelled on first sight, or a member was moved to another cgroup.
     Move(Move),
+    /// A member made, used or changed a socket that it may not.
+    Socket(Socket),
+    /// A member connected or sent to a unix socket, or tried to.
+    Unix(Unix),
     /// A session was asked for and refused.
     Refused(Refused),
     /// Receipts of a session's end that have no room in its last record.
@@ -93,6 +97,8 @@ impl Body {
             Self::Fork(_) => "fork",
             Self::Exit(_) => "exit",
             Self::Move(_) => "move",
+            Self::Socket(_) => "socket",
+            Self::Unix(_) => "unix",
             Self::Refused(_) => "refused",
             Self::Receipts(_) => "receipts",
             Self::SessionEnd(_) => "session-end",
@@ -111,6 +117,8 @@ impl Body {
             Self::Fork(body) => Some(body.session),
             Self::Exit(body) => Some(body.session),
             Self::Move(body) => Some(body.session),
+            Self::Socket(body) => Some(body.session),
+            Self::Unix(body) => Some(body.session),
             Self::Receipts(body) => Some(body.session),
             Self::SessionEnd(body) => Some(body.session),
             Self::AgentStart(_) | Self::AgentStop(_) | Self::Gap(_) | Self::Refused(_) | Self::Disarm(_) => None,

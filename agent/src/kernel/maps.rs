@@ -13,11 +13,12 @@ use aya::{
 };
 use tipstaff_common::{
     label::{CONFINED, Label, Mirrored, SessionRef},
-    rule::{ExecEntry, ExecKey, NetEntry},
+    rule::{ExecEntry, ExecKey, NetEntry, UnixKey},
     session::{
-        MODE_ENFORCE, MODE_OBSERVE, PolicyEntry, STATE_ACTIVE, STATE_ENDED, STATE_FREE, SessionConfig, SessionCounters,
-        state_word,
+        HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, PolicyEntry, STATE_ACTIVE, STATE_ENDED, STATE_FREE,
+        SessionConfig, SessionCounters, state_word,
     },
+    socket::Destination,
 };
 
 use super::{
@@ -28,25 +29,38 @@ use super::{
 
 type ExecRules = HashMap<MapData, ExecKey, ExecEntry>;
 type NetRules = LpmTrie<MapData, [u8; 16], NetEntry>;
+type UnixRules = HashMap<MapData, UnixKey, ExecEntry>;
 /// `BPF_F_NO_PREALLOC`, which tries must have.
 const NO_PREALLOC: u32 = 1;
 /// `Label::exec_id` of a task whose present program was never judged.
 const NEVER_JUDGED: u32 = u32::MAX;
+
+/// Prefix length in bits of 128, address, rules.
+pub type AddressRules = (u32, [u8; 16], NetEntry);
 
 /// A revision of rules to put into the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revision<'a> {
     /// Rules on programs.
     pub exec: &'a [(ExecKey, ExecEntry)],
-    /// Rules on addresses: prefix length in bits of 128, address, rules.
-    pub net: &'a [(u32, [u8; 16], NetEntry)],
-    /// Defaults and flags; its `revision` is the number to store it under.
+    /// Rules on addresses.
+    pub net: &'a [AddressRules],
+    /// Rules on local addresses, as above.
+    pub listen: &'a [AddressRules],
+    /// Rules on who may come in, as above.
+    pub inbound: &'a [AddressRules],
+    /// Rules on unix sockets.
+    pub unix: &'a [(UnixKey, ExecEntry)],
+    /// Defaults and flags; its `revision` is the number to store it under. Which inner maps there are is added to the
+    /// flags.
     pub entry: PolicyEntry,
 }
 
 /// Handles of the maps.
 pub struct Maps {
     labels: Map,
+    /// Socket-local storage, which aya has no type for.
+    pub(super) socket_labels: Map,
     mirror: HashMap<MapData, u64, Mirrored>,
     cgroups: HashMap<MapData, u64, SessionRef>,
     states: Array<MapData, u64>,
@@ -55,6 +69,10 @@ pub struct Maps {
     policies: Array<MapData, PolicyEntry>,
     exec_rules: HashOfMaps<MapData, u32, ExecRules>,
     net_rules: HashOfMaps<MapData, u32, NetRules>,
+    listen_rules: HashOfMaps<MapData, u32, NetRules>,
+    inbound_rules: HashOfMaps<MapData, u32, NetRules>,
+    unix_rules: HashOfMaps<MapData, u32, UnixRules>,
+    destinations: HashMap<MapData, Destination, u32>,
     foreign: Array<MapData, u64>,
     lost: PerCpuArray<MapData, u64>,
     verdicts: RingBuf<MapData>,
@@ -66,6 +84,7 @@ impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
             labels: raw(ebpf, "TASK_LABELS")?,
+            socket_labels: raw(ebpf, "SOCKET_LABELS")?,
             mirror: typed(ebpf, "MIRROR")?,
             cgroups: typed(ebpf, "CGROUP_SESSIONS")?,
             states: typed(ebpf, "SESSION_STATE")?,
@@ -74,6 +93,10 @@ impl Maps {
             policies: typed(ebpf, "POLICIES")?,
             exec_rules: typed(ebpf, "EXEC_RULES")?,
             net_rules: typed(ebpf, "NET_RULES")?,
+            listen_rules: typed(ebpf, "LISTEN_RULES")?,
+            inbound_rules: typed(ebpf, "INBOUND_RULES")?,
+            unix_rules: typed(ebpf, "UNIX_RULES")?,
+            destinations: typed(ebpf, "DESTINATIONS")?,
             foreign: typed(ebpf, "FOREIGN")?,
             lost: typed(ebpf, "LOST")?,
             verdicts: typed(ebpf, "VERDICTS")?,
@@ -91,6 +114,14 @@ fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str)
     raw(ebpf, name)?.try_into().map_err(failed("open", name))
 }
 
+/// The descriptor of a local-storage map.
+pub(super) fn storage<'m>(map: &'m Map, name: &str) -> Result<BorrowedFd<'m>, KernelError> {
+    match map {
+        Map::Unsupported(data) => Ok(data.fd().as_fd()),
+        _ => Err(KernelError::Missing { what: format!("map {name} of the right type"), hint: "; rebuild" }),
+    }
+}
+
 fn failed<E: Display>(action: &'static str, map: &'static str) -> impl FnOnce(E) -> KernelError {
     move |error| KernelError::Map { action, map, reason: error.to_string() }
 }
@@ -100,46 +131,86 @@ fn entry<V: Pod>(map: &Array<MapData, V>, index: u32, name: &'static str) -> Res
     map.get(&index, 0).map_err(failed("read", name))
 }
 
+/// Inner maps have room for what they hold, and at least for one entry.
+fn room(count: usize) -> u32 {
+    u32::try_from(count.max(1)).unwrap_or(u32::MAX)
+}
+
+/// Makes an inner hash and puts it under a revision's number.
+fn put_hash<K: Pod>(
+    outer: &mut HashOfMaps<MapData, u32, HashMap<MapData, K, ExecEntry>>,
+    revision: u32,
+    rules: &[(K, ExecEntry)],
+    name: &'static str,
+) -> Result<(), KernelError> {
+    let mut inner = HashMap::create(room(rules.len()), 0).map_err(failed("make", name))?;
+    for (key, value) in rules {
+        inner.insert(key, value, 0).map_err(failed("write", name))?;
+    }
+    outer.insert(revision, &inner, 0).map_err(failed("write", name))
+}
+
+/// Makes an inner trie and puts it under a revision's number.
+fn put_trie(
+    outer: &mut HashOfMaps<MapData, u32, NetRules>,
+    revision: u32,
+    rules: &[AddressRules],
+    name: &'static str,
+) -> Result<(), KernelError> {
+    let mut inner = NetRules::create(room(rules.len()), NO_PREALLOC).map_err(failed("make", name))?;
+    for (length, address, value) in rules {
+        inner.insert(&Key::new(*length, *address), value, 0).map_err(failed("write", name))?;
+    }
+    outer.insert(revision, &inner, 0).map_err(failed("write", name))
+}
+
 impl Kernel {
     /// Puts a revision of rules in force as policy `policy`: the inner maps are complete before one write of the
     /// policy's entry makes them count.
     pub fn install(&mut self, policy: u32, revision: &Revision<'_>) -> Result<(), KernelError> {
-        let entries = |count: usize| u32::try_from(count.max(1)).unwrap_or(u32::MAX);
-        let mut exec = ExecRules::create(entries(revision.exec.len()), 0).map_err(failed("make", "EXEC_RULES"))?;
-        for (key, value) in revision.exec {
-            exec.insert(key, value, 0).map_err(failed("write", "EXEC_RULES"))?;
+        let maps = &mut self.maps;
+        let mut entry = revision.entry;
+        let number = entry.revision;
+        put_hash(&mut maps.exec_rules, number, revision.exec, "EXEC_RULES")?;
+        put_trie(&mut maps.net_rules, number, revision.net, "NET_RULES")?;
+        if !revision.listen.is_empty() {
+            entry.flags |= HAS_LISTEN_RULES;
+            put_trie(&mut maps.listen_rules, number, revision.listen, "LISTEN_RULES")?;
         }
-        let mut net =
-            NetRules::create(entries(revision.net.len()), NO_PREALLOC).map_err(failed("make", "NET_RULES"))?;
-        for (length, address, value) in revision.net {
-            net.insert(&Key::new(*length, *address), value, 0).map_err(failed("write", "NET_RULES"))?;
+        if !revision.inbound.is_empty() {
+            entry.flags |= HAS_INBOUND_RULES;
+            put_trie(&mut maps.inbound_rules, number, revision.inbound, "INBOUND_RULES")?;
         }
-        let number = revision.entry.revision;
-        self.maps.exec_rules.insert(number, &exec, 0).map_err(failed("write", "EXEC_RULES"))?;
-        self.maps.net_rules.insert(number, &net, 0).map_err(failed("write", "NET_RULES"))?;
-        self.maps.policies.set(policy, revision.entry, 0).map_err(failed("write", "POLICIES"))
+        if !revision.unix.is_empty() {
+            entry.flags |= HAS_UNIX_RULES;
+            put_hash(&mut maps.unix_rules, number, revision.unix, "UNIX_RULES")?;
+        }
+        maps.policies.set(policy, entry, 0).map_err(failed("write", "POLICIES"))
     }
 
     /// Takes a policy out of force; no session may use it any more.
     pub fn uninstall(&mut self, policy: u32, revision: u32) -> Result<(), KernelError> {
-        self.maps.policies.set(policy, PolicyEntry::default(), 0).map_err(failed("write", "POLICIES"))?;
-        self.maps.exec_rules.remove(&revision).map_err(failed("write", "EXEC_RULES"))?;
-        self.maps.net_rules.remove(&revision).map_err(failed("write", "NET_RULES"))
+        let maps = &mut self.maps;
+        let flags = entry(&maps.policies, policy, "POLICIES")?.flags;
+        maps.policies.set(policy, PolicyEntry::default(), 0).map_err(failed("write", "POLICIES"))?;
+        maps.exec_rules.remove(&revision).map_err(failed("write", "EXEC_RULES"))?;
+        maps.net_rules.remove(&revision).map_err(failed("write", "NET_RULES"))?;
+        if flags & HAS_LISTEN_RULES != 0 {
+            maps.listen_rules.remove(&revision).map_err(failed("write", "LISTEN_RULES"))?;
+        }
+        if flags & HAS_INBOUND_RULES != 0 {
+            maps.inbound_rules.remove(&revision).map_err(failed("write", "INBOUND_RULES"))?;
+        }
+        if flags & HAS_UNIX_RULES != 0 {
+            maps.unix_rules.remove(&revision).map_err(failed("write", "UNIX_RULES"))?;
+        }
+        Ok(())
     }
 
     /// Makes a free slot a live session: the counters are cleared and the configuration written before one write of the
     /// state makes labels of `generation` count.
-    pub fn begin(
-        &mut self,
-        session: SessionRef,
-        enforce: bool,
-        policy: u32,
-        deadline: u64,
-        cgroup: u64,
-    ) -> Result<(), KernelError> {
+    pub fn begin(&mut self, session: SessionRef, config: SessionConfig, cgroup: u64) -> Result<(), KernelError> {
         let SessionRef { slot, generation } = session;
-        let mode = if enforce { MODE_ENFORCE } else { MODE_OBSERVE };
-        let config = SessionConfig { mode, policy, deadline };
         self.maps.counters.set(slot, SessionCounters::default(), 0).map_err(failed("write", "SESSION_COUNTERS"))?;
         self.maps.configs.set(slot, config, 0).map_err(failed("write", "SESSION_CONFIG"))?;
         self.set_state(session, STATE_ACTIVE)?;
@@ -169,7 +240,19 @@ impl Kernel {
             // gone in the meantime is as good as removed
             let _ = self.maps.mirror.remove(&task);
         }
+        if self.counters(session.slot)?.destinations > 0 {
+            self.forget_destinations(session);
+        }
         self.set_state(session, STATE_FREE)
+    }
+
+    fn forget_destinations(&mut self, session: SessionRef) {
+        let own = |d: &Destination| d.slot == session.slot && d.generation == session.generation;
+        let gone: Vec<Destination> = self.maps.destinations.keys().filter_map(Result::ok).filter(own).collect();
+        for destination in gone {
+            // as above
+            let _ = self.maps.destinations.remove(&destination);
+        }
     }
 
     fn set_state(&mut self, session: SessionRef, state: u32) -> Result<(), KernelError> {
@@ -222,10 +305,7 @@ impl Kernel {
     }
 
     fn labels(&self) -> Result<BorrowedFd<'_>, KernelError> {
-        match &self.maps.labels {
-            Map::Unsupported(data) => Ok(data.fd().as_fd()),
-            _ => Err(KernelError::Missing { what: "map TASK_LABELS of the right type".into(), hint: "; rebuild" }),
-        }
+        storage(&self.maps.labels, "TASK_LABELS")
     }
 
     /// The two rings' descriptors, readable when there are records.

@@ -15,6 +15,7 @@ mod members;
 mod offsets;
 mod pins;
 pub mod ring;
+mod sockets;
 mod sys;
 
 pub use cgroup::CgroupRoot;
@@ -22,9 +23,10 @@ pub use error::KernelError;
 pub use identity::open_path;
 pub use leftover::Leftover;
 pub use load::{Kernel, Options, Tier};
-pub use maps::{LabelReader, Revision};
+pub use maps::{AddressRules, LabelReader, Revision};
 pub use members::Member;
 pub use pins::Pins;
+pub use sockets::Socket;
 pub use sys::{boot_now, kill_pidfd, open_pidfd, raise_memlock};
 
 /// Version of the running kernel, as uname(2) has it.

@@ -9,7 +9,7 @@ use super::{KernelError, btf::Btf};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-const STRUCTURES: [&str; 11] = [
+const STRUCTURES: [&str; 17] = [
     "cgroup",
     "css_set",
     "dentry",
@@ -18,6 +18,12 @@ const STRUCTURES: [&str; 11] = [
     "kernfs_node",
     "linux_binprm",
     "mm_struct",
+    "msghdr",
+    "net",
+    "sock",
+    "socket",
+    "unix_address",
+    "unix_sock",
     "super_block",
     "task_struct",
     "path",
@@ -59,6 +65,32 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         cgroup_level: at("cgroup", "level")?,
         cgroup_ancestors: at("cgroup", "ancestors")?,
         node_id: at("kernfs_node", "id")?,
+        socket_sock: at("socket", "sk")?,
+        socket_type: at("socket", "type")?,
+        sock_socket: at("sock", "sk_socket")?,
+        sock_type: at("sock", "sk_type")?,
+        sock_protocol: at("sock", "sk_protocol")?,
+        sock_cgroup: at("sock", "sk_cgrp_data.cgroup")?,
+        sock_family: at("sock", "__sk_common.skc_family")?,
+        sock_state: at("sock", "__sk_common.skc_state")?,
+        sock_local_port: at("sock", "__sk_common.skc_num")?,
+        sock_remote_port: at("sock", "__sk_common.skc_dport")?,
+        sock_local4: at("sock", "__sk_common.skc_rcv_saddr")?,
+        sock_remote4: at("sock", "__sk_common.skc_daddr")?,
+        sock_local6: at("sock", "__sk_common.skc_v6_rcv_saddr")?,
+        sock_remote6: at("sock", "__sk_common.skc_v6_daddr")?,
+        sock_namespace: at("sock", "__sk_common.skc_net.net")?,
+        namespace_number: at("net", "ns.inum")?,
+        message_name: at("msghdr", "msg_name")?,
+        message_name_length: at("msghdr", "msg_namelen")?,
+        unix_address: at("unix_sock", "addr")?,
+        unix_dentry: at("unix_sock", "path.dentry")?,
+        unix_peer: at("unix_sock", "peer")?,
+        unix_address_length: at("unix_address", "len")?,
+        unix_address_name: at("unix_address", "name")?,
+        dentry_name: at("dentry", "d_name.name")?,
+        dentry_name_length: at("dentry", "d_name.len")?,
+        inode_mode: at("inode", "i_mode")?,
     })
 }
 

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use tipstaff_common::event::{
-    self, Connect, Exec, Exit, Fork, Header, KIND_CONNECT, KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_MOVE, Move,
+    self, Connect, Exec, Exit, Fork, Header, KIND_CONNECT, KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_MOVE, KIND_SOCKET,
+    KIND_UNIX, Move, Socket, Unix,
 };
 
 /// A record that cannot be read. It is counted, not guessed at.
@@ -38,6 +39,10 @@ pub enum Event {
     Connect(Connect),
     /// A task joined, or a member was moved.
     Move(Move),
+    /// A member made, used or changed a socket that it may not.
+    Socket(Socket),
+    /// A member connected or sent to a unix socket, or tried to.
+    Unix(Box<Unix>),
 }
 
 impl Event {
@@ -50,6 +55,8 @@ impl Event {
             Self::Exit(e) => &e.header,
             Self::Connect(e) => &e.header,
             Self::Move(e) => &e.header,
+            Self::Socket(e) => &e.header,
+            Self::Unix(e) => &e.header,
         }
     }
 }
@@ -63,6 +70,8 @@ pub const fn kind_name(kind: u16) -> Option<&'static str> {
         KIND_EXIT => "exit",
         KIND_CONNECT => "connect",
         KIND_MOVE => "move",
+        KIND_SOCKET => "socket",
+        KIND_UNIX => "unix",
         _ => return None,
     })
 }
@@ -79,6 +88,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         KIND_EXIT => Event::Exit(copy(bytes, header.kind)?),
         KIND_CONNECT => Event::Connect(copy(bytes, header.kind)?),
         KIND_MOVE => Event::Move(copy(bytes, header.kind)?),
+        KIND_SOCKET => Event::Socket(copy(bytes, header.kind)?),
+        KIND_UNIX => Event::Unix(Box::new(copy(bytes, header.kind)?)),
         other => return Err(DecodeError::Kind(other)),
     })
 }
@@ -97,6 +108,12 @@ fn copy<T: aya::Pod>(bytes: &[u8], kind: u16) -> Result<T, DecodeError> {
 pub fn path(exec: &Exec) -> &[u8] {
     let bytes = exec.path.get(..exec.path_length as usize).unwrap_or(&exec.path);
     bytes.split(|b| *b == 0).next().unwrap_or(&[])
+}
+
+/// What a unix socket is bound to; an abstract name begins with a 0 byte.
+#[must_use]
+pub fn socket_name(unix: &Unix) -> &[u8] {
+    unix.name.get(..unix.length as usize).unwrap_or(&unix.name)
 }
 
 /// The name of a thread that ended.
@@ -156,6 +173,7 @@ mod tests {
             if let Ok(event) = decode(&bytes) {
                 prop_assert_eq!(event.header().kind, kind);
                 if let Event::Exec(exec) = &event { let _ = (path(exec), arguments(exec)); }
+                if let Event::Unix(unix) = &event { let _ = socket_name(unix); }
                 if let Event::Connect(connect) = &event { let _ = address(connect); }
             }
         }

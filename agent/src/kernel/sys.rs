@@ -10,6 +10,10 @@ use tipstaff_common::label::Label;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_ITER_CREATE: libc::c_long = 33;
+/// `enum bpf_attach_type`
+const BPF_TRACE_ITER: u32 = 28;
 
 /// `union bpf_attr` for operations on one element (`include/uapi/linux/bpf.h`, 6.18).
 #[repr(C)]
@@ -71,12 +75,7 @@ pub fn raise_memlock() -> io::Result<()> {
 pub fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let descriptor = i32::try_from(descriptor).map_err(io::Error::other)?;
-    // SAFETY: the kernel just made it, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    new_descriptor(descriptor)
 }
 
 /// Nanoseconds of `CLOCK_BOOTTIME`, which suspend does not stop and no clock step moves.
@@ -92,4 +91,56 @@ pub fn kill_pidfd(process: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no memory is passed.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, nothing, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `union bpf_attr` of `BPF_LINK_CREATE` for an iterator (as `Element`).
+#[repr(C)]
+struct IteratorLink {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    information: u64,
+    information_length: u32,
+    pad: u32,
+}
+
+/// Links an iterator program to one map: whoever reads the link's iterators reads that map's elements (aya has iterators
+/// without a map only).
+pub fn link_iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // `union bpf_iter_link_info`: the map's descriptor
+    let information = map.as_raw_fd();
+    let attribute = IteratorLink {
+        program: program.as_raw_fd().cast_unsigned(),
+        target: 0,
+        attach_type: BPF_TRACE_ITER,
+        flags: 0,
+        information: (&raw const information) as u64,
+        information_length: size_of_val(&information) as u32,
+        pad: 0,
+    };
+    // SAFETY: the attribute and what it points to live through the call.
+    new_descriptor(unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const attribute, size_of_val(&attribute))
+    })
+}
+
+/// A file that an iterator program writes about one map's elements as it is read.
+pub fn iterate_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let link = link_iterator(program, map)?;
+    let attribute = [link.as_raw_fd(), 0];
+    // SAFETY: the kernel reads the link's descriptor and flags, four bytes each.
+    new_descriptor(unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_ITER_CREATE, &raw const attribute, size_of_val(&attribute))
+    })
+}
+
+/// What a system call that makes a descriptor answered.
+fn new_descriptor(answer: libc::c_long) -> io::Result<OwnedFd> {
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let descriptor = i32::try_from(answer).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made it, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

@@ -13,6 +13,7 @@ use tipstaff_common::{
     limits::PORT_RULES,
     rule::{self, ExecEntry, ExecKey, FileId, NetEntry, PortRule},
     session::{HAS_DIRECTORIES, PolicyEntry},
+    socket::SOCKET_ALL,
 };
 
 use super::{
@@ -90,7 +91,16 @@ impl Plan {
     /// The value for `POLICIES` once the tables are in place as `revision`.
     #[must_use]
     pub const fn entry(&self, revision: u32) -> PolicyEntry {
-        PolicyEntry { revision, exec_default: self.exec_default, net_default: self.net_default, flags: self.flags }
+        PolicyEntry {
+            revision,
+            exec_default: self.exec_default,
+            net_default: self.net_default,
+            flags: self.flags,
+            listen_default: rule::ALLOW,
+            inbound_default: rule::ALLOW,
+            unix_default: rule::ALLOW,
+            sockets: SOCKET_ALL,
+        }
     }
 
     /// As `Policy::rule_name`.

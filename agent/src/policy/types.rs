@@ -12,7 +12,7 @@ use super::net::loopbacks;
 pub(super) const RULES: usize = 4096;
 
 /// The words for codes that are no rule's index. No rule may have such an id.
-pub(super) const REASONS: [(u32, &str); 7] = [
+pub(super) const REASONS: [(u32, &str); 17] = [
     (rule::REASON_DEFAULT, "default"),
     (rule::REASON_EXPIRED, "expired"),
     (rule::REASON_ENDED, "ended"),
@@ -20,6 +20,16 @@ pub(super) const REASONS: [(u32, &str); 7] = [
     (rule::REASON_UNLABELLED, "unlabelled"),
     (rule::REASON_LEAVES, "leaves"),
     (rule::REASON_FAULT, "fault"),
+    (rule::REASON_BUDGET_CONNECTS, "budget-connects"),
+    (rule::REASON_BUDGET_CONNECT_RATE, "budget-connect-rate"),
+    (rule::REASON_BUDGET_DESTINATIONS, "budget-destinations"),
+    (rule::REASON_BUDGET_EGRESS, "budget-egress"),
+    (rule::REASON_BUDGET_EGRESS_RATE, "budget-egress-rate"),
+    (rule::REASON_FAMILY, "socket-class"),
+    (rule::REASON_METADATA, "metadata-denied"),
+    (rule::REASON_DNS, "dns-denied"),
+    (rule::REASON_CROSSED, "crossed-socket"),
+    (rule::REASON_OPTION, "socket-option"),
 ];
 
 /// The kind of a session. It decides what happens to an operation that no rule names.

@@ -3,10 +3,14 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_seq_write;
-use tipstaff_common::{label::MemberRow, rule::FileId};
+use tipstaff_common::{
+    label::MemberRow,
+    rule::FileId,
+    socket::{SocketLabel, SocketRow},
+};
 
 use crate::{
-    kernel::{self, File, Task},
+    kernel::{self, File, Sock, Task},
     maps::TASK_LABELS,
 };
 
@@ -77,6 +81,44 @@ pub extern "C" fn files(context: *const TaskFileContext) -> i32 {
     // the kernel's field is an `int`; what follows it up to the next field is not written
     let mut row = FileRow { descriptor: descriptor & 0xffff_ffff, file: identity };
     write(meta, &mut row);
+    0
+}
+
+/// `struct bpf_iter__bpf_sk_storage_map`
+#[repr(C)]
+pub struct SocketContext {
+    meta: *const *mut c_void,
+    map: *mut c_void,
+    socket: *mut c_void,
+    label: *const SocketLabel,
+}
+
+/// HOOK: `iter/bpf_sk_storage_map(struct bpf_iter__bpf_sk_storage_map *)`, since 5.9. Writes a `SocketRow` for each socket
+/// that carries a label, in whatever network namespace.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+pub extern "C" fn sockets(context: *const SocketContext) -> i32 {
+    // SAFETY: the kernel hands over a valid context; socket and label are null at the end.
+    let (meta, pointer, label) = unsafe { ((*context).meta, (*context).socket, (*context).label) };
+    if pointer.is_null() || label.is_null() {
+        return 0;
+    }
+    let socket = Sock(pointer as u64);
+    // SAFETY: the label lives while the program runs; VERIFIER: field by field, a read-only buffer.
+    let mut row = unsafe {
+        SocketRow {
+            slot: (*label).slot,
+            generation: (*label).generation,
+            flags: (*label).flags,
+            sent: (*label).sent,
+            received: (*label).received,
+            cookie: kernel::cookie(pointer),
+            ..SocketRow::default()
+        }
+    };
+    if socket.describe(&mut row).is_ok() {
+        write(meta, &mut row);
+    }
     0
 }
 

@@ -103,6 +103,14 @@ pub enum Via {
     Connect,
     /// With a message.
     Send,
+    /// A local address, by bind(2).
+    Bind,
+    /// A local address, by listen(2) or by a connection to a port that may not be listened on.
+    Listen,
+    /// A peer that came in, and the local port that it came to.
+    Accept,
+    /// In a packet that no hook before had judged; the first that was dropped.
+    Packet,
 }
 
 impl fmt::Display for Via {
@@ -110,8 +118,94 @@ impl fmt::Display for Via {
         f.pad(match self {
             Self::Connect => "connect",
             Self::Send => "send",
+            Self::Bind => "bind",
+            Self::Listen => "listen",
+            Self::Accept => "accept",
+            Self::Packet => "packet",
         })
     }
+}
+
+/// A member made a socket of a kind that it may not make, used one that is not its session's, or set an option that it
+/// may not set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Socket {
+    /// Its session.
+    pub session: SessionId,
+    /// The kernel's sequence number in the session.
+    pub seq: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// User id in the root user namespace.
+    pub uid: u32,
+    /// What it tried.
+    pub act: Act,
+    /// `AF_*`
+    pub family: u16,
+    /// `SOCK_*`
+    pub kind: u16,
+    /// `IPPROTO_*` and the like.
+    pub protocol: u16,
+    /// `SOL_*` of an option, else 0.
+    pub level: u32,
+    /// The option's number, else 0.
+    pub option: u32,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// As in [`Exec`].
+    pub rule: String,
+}
+
+/// What was tried with a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Act {
+    /// To make it.
+    Create,
+    /// To take it over from another process.
+    Receive,
+    /// To use it, though it was made outside the session.
+    Use,
+    /// To set an option.
+    Option,
+}
+
+impl fmt::Display for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Create => "create",
+            Self::Receive => "receive",
+            Self::Use => "use",
+            Self::Option => "option",
+        })
+    }
+}
+
+/// A member connected or sent to a unix socket, or tried to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unix {
+    /// Its session.
+    pub session: SessionId,
+    /// The kernel's sequence number in the session.
+    pub seq: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// User id in the root user namespace.
+    pub uid: u32,
+    /// What the socket is bound to; `@` stands before an abstract name.
+    pub to: Text,
+    /// The socket's file; all 0 where it has none.
+    pub file: FileRef,
+    /// How it was reached.
+    pub via: Via,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// As in [`Exec`].
+    pub rule: String,
 }
 
 /// A member made a task.

@@ -1,0 +1,85 @@
+//! Which sockets carry a session's label, in whatever network namespace, read from the iterator over their labels.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd as _,
+};
+
+use aya::programs::Iter;
+use tipstaff_common::{
+    label::SessionRef,
+    socket::{SOCKET_PASSIVE, SocketRow},
+};
+
+use super::{Kernel, KernelError, maps::storage, sys};
+
+/// A socket that carries a session's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Socket {
+    /// Its session.
+    pub session: SessionRef,
+    /// The kernel's own number for it, never used again while the host is up.
+    pub cookie: u64,
+    /// Inode number of its network namespace.
+    pub namespace: u32,
+    /// `AF_*`
+    pub family: u16,
+    /// `SOCK_*`
+    pub kind: u16,
+    /// `IPPROTO_*`
+    pub protocol: u16,
+    /// `TCP_*`, whatever the protocol.
+    pub state: u16,
+    /// What it is bound to; mapped IPv4 is IPv4.
+    pub local: SocketAddr,
+    /// What it is connected to; port 0 where it is not.
+    pub remote: SocketAddr,
+    /// It listens, or was accepted from one that listened.
+    pub passive: bool,
+    /// Bytes of packets out, headers of the network layer included.
+    pub sent: u64,
+    /// Bytes of packets in, as above.
+    pub received: u64,
+}
+
+impl Kernel {
+    /// Every labelled socket of the host, of any session.
+    pub fn sockets(&mut self) -> Result<Vec<Socket>, KernelError> {
+        let refused = |error: &dyn std::error::Error| KernelError::refused("iterator sockets", error);
+        let map = storage(&self.maps.socket_labels, "SOCKET_LABELS")?
+            .try_clone_to_owned()
+            .map_err(KernelError::file("share", "SOCKET_LABELS"))?;
+        let program: &mut Iter = self.typed("sockets")?;
+        let program = program.fd().map_err(|e| refused(&e))?;
+        let iterator = sys::iterate_map(program.as_fd(), map.as_fd()).map_err(|e| refused(&e))?;
+        let mut rows = Vec::new();
+        File::from(iterator).read_to_end(&mut rows).map_err(|e| refused(&e))?;
+        Ok(decode_rows(&rows))
+    }
+}
+
+/// Rows of `SocketRow`, decoded by copy.
+fn decode_rows(rows: &[u8]) -> Vec<Socket> {
+    let decode = |row: &[u8]| {
+        // SAFETY: `chunks_exact` gives as many bytes, and every bit pattern is a `SocketRow` (`Pod`).
+        let row = unsafe { row.as_ptr().cast::<SocketRow>().read_unaligned() };
+        let address = |bytes: [u8; 16], port| SocketAddr::new(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical(), port);
+        Socket {
+            session: SessionRef { slot: row.slot, generation: row.generation },
+            cookie: row.cookie,
+            namespace: row.namespace,
+            family: row.family,
+            kind: row.kind,
+            protocol: row.protocol,
+            state: row.state,
+            local: address(row.local, row.local_port),
+            remote: address(row.remote, row.remote_port),
+            passive: row.flags & SOCKET_PASSIVE != 0,
+            sent: row.sent,
+            received: row.received,
+        }
+    };
+    rows.chunks_exact(size_of::<SocketRow>()).map(decode).collect()
+}

@@ -1,0 +1,116 @@
+//! What a socket carries: the label in its socket-local storage. And the classes of sockets that a policy speaks of.
+
+use crate::pod;
+
+/// Raw sockets of IPv4 and IPv6.
+pub const SOCKET_RAW: u32 = 1;
+/// `AF_PACKET`: frames, past every address.
+pub const SOCKET_PACKET: u32 = 1 << 1;
+/// ICMP echo as a datagram socket.
+pub const SOCKET_PING: u32 = 1 << 2;
+/// SCTP.
+pub const SOCKET_SCTP: u32 = 1 << 3;
+/// DCCP.
+pub const SOCKET_DCCP: u32 = 1 << 4;
+/// `AF_NETLINK`
+pub const SOCKET_NETLINK: u32 = 1 << 5;
+/// `AF_VSOCK`
+pub const SOCKET_VSOCK: u32 = 1 << 6;
+/// `AF_UNIX`; whom it may connect to is judged by `UNIX_RULES`.
+pub const SOCKET_UNIX: u32 = 1 << 7;
+/// Every family, type and protocol that has no class of its own. TCP, MPTCP, UDP and UDP-Lite are in no class: they can
+/// always be made, and are judged by address.
+pub const SOCKET_OTHER: u32 = 1 << 8;
+/// Every class.
+pub const SOCKET_ALL: u32 = (1 << 9) - 1;
+
+/// It was made by a task that was first seen below the confinement cgroup (`Settings::confine_cgroup`).
+pub const SOCKET_CONFINED: u32 = 1;
+/// It listens, or was accepted from a socket that listened: its peers came in, and are judged as such.
+pub const SOCKET_PASSIVE: u32 = 1 << 1;
+/// `address`, `port`, `protocol` and `verdict` hold for `revision`.
+pub const SOCKET_JUDGED: u32 = 1 << 2;
+
+/// The value in `SOCKET_LABELS`, one for each socket of a session. A connection that is accepted gets a copy of its
+/// listener's from its first segment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketLabel {
+    /// Index into the session arrays.
+    pub slot: u32,
+    /// The slot's generation that the label was given for.
+    pub generation: u32,
+    /// `SOCKET_*` flags.
+    pub flags: u32,
+    /// Revision of the policy that the last verdict was made with.
+    pub revision: u32,
+    /// The last address that was judged; network order, IPv4 as `::ffff:a.b.c.d`.
+    pub address: [u8; 16],
+    /// Its port, host order.
+    pub port: u16,
+    /// `IPPROTO_*`
+    pub protocol: u8,
+    /// `rule::ALLOW` or `rule::DENY`.
+    pub verdict: u8,
+    /// The rule or reason of the last verdict.
+    pub rule: u32,
+    /// Bytes of packets out, headers of the network layer included; those dropped do not count.
+    pub sent: u64,
+    /// Bytes of packets in, as above.
+    pub received: u64,
+}
+const _: () = assert!(size_of::<SocketLabel>() == 56);
+
+/// One row that the socket iterator writes: a socket that carries a label.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketRow {
+    /// The session's slot.
+    pub slot: u32,
+    /// The session's generation.
+    pub generation: u32,
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// Inode number of its network namespace.
+    pub namespace: u32,
+    /// `AF_*`
+    pub family: u16,
+    /// `SOCK_*`
+    pub kind: u16,
+    /// Network order; IPv4 as `::ffff:a.b.c.d`.
+    pub local: [u8; 16],
+    /// As above.
+    pub remote: [u8; 16],
+    /// Host order.
+    pub local_port: u16,
+    /// Host order; 0: not connected.
+    pub remote_port: u16,
+    /// `IPPROTO_*`
+    pub protocol: u16,
+    /// `TCP_*` (`include/net/tcp_states.h`), which other protocols use too.
+    pub state: u16,
+    /// `SOCKET_*` flags of its label.
+    pub flags: u32,
+    /// Always 0.
+    pub pad: u32,
+    /// Bytes of packets out.
+    pub sent: u64,
+    /// Bytes of packets in.
+    pub received: u64,
+}
+const _: () = assert!(size_of::<SocketRow>() == 88);
+
+/// Key of `DESTINATIONS`: an address that a session with such a budget has been to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Destination {
+    /// The session's slot.
+    pub slot: u32,
+    /// The session's generation.
+    pub generation: u32,
+    /// Network order; IPv4 as `::ffff:a.b.c.d`.
+    pub address: [u8; 16],
+}
+const _: () = assert!(size_of::<Destination>() == 24);
+
+pod!(SocketLabel, SocketRow, Destination);
