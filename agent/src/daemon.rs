@@ -26,8 +26,8 @@ use crate::{
     },
     cli::{Exit, Failure},
     config::{Config, cgroup2_mount},
-    enforce::{SessionCgroup, prove},
-    engine::{self, Control, Engine, Parts, Store, controls_from_song, pidfd_of, recover, wire_control},
+    enforce::{SessionCgroup, prove, prove_destroy},
+    engine::{self, Control, Engine, Parts, Store, controls_from_song, flow_destroy, pidfd_of, recover, wire_control},
     evidence::{self, Body, Log},
     kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier},
     readable::Readable,
@@ -93,7 +93,7 @@ pub fn probe(config: &Config) -> Result<wire::Probe, Failure> {
     let mut name = config.paths.cgroup()?.into_os_string();
     name.push(format!("-probe-{}", std::process::id()));
     let root = CgroupRoot::create(Path::new(&name), &mount).map_err(unable)?;
-    let proven = load_with(&root, None, None);
+    let proven = load_with(&root, &mount, None, None);
     if let Err(error) = fs::remove_dir(&root.path) {
         warn!("cannot remove cgroup {}: {error}", root.path.display());
     }
@@ -197,12 +197,13 @@ fn read_line(path: &str) -> Result<String, Failure> {
 }
 
 fn load(ground: &Ground, confine: Option<&CgroupRoot>) -> Result<(Kernel, Vec<Control>), Failure> {
-    load_with(&ground.root, confine, Some(&ground.pins))
+    load_with(&ground.root, &ground.mount, confine, Some(&ground.pins))
 }
 
 /// Loads the programs and lets the canary find the tier: by trying, not by the kernel's version.
 fn load_with(
     root: &CgroupRoot,
+    mount: &Path,
     confine: Option<&CgroupRoot>,
     pins: Option<&Pins>,
 ) -> Result<(Kernel, Vec<Control>), Failure> {
@@ -212,7 +213,8 @@ fn load_with(
         info!("LSM programs attach and do not decide here: is bpf in /sys/kernel/security/lsm?");
         kernel.leave_lsm(pins).map_err(unable)?;
     }
-    let controls = controls_from_song(kernel.tier(), &song);
+    let mut controls = controls_from_song(kernel.tier(), &song);
+    controls.push(flow_destroy(&prove_destroy(mount)));
     Ok((kernel, controls))
 }
 

@@ -61,6 +61,7 @@ fn details(kind: &str, record: &Map<String, Value>) -> String {
         "fork" => format!("pid {} -> {}", get("pid"), get("child")),
         "exit" => format!("pid {}, {}", get("pid"), wait_status(record)),
         "refused" => format!("{}: {}", command(record.get("command")), get("message")),
+        "flows-cut" => flows_cut(record),
         "session-end" => session_end(record),
         _ => others(record),
     }
@@ -94,6 +95,15 @@ fn session_end(record: &Map<String, Value>) -> String {
         number(record, "members_left"),
         number(record, "packets_dropped")
     )
+}
+
+fn flows_cut(record: &Map<String, Value>) -> String {
+    let sockets: Vec<&Value> = record.get("sockets").and_then(Value::as_array).into_iter().flatten().collect();
+    let count = |outcome: &str| sockets.iter().filter(|s| s.get("outcome").is_some_and(|o| o == outcome)).count();
+    let gone = sockets.iter().filter(|s| s.get("gone").is_some_and(|g| g == true)).count();
+    let (destroyed, silenced) = (count("destroyed"), count("silenced"));
+    let cause = text(record, "cause");
+    format!("{cause}: {} sockets, {destroyed} destroyed, {silenced} silenced, {gone} gone", sockets.len())
 }
 
 /// As wait(2) has it.
@@ -178,6 +188,11 @@ mod tests {
         assert_eq!(
             line(&format!(r#""type":"session-end",{id},{end}"#)),
             format!("{start}session-end    ttl: 2 killed, 0 left, 1 records lost, 4 packets dropped")
+        );
+        let sockets = r#"[{"outcome":"destroyed","gone":true},{"outcome":"silenced","gone":false}]"#;
+        assert_eq!(
+            line(&format!(r#""type":"flows-cut",{id},"cause":"end","sockets":{sockets}"#)),
+            format!("{start}flows-cut      end: 2 sockets, 1 destroyed, 1 silenced, 1 gone")
         );
         assert_eq!(
             line(r#""type":"agent-stop","reason":"signal""#),

@@ -47,6 +47,14 @@ impl SessionCgroup {
         self.id
     }
 
+    /// Its id, and those of the cgroups that members made below it.
+    #[must_use]
+    pub fn ids(&self) -> Vec<u64> {
+        let mut ids = vec![self.id];
+        add_below(&self.path, &mut ids);
+        ids
+    }
+
     /// True where a process is in it or below it.
     #[must_use]
     pub fn is_populated(&self) -> bool {
@@ -85,6 +93,14 @@ impl SessionCgroup {
             std::thread::sleep(GLANCE);
         }
         Ok(())
+    }
+}
+
+fn add_below(path: &Path, ids: &mut Vec<u64>) {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    for entry in entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())) {
+        ids.extend(entry.metadata().map(|m| m.ino()));
+        add_below(&entry.path(), ids);
     }
 }
 

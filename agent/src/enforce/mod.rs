@@ -1,11 +1,13 @@
-//! Effects on the host: sessions' cgroups, killing what is labelled, and the canary that proves the controls.
+//! Effects on the host: sessions' cgroups, killing what is labelled, destroying sockets, and the canary that proves the controls.
 //!
 //! Decides nothing: what is to end was decided by the session, and which task is a member is the kernel's word.
 
 mod canary;
 mod cgroup;
+mod sockets;
 mod sweep;
 
 pub use canary::{Song, VERB, child, prove};
 pub use cgroup::{SessionCgroup, cgroup_of};
+pub use sockets::{Cut, Flows, Registry, Socket, explain, protocol_name, prove_destroy};
 pub use sweep::{Killed, Sweep};

@@ -52,6 +52,21 @@ pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
     ]
 }
 
+/// Whether open flows are destroyed, and the other end told.
+#[must_use]
+pub fn flow_destroy(proven: &Result<(), String>) -> Control {
+    match proven {
+        Ok(()) => {
+            let why = "a connection of the agent's own was destroyed, and both its ends were told";
+            control("flow-destroy", ControlState::Enforced, why)
+        }
+        Err(problem) => {
+            let why = format!("{problem}; flows of a session that is over are silenced, and end with their owner");
+            unavailable("flow-destroy", &why)
+        }
+    }
+}
+
 fn control(name: &str, state: ControlState, why: &str) -> Control {
     Control { control: name.into(), state, why: Some(why.into()) }
 }
@@ -116,7 +131,7 @@ pub(super) fn asked(policy: &Policy, script: impl Fn(&std::path::Path) -> bool) 
     }
     let denies_net = policy.net.iter().any(|r| r.effect == Effect::Deny);
     if policy.kind.net_default() == Effect::Deny || denies_net {
-        names.extend(["connect-deny", "send-deny", "packet-drop"]);
+        names.extend(["connect-deny", "send-deny", "packet-drop", "flow-destroy"]);
     }
     names
 }

@@ -24,7 +24,10 @@ impl Engine {
     pub(super) fn carry_out(&mut self, id: SessionId, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::MarkEnded => self.mark_ended(id),
+                Effect::MarkEnded => {
+                    self.mark_ended(id);
+                    self.cut(id);
+                }
                 Effect::Record { from, to, cause } => {
                     self.append_durable(&Body::State(Transition { session: id, from, to, cause }));
                 }
@@ -74,9 +77,10 @@ impl Engine {
     /// Writes the end, answers who waits, frees what the session held.
     fn finish(&mut self, id: SessionId, reason: EndReason, members_left: u64) {
         self.drain_some();
+        let flows = self.confirm_cut(id);
         let Some(live) = self.sessions.remove(&id) else { return };
         let counters = complain("reading counters", self.parts.kernel.counters(live.reference.slot));
-        let end = session_end(id, &live, reason, members_left, &counters.unwrap_or_default());
+        let end = session_end(id, &live, reason, (members_left, flows), &counters.unwrap_or_default());
         let mut receipts = receipts(&live);
         while receipts.len() > RECEIPTS_MAX {
             let rest = receipts.split_off(RECEIPTS_MAX);
@@ -151,7 +155,7 @@ fn session_end(
     session: SessionId,
     live: &Live,
     reason: EndReason,
-    members_left: u64,
+    (members_left, (flows_cut, flows_left)): (u64, (u64, u64)),
     counters: &SessionCounters,
 ) -> SessionEnd {
     let (produced, consumed, lost) = accounts(counters, &live.consumed);
@@ -161,6 +165,8 @@ fn session_end(
         rounds: live.machine.rounds().to_vec(),
         receipts: Vec::new(),
         members_left,
+        flows_cut,
+        flows_left,
         produced,
         consumed,
         lost,

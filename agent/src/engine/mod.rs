@@ -3,6 +3,7 @@
 
 mod controls;
 mod finish;
+mod flows;
 mod judge;
 mod record;
 mod recover;
@@ -29,7 +30,7 @@ use tipstaff_common::{
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
-pub use controls::{Control, from_song as controls_from_song};
+pub use controls::{Control, flow_destroy, from_song as controls_from_song};
 pub use recover::{RecoverError, Recovered, recover};
 pub use report::wire_control;
 pub use start::pidfd_of;
@@ -43,7 +44,7 @@ use crate::{
         wire::{self, ApiError, Reply, Request},
     },
     config::Config,
-    enforce::{SessionCgroup, Sweep},
+    enforce::{Flows, Registry, SessionCgroup, Sweep},
     evidence::{Body, Log, Moment, SessionStart},
     kernel::{CgroupRoot, Kernel, KernelError, Pins, boot_now},
     policy::{Plan, Policy},
@@ -107,6 +108,8 @@ pub struct Engine {
     sessions: BTreeMap<SessionId, Live>,
     slots: Slots,
     policies: Policies,
+    /// The network namespaces that sessions are in.
+    namespaces: Registry,
     followers: Vec<Answer>,
     ready: Instant,
     /// Records that could not be decoded.
@@ -145,6 +148,7 @@ struct Live {
     denied: u64,
     verdicts: VecDeque<wire::Verdict>,
     sweep: Sweep,
+    flows: Flows,
     /// Processes that ended after the session did and before a round reached them, with their names.
     confirmed: BTreeMap<u32, Vec<u8>>,
     /// When the next round of the end is due.
@@ -165,6 +169,7 @@ impl Engine {
             sessions: BTreeMap::new(),
             slots: Slots::new(boot_now()),
             policies: Policies::default(),
+            namespaces: Registry::default(),
             followers: Vec::new(),
             ready: Instant::now(),
             undecodable: 0,

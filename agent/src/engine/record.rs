@@ -40,8 +40,9 @@ impl Engine {
         session.count(&header, event);
         let body = body(*id, session, event);
         let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
-        let (reference, cgroup) = (session.reference, session.cgroup.path().to_owned());
+        let (id, reference, cgroup) = (*id, session.reference, session.cgroup.path().to_owned());
         self.append(&body);
+        self.see_namespace(id, event);
         if let Some(pid) = doomed {
             self.see_to(pid, reference, &cgroup);
         }

@@ -8,19 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tipstaff_common::session::SessionCounters;
+use tipstaff_common::{label::SessionRef, session::SessionCounters};
 use tracing::{info, warn};
 
 use super::{
     complain,
     finish::accounts,
+    flows::{LeftFlows, counts, records},
     now,
     record::translate,
     store::{Kept, Store},
 };
 use crate::{
     enforce::SessionCgroup,
-    evidence::{Body, Error, Gap, GapCause, Log, Receipt, SessionEnd, Text, Transition, read},
+    evidence::{Body, CutCause, Error, Gap, GapCause, Log, Receipt, SessionEnd, Text, Transition, read},
     kernel::{KernelError, Leftover, Member, Pins, kill_pidfd, open_pidfd},
     policy::reason_name,
     session::{Cause, EndReason, Round, SessionId, State},
@@ -121,11 +122,20 @@ fn end(
     let ending = Body::State(Transition { session: id, from: State::Active, to: State::Ending, cause });
     log.append_durable(&ending, now())?;
     let mut killing = Killing::default();
+    let mut flows = LeftFlows::default();
     let mut counters = SessionCounters::default();
     let cgroup = SessionCgroup::existing(session.cgroup.clone());
     match (here, leftover, cgroup) {
         (true, Some(leftover), cgroup) => {
-            killing = kill(leftover, session.slot, session.generation, session.enforce, cgroup.as_ref())?;
+            let reference = SessionRef { slot: session.slot, generation: session.generation };
+            killing = kill(leftover, reference, session.enforce, cgroup.as_ref(), &mut flows)?;
+            if let Some(cgroup) = cgroup.filter(|_| session.enforce) {
+                let receipts = flows.confirm(&cgroup);
+                killing.flows = counts(&receipts);
+                for record in records(id, CutCause::End, &receipts) {
+                    log.append(&record, now())?;
+                }
+            }
             drain(leftover, log, kept, written)?;
             counters = leftover.counters(session.slot)?;
         }
@@ -165,7 +175,8 @@ fn end_unknown(leftover: &mut Leftover, kept: &[Kept], log: &mut Log) -> Result<
         leftover.members()?.iter().filter(|m| !known(m)).map(|m| (m.slot, m.generation)).collect();
     for (slot, generation) in unknown {
         if leftover.enforces(slot)? {
-            let killing = kill(leftover, slot, generation, true, None)?;
+            let reference = SessionRef { slot, generation };
+            let killing = kill(leftover, reference, true, None, &mut LeftFlows::default())?;
             let (killed, left) = (killing.receipts.len(), killing.left);
             gap(log, format!("a session without a kept record was ended: {killed} processes killed, {left} left"))?;
         }
@@ -243,22 +254,28 @@ struct Killing {
     rounds: Vec<Round>,
     receipts: Vec<Receipt>,
     left: u64,
+    /// Sockets that were cut, and those of them that are left.
+    flows: (u64, u64),
 }
 
-/// Marks a session ended in the programs in force, and kills until nothing is labelled. One that only observes is
+/// Marks a session ended in the programs in force, cuts its flows, and kills until nothing is labelled. One that only observes is
 /// left alone and counted.
 fn kill(
     leftover: &mut Leftover,
-    slot: u32,
-    generation: u32,
+    session: SessionRef,
     enforce: bool,
     cgroup: Option<&SessionCgroup>,
+    flows: &mut LeftFlows,
 ) -> Result<Killing, KernelError> {
+    let SessionRef { slot, generation } = session;
     leftover.mark_ended(slot, generation)?;
     let mut killing = Killing::default();
     if !enforce {
         killing.left = members(leftover, slot, generation)?.len() as u64;
         return Ok(killing);
+    }
+    if let Some(cgroup) = cgroup {
+        flows.cut(leftover, session, cgroup);
     }
     let start = Instant::now();
     let mut opened: BTreeMap<u32, (Text, OwnedFd)> = BTreeMap::new();
@@ -311,6 +328,8 @@ fn write_end(
         rounds: killing.rounds,
         receipts: killing.receipts,
         members_left: killing.left,
+        flows_cut: killing.flows.0,
+        flows_left: killing.flows.1,
         produced,
         consumed,
         lost,

@@ -26,7 +26,7 @@ use crate::{
         wire::{self, ApiError, Started},
     },
     duration,
-    enforce::{SessionCgroup, Sweep, cgroup_of},
+    enforce::{Flows, SessionCgroup, Sweep, cgroup_of},
     evidence::{Body, Context, ControlState, PolicyRef, Principal, Refused, SessionStart, Text},
     kernel::{KernelError, boot_now, open_pidfd},
     policy::{self, Mode, Plan, Policy, Resolved},
@@ -89,6 +89,7 @@ impl Engine {
             denied: 0,
             verdicts: VecDeque::new(),
             sweep: Sweep::default(),
+            flows: Flows::default(),
             confirmed: BTreeMap::new(),
             next_round: None,
             ending_since: None,
@@ -238,8 +239,10 @@ impl Engine {
 
     /// Labels the caller, moves it, and reads the label back.
     fn admit(&mut self, id: SessionId, peer: &Peer) -> Result<(), String> {
-        let Some(live) = self.sessions.get(&id) else { return Err("it is gone".into()) };
+        let Some(live) = self.sessions.get_mut(&id) else { return Err("it is gone".into()) };
         let task = live._first.as_fd();
+        let seen = live.flows.namespaces.see(&mut self.namespaces, task, (peer.pid, peer.pid));
+        seen.map_err(|e| format!("cannot look at the network namespace of process {}: {e}", peer.pid))?;
         self.parts.kernel.label(task, live.reference).map_err(|e| e.to_string())?;
         live.cgroup.take(peer.pid).map_err(|e| format!("cannot move process {}: {e}", peer.pid))?;
         let label = self.parts.kernel.label_of(task).map_err(|e| e.to_string())?;

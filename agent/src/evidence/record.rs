@@ -5,6 +5,7 @@
 
 mod activity;
 mod agent;
+mod flows;
 mod life;
 
 use jiff::Timestamp;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use activity::{Act, Connect, Exec, Exit, FileRef, Fork, Move, Socket, Unix, Verdict, Via};
 pub use agent::{AgentStart, AgentStop, Control, ControlState, Disarm, Gap, GapCause, Tier};
+pub use flows::{CutCause, CutOutcome, FlowsCut, SocketReceipt};
 pub use life::{
     Context, PolicyRef, Principal, RECEIPTS_MAX, Receipt, Receipts, Refused, SessionEnd, SessionStart, Transition,
 };
@@ -76,6 +78,8 @@ pub enum Body {
     Refused(Refused),
     /// Receipts of a session's end that have no room in its last record.
     Receipts(Receipts),
+    /// Sockets of a session were cut.
+    FlowsCut(FlowsCut),
     /// A session is over.
     SessionEnd(SessionEnd),
     /// Enforcement was taken off this host.
@@ -101,6 +105,7 @@ impl Body {
             Self::Unix(_) => "unix",
             Self::Refused(_) => "refused",
             Self::Receipts(_) => "receipts",
+            Self::FlowsCut(_) => "flows-cut",
             Self::SessionEnd(_) => "session-end",
             Self::Disarm(_) => "disarm",
         }
@@ -120,6 +125,7 @@ impl Body {
             Self::Socket(body) => Some(body.session),
             Self::Unix(body) => Some(body.session),
             Self::Receipts(body) => Some(body.session),
+            Self::FlowsCut(body) => Some(body.session),
             Self::SessionEnd(body) => Some(body.session),
             Self::AgentStart(_) | Self::AgentStop(_) | Self::Gap(_) | Self::Refused(_) | Self::Disarm(_) => None,
         }

@@ -131,7 +131,8 @@ fn decode(word: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-fn raise_loopback() -> Result<()> {
+/// Raises the loopback interface of the network namespace.
+pub(crate) fn raise_loopback() -> Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
     // SAFETY: an all-zero ifreq is a value of it: integers, arrays and a union of those.

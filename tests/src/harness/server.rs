@@ -1,6 +1,7 @@
 //! Servers on loopback that the workloads under test try to reach. They count; they refuse nothing.
 
 use std::{
+    fs::File,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
@@ -42,7 +43,23 @@ pub(crate) struct Server {
 impl Server {
     /// On a port that the kernel picks.
     pub(crate) fn tcp(address: &str) -> Result<Self> {
-        let listener = TcpListener::bind(any_port(address)?)?;
+        Self::serve(TcpListener::bind(any_port(address)?)?)
+    }
+
+    /// In the network namespace that a process is in.
+    pub(crate) fn tcp_within(process: u32, address: &str, port: u16) -> Result<Self> {
+        let namespace = File::open(format!("/proc/{process}/ns/net"))?;
+        let address = SocketAddr::new(address.parse()?, port);
+        let bind = move || -> Result<TcpListener> {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            Ok(TcpListener::bind(address)?)
+        };
+        // a thread goes there, not this process; its socket stays
+        let bound = thread::spawn(bind).join().map_err(|_panic| anyhow::anyhow!("the thread in the namespace died"))?;
+        Self::serve(bound?)
+    }
+
+    fn serve(listener: TcpListener) -> Result<Self> {
         let (address, seen) = (listener.local_addr()?, Arc::new(Seen::default()));
         let shared = Arc::clone(&seen);
         thread::spawn(move || {

@@ -5,6 +5,7 @@ mod cli;
 mod evidence;
 mod exec;
 mod faults;
+mod flows;
 mod members;
 mod net;
 mod run;
@@ -20,6 +21,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     net::TESTS,
     time::TESTS,
     faults::TESTS,
+    flows::TESTS,
     run::TESTS,
     cli::TESTS,
     evidence::TESTS,

@@ -4,6 +4,7 @@
 //! followed by the rest: `daemonise report FILE connect tcp 127.0.0.1 80`. A `+` stands between actions that follow each
 //! other. An action prints one line: `ok`, `errno N`, or of a child `exit N` or `signal N`.
 
+mod flows;
 mod inform;
 mod network;
 mod place;
@@ -71,6 +72,9 @@ fn act(words: &[&str]) -> Result<u8> {
         "reconnect" => network::reconnect(rest),
         "flow" => network::flow(rest),
         "hold" => network::hold(rest),
+        "open" => flows::open(rest),
+        "serve" => flows::serve(rest),
+        "loopback" => flows::loopback(rest),
         "call" => network::call(rest),
         _ => inform::act(word, rest),
     }

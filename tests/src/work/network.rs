@@ -139,14 +139,14 @@ fn ask(path: &str, method: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-fn address<'a, 'b>(words: &'b [&'a str]) -> Result<(SocketAddr, &'b [&'a str])> {
+pub(super) fn address<'a, 'b>(words: &'b [&'a str]) -> Result<(SocketAddr, &'b [&'a str])> {
     let (ip, rest) = one(words)?;
     let (port, rest) = one(rest)?;
     let ip = ip.parse().with_context(|| format!("{ip:?} is no address"))?;
     Ok((SocketAddr::new(ip, port.parse()?), rest))
 }
 
-fn open(kind: SockType, address: &SocketAddr) -> Result<OwnedFd> {
+pub(super) fn open(kind: SockType, address: &SocketAddr) -> Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     // a connect whose packets are dropped must not outlast the test
@@ -154,7 +154,7 @@ fn open(kind: SockType, address: &SocketAddr) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn connect_to(socket: &OwnedFd, address: &SocketAddr) -> Result<(), Errno> {
+pub(super) fn connect_to(socket: &OwnedFd, address: &SocketAddr) -> Result<(), Errno> {
     let fd = socket.as_raw_fd();
     match address {
         SocketAddr::V4(v4) => nix::sys::socket::connect(fd, &SockaddrIn::from(*v4)),

@@ -134,6 +134,12 @@ pub struct SessionEnd {
     pub receipts: Vec<Receipt>,
     /// Labelled tasks that run on: 0 but in mode `observe`.
     pub members_left: u64,
+    /// Sockets that were cut at the end; each has a receipt in [`super::FlowsCut`].
+    #[serde(default)]
+    pub flows_cut: u64,
+    /// Those of them that are still open: their packets are dropped.
+    #[serde(default)]
+    pub flows_left: u64,
     /// Records that the kernel produced, by type.
     pub produced: BTreeMap<String, u64>,
     /// Records that reached the agent, by type.

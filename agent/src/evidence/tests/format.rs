@@ -38,6 +38,8 @@ pub(super) fn session_end() -> Body {
         rounds: vec![Round { killed: 2, left: 0, ms: 4 }],
         receipts: vec![Receipt { pid: 42, name: Text::from("make"), gone: true }],
         members_left: 0,
+        flows_cut: 1,
+        flows_left: 0,
         produced: counts(10, 5),
         consumed: counts(7, 3),
         lost: counts(3, 2),
@@ -45,6 +47,32 @@ pub(super) fn session_end() -> Body {
         faults: 0,
         signals_failed: 0,
     })
+}
+
+fn flows_cut() -> Body {
+    let socket = SocketReceipt {
+        cookie: u64::MAX,
+        protocol: "tcp".into(),
+        netns: 4_026_531_840,
+        from: "[::1]:50000".parse().expect("an address"),
+        to: Some("[::1]:443".parse().expect("an address")),
+        bytes_in: Some(5),
+        bytes_out: Some(7),
+        at_boot_ns: 1,
+        outcome: CutOutcome::Destroyed,
+        gone: true,
+        why: None,
+    };
+    let silenced = SocketReceipt {
+        to: None,
+        bytes_in: None,
+        bytes_out: None,
+        outcome: CutOutcome::Silenced,
+        gone: false,
+        why: Some("this kernel cannot destroy sctp sockets".into()),
+        ..socket.clone()
+    };
+    Body::FlowsCut(FlowsCut { session: session(), cause: CutCause::Narrow, sockets: vec![socket, silenced] })
 }
 
 fn exec() -> Body {
@@ -133,6 +161,7 @@ fn one_of_each() -> Vec<Body> {
             message: "denied".to_owned(),
         }),
         Body::Receipts(Receipts { session, receipts: Vec::new() }),
+        flows_cut(),
         session_end(),
         Body::Disarm(Disarm { principal: principal(), sessions: vec![session] }),
     ]

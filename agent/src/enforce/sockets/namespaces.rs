@@ -1,0 +1,133 @@
+//! The network namespaces of sessions: `SOCK_DESTROY` reaches only what lives in the namespace that it is sent in, so one
+//! netlink socket is kept for each that a member was seen in.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    rc::{Rc, Weak},
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing::debug;
+
+use super::diag::Diag;
+use crate::kernel::{KernelError, Member, open_pidfd};
+
+/// A netlink socket that sessions share.
+type Shared = Rc<RefCell<Diag>>;
+
+/// The namespaces that any session is in, and what was found out about all of them.
+#[derive(Debug, Default)]
+pub struct Registry {
+    /// By inode number: a namespace that is held keeps its number.
+    held: BTreeMap<u64, Weak<RefCell<Diag>>>,
+    /// Protocols that this kernel has and does not list.
+    pub(super) unlisted: BTreeSet<i32>,
+}
+
+impl Registry {
+    fn enter(&mut self, namespace: File) -> io::Result<(u64, Shared)> {
+        let inode = namespace.metadata()?.ino();
+        if let Some(known) = self.held.get(&inode).and_then(Weak::upgrade) {
+            return Ok((inode, known));
+        }
+        self.held.retain(|_, held| held.strong_count() > 0);
+        let diag = Rc::new(RefCell::new(Diag::within(namespace)?));
+        self.held.insert(inode, Rc::downgrade(&diag));
+        Ok((inode, diag))
+    }
+}
+
+/// The namespaces of one session.
+#[derive(Debug, Default)]
+pub struct Namespaces(BTreeMap<u64, Shared>);
+
+impl Namespaces {
+    /// The namespace that a thread is in, whose process `process` is open on and known to be a member.
+    ///
+    /// # Errors
+    /// It is gone, or there is no descriptor left.
+    pub fn see(
+        &mut self,
+        registry: &mut Registry,
+        process: BorrowedFd<'_>,
+        (pid, thread): (u32, u32),
+    ) -> io::Result<()> {
+        let namespace = File::open(path(pid, thread))?;
+        if is_gone(process)? {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        self.add(registry.enter(namespace)?);
+        Ok(())
+    }
+
+    /// True where the thread is in a namespace that was not seen yet. It may be another thread by now.
+    #[must_use]
+    pub fn is_news(&self, pid: u32, thread: u32) -> bool {
+        fs::metadata(path(pid, thread)).is_ok_and(|m| !self.0.contains_key(&m.ino()))
+    }
+
+    /// The namespaces that all of these members are in. `members` lists them once more where there is a namespace that
+    /// was not seen yet: a process that is listed again while its pidfd is open is the one that was opened.
+    ///
+    /// # Errors
+    /// The members cannot be listed.
+    pub fn walk(
+        &mut self,
+        registry: &mut Registry,
+        mut members: impl FnMut() -> Result<Vec<Member>, KernelError>,
+    ) -> Result<(), KernelError> {
+        let fresh: Vec<(u32, OwnedFd, File)> = members()?
+            .iter()
+            .filter(|m| self.is_news(m.tgid, m.tid))
+            .filter_map(|m| {
+                let process = open_pidfd(m.tgid).ok()?;
+                Some((m.tgid, process, File::open(path(m.tgid, m.tid)).ok()?))
+            })
+            .collect();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let still = members()?;
+        for (pid, process, namespace) in fresh {
+            let listed = still.iter().any(|m| m.tgid == pid);
+            match is_gone(process.as_fd()) {
+                Ok(false) if listed => match registry.enter(namespace) {
+                    Ok(found) => self.add(found),
+                    Err(error) => debug!("the network namespace of process {pid} cannot be entered: {error}"),
+                },
+                _ => debug!("process {pid} was gone before its network namespace was seen"),
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, (inode, diag): (u64, Shared)) {
+        self.0.insert(inode, diag);
+    }
+
+    /// Every namespace by its inode number, with the netlink socket in it.
+    pub(super) fn each(&self) -> impl Iterator<Item = (u64, &RefCell<Diag>)> {
+        self.0.iter().map(|(inode, diag)| (*inode, diag.as_ref()))
+    }
+
+    /// The netlink socket in a namespace.
+    pub(super) fn of(&self, inode: u64) -> Option<&RefCell<Diag>> {
+        self.0.get(&inode).map(AsRef::as_ref)
+    }
+}
+
+fn path(pid: u32, thread: u32) -> String {
+    format!("/proc/{pid}/task/{thread}/ns/net")
+}
+
+/// A pidfd can be read once its process has ended.
+fn is_gone(process: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(process, PollFlags::POLLIN)], PollTimeout::ZERO)? > 0)
+}

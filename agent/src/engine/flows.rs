@@ -1,0 +1,128 @@
+//! The flows of a session: where they are looked for while it lives, and the cut with its receipts.
+
+use std::os::fd::AsFd as _;
+
+use tipstaff_common::label::SessionRef;
+use tracing::debug;
+
+use super::{Engine, complain};
+use crate::{
+    enforce::{Cut, Flows, Registry, SessionCgroup, explain, protocol_name},
+    evidence::{Body, CutCause, CutOutcome, FlowsCut, RECEIPTS_MAX, SocketReceipt},
+    kernel::{KernelError, Leftover, Member, open_pidfd, ring::Event},
+    session::{Mode, SessionId},
+};
+
+impl Engine {
+    /// Keeps hold of the network namespace that a member was seen in: what it opened there can outlive it.
+    pub(super) fn see_namespace(&mut self, id: SessionId, event: &Event) {
+        if !matches!(event, Event::Fork(_) | Event::Exec(_) | Event::Connect(_)) {
+            return;
+        }
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        let header = event.header();
+        if !live.flows.namespaces.is_news(header.tgid, header.tid) {
+            return;
+        }
+        // gone already, or not the member any more that the record is about: the walk at the end finds who is left
+        let Ok(process) = open_pidfd(header.tgid) else { return };
+        let label = complain("reading a label", self.parts.kernel.label_of(process.as_fd())).flatten();
+        if label == Some(live.reference) {
+            let place = (header.tgid, header.tid);
+            if let Err(error) = live.flows.namespaces.see(&mut self.namespaces, process.as_fd(), place) {
+                debug!("the network namespace of process {} was not seen: {error}", header.tgid);
+            }
+        }
+    }
+
+    /// Destroys a session's sockets, which the kernel's mark silenced, while their owners live: the kernel tells the
+    /// other end of a socket that has an owner.
+    pub(super) fn cut(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        if live.machine.mode() == Mode::Observe {
+            return;
+        }
+        let (kernel, reference) = (&mut self.parts.kernel, live.reference);
+        let walked = live.flows.namespaces.walk(&mut self.namespaces, || of(kernel.members()?, reference));
+        complain("looking for network namespaces", walked);
+        live.flows.cut(&mut self.namespaces, &live.cgroup.ids(), |_| true);
+    }
+
+    /// Looks for a session's sockets once more, and writes a receipt for each. How many were cut, and how many are left.
+    pub(super) fn confirm_cut(&mut self, id: SessionId) -> (u64, u64) {
+        let Some(live) = self.sessions.get_mut(&id) else { return (0, 0) };
+        if live.machine.mode() == Mode::Observe {
+            return (0, 0);
+        }
+        live.flows.confirm(&mut self.namespaces, &live.cgroup.ids(), |_| true);
+        let receipts = receipts(live.flows.take());
+        records(id, CutCause::End, &receipts).iter().for_each(|record| self.append(record));
+        counts(&receipts)
+    }
+}
+
+/// How many sockets were cut, and how many of them are left.
+pub(super) fn counts(receipts: &[SocketReceipt]) -> (u64, u64) {
+    (receipts.len() as u64, receipts.iter().filter(|r| !r.gone).count() as u64)
+}
+
+/// The records that hold these receipts.
+pub(super) fn records(session: SessionId, cause: CutCause, receipts: &[SocketReceipt]) -> Vec<Body> {
+    let record = |sockets: &[SocketReceipt]| Body::FlowsCut(FlowsCut { session, cause, sockets: sockets.to_vec() });
+    receipts.chunks(RECEIPTS_MAX).map(record).collect()
+}
+
+/// The cut of a session that an earlier agent left.
+#[derive(Default)]
+pub(super) struct LeftFlows {
+    namespaces: Registry,
+    flows: Flows,
+}
+
+impl LeftFlows {
+    /// Destroys the sockets that were made in `cgroup`, in the namespaces of the members.
+    pub(super) fn cut(&mut self, leftover: &Leftover, session: SessionRef, cgroup: &SessionCgroup) {
+        let walked = self.flows.namespaces.walk(&mut self.namespaces, || of(leftover.members()?, session));
+        complain("looking for network namespaces", walked);
+        self.flows.cut(&mut self.namespaces, &cgroup.ids(), |_| true);
+    }
+
+    /// Looks for them once more; a receipt for each.
+    pub(super) fn confirm(&mut self, cgroup: &SessionCgroup) -> Vec<SocketReceipt> {
+        self.flows.confirm(&mut self.namespaces, &cgroup.ids(), |_| true);
+        receipts(self.flows.take())
+    }
+}
+
+/// The members of one session.
+fn of(members: Vec<Member>, session: SessionRef) -> Result<Vec<Member>, KernelError> {
+    let own = |m: &Member| m.slot == session.slot && m.generation == session.generation;
+    Ok(members.into_iter().filter(own).collect())
+}
+
+/// A receipt for each socket that was cut.
+fn receipts(cut: Vec<Cut>) -> Vec<SocketReceipt> {
+    cut.into_iter().map(receipt).collect()
+}
+
+fn receipt(cut: Cut) -> SocketReceipt {
+    let protocol = i32::from(cut.socket.protocol);
+    let (outcome, why) = match &cut.failure {
+        None => (CutOutcome::Destroyed, None),
+        Some(gone) if gone.raw_os_error() == Some(libc::ENOENT) => (CutOutcome::Closed, None),
+        Some(failure) => (CutOutcome::Silenced, Some(explain(protocol, failure))),
+    };
+    SocketReceipt {
+        cookie: cut.socket.cookie,
+        protocol: protocol_name(protocol),
+        netns: cut.namespace,
+        from: cut.socket.local,
+        to: (cut.socket.remote.port() != 0).then_some(cut.socket.remote),
+        bytes_in: cut.socket.bytes.map(|b| b.0),
+        bytes_out: cut.socket.bytes.map(|b| b.1),
+        at_boot_ns: cut.when,
+        outcome,
+        gone: cut.gone,
+        why,
+    }
+}

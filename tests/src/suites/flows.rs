@@ -1,0 +1,189 @@
+//! Open flows of a session that is over: none is left, and each has a receipt.
+
+use std::{collections::BTreeSet, io::Read, net::TcpStream};
+
+use serde_json::Value;
+
+use super::scene::only;
+use crate::harness::{
+    prelude::*,
+    server::Server,
+    wait::{all_gone, in_guest, pass, slack},
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("flows::end-destroys-every-socket", WHEREVER, end),
+    Test::new("flows::accepted-from-outside", WHEREVER, accepted),
+    Test::new("flows::namespace-of-a-member", WHEREVER, namespace),
+    Test::new("flows::agent-killed-and-back", WHEREVER, agent_killed),
+    Test::new("flows::observed-session-keeps-its-flows", WHEREVER, observed),
+];
+
+const FAMILIES: [(&str, &str); 2] = [("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128")];
+
+/// The receipts for sockets of a session.
+fn receipts(s: &Sandbox, session: &str) -> Result<Vec<Value>> {
+    let records = s.records(session, "flows-cut")?;
+    Ok(records.iter().filter_map(|r| r["sockets"].as_array()).flatten().cloned().collect())
+}
+
+/// Those of them that are about a protocol.
+fn of(receipts: &[Value], protocol: &str) -> Vec<Value> {
+    receipts.iter().filter(|r| r["protocol"] == protocol).cloned().collect()
+}
+
+/// Every one of them was destroyed, and was not listed any more.
+fn all_destroyed(receipts: &[Value], count: usize) -> Result<()> {
+    ensure!(receipts.len() == count, "{} receipts for {count} sockets: {receipts:?}", receipts.len());
+    let odd = receipts.iter().find(|r| r["outcome"] != "destroyed" || r["gone"] != true);
+    ensure!(odd.is_none(), "a socket was not destroyed: {odd:?}");
+    let cookies: BTreeSet<u64> = receipts.iter().filter_map(|r| r["cookie"].as_u64()).collect();
+    ensure!(cookies.len() == count, "{} sockets under {count} receipts", cookies.len());
+    Ok(())
+}
+
+/// What the end says is what the receipts say, and nothing is left.
+fn nothing_left(end: &Value, receipts: &[Value]) -> Result<()> {
+    ensure!(end["flows_cut"] == receipts.len(), "flows_cut is {}, not {}", end["flows_cut"], receipts.len());
+    ensure!(end["flows_left"] == 0, "flows are left: {end}");
+    Ok(())
+}
+
+/// A hundred connections and a few datagram sockets, in each family.
+fn end(s: &mut Sandbox) -> Result<()> {
+    const FLOWS: usize = 100;
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let (tcp, udp) = (Server::tcp(address)?, Server::udp(address)?);
+        let policy = only(&member).to("tcp", prefix, tcp.port()).to("udp", prefix, udp.port());
+        let line = format!("open {FLOWS} tcp {} open 3 udp {} idle", tcp.words(), udp.words());
+        let running = s.run(&s.policy(&policy)?, &member, &line)?;
+        let session = running.session(s)?;
+        until("the flows to be open", patience(), || Ok((running.said() == "ok\nok\n").then_some(())))?;
+        until("each flow to have carried a byte", patience(), || Ok((tcp.received().len() == FLOWS).then_some(())))?;
+        tcp.accepted(FLOWS)?;
+        tcp.send(b"four")?;
+        s.cli(&["end", &session])?.ended(0)?;
+        let end = s.session_ended(&session, "operator")?;
+        let receipts = receipts(s, &session)?;
+        nothing_left(&end, &receipts)?;
+        let flows = of(&receipts, "tcp");
+        all_destroyed(&flows, FLOWS)?;
+        all_destroyed(&of(&receipts, "udp"), 3)?;
+        let odd = flows.iter().find(|r| r["to"] != tcp.address() || r["bytes_out"] != 1 || r["bytes_in"] != 4);
+        ensure!(odd.is_none(), "a receipt does not say where the flow led and what it carried: {odd:?}");
+        ensure!(of(&receipts, "udp").iter().all(|r| r["to"] == udp.address()), "udp receipts: {receipts:?}");
+        running.wait()?.ended(137)?;
+    }
+    Ok(())
+}
+
+/// A flow that came from outside is the session's as much as its listener.
+fn accepted(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, _) in FAMILIES {
+        let file = s.file("port");
+        let line = format!("serve {address} {file} idle");
+        let running = s.run(&s.policy(&only(&member))?, &member, &line)?;
+        let session = running.session(s)?;
+        let port = until("the member to listen", patience(), || {
+            Ok(std::fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
+        })?;
+        let mut stream = TcpStream::connect((address, port))?;
+        stream.set_read_timeout(Some(patience()))?;
+        stream.read_exact(&mut [0; 3])?;
+        s.cli(&["end", &session])?.ended(0)?;
+        let end = s.session_ended(&session, "operator")?;
+        let receipts = receipts(s, &session)?;
+        nothing_left(&end, &receipts)?;
+        all_destroyed(&receipts, 2)?;
+        let own = stream.local_addr()?.to_string();
+        let flow = receipts.iter().find(|r| r["to"] == own);
+        ensure!(flow.is_some_and(|r| r["bytes_out"] == 3), "no receipt for the accepted flow: {receipts:?}");
+    }
+    Ok(())
+}
+
+/// A member that made a network namespace of its own has its flows in there destroyed too.
+fn namespace(s: &mut Sandbox) -> Result<()> {
+    const PORT: u16 = 7777;
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let (pid, go) = (s.file("pid"), s.file("go"));
+        let policy = only(&member).to("server", prefix, PORT);
+        let line = format!("unshare net loopback pid {pid} await {go} open 2 tcp {address} {PORT} idle");
+        let running = s.run(&s.policy(&policy)?, &member, &line)?;
+        let session = running.session(s)?;
+        let inside = s.pid_in(&pid)?;
+        let server = Server::tcp_within(inside, address, PORT)?;
+        std::fs::write(&go, "")?;
+        server.accepted(2)?;
+        let home = s.records(&session, "session-start")?[0]["context"]["namespaces"]["net"].clone();
+        s.cli(&["end", &session])?.ended(0)?;
+        all_gone(&[inside])?;
+        let end = s.session_ended(&session, "operator")?;
+        let receipts = receipts(s, &session)?;
+        nothing_left(&end, &receipts)?;
+        all_destroyed(&receipts, 2)?;
+        ensure!(
+            receipts.iter().all(|r| r["netns"] != home),
+            "the flows were in the namespace of the start: {receipts:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Sessions whose deadline passed without an agent: their flows are silent, and the next agent destroys them.
+fn agent_killed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let servers = [Server::tcp("127.0.0.1")?, Server::tcp("::1")?];
+    let ttl = if in_guest() { "20s" } else { "3s" };
+    let mut sessions = Vec::new();
+    for ((_, prefix), server) in FAMILIES.iter().zip(&servers) {
+        let policy = s.policy(&only(&member).to("server", prefix, server.port()))?;
+        let line = format!("open 10 tcp {} idle", server.words());
+        let running = s.launch(&policy, &member, &line).ttl(ttl).start()?;
+        let session = running.session(s)?;
+        server.accepted(10)?;
+        sessions.push((running, session));
+    }
+    s.kill_agent()?;
+    let start = s.records(&sessions[1].1, "session-start")?;
+    pass(start[0]["deadline_boot_ns"].as_u64().context("session-start without a deadline")?, slack())?;
+    s.start()?;
+    for (running, session) in sessions {
+        all_gone(&[running.pid()])?;
+        let end =
+            s.wait_evidence("the end of the session", |r| r["type"] == "session-end" && r["session"] == session)?;
+        let receipts = receipts(s, &session)?;
+        nothing_left(&end, &receipts)?;
+        all_destroyed(&receipts, 10)?;
+    }
+    Ok(())
+}
+
+/// Nothing is cut where a policy only observes.
+fn observed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, server) = (s.program("member")?, Server::tcp("127.0.0.1")?);
+    let file = s.file("pid");
+    let line = format!("background pid {file} open 1 tcp {} idle + await {file} nothing", server.words());
+    let running = s.run(&s.policy(&only(&member).observe())?, &member, &line)?;
+    let session = running.session(s)?;
+    let pid = s.pid_in(&file)?;
+    server.accepted(1)?;
+    running.wait()?.ended(0)?;
+    let end = s.wait_evidence("the end of the session", |r| r["type"] == "session-end" && r["session"] == session)?;
+    ensure!(
+        end["flows_cut"] == 0 && s.records(&session, "flows-cut")?.is_empty(),
+        "an observed session was cut: {end}"
+    );
+    server.send(b"on").context("the flow of an observed session")?;
+    ensure!(!crate::harness::wait::gone(pid), "an observed member was killed");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), nix::sys::signal::Signal::SIGKILL)?;
+    all_gone(&[pid])
+}
