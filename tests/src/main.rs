@@ -2,8 +2,9 @@
 //! at the evidence.
 //!
 //! One binary is everything, because a guest has nothing else: the runner, the tests, the workloads that tests start
-//! (`--work`), and, as process 1, the guest's init.
+//! (`--work`), the benchmarks (`--bench`), which are no tests, and, as process 1, the guest's init.
 
+mod bench;
 mod harness;
 mod suites;
 mod work;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     match words.first().map(String::as_str) {
         Some("--work") => work::main(&words[1..]),
         Some("--script") => work::script(&words[1..]),
+        Some("--bench") => bench::main(&words[1..]).unwrap_or_else(|error| complain(&error, 2)),
         _ if std::process::id() == 1 => guest::init(),
         _ => match Options::parse(&words) {
             Ok(options) => runner::main(&options).unwrap_or_else(|error| complain(&error, 1)),

@@ -1,9 +1,10 @@
-//! Tipstaff's set-up, build, tests and guests: what `./x VERB` and `cargo xtask VERB` do.
+//! Tipstaff's set-up, build, tests, guests and benchmarks: what `./x VERB` and `cargo xtask VERB` do.
 //!
 //! Everything is made below the workspace's `target/`. The system is changed by `setup` alone, and only by installing
 //! packages with its own package manager.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod cargo;
 mod demo;
@@ -40,6 +41,8 @@ enum Task {
     Vm(vm::Options),
     /// Run every test: unit, on this kernel, and in guests
     Test(test::Options),
+    /// Measure what it costs, and how fast it is; see docs/performance.md
+    Bench(bench::Options),
     /// Check formatting, lints, and what the dependencies may be
     Lint,
 }
@@ -62,6 +65,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo => demo::demo(&workspace),
         Task::Vm(options) => vm::vm(&workspace, &options),
         Task::Test(options) => test::test(&workspace, &options),
+        Task::Bench(options) => bench::bench(&workspace, &options),
         Task::Lint => lint::lint(&workspace).map(|()| ExitCode::SUCCESS),
     }
 }

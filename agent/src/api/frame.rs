@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Bytes of the longest frame, without its zero byte.
-pub const LIMIT: usize = 1 << 20;
+pub const LIMIT: usize = 4 << 20;
 const CHUNK: usize = 16 * 1024;
 
 /// Why a frame could not be read or made.

@@ -29,8 +29,8 @@ use crate::{
 
 /// How long the agent may take to start a session.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Bytes of the largest policy: far above any real one, and a call with it still fits a frame.
-const POLICY: u64 = 128 * 1024;
+/// Bytes of the largest policy: room for more than 10,000 rules, and a call with it still fits a frame.
+const POLICY: u64 = 512 * 1024;
 /// Bytes of the arguments that are sent for the evidence.
 const ARGUMENTS: usize = 32 * 1024;
 
@@ -198,9 +198,9 @@ mod tests {
         let file = directory.path().join("p");
         fs::write(&file, b"ab\xff").unwrap();
         assert!(message(read_policy(file.as_os_str(), directory.path())).ends_with("is not UTF-8 from byte 3 on"));
-        fs::write(&file, vec![b'#'; 128 * 1024 + 1]).unwrap();
-        assert!(message(read_policy(file.as_os_str(), directory.path())).ends_with("has more than 131072 bytes"));
-        fs::write(&file, vec![b'#'; 128 * 1024]).unwrap();
+        fs::write(&file, vec![b'#'; 512 * 1024 + 1]).unwrap();
+        assert!(message(read_policy(file.as_os_str(), directory.path())).ends_with("has more than 524288 bytes"));
+        fs::write(&file, vec![b'#'; 512 * 1024]).unwrap();
         assert!(read_policy(file.as_os_str(), directory.path()).is_ok());
         let folder = message(read_policy(directory.path().as_os_str(), directory.path()));
         assert!(folder.contains("Is a directory"), "{folder}");
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn the_largest_call_fits_a_frame() {
         let run = Run {
-            policy: "\u{1}".repeat(128 * 1024),
+            policy: "\u{1}".repeat(512 * 1024),
             policy_source: String::new(),
             ttl: None,
             command: describe(Path::new("/bin/cmd"), &["\u{1}".repeat(32 * 1024 - 1).into()]).unwrap(),

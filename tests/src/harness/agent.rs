@@ -35,6 +35,10 @@ impl Agent {
         Ok(Self { child })
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Fails when the agent is no longer there.
     pub(crate) fn alive(&mut self) -> Result<()> {
         let gone = self.child.try_wait()?;

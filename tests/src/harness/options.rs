@@ -65,19 +65,24 @@ impl Options {
 
     /// The agent's binary.
     pub(crate) fn agent(&self) -> Result<PathBuf> {
-        if let Some(path) = &self.agent {
-            return Ok(path.clone());
-        }
-        let own = std::env::current_exe().context("cannot tell where this binary is")?;
-        let beside = own.with_file_name("tipstaff");
-        let above = own.parent().and_then(|dir| dir.parent()).map(|dir| dir.join("release/tipstaff"));
-        let guest = PathBuf::from("/bin/tipstaff");
-        [Some(beside.clone()), above, Some(guest)]
-            .into_iter()
-            .flatten()
-            .find(|path| path.is_file())
-            .with_context(|| format!("there is no agent at {}: build it, or give --agent FILE", beside.display()))
+        agent(self.agent.as_ref())
     }
+}
+
+/// The agent's binary: the one that was named, or the one that stands where it is built or packed.
+pub(crate) fn agent(named: Option<&PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = named {
+        return Ok(path.clone());
+    }
+    let own = std::env::current_exe().context("cannot tell where this binary is")?;
+    let beside = own.with_file_name("tipstaff");
+    let above = own.parent().and_then(|dir| dir.parent()).map(|dir| dir.join("release/tipstaff"));
+    let guest = PathBuf::from("/bin/tipstaff");
+    [Some(beside.clone()), above, Some(guest)]
+        .into_iter()
+        .flatten()
+        .find(|path| path.is_file())
+        .with_context(|| format!("there is no agent at {}: build it, or give --agent FILE", beside.display()))
 }
 
 /// A guest is the tests' own; elsewhere others want to work as well.

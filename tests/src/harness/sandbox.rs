@@ -233,6 +233,10 @@ impl Sandbox {
         Cgroup::at(self.cgroup.path().join(name))
     }
 
+    pub(crate) fn agent_pid(&self) -> Result<u32> {
+        Ok(self.agent.as_ref().context("there is no agent")?.pid())
+    }
+
     pub(crate) fn signal_agent(&self, signal: Signal) -> Result<()> {
         self.agent.as_ref().context("there is no agent")?.signal(signal)
     }

@@ -6,9 +6,11 @@
 
 mod flows;
 mod inform;
+pub(crate) mod measure;
 mod network;
 mod place;
 mod process;
+pub(crate) mod victims;
 
 use std::{fs, process::ExitCode};
 
@@ -48,6 +50,7 @@ fn run(words: &[&str]) -> u8 {
 fn act(words: &[&str]) -> Result<u8> {
     let (word, rest) = words.split_first().context("there is no action")?;
     match *word {
+        "measure" => measure::measure(rest),
         "exec" => process::exec(rest),
         "spawn" => process::spawn(rest),
         "vspawn" => process::vspawn(rest),

@@ -41,8 +41,15 @@ pub(super) fn spawn(words: &[&str]) -> Result<u8> {
 
 /// `vspawn PROGRAM ARGUMENT…`: the same with posix_spawn(3), which is vfork.
 pub(super) fn vspawn(words: &[&str]) -> Result<u8> {
-    let argv = c_strings(words)?;
-    let program = argv.first().context("vspawn needs a program")?;
+    match vfork(&c_strings(words)?) {
+        Ok(child) => tell_wait(waitpid(child, None)?),
+        Err(errno) => Ok(say(Err(errno))),
+    }
+}
+
+/// Starts a program, with what comes after it as its arguments, as `vspawn` does.
+pub(super) fn vfork(argv: &[CString]) -> Result<Pid, Errno> {
+    let program = argv.first().ok_or(Errno::EINVAL)?;
     let mut pointers: Vec<*mut c_char> = argv.iter().map(|word| word.as_ptr().cast_mut()).collect();
     pointers.push(ptr::null_mut());
     let environment = [ptr::null_mut()];
@@ -59,10 +66,7 @@ pub(super) fn vspawn(words: &[&str]) -> Result<u8> {
             environment.as_ptr(),
         )
     };
-    if errno != 0 {
-        return Ok(say(Err(Errno::from_raw(errno))));
-    }
-    tell_wait(waitpid(Pid::from_raw(pid), None)?)
+    if errno == 0 { Ok(Pid::from_raw(pid)) } else { Err(Errno::from_raw(errno)) }
 }
 
 /// `spawn-by-descriptor PROGRAM ARGUMENT…`: fork, fexecve, wait.

@@ -1,0 +1,159 @@
+//! `kill`: from a violation to the death of the process, and from the call to the end of a session.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::{
+    Ground, place,
+    report::{Bound, Figures, Row, Target},
+    watch::{Receiver, Watch},
+    worker::Worker,
+};
+use crate::{
+    harness::{
+        server::Server,
+        wait::{boot_ns, patience, until},
+    },
+    work::measure::BEYOND,
+};
+
+/// Violations of each sort.
+const TRIALS: usize = 200;
+/// Sessions that are ended, with so many members and flows.
+const ENDS: usize = 10;
+const MEMBERS: u32 = 1_000;
+const FLOWS: u32 = 100;
+
+pub(super) fn run(ground: &mut Ground) -> Result<Vec<Row>> {
+    eprintln!("bench: kill");
+    place::pin(place::AGENT)?;
+    let mut rows = violations(ground)?;
+    place::unpin()?;
+    place::hurry(false);
+    eprintln!("bench: kill: {ENDS} ends of {MEMBERS} members");
+    rows.extend(ends(ground)?);
+    place::ordinary()?;
+    Ok(rows)
+}
+
+fn violations(ground: &mut Ground) -> Result<Vec<Row>> {
+    ground.start()?;
+    let server = Server::tcp(&BEYOND.to_string())?;
+    let policy = ground.sandbox.policy(&ground.programs.policy(1_000))?;
+    let mut worker = Worker::inside(&ground.programs, &ground.sandbox, &policy)?;
+    let mut rows = Vec::new();
+    let target = Some(Target { name: "P7", bound: Bound::AtMost(1.0) });
+    for (what, threads, bomb) in
+        [("one thread", 1, false), ("64 threads", 64, false), ("one thread, 1,000 forks a second beside it", 1, true)]
+    {
+        if bomb {
+            worker.ask("bomb")?;
+        }
+        let allowed = trials(&mut worker, &format!("errand {threads} {}", server.port()))?.0;
+        let (times, survived) = trials(&mut worker, &format!("trespass {threads} {}", server.port()))?;
+        if bomb {
+            worker.ask("defuse")?;
+        }
+        rows.push(row(format!("exec that is allowed to end, {what}"), None, Figures::Spread(allowed)));
+        // where LSM programs decide, the exec fails, and the process ends by itself
+        let how = if survived == TRIALS { "refused exec to end" } else { "forbidden exec to death" };
+        rows.push(row(format!("{how}, {what}"), target, Figures::Spread(times)));
+    }
+    worker.end()?;
+    let arrived = server.received().len();
+    let untouched = server.untouched().is_ok();
+    let found = format!("{arrived} bytes, {}", if untouched { "no connection" } else { "connections" });
+    let holds = arrived == 0 && untouched;
+    let exactly = Some(Target { name: "P7", bound: Bound::Exactly });
+    rows.push(row("what a peer out of scope got".to_owned(), exactly, Figures::Exact { found, holds }));
+    ground.stop()?;
+    Ok(rows)
+}
+
+fn row(what: String, target: Option<Target>, figures: Figures) -> Row {
+    Row { bench: "kill", what, unit: "ms", target, figures }
+}
+
+/// The times in milliseconds, and how many were not killed.
+fn trials(worker: &mut Worker, line: &str) -> Result<(Vec<f64>, usize)> {
+    let (mut times, mut survived) = (Vec::with_capacity(TRIALS), 0);
+    for _ in 0..TRIALS {
+        let answer = worker.ask(line)?;
+        let (ns, signal) = answer.split_once(' ').with_context(|| format!("{line}: {answer:?}"))?;
+        times.push(ns.parse::<f64>()? / 1e6);
+        survived += usize::from(signal == "0");
+    }
+    Ok((times, survived))
+}
+
+fn ends(ground: &mut Ground) -> Result<Vec<Row>> {
+    ground.start()?;
+    let policy = ground.sandbox.policy(&ground.programs.policy(1))?;
+    let (mut members, mut flows, mut calls, mut unaware) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for _ in 0..ENDS {
+        let receiver = Receiver::start()?;
+        let mut worker = Worker::inside(&ground.programs, &ground.sandbox, &policy)?;
+        let session = ground.sandbox.session_of(worker.pid())?;
+        let crowd = worker.ask(&format!("crowd {MEMBERS} 0"))?;
+        let sender = worker.ask(&format!("flows {FLOWS} {}", receiver.port))?;
+        receiver.opened(u64::from(FLOWS))?;
+        let mut watch = Watch::over(&format!("{crowd} {sender} {}", worker.pid()))?;
+        let begin = boot_ns()?;
+        let call = thread::spawn({
+            let socket = ground.sandbox.folder().join("run/operate.sock");
+            move || end(&socket, &session)
+        });
+        let (left, last) = watch.wait(patience())?;
+        ensure!(left == 0, "{left} members outlived the end of their session");
+        call.join().map_err(|_panic| anyhow!("the call broke down"))??;
+        let called = boot_ns()?;
+        let ms = |ns: u64| ns.saturating_sub(begin) as f64 / 1e6;
+        members.push(ms(last));
+        calls.push(ms(called));
+        flows.push(ms(receiver.last_sent_ns().max(begin)));
+        // a peer that learns of it does so at once or not at all
+        let _ = until("the peers to learn of it", Duration::from_millis(500), || {
+            Ok((receiver.closed() >= u64::from(FLOWS)).then_some(()))
+        });
+        unaware += u64::from(FLOWS) - receiver.closed().min(u64::from(FLOWS));
+    }
+    ground.stop()?;
+    let what = format!("end of {MEMBERS} members and {FLOWS} flows");
+    let target = |bound| Some(Target { name: "P8", bound: Bound::AtMost(bound) });
+    Ok(vec![
+        row(format!("{what}: call to last death"), target(30.0), Figures::Spread(members)),
+        row(format!("{what}: call to last byte at a peer"), target(250.0), Figures::Spread(flows)),
+        row(format!("{what}: call to answer, receipts written"), target(250.0), Figures::Spread(calls)),
+        Row {
+            unit: "",
+            ..row(
+                format!("{what}: peers that did not learn of it, of {}", FLOWS * ENDS as u32),
+                None,
+                Figures::Single(unaware as f64),
+            )
+        },
+    ])
+}
+
+/// Ends a session through the agent's socket, as `tipstaff end` does, and waits for the answer.
+fn end(socket: &Path, session: &str) -> Result<()> {
+    let mut stream = UnixStream::connect(socket).context("operate.sock")?;
+    stream.set_read_timeout(Some(patience()))?;
+    let call = serde_json::json!({"method": "dev.tipstaff.End", "parameters": {"id": session, "reason": "operator"}});
+    stream.write_all(format!("{call}\0").as_bytes())?;
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 && byte != [0] {
+        answer.extend(byte);
+    }
+    let answer: serde_json::Value = serde_json::from_slice(&answer).context("the agent's answer")?;
+    ensure!(answer["error"].is_null(), "the agent refused to end a session: {answer}");
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! The benchmarks: `tipstaff-tests --bench`, which `cargo xtask bench` builds and starts. What they measure and how is
+//! in `docs/performance.md`. They are no tests: the machine decides what comes out, and nothing here runs in `./x test`.
+
+mod deadline;
+mod flood;
+mod floor;
+mod kill;
+mod options;
+mod pairs;
+pub(crate) mod place;
+mod report;
+mod start;
+mod stats;
+mod watch;
+mod worker;
+
+use std::{
+    fs,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::harness::{registry::Tier, sandbox::Sandbox, sweep};
+use options::Options;
+use report::Row;
+use worker::Programs;
+
+/// Exit status of a run in which something could not be judged.
+const NOISY: u8 = 4;
+
+/// What comes after `--bench`.
+pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
+    let options = Options::parse(words)?;
+    ensure!(nix::unistd::geteuid().is_root(), "the benchmarks start the agent: run them as root");
+    for name in sweep::dead()? {
+        eprintln!("swept what {name} left");
+    }
+    let machine = place::machine()?;
+    let measured = measure(&options);
+    let swept = sweep::one(&sweep::name(std::process::id()));
+    let rows = measured?;
+    swept?;
+    println!("{}", report::head(&machine));
+    println!("{}", report::markdown(&rows));
+    if let Some(path) = &options.json {
+        let document = json!({"machine": machine, "pairs": options.pairs,
+            "rows": rows.iter().map(Row::json).collect::<Vec<_>>()});
+        let text = serde_json::to_string_pretty(&document)? + "\n";
+        fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    Ok(if rows.iter().any(Row::is_broken) {
+        ExitCode::FAILURE
+    } else if rows.iter().any(Row::is_noisy) {
+        eprintln!("bench: noisy: some rounds without the agent differ by more than 15 %; repeat on an idle machine");
+        ExitCode::from(NOISY)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn measure(options: &Options) -> Result<Vec<Row>> {
+    let mut ground = Ground::new(options)?;
+    let mut rows = Vec::new();
+    rows.extend(pairs::run(&mut ground, &options.chosen(&["tax", "net", "spawn"]), options.pairs)?);
+    let asked = |name| !options.chosen(&[name]).is_empty();
+    if asked("deadline") {
+        rows.extend(deadline::run(&mut ground)?);
+    }
+    if asked("kill") {
+        rows.extend(kill::run(&mut ground)?);
+    }
+    if asked("start") {
+        rows.extend(start::run(&mut ground)?);
+    }
+    if asked("flood") {
+        rows.extend(flood::run(&mut ground)?);
+    }
+    Ok(rows)
+}
+
+/// Where the benchmarks stand: a sandbox as tests have it, and the programs that are measured.
+#[derive(Debug)]
+struct Ground {
+    sandbox: Sandbox,
+    programs: Programs,
+}
+
+impl Ground {
+    fn new(options: &Options) -> Result<Self> {
+        // the tier only tells tests what to expect
+        let sandbox = Sandbox::new(Tier::NoLsm, &options.agent()?)?;
+        let programs = Programs::make(&sandbox)?;
+        Ok(Self { sandbox, programs })
+    }
+
+    /// Starts an agent where there is none.
+    fn start(&mut self) -> Result<()> {
+        self.start_as(self.sandbox.daemon())
+    }
+
+    fn start_as(&mut self, daemon: Command) -> Result<()> {
+        self.sandbox.start_as(daemon)
+    }
+
+    /// Stops the agent, takes it out of the kernel, checks what must be exact, and forgets its evidence, so that the next
+    /// one starts as the first did.
+    fn stop(&mut self) -> Result<()> {
+        self.sandbox.finish()?;
+        for part in ["state", "evidence"] {
+            let folder = self.sandbox.folder().join(part);
+            fs::remove_dir_all(&folder)?;
+            fs::create_dir(&folder)?;
+        }
+        Ok(())
+    }
+}

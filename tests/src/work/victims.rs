@@ -1,0 +1,138 @@
+//! What a measuring process does to be stopped: it breaks its policy, it is a crowd, it floods.
+
+use std::{
+    ffi::CStr,
+    fs::File,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{Signal, kill},
+        socket::{MsgFlags, send},
+        wait::{WaitStatus, waitpid},
+    },
+    time::{ClockId, clock_gettime},
+    unistd::{Pid, execv, pipe},
+};
+
+use super::process::{idle, in_child, spin};
+use crate::{bench::place, harness::wait::boot_ns};
+
+/// Pause between two messages of the flows.
+const BEAT: Duration = Duration::from_millis(1);
+
+fn now_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned())
+}
+
+/// A descriptor of a process, which a poll finds readable once it has ended.
+pub(crate) fn pidfd(pid: Pid) -> Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    ensure!(fd >= 0, "pidfd_open of {pid}: {}", std::io::Error::last_os_error());
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(libc::c_int::try_from(fd)?) })
+}
+
+/// A child with so many threads notes the time, then executes `program`. The answer: the nanoseconds until it was dead,
+/// and the signal that killed it (0: it ended by itself). Before that it tries to send bytes to `target`.
+pub(super) fn trespass(program: &CStr, threads: u32, target: SocketAddrV4) -> Result<String> {
+    let (from, to) = pipe()?;
+    let child = in_child(|| trespasser(program, threads, target, to.as_fd().try_clone_to_owned().map(File::from)))?;
+    let watched = pidfd(child)?;
+    poll(&mut [PollFd::new(watched.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+    let dead = now_ns()?;
+    let signal = match waitpid(child, None)? {
+        WaitStatus::Signaled(_, signal, _) => signal as i32,
+        WaitStatus::Exited(_, 0 | 1) => 0,
+        other => bail!("the child is {other:?}"),
+    };
+    drop(to);
+    let mut noted = [0; 8];
+    File::from(from).read_exact(&mut noted).context("the child noted no time")?;
+    Ok(format!("{} {signal}", dead.saturating_sub(u64::from_ne_bytes(noted))))
+}
+
+/// Its exit status: 1 where it went on after the exec, 2 where something else failed.
+fn trespasser(program: &CStr, threads: u32, target: SocketAddrV4, note: std::io::Result<File>) -> u8 {
+    for _ in 1..threads {
+        std::thread::spawn(|| idle());
+    }
+    if let Ok(mut stream) = TcpStream::connect(target) {
+        // whoever gets here has left the scope: the server will count it
+        let _ = stream.write_all(b"out of scope");
+    }
+    let (Ok(mut note), Ok(now)) = (note, now_ns()) else { return 2 };
+    if note.write_all(&now.to_ne_bytes()).is_err() {
+        return 2;
+    }
+    let Err(errno) = execv(program, &[program]);
+    if errno == Errno::EPERM { 1 } else { 2 }
+}
+
+/// A child that forks a thousand times a second, for ever.
+pub(super) fn bomb() -> Result<Pid> {
+    in_child(|| {
+        if place::ordinary().is_err() {
+            return 1;
+        }
+        loop {
+            match in_child(|| 0) {
+                Ok(child) => drop(waitpid(child, None)),
+                Err(_) => return 0,
+            }
+            std::thread::sleep(BEAT);
+        }
+    })
+}
+
+/// Ends such a child.
+pub(super) fn defuse(child: Pid) -> Result<()> {
+    kill(child, Signal::SIGKILL)?;
+    waitpid(child, None)?;
+    Ok(())
+}
+
+/// So many children that sleep and so many that compute; their process ids.
+pub(super) fn crowd(sleepers: u32, spinners: u32) -> Result<String> {
+    let mut pids = Vec::new();
+    for n in 0..sleepers + spinners {
+        let child = in_child(|| {
+            // one that computed before everything ordinary would take the machine
+            if place::ordinary().is_err() {
+                return 1;
+            }
+            if n < sleepers { idle() } else { spin() }
+        })?;
+        pids.push(child.to_string());
+    }
+    Ok(pids.join(" "))
+}
+
+/// A child with so many connections to a port on loopback, which sends the time on each of them in turn, for ever.
+pub(super) fn flows(count: u32, port: u32) -> Result<String> {
+    let port = u16::try_from(port)?;
+    let child = in_child(|| send_for_ever(count, port).map_or(2, |()| 0))?;
+    Ok(child.to_string())
+}
+
+fn send_for_ever(count: u32, port: u16) -> Result<()> {
+    place::ordinary()?;
+    let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+    let mut flows = (0..count).map(connect).collect::<std::io::Result<Vec<_>>>()?;
+    loop {
+        for flow in &mut flows {
+            // one that was cut fails: the others go on
+            let _ = send(flow.as_raw_fd(), &boot_ns()?.to_be_bytes(), MsgFlags::MSG_NOSIGNAL);
+        }
+        std::thread::sleep(BEAT);
+    }
+}
