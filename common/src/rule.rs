@@ -104,6 +104,9 @@ pub const UNIX_DIRECTORY: u32 = 2;
 /// The key is an abstract name, without its leading 0 byte; `file` is all zero.
 pub const UNIX_ABSTRACT: u32 = 3;
 
+/// In [`PortRule::rule`], from here on: a reason that is no rule, `REASONS` plus what is above this.
+pub const PORT_REASONS: u16 = 0xff00;
+
 /// Key of an inner map of `UNIX_RULES`. The value is an [`ExecEntry`]. A socket has several keys: each is looked up, and a
 /// denial under any of them beats what another allows.
 #[repr(C)]
@@ -132,7 +135,7 @@ pub struct PortRule {
     pub protocol: u8,
     /// `ALLOW` or `DENY`.
     pub verdict: u8,
-    /// Index of the rule.
+    /// Index of the rule, or a reason (see [`PORT_REASONS`]).
     pub rule: u16,
 }
 const _: () = assert!(size_of::<PortRule>() == 8);

@@ -3,7 +3,9 @@
 
 use tipstaff_common::{
     label::CONFINED,
-    rule::{ALLOW, DENY, REASON_FAULT, REASON_UNLABELLED, REASON_UNRESOLVED, WOULD_DENY},
+    rule::{
+        ALLOW, DENY, PORT_REASONS, PortRule, REASON_FAULT, REASON_UNLABELLED, REASON_UNRESOLVED, REASONS, WOULD_DENY,
+    },
     session::MODE_OBSERVE,
 };
 
@@ -43,6 +45,15 @@ impl Decision {
     #[inline(always)]
     pub const fn deny(rule: u32) -> Self {
         Self { verdict: DENY, rule }
+    }
+
+    /// What a port rule says.
+    #[inline(always)]
+    pub const fn of_port_rule(rule: PortRule) -> Self {
+        let code = rule.rule as u32;
+        let reason = code.wrapping_sub(PORT_REASONS as u32);
+        let rule_or_reason = if rule.rule >= PORT_REASONS { REASONS + reason } else { code };
+        Self { verdict: rule.verdict as u32, rule: rule_or_reason }
     }
 
     /// Neither forbidden nor merely observed.

@@ -8,8 +8,10 @@ use std::io::{self, ErrorKind, Read};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Bytes of the longest frame, without its zero byte.
+/// Bytes of the longest frame, without its zero byte: a policy of 1 MiB, whose quotes and line ends take two bytes each.
 pub const LIMIT: usize = 4 << 20;
+/// Bytes of the longest question.
+pub const QUESTION: usize = 64 * 1024;
 const CHUNK: usize = 16 * 1024;
 
 /// Why a frame could not be read or made.

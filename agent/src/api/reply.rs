@@ -179,6 +179,9 @@ pub struct Verdict {
     pub verdict: String,
     /// The rule's id, or a reason that is no rule (`default`, `expired` …).
     pub rule: String,
+    /// What to add to the policy, where it is likely to be missed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
 
 /// How far a control is in force, proven by a canary.

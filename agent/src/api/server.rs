@@ -199,7 +199,7 @@ fn turn_away(stream: &UnixStream) {
 
 async fn converse(stream: UnixStream, peer: &Peer, door: &Door) -> Result<(), FrameError> {
     let (mut reader, mut writer) = stream.into_split();
-    let mut decoder = Decoder::default();
+    let mut decoder = Decoder::new(if door.operate { frame::LIMIT } else { frame::QUESTION });
     while let Ok(next) = timeout(IDLE, frame::read_async(&mut reader, &mut decoder)).await {
         let frame = match next {
             Ok(Some(frame)) => frame,

@@ -139,7 +139,7 @@ fn a_frame_without_end_is_refused_and_disconnected() {
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest);
     let text = String::from_utf8(rest).unwrap();
-    assert!(text.is_empty() || text.contains("longer than 1048576 bytes"), "{text}");
+    assert!(text.is_empty() || text.contains("longer than 65536 bytes"), "{text}");
 }
 
 fn event() -> Reply {

@@ -57,7 +57,10 @@ fn details(kind: &str, record: &Map<String, Value>) -> String {
             let what = if arguments.is_empty() { get("path") } else { format!("{} ({arguments})", get("path")) };
             verdict(record, &what)
         }
-        "connect" => verdict(record, &format!("{} {}", get("protocol"), get("to"))),
+        "connect" => {
+            let remedy = record.get("remedy").map(|_| format!(": {}", get("remedy"))).unwrap_or_default();
+            verdict(record, &format!("{} {}", get("protocol"), get("to"))) + &remedy
+        }
         "fork" => format!("pid {} -> {}", get("pid"), get("child")),
         "exit" => format!("pid {}, {}", get("pid"), wait_status(record)),
         "refused" => format!("{}: {}", command(record.get("command")), get("message")),
@@ -175,6 +178,12 @@ mod tests {
                 r#""type":"connect",{id},"pid":9,"to":"[::1]:80","protocol":"tcp","verdict":"allow","rule":"r""#
             )),
             format!("{start}connect        allow       tcp [::1]:80  rule r, pid 9")
+        );
+        let query =
+            r#""pid":9,"to":"10.0.0.2:53","protocol":"udp","verdict":"deny","rule":"dns-denied","remedy":"add it""#;
+        assert_eq!(
+            line(&format!(r#""type":"connect",{id},{query}"#)),
+            format!("{start}connect        deny        udp 10.0.0.2:53  rule dns-denied, pid 9: add it")
         );
         assert_eq!(
             line(&format!(r#""type":"exit",{id},"pid":9,"status":9"#)),

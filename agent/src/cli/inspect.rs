@@ -89,13 +89,14 @@ fn counts(counts: &BTreeMap<String, u64>) -> String {
 
 fn verdicts(verdicts: &[Verdict]) -> String {
     let row = |verdict: &Verdict| {
+        let remedy = verdict.remedy.as_ref().map(|remedy| format!(" ({})", printable(remedy))).unwrap_or_default();
         [
             printable(&verdict.time),
             verdict.pid.to_string(),
             printable(&verdict.kind),
             printable(&verdict.verdict),
             printable(&verdict.rule),
-            printable(&verdict.what),
+            printable(&verdict.what) + &remedy,
         ]
     };
     print::table(["TIME", "PID", "KIND", "VERDICT", "RULE", "WHAT"], &[1], verdicts.iter().map(row).collect())

@@ -29,14 +29,17 @@ use crate::{
 
 /// How long the agent may take to start a session.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Bytes of the largest policy: room for more than 10,000 rules, and a call with it still fits a frame.
-const POLICY: u64 = 512 * 1024;
+/// Bytes of the largest policy: far above any real one, and a call with it still fits a frame.
+const POLICY: u64 = 1024 * 1024;
 /// Bytes of the arguments that are sent for the evidence.
 const ARGUMENTS: usize = 32 * 1024;
 
 pub(super) const HELP: &str = "\
 Exit status: the command's own (128 + n if signal n killed it); 125 if Tipstaff refused or failed; 126 if the command \
-cannot be executed; 127 if there is no such command.";
+cannot be executed; 127 if there is no such command.
+
+Names that cannot be looked up are mostly a policy without `resolver: allow` in spec.scope.net: `tipstaff events` shows \
+the query with the rule dns-denied.";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Flags {
@@ -198,9 +201,9 @@ mod tests {
         let file = directory.path().join("p");
         fs::write(&file, b"ab\xff").unwrap();
         assert!(message(read_policy(file.as_os_str(), directory.path())).ends_with("is not UTF-8 from byte 3 on"));
-        fs::write(&file, vec![b'#'; 512 * 1024 + 1]).unwrap();
-        assert!(message(read_policy(file.as_os_str(), directory.path())).ends_with("has more than 524288 bytes"));
-        fs::write(&file, vec![b'#'; 512 * 1024]).unwrap();
+        fs::write(&file, vec![b'#'; 1024 * 1024 + 1]).unwrap();
+        assert!(message(read_policy(file.as_os_str(), directory.path())).ends_with("has more than 1048576 bytes"));
+        fs::write(&file, vec![b'#'; 1024 * 1024]).unwrap();
         assert!(read_policy(file.as_os_str(), directory.path()).is_ok());
         let folder = message(read_policy(directory.path().as_os_str(), directory.path()));
         assert!(folder.contains("Is a directory"), "{folder}");
@@ -224,7 +227,7 @@ mod tests {
     #[test]
     fn the_largest_call_fits_a_frame() {
         let run = Run {
-            policy: "\u{1}".repeat(512 * 1024),
+            policy: "\"\n".repeat(512 * 1024),
             policy_source: String::new(),
             ttl: None,
             command: describe(Path::new("/bin/cmd"), &["\u{1}".repeat(32 * 1024 - 1).into()]).unwrap(),

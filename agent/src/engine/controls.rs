@@ -7,7 +7,7 @@ use crate::{
     enforce::Song,
     evidence::ControlState,
     kernel::Tier,
-    policy::{Effect, ExecTarget, Policy},
+    policy::{Access, Effect, ExecTarget, Policy},
 };
 
 /// What the canary's song says about every control.
@@ -47,6 +47,7 @@ pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
             "this version does not judge raw, packet, ping and other sockets when they are made",
         ),
         unavailable("unix-sockets", "this version has no rules for unix sockets"),
+        unavailable("budgets", "this version counts no connects, destinations and bytes against budgets"),
         unavailable("privileges", "this version has no rules for capabilities, ptrace, mounts and the like"),
         clock(song),
     ]
@@ -132,6 +133,19 @@ pub(super) fn asked(policy: &Policy, script: impl Fn(&std::path::Path) -> bool) 
     let denies_net = policy.net.iter().any(|r| r.effect == Effect::Deny);
     if policy.kind.net_default() == Effect::Deny || denies_net {
         names.extend(["connect-deny", "send-deny", "packet-drop", "flow-destroy"]);
+    }
+    let limits = |access: &Access| access.default == Some(Effect::Deny);
+    if limits(&policy.listen) || limits(&policy.inbound) {
+        names.push("listen");
+    }
+    if policy.unix.is_some() {
+        names.push("unix-sockets");
+    }
+    if policy.sockets.is_some() {
+        names.push("raw-sockets");
+    }
+    if !policy.budgets.is_empty() {
+        names.push("budgets");
     }
     names
 }

@@ -18,11 +18,14 @@ use crate::{
         kill_pidfd, open_pidfd,
         ring::{self, Event},
     },
+    policy::reason_name,
     session::{Mode, SessionId},
 };
 
 /// Bytes of arguments that a record of an exec holds; the kernel keeps no more.
 const ARGUMENTS: usize = tipstaff_common::limits::ARG_BYTES;
+/// Where resolvers listen.
+const DNS: u16 = 53;
 
 impl Engine {
     /// Takes one record: counts it for its session and writes it into the evidence.
@@ -89,7 +92,8 @@ impl Live {
             pid: header.tgid,
             what: what(event),
             verdict: verdict(header).to_string(),
-            rule: self.plan.rule_name(header.rule).into(),
+            rule: rule(event, |code| self.plan.rule_name(code).to_owned()),
+            remedy: remedy(event).map(str::to_owned),
         });
     }
 }
@@ -118,6 +122,38 @@ fn what(event: &Event) -> String {
     }
 }
 
+/// What a record's rule is called. A query for a name that no rule lets through is called by what it is, because it is
+/// the first thing that a new policy meets.
+fn rule(event: &Event, rule_name: impl Fn(u32) -> String) -> String {
+    match event {
+        Event::Connect(connect) if is_query(connect) && connect.header.rule == rule::REASON_DEFAULT => {
+            reason_name(rule::REASON_DNS).to_owned()
+        }
+        _ => rule_name(event.header().rule),
+    }
+}
+
+/// Whether somebody was refused to ask for a name.
+fn is_query(connect: &event::Connect) -> bool {
+    let out = matches!(connect.via, VIA_CONNECT | event::VIA_SEND | event::VIA_PACKET);
+    let protocol = i32::from(connect.protocol);
+    let asks = connect.port == DNS && matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_UDP);
+    out && asks && connect.header.verdict != rule::ALLOW
+}
+
+/// What to add to the policy, where no rule of it was meant.
+fn remedy(event: &Event) -> Option<&'static str> {
+    let Event::Connect(connect) = event else { return None };
+    match connect.header.rule {
+        rule::REASON_DEFAULT if is_query(connect) => Some("add `resolver: allow` to spec.scope.net"),
+        rule::REASON_METADATA if is_query(connect) => {
+            Some("add `resolver: allow` to spec.scope.net, if it is the host's resolver")
+        }
+        rule::REASON_METADATA => Some("add a rule with `to: metadata` to spec.scope.net.allow"),
+        _ => None,
+    }
+}
+
 fn verdict(header: &Header) -> Verdict {
     match header.verdict {
         rule::ALLOW => Verdict::Allow,
@@ -135,7 +171,7 @@ fn body(session: SessionId, live: &Live, event: &Event) -> Body {
 pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u32) -> String) -> Body {
     let header = event.header();
     let (seq, pid, tid, uid) = (header.sequence, header.tgid, header.tid, header.uid);
-    let (verdict, rule) = (verdict(header), rule_name(header.rule));
+    let (verdict, rule) = (verdict(header), rule(event, rule_name));
     match event {
         Event::Fork(fork) => Body::Fork(Fork { session, seq, pid, child: fork.child_tid, verdict, rule }),
         Event::Exit(exit) => Body::Exit(Exit { session, seq, pid, status: exit.code }),
@@ -151,7 +187,8 @@ pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u3
             let via = via(connect.via);
             let protocol = protocol(connect);
             let to = SocketAddr::new(ring::address(connect), connect.port);
-            Body::Connect(Connect { session, seq, pid, tid, uid, to, protocol, via, verdict, rule })
+            let remedy = remedy(event).map(str::to_owned);
+            Body::Connect(Connect { session, seq, pid, tid, uid, to, protocol, via, verdict, rule, remedy })
         }
         Event::Socket(socket) => {
             let event::Socket { family, kind, protocol, level, option, .. } = *socket;

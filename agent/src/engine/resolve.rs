@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _},
+    net::IpAddr,
     os::{fd::AsRawFd as _, unix::ffi::OsStringExt as _},
     path::{Path, PathBuf},
 };
@@ -11,36 +12,89 @@ use tipstaff_common::rule::FileId;
 
 use crate::{
     kernel::{Kernel, KernelError, open_path},
-    policy::{ExecTarget, Policy, Resolved},
+    policy::{self, Addresses, ExecTarget, Policy, Resolved, UnixFound, UnixTarget},
 };
 
 /// Files that are open at once.
 const CHUNK: usize = 256;
 
-/// Resolves every exec rule: the program, or the directory and the roots of what is mounted below it. A rule whose file
-/// does not exist names nothing.
+/// Where the host's resolvers stand.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Where an identity belongs.
+enum For {
+    /// `Resolved::files`
+    Exec(usize),
+    /// `UnixFound::files`
+    Unix(usize),
+    /// `UnixFound::place`, with the name in the directory.
+    Place(usize, Vec<u8>),
+}
+
+/// Resolves every rule: a program or socket, or a directory and the roots of what is mounted below it. A rule whose file
+/// does not exist names nothing; one for a socket names its place, where the directory exists.
 pub(super) fn rules(kernel: &mut Kernel, policy: &Policy) -> Result<Resolved, KernelError> {
     let mounts = mount_points()?;
-    let mut wanted: Vec<(usize, PathBuf)> = Vec::new();
+    let mut wanted: Vec<(For, PathBuf)> = Vec::new();
     for (index, rule) in policy.exec.iter().enumerate() {
         match &rule.target {
-            ExecTarget::Path(path) => wanted.push((index, path.clone())),
+            ExecTarget::Path(path) => wanted.push((For::Exec(index), path.clone())),
             ExecTarget::Dir(path) => {
-                wanted.push((index, path.clone()));
-                let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-                let below = mounts.iter().filter(|m| m.starts_with(&real) && **m != real);
-                wanted.extend(below.map(|m| (index, m.clone())));
+                wanted.extend(tree(path, &mounts).into_iter().map(|root| (For::Exec(index), root)));
             }
         }
     }
-    let mut resolved = Resolved { files: vec![Vec::new(); policy.exec.len()] };
+    for (index, rule) in policy.unix_rules().iter().enumerate() {
+        match &rule.target {
+            UnixTarget::Abstract(_) => {}
+            UnixTarget::Path(path) => {
+                // the place is the socket's own, not that of a link to it
+                let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+                if let (Some(directory), Some(name)) = (real.parent(), real.file_name()) {
+                    wanted.push((For::Place(index, name.as_encoded_bytes().to_vec()), directory.to_owned()));
+                }
+                wanted.push((For::Unix(index), real));
+            }
+            UnixTarget::Dir(path) => {
+                wanted.extend(tree(path, &mounts).into_iter().map(|root| (For::Unix(index), root)));
+            }
+        }
+    }
+    let mut resolved = Resolved {
+        files: vec![Vec::new(); policy.exec.len()],
+        unix: vec![UnixFound::default(); policy.unix_rules().len()],
+        resolvers: resolvers(policy)?,
+    };
     for chunk in wanted.chunks(CHUNK) {
         let paths: Vec<&Path> = chunk.iter().map(|(_, path)| path.as_path()).collect();
-        for ((index, _), id) in chunk.iter().zip(identities(kernel, &paths)?) {
-            resolved.files[*index].extend(id);
+        for ((what, _), id) in chunk.iter().zip(identities(kernel, &paths)?) {
+            match what {
+                For::Exec(index) => resolved.files[*index].extend(id),
+                For::Unix(index) => resolved.unix[*index].files.extend(id),
+                For::Place(index, name) => resolved.unix[*index].place = id.map(|id| (id, name.clone())),
+            }
         }
     }
     Ok(resolved)
+}
+
+/// A directory and the roots of what is mounted below it.
+fn tree(path: &Path, mounts: &[PathBuf]) -> Vec<PathBuf> {
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let below = mounts.iter().filter(|m| m.starts_with(&real) && **m != real).cloned();
+    std::iter::once(path.to_owned()).chain(below).collect()
+}
+
+/// The host's resolvers, where the policy speaks of them.
+fn resolvers(policy: &Policy) -> Result<Vec<IpAddr>, KernelError> {
+    if !policy.net.iter().any(|rule| rule.to == Addresses::Resolvers) {
+        return Ok(Vec::new());
+    }
+    match fs::read(RESOLV_CONF) {
+        Ok(text) => Ok(policy::resolvers(&String::from_utf8_lossy(&text))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(policy::resolvers("")),
+        Err(error) => Err(KernelError::file("read", RESOLV_CONF)(error)),
+    }
 }
 
 /// Identities of paths, in their order; `None` where there is nothing.

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use tipstaff_common::{label::SessionRef, limits};
 
 use crate::{
-    kernel::{Kernel, KernelError, Revision},
-    policy::Plan,
+    kernel::{AddressRules, Kernel, KernelError, Revision},
+    policy::{NetTable, Plan},
 };
 
 /// Free and taken session slots.
@@ -71,11 +71,11 @@ impl Policies {
         self.revisions = self.revisions.wrapping_add(1).max(1);
         let revision = self.revisions;
         let exec: Vec<_> = plan.exec.iter().map(|(k, v)| (*k, *v)).collect();
-        let net: Vec<_> = plan.net.iter().map(|(k, v)| (k.prefix_len, k.address, *v)).collect();
-        kernel.install(
-            slot,
-            &Revision { exec: &exec, net: &net, listen: &[], inbound: &[], unix: &[], entry: plan.entry(revision) },
-        )?;
+        let unix: Vec<_> = plan.unix.iter().map(|(k, v)| (*k, *v)).collect();
+        let [net, listen, inbound] = [&plan.net, &plan.listen, &plan.inbound].map(trie);
+        let entry = plan.entry(revision);
+        let rules = Revision { exec: &exec, net: &net, listen: &listen, inbound: &inbound, unix: &unix, entry };
+        kernel.install(slot, &rules)?;
         let plan = Rc::new(plan);
         self.installed.push(Installed { plan: Rc::clone(&plan), slot, revision, users: 1 });
         Ok((slot, plan))
@@ -91,4 +91,8 @@ impl Policies {
         let gone = self.installed.swap_remove(index);
         kernel.uninstall(gone.slot, gone.revision)
     }
+}
+
+fn trie(table: &NetTable) -> Vec<AddressRules> {
+    table.iter().map(|(key, entry)| (key.prefix_len, key.address, *entry)).collect()
 }

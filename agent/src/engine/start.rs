@@ -15,7 +15,7 @@ use std::{
 use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
 use tipstaff_common::{
     label::SessionRef,
-    session::{Budgets, MODE_ENFORCE, MODE_OBSERVE, SessionConfig},
+    session::{MODE_ENFORCE, MODE_OBSERVE, SessionConfig},
 };
 use tracing::info;
 
@@ -227,7 +227,7 @@ impl Engine {
             }
         };
         let mode = if policy.mode == Mode::Enforce { MODE_ENFORCE } else { MODE_OBSERVE };
-        let config = SessionConfig { mode, policy: policy_slot, deadline, budgets: Budgets::default() };
+        let config = SessionConfig { mode, policy: policy_slot, deadline, budgets: policy.budgets.for_kernel() };
         let begun = self.parts.kernel.begin(reference, config, cgroup.id());
         if let Err(problem) = begun {
             complain("removing a cgroup", cgroup.remove_patiently());

@@ -2,40 +2,43 @@
 //! decide where deny must beat allow; puts nothing into the kernel.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     path::PathBuf,
 };
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tipstaff_common::{
-    limits::PORT_RULES,
-    rule::{self, ExecEntry, ExecKey, FileId, NetEntry, PortRule},
-    session::{HAS_DIRECTORIES, PolicyEntry},
-    socket::SOCKET_ALL,
+    limits::UNIX_NAME,
+    rule::{self, ExecEntry, ExecKey, FileId, UnixKey},
+    session::{HAS_DIRECTORIES, HAS_UNIX_DIRECTORIES, PolicyEntry},
 };
 
 use super::{
-    net::{MAPPED_BITS, loopbacks},
-    types::{Effect, ExecTarget, NetRule, Policy, PortRange, Protocol, reason_name, rule_number},
+    table::{CompileProblem, Folded, NetTable, Rules},
+    traffic::{Access, NetRule, UnixTarget},
+    types::{Effect, ExecTarget, Policy, reason_name, rule_number},
 };
 
-/// Folding of one prefix stops here: it is refused anyway, and its cost stays bounded.
-const FOLDED: usize = 8 * PORT_RULES;
-
-/// The addresses that stand for loopback.
-const UNSPECIFIED: [IpNet; 2] = [
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 32)),
-    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)),
-];
-
-/// Which files the exec rules name on this host.
+/// What the rules of a policy name on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
     /// In the order of `Policy::exec`: the program, or the directory and the roots of the mounts below it. None: it
     /// does not exist.
     pub files: Vec<Vec<FileId>>,
+    /// In the order of `Policy::unix_rules`.
+    pub unix: Vec<UnixFound>,
+    /// The host's resolvers, not in mapped form.
+    pub resolvers: Vec<IpAddr>,
+}
+
+/// What a unix rule names on this host. An abstract name names nothing here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnixFound {
+    /// The socket's file, if it is there, or the directory and the roots of the mounts below it.
+    pub files: Vec<FileId>,
+    /// Of a path: the directory in which the socket is or will be, and its name there.
+    pub place: Option<(FileId, Vec<u8>)>,
 }
 
 impl Resolved {
@@ -44,27 +47,11 @@ impl Resolved {
     pub fn of(&self, index: usize) -> &[FileId] {
         self.files.get(index).map_or(&[], Vec::as_slice)
     }
-}
 
-/// Key of an inner trie of `NET_RULES`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NetKey {
-    /// Bits of `address` that count, 0 to 128.
-    pub prefix_len: u32,
-    /// Network order; IPv4 as `::ffff:a.b.c.d`; bits that do not count are 0.
-    pub address: [u8; 16],
-}
-
-impl From<IpNet> for NetKey {
-    fn from(net: IpNet) -> Self {
-        match net {
-            IpNet::V4(net) => Self {
-                prefix_len: u32::from(MAPPED_BITS) + u32::from(net.prefix_len()),
-                address: net.network().to_ipv6_mapped().octets(),
-            },
-            IpNet::V6(net) => Self { prefix_len: u32::from(net.prefix_len()), address: net.network().octets() },
-        }
+    /// What `Policy::unix_rules()[index]` names.
+    #[must_use]
+    pub fn of_unix(&self, index: usize) -> Option<&UnixFound> {
+        self.unix.get(index)
     }
 }
 
@@ -74,12 +61,26 @@ pub struct Plan {
     /// An inner map of `EXEC_RULES`.
     pub exec: BTreeMap<ExecKey, ExecEntry>,
     /// An inner trie of `NET_RULES`.
-    pub net: BTreeMap<NetKey, NetEntry>,
+    pub net: NetTable,
+    /// An inner trie of `LISTEN_RULES`.
+    pub listen: NetTable,
+    /// An inner trie of `INBOUND_RULES`.
+    pub inbound: NetTable,
+    /// An inner map of `UNIX_RULES`.
+    pub unix: BTreeMap<UnixKey, ExecEntry>,
     /// `rule::ALLOW` or `rule::DENY`.
     pub exec_default: u32,
     /// `rule::ALLOW` or `rule::DENY`.
     pub net_default: u32,
-    /// `HAS_DIRECTORIES`
+    /// `rule::ALLOW` or `rule::DENY`.
+    pub listen_default: u32,
+    /// `rule::ALLOW` or `rule::DENY`.
+    pub inbound_default: u32,
+    /// `rule::ALLOW` or `rule::DENY`.
+    pub unix_default: u32,
+    /// Classes of sockets that may be made: `socket::SOCKET_*`.
+    pub sockets: u32,
+    /// `HAS_DIRECTORIES`, `HAS_UNIX_DIRECTORIES`
     pub flags: u32,
     /// The id of each rule number.
     pub rules: Vec<String>,
@@ -96,10 +97,10 @@ impl Plan {
             exec_default: self.exec_default,
             net_default: self.net_default,
             flags: self.flags,
-            listen_default: rule::ALLOW,
-            inbound_default: rule::ALLOW,
-            unix_default: rule::ALLOW,
-            sockets: SOCKET_ALL,
+            listen_default: self.listen_default,
+            inbound_default: self.inbound_default,
+            unix_default: self.unix_default,
+            sockets: self.sockets,
         }
     }
 
@@ -120,8 +121,22 @@ pub enum Note {
         rule: String,
         /// What it would do.
         effect: Effect,
-        /// What it names.
-        target: ExecTarget,
+        /// What it names, with its key.
+        target: String,
+    },
+    /// Rules deny all that the rule on addresses allows.
+    Denied {
+        /// The allow rule's id.
+        rule: String,
+        /// The first deny rule's id.
+        by: String,
+    },
+    /// An earlier rule says the same of the same.
+    Repeated {
+        /// The rule's id.
+        rule: String,
+        /// The earlier rule's id.
+        first: String,
     },
     /// Everything that an allow rule names is named by deny rules too, perhaps by another path.
     Overridden {
@@ -141,6 +156,8 @@ impl fmt::Display for Note {
                 let verb = if *effect == Effect::Allow { "allows" } else { "denies" };
                 write!(f, "rule {rule} {verb} nothing: {target} does not exist here; what is made later is not covered")
             }
+            Self::Denied { rule, by } => write!(f, "rule {rule} has no effect: rule {by} denies what it allows"),
+            Self::Repeated { rule, first } => write!(f, "rule {rule} says what rule {first} says: keep one"),
             Self::Overridden { rule, path, by } => {
                 write!(f, "rule {rule} has no effect: rule {by} denies the same file as {}", path.display())
             }
@@ -148,40 +165,113 @@ impl fmt::Display for Note {
     }
 }
 
-/// Why a policy cannot be put into the kernel's tables.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CompileProblem {
-    /// Too many port rules of a prefix and of those that cover it.
-    #[error(
-        "{count} or more port rules hold for {prefix}, the limit is {limit}: join ports into ranges or rules into one"
-    )]
-    PortRules {
-        /// The prefix.
-        prefix: IpNet,
-        /// What was counted, without duplicates and rules that others hide; counting stops at 257.
-        count: usize,
-        /// `limits::PORT_RULES`
-        limit: usize,
-    },
-}
-
 /// Makes the kernel's tables.
 ///
 /// # Errors
 /// Every prefix for which too many port rules hold.
-pub fn compile(policy: &Policy, files: &Resolved) -> Result<Plan, Vec<CompileProblem>> {
-    let net = net_table(policy)?;
-    let (exec, notes) = exec_table(policy, files);
+pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProblem>> {
+    let numbered = |rules: &'_ [NetRule], number: fn(&Policy, usize) -> u32| -> Vec<u32> {
+        (0..rules.len()).map(|index| number(policy, index)).collect()
+    };
+    let (exec, mut notes) = exec_table(policy, host);
+    let net = fold(host, &policy.net, &numbered(&policy.net, Policy::net_number), true)?;
+    let listen = fold_access(host, &policy.listen, &numbered(&policy.listen.rules, Policy::listen_number))?;
+    let inbound = fold_access(host, &policy.inbound, &numbered(&policy.inbound.rules, Policy::inbound_number))?;
+    net_notes(policy, host, &net, &mut notes);
+    let unix = unix_table(policy, host, &mut notes);
     let directories = exec.keys().any(|key| key.kind == rule::KIND_DIRECTORY);
+    let unix_directories = unix.keys().any(|key| key.kind == rule::UNIX_DIRECTORY);
+    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
     Ok(Plan {
         exec,
-        net,
+        net: net.table(),
+        listen: listen.table(),
+        inbound: inbound.table(),
+        unix,
         exec_default: policy.kind.exec_default().code(),
         net_default: policy.kind.net_default().code(),
-        flags: if directories { HAS_DIRECTORIES } else { 0 },
+        listen_default: policy.listen_default().code(),
+        inbound_default: policy.inbound_default().code(),
+        unix_default: policy.kind.unix_default().code(),
+        sockets: policy.socket_classes(),
+        flags: flag(directories, HAS_DIRECTORIES) | flag(unix_directories, HAS_UNIX_DIRECTORIES),
         rules: policy.rules().map(str::to_owned).collect(),
         notes,
     })
+}
+
+fn fold(
+    host: &Resolved,
+    rules: &[NetRule],
+    numbers: &[u32],
+    destinations: bool,
+) -> Result<Folded, Vec<CompileProblem>> {
+    let rules = rules.iter().zip(numbers.iter().copied()).collect();
+    Rules { host, rules, destinations }.fold()
+}
+
+fn fold_access(host: &Resolved, access: &Access, numbers: &[u32]) -> Result<Folded, Vec<CompileProblem>> {
+    fold(host, &access.rules, numbers, false)
+}
+
+/// Rules on addresses that do nothing, because of others.
+fn net_notes(policy: &Policy, host: &Resolved, net: &Folded, notes: &mut Vec<Note>) {
+    for rules in [&policy.net, &policy.listen.rules, &policy.inbound.rules] {
+        let mut seen = HashMap::new();
+        for rule in rules {
+            let same = (rule.effect, rule.to, rule.ports.as_slice(), rule.protocols.as_slice());
+            let first = *seen.entry(same).or_insert(rule.id.as_str());
+            if first != rule.id {
+                notes.push(Note::Repeated { rule: rule.id.clone(), first: first.to_owned() });
+            }
+        }
+    }
+    for rule in policy.net.iter().filter(|rule| rule.effect == Effect::Allow) {
+        if let Some(number) = net.overrides(host, rule) {
+            let by = policy.rule_name(number).to_owned();
+            notes.push(Note::Denied { rule: rule.id.clone(), by });
+        }
+    }
+}
+
+fn unix_table(policy: &Policy, host: &Resolved, notes: &mut Vec<Note>) -> BTreeMap<UnixKey, ExecEntry> {
+    let mut table = BTreeMap::new();
+    let by_effect = |effect| policy.unix_rules().iter().enumerate().filter(move |(_, rule)| rule.effect == effect);
+    for (index, rule) in by_effect(Effect::Deny).chain(by_effect(Effect::Allow)) {
+        let keys = unix_keys(&rule.target, host.of_unix(index));
+        if keys.is_empty() {
+            let (rule, effect, target) = (rule.id.clone(), rule.effect, rule.target.to_string());
+            notes.push(Note::Missing { rule, effect, target });
+        }
+        let entry = ExecEntry { verdict: rule.effect.code(), rule: policy.unix_number(index) };
+        for key in keys {
+            table.entry(key).or_insert(entry);
+        }
+    }
+    table
+}
+
+fn unix_keys(target: &UnixTarget, found: Option<&UnixFound>) -> Vec<UnixKey> {
+    let files = found.map_or(&[][..], |found| &found.files);
+    let of = |kind: u32| files.iter().filter_map(move |file| unix_key(*file, kind, b""));
+    match target {
+        UnixTarget::Abstract(name) => {
+            unix_key(FileId::default(), rule::UNIX_ABSTRACT, name.as_bytes()).into_iter().collect()
+        }
+        UnixTarget::Dir(_) => of(rule::UNIX_DIRECTORY).collect(),
+        UnixTarget::Path(_) => {
+            let place = found.and_then(|found| found.place.as_ref());
+            let place = place.and_then(|(directory, name)| unix_key(*directory, rule::UNIX_PLACE, name));
+            of(rule::UNIX_FILE).chain(place).collect()
+        }
+    }
+}
+
+/// `None`: no socket can have such a long name.
+pub(super) fn unix_key(file: FileId, kind: u32, name: &[u8]) -> Option<UnixKey> {
+    let mut key = UnixKey { file, kind, length: u32::try_from(name.len()).ok()?, name: [0; UNIX_NAME] };
+    key.name.get_mut(..name.len())?.copy_from_slice(name);
+    Some(key)
 }
 
 fn exec_table(policy: &Policy, files: &Resolved) -> (BTreeMap<ExecKey, ExecEntry>, Vec<Note>) {
@@ -196,7 +286,7 @@ fn exec_table(policy: &Policy, files: &Resolved) -> (BTreeMap<ExecKey, ExecEntry
         };
         let found = files.of(index);
         if found.is_empty() {
-            notes.push(Note::Missing { rule: rule.id.clone(), effect: rule.effect, target: rule.target.clone() });
+            notes.push(Note::Missing { rule: rule.id.clone(), effect: rule.effect, target: rule.target.to_string() });
         }
         let entry = ExecEntry { verdict: rule.effect.code(), rule: rule_number(index) };
         let put = found.iter().map(|file| *table.entry(ExecKey { file: *file, kind, pad: 0 }).or_insert(entry));
@@ -209,113 +299,4 @@ fn exec_table(policy: &Policy, files: &Resolved) -> (BTreeMap<ExecKey, ExecEntry
         }
     }
     (table, notes)
-}
-
-fn net_table(policy: &Policy) -> Result<BTreeMap<NetKey, NetEntry>, Vec<CompileProblem>> {
-    let mut problems = Vec::new();
-    let mut folded: BTreeMap<IpNet, Vec<PortRule>> = BTreeMap::new();
-    let own = own_rules(policy);
-    let mut prefixes: Vec<_> = own.keys().copied().collect();
-    // what covers is folded before what it covers
-    prefixes.sort_by_key(IpNet::prefix_len);
-    for prefix in prefixes {
-        let above = covering(&folded, prefix).map_or(&[][..], Vec::as_slice);
-        let rules = fold(&own[&prefix], above);
-        if rules.len() > PORT_RULES {
-            problems.push(CompileProblem::PortRules { prefix, count: rules.len(), limit: PORT_RULES });
-        }
-        folded.insert(prefix, rules);
-    }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    Ok(folded.into_iter().map(|(net, rules)| (NetKey::from(net), net_entry(&rules))).collect())
-}
-
-/// Every prefix that needs an entry, with the port rules that are its own.
-fn own_rules(policy: &Policy) -> BTreeMap<IpNet, Vec<PortRule>> {
-    let mut own: BTreeMap<IpNet, Vec<PortRule>> = BTreeMap::new();
-    for (index, rule) in policy.net.iter().enumerate() {
-        let number = policy.net_number(index);
-        own.entry(rule.to).or_default().extend(port_rules(rule, number));
-        if covers_mapped(rule.to) {
-            // stops the trie from finding a rule for IPv6 where it looks for IPv4
-            own.entry(IpNet::V4(Ipv4Net::default())).or_default();
-        }
-        for unspecified in UNSPECIFIED {
-            let loopback = loopbacks(unspecified.addr()).iter().any(|address| rule.to.contains(address));
-            if rule.effect == Effect::Deny && loopback {
-                own.entry(unspecified).or_default().extend(port_rules(rule, number));
-            }
-        }
-    }
-    own
-}
-
-fn covers_mapped(net: IpNet) -> bool {
-    let mapped = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
-    matches!(net, IpNet::V6(v6) if v6.prefix_len() < MAPPED_BITS && v6.contains(&mapped))
-}
-
-fn port_rules(rule: &NetRule, number: u32) -> impl Iterator<Item = PortRule> {
-    const EVERY: &[PortRange] = &[PortRange { low: 0, high: u16::MAX }];
-    let ports = if rule.ports.is_empty() { EVERY } else { &rule.ports };
-    let protocol = rule.protocol.map_or(0, Protocol::number);
-    ports.iter().map(move |range| PortRule {
-        low: range.low,
-        high: range.high,
-        protocol,
-        // 0 or 1
-        verdict: rule.effect.code() as u8,
-        rule: u16::try_from(number).unwrap_or(u16::MAX),
-    })
-}
-
-/// The folded rules of the longest prefix that covers `prefix` and is not itself.
-fn covering(folded: &BTreeMap<IpNet, Vec<PortRule>>, prefix: IpNet) -> Option<&Vec<PortRule>> {
-    let mut above = prefix.supernet();
-    while let Some(net) = above {
-        if let Some(rules) = folded.get(&net) {
-            return Some(rules);
-        }
-        above = net.supernet();
-    }
-    None
-}
-
-/// A prefix's own port rules and those of what covers it: denials first, the own before the others, without those
-/// that an earlier one hides.
-fn fold(own: &[PortRule], above: &[PortRule]) -> Vec<PortRule> {
-    let mut kept: Vec<PortRule> = Vec::new();
-    for verdict in [rule::DENY, rule::ALLOW] {
-        for new in own.iter().chain(above).filter(|r| u32::from(r.verdict) == verdict) {
-            if kept.len() <= FOLDED && !kept.iter().any(|earlier| hides(earlier, new)) {
-                kept.push(*new);
-            }
-        }
-    }
-    if (PORT_RULES + 1..=FOLDED).contains(&kept.len()) {
-        // a later, wider rule with the same verdict decides no differently
-        let all = kept.clone();
-        let mut index = 0;
-        kept.retain(|r| {
-            index += 1;
-            !all[index..].iter().any(|later| later.verdict == r.verdict && hides(later, r))
-        });
-    }
-    kept
-}
-
-/// Whether `a` fits wherever `b` fits.
-const fn hides(a: &PortRule, b: &PortRule) -> bool {
-    a.low <= b.low && b.high <= a.high && (a.protocol == 0 || a.protocol == b.protocol)
-}
-
-fn net_entry(rules: &[PortRule]) -> NetEntry {
-    let mut entry = NetEntry::default();
-    for (slot, rule) in entry.ports.iter_mut().zip(rules) {
-        *slot = *rule;
-        entry.count += 1;
-    }
-    entry
 }

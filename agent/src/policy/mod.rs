@@ -4,23 +4,33 @@
 //! is found elsewhere and comes in as [`Resolved`]; what a plan says goes into the kernel's maps elsewhere.
 #![forbid(unsafe_code)]
 
+mod budgets;
 mod compile;
 mod decide;
+pub mod metadata;
+mod narrow;
 mod net;
 mod parse;
 mod problem;
+mod resolver;
 mod scope;
 mod summary;
+mod table;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod types;
 mod walk;
 mod yaml;
 
-pub use compile::{CompileProblem, NetKey, Note, Plan, Resolved, compile};
-pub use decide::{Decision, decide_exec, decide_net};
+pub use compile::{Note, Plan, Resolved, UnixFound, compile};
+pub use decide::{Decision, UnixSocket, decide_exec, decide_inbound, decide_listen, decide_net, decide_unix};
+pub use narrow::{Candidate, Wider, wider};
 pub use parse::parse;
 pub use problem::Problem;
+pub use resolver::resolvers;
+pub use scope::Classes;
 pub use summary::{RuleSummary, Summary};
-pub use types::reason_name;
-pub use types::{Effect, ExecRule, ExecTarget, Kind, Mode, NetRule, Policy, PortRange, Protocol};
+pub use table::{CompileProblem, NetKey, NetTable};
+pub use traffic::{Access, Addresses, Budgets, NetRule, PortRange, Protocol, UnixRule, UnixTarget};
+pub use types::{Effect, ExecRule, ExecTarget, Kind, Mode, Policy, reason_name};

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{problem::quote, types::PortRange};
+use super::{problem::quote, traffic::PortRange};
 
 /// Bits before the IPv4 address in its mapped form.
 pub(super) const MAPPED_BITS: u8 = 96;

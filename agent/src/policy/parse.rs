@@ -5,6 +5,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::{
+    budgets,
     problem::{Problem, Problems, quote},
     scope,
     types::{Kind, Mode, Policy},
@@ -18,7 +19,7 @@ const API_VERSION: &str = "tipstaff.dev/v1alpha1";
 const DOCUMENT: Keys = Keys { known: &["apiVersion", "kind", "metadata", "spec"], later: &["status"] };
 const METADATA: Keys = Keys { known: &["name"], later: &["labels", "annotations", "namespace"] };
 const SPEC: Keys =
-    Keys { known: &["kind", "mode", "strict", "limits", "scope"], later: &["select", "budgets", "on", "reviewBy"] };
+    Keys { known: &["kind", "mode", "strict", "limits", "scope", "budgets"], later: &["select", "on", "reviewBy"] };
 const LIMITS: Keys = Keys { known: &["ttl"], later: &["idle", "windows"] };
 
 const KINDS: [(&str, Kind); 5] = [
@@ -54,15 +55,21 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
     let mode = spec.get("mode").map_or(Some(Mode::Enforce), |f| word(f.at(), &MODES, problems));
     let strict = spec.get("strict").map_or(Some(false), |f| boolean(f.at(), problems));
     let ttl = ttl(&spec, problems);
-    let (exec, net) = scope::read(spec.get("scope"), problems);
+    let scope = scope::read(spec.get("scope"), problems);
+    let budgets = budgets::read(&spec, problems);
     Some(Policy {
         name: name?,
         kind: kind?,
         mode: mode?,
         strict: strict?,
         ttl: ttl?,
-        exec,
-        net,
+        exec: scope.exec,
+        net: scope.net,
+        listen: scope.listen,
+        inbound: scope.inbound,
+        unix: scope.unix,
+        sockets: scope.sockets,
+        budgets,
         digest: Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect(),
     })
 }

@@ -2,7 +2,11 @@
 
 use serde::Serialize;
 
-use super::types::{Effect, Kind, Mode, NetRule, Policy, Protocol};
+use super::{
+    scope::SOCKET_CLASSES,
+    traffic::{Budgets, NetRule},
+    types::{Effect, Kind, Mode, Policy},
+};
 use crate::duration;
 
 /// What a policy says.
@@ -26,6 +30,16 @@ pub struct Summary {
     pub exec_default: Effect,
     /// What happens to a destination that no rule names.
     pub net_default: Effect,
+    /// What happens to a bind or listen that no rule names.
+    pub listen_default: Effect,
+    /// What happens to a flow from outside that no rule names.
+    pub inbound_default: Effect,
+    /// What happens to a unix socket that no rule names.
+    pub unix_default: Effect,
+    /// Classes of sockets that may be made.
+    pub sockets: Vec<&'static str>,
+    /// What all members together may use up.
+    pub budgets: Budgets,
     /// In the order of the kernel's rule numbers.
     pub rules: Vec<RuleSummary>,
 }
@@ -35,7 +49,7 @@ pub struct Summary {
 pub struct RuleSummary {
     /// The rule's id.
     pub id: String,
-    /// `exec` or `net`.
+    /// `exec`, `net`, `listen`, `inbound` or `unix`.
     pub scope: &'static str,
     /// What it does.
     pub effect: Effect,
@@ -53,12 +67,22 @@ impl Policy {
             effect: rule.effect,
             what: rule.target.to_string(),
         });
-        let net = self.net.iter().map(|rule| RuleSummary {
+        let addresses = |scope: &'static str, rules: &[NetRule]| {
+            let one = |rule: &NetRule| {
+                let (id, effect, what) = (rule.id.clone(), rule.effect, rule.to_string());
+                RuleSummary { id, scope, effect, what }
+            };
+            rules.iter().map(one).collect::<Vec<_>>()
+        };
+        let unix = self.unix_rules().iter().map(|rule| RuleSummary {
             id: rule.id.clone(),
-            scope: "net",
+            scope: "unix",
             effect: rule.effect,
-            what: destination(rule),
+            what: rule.target.to_string(),
         });
+        let net = addresses("net", &self.net).into_iter();
+        let net = net.chain(addresses("listen", &self.listen.rules)).chain(addresses("inbound", &self.inbound.rules));
+        let classes = self.socket_classes();
         Summary {
             name: self.name.clone(),
             kind: self.kind,
@@ -69,18 +93,12 @@ impl Policy {
             digest: self.digest.clone(),
             exec_default: self.kind.exec_default(),
             net_default: self.kind.net_default(),
-            rules: exec.chain(net).collect(),
+            listen_default: self.listen_default(),
+            inbound_default: self.inbound_default(),
+            unix_default: self.kind.unix_default(),
+            sockets: SOCKET_CLASSES.iter().filter(|(_, mask)| classes & mask != 0).map(|(word, _)| *word).collect(),
+            budgets: self.budgets,
+            rules: exec.chain(net).chain(unix).collect(),
         }
     }
-}
-
-fn destination(rule: &NetRule) -> String {
-    let protocol = match rule.protocol {
-        None => "",
-        Some(Protocol::Tcp) => " tcp",
-        Some(Protocol::Udp) => " udp",
-    };
-    let ports: Vec<_> = rule.ports.iter().map(ToString::to_string).collect();
-    let ports = if ports.is_empty() { String::new() } else { format!(" {}", ports.join(",")) };
-    format!("{}{protocol}{ports}", rule.to)
 }

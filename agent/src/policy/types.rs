@@ -1,15 +1,18 @@
 //! A checked policy. Owns the meaning of kinds, modes and rules; knows neither YAML nor the kernel's tables.
 
-use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tipstaff_common::rule;
 
-use super::net::loopbacks;
+use super::{
+    scope::Classes,
+    traffic::{Access, Budgets, NetRule, UnixRule},
+};
 
-/// Rules of a policy. Their indexes must fit the 16 bits of `rule::PortRule::rule`.
-pub(super) const RULES: usize = 4096;
+/// Rules of a policy. Their indexes must fit `rule::PortRule::rule`, below `rule::PORT_REASONS`.
+pub(super) const RULES: usize = 16_384;
+const _: () = assert!(RULES < rule::PORT_REASONS as usize);
 
 /// The words for codes that are no rule's index. No rule may have such an id.
 pub(super) const REASONS: [(u32, &str); 17] = [
@@ -26,7 +29,7 @@ pub(super) const REASONS: [(u32, &str); 17] = [
     (rule::REASON_BUDGET_EGRESS, "budget-egress"),
     (rule::REASON_BUDGET_EGRESS_RATE, "budget-egress-rate"),
     (rule::REASON_FAMILY, "socket-class"),
-    (rule::REASON_METADATA, "metadata-denied"),
+    (rule::REASON_METADATA, "metadata"),
     (rule::REASON_DNS, "dns-denied"),
     (rule::REASON_CROSSED, "crossed-socket"),
     (rule::REASON_OPTION, "socket-option"),
@@ -77,7 +80,7 @@ pub enum Mode {
 }
 
 /// What a rule does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Effect {
     /// What it names may go on.
@@ -147,69 +150,6 @@ pub struct ExecRule {
     pub target: ExecTarget,
 }
 
-/// A transport protocol that a rule can be limited to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// `IPPROTO_TCP`
-    Tcp,
-    /// `IPPROTO_UDP`
-    Udp,
-}
-
-impl Protocol {
-    /// `IPPROTO_*`
-    #[must_use]
-    pub const fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-        }
-    }
-}
-
-/// Ports from `low` to `high`, both included; `low` is not above `high`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PortRange {
-    /// First port.
-    pub low: u16,
-    /// Last port.
-    pub high: u16,
-}
-
-impl fmt::Display for PortRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.low == self.high { write!(f, "{}", self.low) } else { write!(f, "{}-{}", self.low, self.high) }
-    }
-}
-
-/// A rule of `spec.scope.net`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetRule {
-    /// Unique in the policy.
-    pub id: String,
-    /// What it does.
-    pub effect: Effect,
-    /// The destinations, without host bits; never IPv4 in its mapped form.
-    pub to: IpNet,
-    /// Sorted, apart from each other; empty means every port.
-    pub ports: Vec<PortRange>,
-    /// `None` means every protocol.
-    pub protocol: Option<Protocol>,
-}
-
-impl NetRule {
-    /// Whether the rule names this destination; `to` is not in mapped form. A denial of a loopback address holds for
-    /// the unspecified address that Linux connects to it, too.
-    pub(super) fn names(&self, to: IpAddr, port: u16, protocol: u8) -> bool {
-        let address_fits = self.to.contains(&to)
-            || (self.effect == Effect::Deny && loopbacks(to).iter().any(|address| self.to.contains(address)));
-        let port_fits = self.ports.is_empty() || self.ports.iter().any(|r| (r.low..=r.high).contains(&port));
-        let protocol_fits = self.protocol.is_none_or(|p| p.number() == protocol);
-        address_fits && port_fits && protocol_fits
-    }
-}
-
 /// A checked policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -225,16 +165,33 @@ pub struct Policy {
     pub ttl: Duration,
     /// Rules for programs: those that allow, then those that deny.
     pub exec: Vec<ExecRule>,
-    /// Rules for destinations: those that allow, then those that deny.
+    /// Rules for destinations: those that allow, those that deny, then what `net.resolver` says.
     pub net: Vec<NetRule>,
+    /// `net.listen`: rules for local addresses.
+    pub listen: Access,
+    /// `net.inbound`: rules for peers that come in, and the local ports that they come to.
+    pub inbound: Access,
+    /// Rules for unix sockets: those that allow, then those that deny. `None`: the policy does not have the key.
+    pub unix: Option<Vec<UnixRule>>,
+    /// Classes of sockets. `None`: the policy does not have the key.
+    pub sockets: Option<Classes>,
+    /// What all members together may use up.
+    pub budgets: Budgets,
     /// SHA-256 of the policy's text, in lower-case hex.
     pub digest: String,
 }
 
 impl Policy {
-    /// The ids of all rules in the order of the kernel's rule numbers: exec, then net.
+    /// The ids of all rules in the order of the kernel's rule numbers: exec, net, listen, inbound, unix.
     pub fn rules(&self) -> impl Iterator<Item = &str> {
-        self.exec.iter().map(|r| r.id.as_str()).chain(self.net.iter().map(|r| r.id.as_str()))
+        let net = self.net.iter().chain(&self.listen.rules).chain(&self.inbound.rules).map(|r| r.id.as_str());
+        self.exec.iter().map(|r| r.id.as_str()).chain(net).chain(self.unix_rules().iter().map(|r| r.id.as_str()))
+    }
+
+    /// Rules for unix sockets.
+    #[must_use]
+    pub fn unix_rules(&self) -> &[UnixRule] {
+        self.unix.as_deref().unwrap_or_default()
     }
 
     /// The rule number of `self.net[index]`.
@@ -242,8 +199,41 @@ impl Policy {
         rule_number(self.exec.len() + index)
     }
 
-    /// What a rule code of the kernel is called: the rule's id, or `default`, `expired`, `ended`, `unresolved`,
-    /// `unlabelled`, `leaves`, `fault`. A code that is neither is a fault.
+    /// The rule number of `self.listen.rules[index]`.
+    pub(super) fn listen_number(&self, index: usize) -> u32 {
+        self.net_number(self.net.len() + index)
+    }
+
+    /// The rule number of `self.inbound.rules[index]`.
+    pub(super) fn inbound_number(&self, index: usize) -> u32 {
+        self.listen_number(self.listen.rules.len() + index)
+    }
+
+    /// The rule number of `self.unix_rules()[index]`.
+    pub(super) fn unix_number(&self, index: usize) -> u32 {
+        self.inbound_number(self.inbound.rules.len() + index)
+    }
+
+    /// What happens to a bind or listen that no rule names.
+    #[must_use]
+    pub fn listen_default(&self) -> Effect {
+        self.listen.default.unwrap_or_else(|| self.kind.listen_default())
+    }
+
+    /// What happens to a flow from outside that no rule names.
+    #[must_use]
+    pub fn inbound_default(&self) -> Effect {
+        self.inbound.default.unwrap_or_else(|| self.kind.inbound_default())
+    }
+
+    /// Classes of sockets that may be made: `socket::SOCKET_*`.
+    #[must_use]
+    pub fn socket_classes(&self) -> u32 {
+        self.sockets.unwrap_or_default().of(self.kind)
+    }
+
+    /// What a rule code of the kernel is called: the rule's id, or the word of a reason that is no rule. A code that is
+    /// neither is a fault.
     #[must_use]
     pub fn rule_name(&self, code: u32) -> &str {
         let id = usize::try_from(code).ok().and_then(|index| self.rules().nth(index));

@@ -158,7 +158,7 @@ fn by_ports(entry: &NetEntry, target: Target) -> Option<Decision> {
         let rule = entry.ports[index];
         let fits = rule.low <= target.port && target.port <= rule.high;
         if fits && (rule.protocol == 0 || rule.protocol == target.protocol) {
-            return Some(Decision { verdict: u32::from(rule.verdict), rule: u32::from(rule.rule) });
+            return Some(Decision::of_port_rule(rule));
         }
     }
     None

@@ -2,9 +2,13 @@
 
 use std::fmt::{self, Display};
 
-/// A policy of the kind `ci`.
+/// A policy, of the kind `ci` where nothing else is said.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
+    kind: &'static str,
+    net: Vec<String>,
+    scope: Vec<String>,
+    spec: Vec<String>,
     ttl: &'static str,
     mode: &'static str,
     strict: bool,
@@ -17,6 +21,10 @@ pub(crate) struct Policy {
 impl Policy {
     pub(crate) fn new() -> Self {
         Self {
+            kind: "ci",
+            net: Vec::new(),
+            scope: Vec::new(),
+            spec: Vec::new(),
             ttl: "10m",
             mode: "enforce",
             strict: false,
@@ -25,6 +33,29 @@ impl Policy {
             net_allow: Vec::new(),
             net_deny: Vec::new(),
         }
+    }
+
+    pub(crate) fn kind(mut self, kind: &'static str) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// A key of `spec.scope.net` with its value.
+    pub(crate) fn net(mut self, line: impl Display) -> Self {
+        self.net.push(line.to_string());
+        self
+    }
+
+    /// A key of `spec.scope` with its value.
+    pub(crate) fn scope(mut self, line: impl Display) -> Self {
+        self.scope.push(line.to_string());
+        self
+    }
+
+    /// A key of `spec` with its value.
+    pub(crate) fn spec(mut self, line: impl Display) -> Self {
+        self.spec.push(line.to_string());
+        self
     }
 
     pub(crate) fn ttl(mut self, ttl: &'static str) -> Self {
@@ -89,12 +120,15 @@ fn net_rule(id: &str, prefix: &str, ports: &str) -> String {
 impl Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "apiVersion: tipstaff.dev/v1alpha1\nkind: SessionPolicy\nmetadata:\n  name: test")?;
-        writeln!(f, "spec:\n  kind: ci\n  mode: {}\n  strict: {}", self.mode, self.strict)?;
+        writeln!(f, "spec:\n  kind: {}\n  mode: {}\n  strict: {}", self.kind, self.mode, self.strict)?;
+        self.spec.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
         writeln!(f, "  limits:\n    ttl: {}\n  scope:", self.ttl)?;
+        self.scope.iter().try_for_each(|line| writeln!(f, "    {line}"))?;
         writeln!(f, "    exec:")?;
         rules(f, "allow", &self.exec_allow)?;
         rules(f, "deny", &self.exec_deny)?;
         writeln!(f, "    net:")?;
+        self.net.iter().try_for_each(|line| writeln!(f, "      {line}"))?;
         rules(f, "allow", &self.net_allow)?;
         rules(f, "deny", &self.net_deny)
     }

@@ -10,6 +10,7 @@ mod members;
 mod net;
 mod run;
 mod scene;
+mod scope;
 mod time;
 
 use crate::harness::registry::Test;
@@ -19,6 +20,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     exec::TESTS,
     members::TESTS,
     net::TESTS,
+    scope::TESTS,
     time::TESTS,
     faults::TESTS,
     flows::TESTS,

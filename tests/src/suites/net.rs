@@ -139,12 +139,12 @@ fn deny_beats_allow(s: &mut Sandbox) -> Result<()> {
 fn metadata(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
-    let (closed, open) = (only(&member), only(&member).to("metadata", "169.254.169.254/32", 80));
+    let (closed, open) = (only(&member), only(&member).to("cloud", "169.254.169.254/32", 80));
     let protocols: &[&str] = if in_guest() { &["udp", "tcp"] } else { &["udp"] };
     for protocol in protocols {
         let line = format!("connect {protocol} 169.254.169.254 80");
-        reach(s, &closed, &member, &line)?.was_refused_to(s, "169.254.169.254:80", "default")?;
-        reach(s, &open, &member, &line)?.was_let_through(s, "169.254.169.254:80", "metadata")?;
+        reach(s, &closed, &member, &line)?.was_refused_to(s, "169.254.169.254:80", "metadata")?;
+        reach(s, &open, &member, &line)?.was_let_through(s, "169.254.169.254:80", "cloud")?;
     }
     Ok(())
 }

@@ -72,7 +72,7 @@ pub(super) fn refusal(s: &Sandbox) -> &'static str {
 /// A member's attempt to reach an address.
 #[derive(Debug)]
 pub(super) struct Reach {
-    session: String,
+    pub(super) session: String,
     answer: String,
 }
 

@@ -91,8 +91,11 @@ pub struct Connect {
     pub via: Via,
     /// What was decided.
     pub verdict: Verdict,
-    /// As in [`Exec`].
+    /// As in [`Exec`], or `dns-denied` for a query to port 53 that no rule names.
     pub rule: String,
+    /// What to add to the policy, where it is likely to be missed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
 
 /// How an address reached the kernel.

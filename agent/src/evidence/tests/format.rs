@@ -103,6 +103,7 @@ fn connect(to: &str) -> Body {
         via: Via::Send,
         verdict: Verdict::Deny,
         rule: "no-web".to_owned(),
+        remedy: None,
     })
 }
 

@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use tipstaff_common::{limits::DEPTH, rule::FileId};
 
 use crate::policy::{
-    Decision, Effect, ExecRule, ExecTarget, Kind, Mode, NetRule, Policy, PortRange, Protocol, Resolved, compile,
-    decide_exec, decide_net, net::join_ranges,
+    Access, Addresses, Budgets, Decision, Effect, ExecRule, ExecTarget, Kind, Mode, NetRule, Plan, Policy, PortRange,
+    Protocol, Resolved, UnixFound, UnixRule, UnixSocket, UnixTarget, Wider, compile, decide_exec, decide_inbound,
+    decide_listen, decide_net, decide_unix, metadata, narrow::wider_addresses, net::join_ranges,
 };
 
 fn kind() -> impl Strategy<Value = Kind> {
@@ -19,11 +20,28 @@ fn effect() -> impl Strategy<Value = Effect> {
     prop::sample::select([Effect::Allow, Effect::Deny].as_slice())
 }
 
-fn policy(kind: Kind, mut exec: Vec<ExecRule>, mut net: Vec<NetRule>) -> Policy {
-    exec.iter_mut().enumerate().for_each(|(index, rule)| rule.id = format!("e{index}"));
-    net.iter_mut().enumerate().for_each(|(index, rule)| rule.id = format!("n{index}"));
-    let (name, digest) = ("test".to_owned(), String::new());
-    Policy { name, kind, mode: Mode::Enforce, strict: false, ttl: std::time::Duration::from_secs(1), exec, net, digest }
+fn policy(kind: Kind) -> Policy {
+    Policy {
+        name: "test".to_owned(),
+        kind,
+        mode: Mode::Enforce,
+        strict: false,
+        ttl: std::time::Duration::from_secs(1),
+        exec: Vec::new(),
+        net: Vec::new(),
+        listen: Access::default(),
+        inbound: Access::default(),
+        unix: None,
+        sockets: None,
+        budgets: Budgets::default(),
+        digest: String::new(),
+    }
+}
+
+/// The effects of a policy's rules, in the order of their numbers.
+fn effects(policy: &Policy) -> Vec<Effect> {
+    let net = policy.net.iter().chain(&policy.listen.rules).chain(&policy.inbound.rules).map(|r| r.effect);
+    policy.exec.iter().map(|r| r.effect).chain(net).chain(policy.unix_rules().iter().map(|r| r.effect)).collect()
 }
 
 /// Few files, so that rules and operations meet.
@@ -58,6 +76,24 @@ fn address() -> impl Strategy<Value = IpAddr> {
         (0u128..8).prop_map(move |low| v6((0x2001_0db8 << 96) | low)),
         (0u32..8).prop_map(|low| IpAddr::V6(Ipv4Addr::from_bits(0x0a00_0000 | low).to_ipv6_mapped())),
         prop::sample::select([0xffff << 32, 0xffff_7f00_0001, 0xfffe << 32, 0x1_0000 << 32].as_slice()).prop_map(v6),
+        prop::sample::select(metadata::ADDRESSES.as_slice()),
+        // beside a metadata address
+        prop::sample::select([0xa9fe_a9fd, 0xa9fe_a9ff].as_slice()).prop_map(v4),
+    ]
+}
+
+/// The host's resolvers: one on loopback, one that is a metadata address too.
+fn host() -> Resolved {
+    let resolvers = vec!["127.0.0.53".parse().expect("an address"), metadata::ADDRESSES[0]];
+    Resolved { resolvers, ..Resolved::default() }
+}
+
+fn addresses() -> impl Strategy<Value = Addresses> {
+    prop_oneof![
+        8 => network().prop_map(Addresses::Net),
+        1 => Just(Addresses::Every),
+        1 => Just(Addresses::Metadata),
+        1 => Just(Addresses::Resolvers),
     ]
 }
 
@@ -79,18 +115,40 @@ fn network() -> impl Strategy<Value = IpNet> {
 fn net_rule() -> impl Strategy<Value = NetRule> {
     let ports =
         prop::collection::vec((1u16..12, 0u16..4).prop_map(|(low, more)| PortRange { low, high: low + more }), 0..4);
-    let protocol = prop::sample::select([None, Some(Protocol::Tcp), Some(Protocol::Udp)].as_slice());
-    (effect(), network(), ports, protocol).prop_map(|(effect, to, ports, protocol)| NetRule {
+    let protocols = prop::sample::subsequence([Protocol::Tcp, Protocol::Udp, Protocol::Icmp].as_slice(), 0..=2);
+    (effect(), addresses(), ports, protocols).prop_map(|(effect, to, ports, protocols)| NetRule {
         id: String::new(),
         effect,
         to,
         ports: join_ranges(ports),
-        protocol,
+        protocols,
     })
 }
 
+/// What `net.listen` and `net.inbound` say.
+fn access() -> impl Strategy<Value = Access> {
+    let allowed = net_rule().prop_map(|rule| NetRule { effect: Effect::Allow, ..rule });
+    (prop::option::of(effect()), prop::collection::vec(allowed, 0..6))
+        .prop_map(|(default, rules)| Access { default, rules })
+}
+
 fn protocol() -> impl Strategy<Value = u8> {
-    prop::sample::select([6u8, 17, 132].as_slice())
+    prop::sample::select([6u8, 17, 132, 1, 58].as_slice())
+}
+
+const NAMES: [&[u8]; 3] = [b"a", b"b", b"a/b"];
+
+fn unix_rule() -> impl Strategy<Value = (UnixRule, UnixFound)> {
+    let place = prop::option::of((file(), prop::sample::select(NAMES.as_slice())));
+    (effect(), 0..3, prop::collection::vec(file(), 0..3), place).prop_map(|(effect, which, files, place)| {
+        let target = match which {
+            0 => UnixTarget::Path("/s".into()),
+            1 => UnixTarget::Dir("/d".into()),
+            _ => UnixTarget::Abstract(if files.len() > 1 { "a".to_owned() } else { "b".to_owned() }),
+        };
+        let place = place.map(|(directory, name)| (directory, name.to_vec()));
+        (UnixRule { id: String::new(), effect, target }, UnixFound { files, place })
+    })
 }
 
 /// Both say the same, and each names a rule that does what it says.
@@ -117,10 +175,10 @@ proptest! {
         operations in prop::collection::vec((file(), ancestors()), 1..20),
     ) {
         let (exec, files) = rules.into_iter().unzip();
-        let policy = policy(kind, exec, Vec::new());
-        let files = Resolved { files };
+        let policy = Policy { exec, ..policy(kind) };
+        let files = Resolved { files, ..Resolved::default() };
         let plan = compile(&policy, &files).expect("no net rules");
-        let effects: Vec<_> = policy.exec.iter().map(|rule| rule.effect).collect();
+        let effects = effects(&policy);
         for (file, ancestors) in operations {
             let reference = decide_exec(&policy, &files, file, &ancestors);
             agree(&effects, reference, plan.judge_exec(file, &ancestors))?;
@@ -134,17 +192,114 @@ proptest! {
         operations in prop::collection::vec((address(), 0u16..16, protocol()), 1..40),
         near in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 0u16..16), 0..20),
     ) {
-        let policy = policy(kind, Vec::new(), net);
-        let Ok(plan) = compile(&policy, &Resolved::default()) else { return Ok(()) };
-        let effects: Vec<_> = policy.net.iter().map(|rule| rule.effect).collect();
+        let policy = Policy { net, ..policy(kind) };
+        let host = host();
+        let Ok(plan) = compile(&policy, &host) else { return Ok(()) };
+        let effects = effects(&policy);
         // the ends of the rules' own networks
-        let ends = near.into_iter().filter(|_| !policy.net.is_empty()).map(|(index, last, port)| {
-            let net = policy.net[index.index(policy.net.len())].to;
+        let nets: Vec<_> = policy.net.iter().flat_map(|rule| rule.to.nets(&host)).collect();
+        let ends = near.into_iter().filter(|_| !nets.is_empty()).map(|(index, last, port)| {
+            let net = nets[index.index(nets.len())];
             (if last { net.broadcast() } else { net.network() }, port, 6)
         });
         for (to, port, protocol) in operations.into_iter().chain(ends) {
-            let reference = decide_net(&policy, to, port, protocol);
+            let reference = decide_net(&policy, &host, to, port, protocol);
             agree(&effects, reference, plan.judge_net(to, port, protocol))?;
+        }
+    }
+
+    #[test]
+    fn on_local_addresses_and_peers(
+        kind in kind(),
+        listen in access(),
+        inbound in access(),
+        operations in prop::collection::vec((address(), 0u16..16, protocol()), 1..60),
+    ) {
+        let policy = Policy { listen, inbound, ..policy(kind) };
+        let host = host();
+        let Ok(plan) = compile(&policy, &host) else { return Ok(()) };
+        let effects = effects(&policy);
+        for (address, port, protocol) in operations {
+            let reference = decide_listen(&policy, &host, address, port, protocol);
+            agree(&effects, reference, plan.judge_listen(address, port, protocol))?;
+            let reference = decide_inbound(&policy, &host, address, port, protocol);
+            agree(&effects, reference, plan.judge_inbound(address, port, protocol))?;
+        }
+    }
+
+    /// What the comparison finds is allowed by one and not by the other; where it finds nothing, there is nothing.
+    #[test]
+    fn on_what_is_wider(
+        kinds in (kind(), kind()),
+        net in (prop::collection::vec(net_rule(), 0..6), prop::collection::vec(net_rule(), 0..6)),
+        listen in (access(), access()),
+        operations in prop::collection::vec((address(), 0u16..16, protocol()), 1..60),
+    ) {
+        let host = host();
+        let old = Policy { net: net.0, listen: listen.0, ..policy(kinds.0) };
+        let new = Policy { net: net.1, listen: listen.1, ..policy(kinds.1) };
+        let (Ok(old), Ok(new)) = (compile(&old, &host), compile(&new, &host)) else { return Ok(()) };
+        for (one, other) in [(&old, &new), (&new, &old), (&old, &old)] {
+            let found = wider_addresses(one, other);
+            match found {
+                Some(Wider::Address { what, address, port, protocol }) => {
+                    let judge = |plan: &Plan| match what {
+                        "destination" => plan.judge_net(address, port, protocol),
+                        _ => plan.judge_listen(address, port, protocol),
+                    };
+                    prop_assert_eq!(judge(one).verdict, Effect::Deny, "{:?}", found);
+                    prop_assert_eq!(judge(other).verdict, Effect::Allow, "{:?}", found);
+                }
+                Some(_) => {}
+                None => {
+                    for (address, port, protocol) in &operations {
+                        let (address, port, protocol) = (*address, *port, *protocol);
+                        for (one, other) in [
+                            (one.judge_net(address, port, protocol), other.judge_net(address, port, protocol)),
+                            (one.judge_listen(address, port, protocol), other.judge_listen(address, port, protocol)),
+                        ] {
+                            prop_assert!(one.verdict == Effect::Allow || other.verdict == Effect::Deny, "{}", address);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What loses an allow rule or gains a denial is never wider.
+    #[test]
+    fn on_what_is_stricter(
+        kind in kind(),
+        net in prop::collection::vec(net_rule(), 1..8),
+        removed in any::<prop::sample::Index>(),
+        denied in net_rule(),
+    ) {
+        let host = host();
+        let mut less = net.clone();
+        let removed = removed.index(net.len());
+        if less[removed].effect == Effect::Allow {
+            less.remove(removed);
+        }
+        less.push(NetRule { effect: Effect::Deny, ..denied });
+        let (old, new) = (Policy { net, ..policy(kind) }, Policy { net: less, ..policy(kind) });
+        let (Ok(old), Ok(new)) = (compile(&old, &host), compile(&new, &host)) else { return Ok(()) };
+        prop_assert_eq!(wider_addresses(&old, &new), None);
+    }
+
+    #[test]
+    fn on_unix_sockets(
+        kind in kind(),
+        rules in prop::collection::vec(unix_rule(), 0..8),
+        files in prop::collection::vec((file(), prop::sample::select(NAMES.as_slice()), ancestors()), 1..20),
+    ) {
+        let (unix, found): (Vec<_>, Vec<_>) = rules.into_iter().unzip();
+        let policy = Policy { unix: Some(unix), ..policy(kind) };
+        let host = Resolved { unix: found, ..Resolved::default() };
+        let plan = compile(&policy, &host).expect("no net rules");
+        let effects = effects(&policy);
+        let bound = files.iter().map(|(file, name, ancestors)| UnixSocket::File { file: *file, name, ancestors });
+        for socket in bound.chain([UnixSocket::Abstract(b"a"), UnixSocket::Abstract(b"b"), UnixSocket::Abstract(b"ab")]) {
+            agree(&effects, decide_unix(&policy, &host, &socket), plan.judge_unix(&socket))?;
         }
     }
 }

@@ -45,13 +45,18 @@ fn the_example_is_read_as_written() {
     );
     assert_eq!(policy.ttl, Duration::from_secs(5400));
     let rules: Vec<_> = policy.rules().collect();
-    assert_eq!(rules, ["exec.allow[0]", "project-tools", "no-deploy", "mirror", "net.allow[1]", "no-metadata"]);
+    let net = ["mirror", "net.allow[1]", "own-tests", "no-backups", "net.resolver", "net.listen[0]", "unix.allow[0]"];
+    assert_eq!(rules, [&["exec.allow[0]", "project-tools", "no-deploy"][..], &net].concat());
     assert_eq!(policy.rule_name(3), "mirror");
     assert_eq!(policy.rule_name(tipstaff_common::rule::REASON_LEAVES), "leaves");
-    assert_eq!(policy.rule_name(6), "fault");
+    assert_eq!(policy.rule_name(10), "fault");
     let summary = serde_json::to_value(policy.summary()).expect("json");
     assert_eq!(summary["rules"][4]["what"], "2001:db8::/32 443,8000-8100");
     assert_eq!(summary["rules"][1]["what"], "dir /opt/project/bin");
+    assert_eq!(summary["rules"][7]["what"], "the host's resolvers tcp,udp 53");
+    assert_eq!(summary["rules"][9]["what"], "path /run/nscd/socket");
+    assert_eq!(summary["sockets"], serde_json::json!(["netlink", "unix"]));
+    assert_eq!(summary["budgets"], serde_json::json!({"connects": 5000, "egressBytes": 200 << 20}));
     assert_eq!((&summary["ttl"], &summary["exec_default"]), (&"1h30m".into(), &"deny".into()));
 }
 
@@ -186,10 +191,10 @@ fn the_keys_of_a_spec() {
     spec(
         "{kind: ci, frobnicate: 1, limits: {ttl: 1m}}",
         "4:18: spec.frobnicate",
-        "known here are kind, mode, strict, limits, scope",
+        "known here are kind, mode, strict, limits, scope, budgets",
     );
     spec("{kind: ci, \"a\\nb\": 1, limits: {ttl: 1m}}", "4:18: spec.\"a\\nb\"", "unknown key \"a\\nb\"");
-    for key in ["select", "budgets", "on", "reviewBy"] {
+    for key in ["select", "on", "reviewBy"] {
         spec(
             &format!("{{kind: ci, {key}: 1, limits: {{ttl: 1m}}}}"),
             &format!("4:18: spec.{key}"),
@@ -203,14 +208,8 @@ fn the_keys_of_a_spec() {
             "not supported by this version",
         );
     }
-    for key in ["unix", "privileges"] {
-        spec(
-            &format!("{{kind: ci, limits: {{ttl: 1m}}, scope: {{{key}: 1}}}}"),
-            &format!("4:45: spec.scope.{key}"),
-            "not supported by this version",
-        );
-    }
-    spec("{kind: ci, limits: {ttl: 1m}, scope: {net: {listen: []}}}", "4:51: spec.scope.net.listen", "not supported");
+    spec("{kind: ci, limits: {ttl: 1m}, scope: {privileges: 1}}", "4:45: spec.scope.privileges", "not supported");
+    spec("{kind: ci, limits: {ttl: 1m}, scope: {net: {hold: []}}}", "4:51: spec.scope.net.hold", "not supported");
     spec(
         "{kind: ci, limits: {ttl: 1m}, scope: {exec: {alow: []}}}",
         "4:52: spec.scope.exec.alow",
@@ -279,7 +278,13 @@ fn net_rules() {
     rule("net.allow", "{to: 10}", to, "must be a text");
     rule("net.allow", "{to: '::ffff:0:0/95'}", to, "at least 96");
     rule("net.deny", "{ports: [1]}", "5:1: spec.scope.net.deny[0].to", "is missing");
-    rule("net.deny", "{to: ::1, proto: sctp}", "5:18: spec.scope.net.deny[0].proto", "write tcp, udp");
+    rule("net.deny", "{to: ::1, proto: ipx}", "5:18: spec.scope.net.deny[0].proto", "write tcp, udp, udplite, sctp");
+    rule("net.deny", "{to: ::1, proto: [tcp, ipx]}", "5:24: spec.scope.net.deny[0].proto[1]", "write tcp, udp");
+    rule("net.deny", "{to: ::1, proto: []}", "5:11: spec.scope.net.deny[0].proto", "is empty: name protocols");
+    rule("net.deny", "{to: ::1, ports: [1], proto: icmp}", "5:11: spec.scope.net.deny[0].ports", "icmp has no ports");
+    rule("net.deny", "{to: ::1, ports: [65536]}", "5:19: spec.scope.net.deny[0].ports[0]", "from 1 to 65535");
+    rule("net.deny", "{to: metadata/8}", "5:6: spec.scope.net.deny[0].to", "is a name");
+    rule("net.deny", "{to: ::1, id: net.resolver}", "5:15: spec.scope.net.deny[0].id", "choose another id");
     rule(
         "net.deny",
         "{to: ::1, ports: 443}",
@@ -299,8 +304,72 @@ fn net_rules() {
         "5:11: spec.scope.net.deny[0].ports",
         "has 33 separate ranges",
     );
-    let rules: Vec<_> = (0..4097).map(|_| "{to: ::1}").collect();
-    rule("net.deny", &rules.join(","), "4:37: spec.scope", "has 4097 rules: a policy has at most 4096");
+    let rules: Vec<_> = (0..16_385).map(|_| "{to: ::1}").collect();
+    rule("net.deny", &rules.join(","), "4:37: spec.scope", "has 16385 rules: a policy has at most 16384");
+}
+
+#[test]
+fn listening_and_coming_in() {
+    let net = |keys: &str, place: &str, part: &str| {
+        spec(&format!("{{kind: ci, limits: {{ttl: 1m}}, scope: {{net: {{\n {keys}\n}}}}}}"), place, part);
+    };
+    net("resolver: yes", "5:12: spec.scope.net.resolver", "write allow, deny");
+    net("resolver: [::1]", "5:12: spec.scope.net.resolver", "must be a text, not a list");
+    net("listen: all", "5:10: spec.scope.net.listen", "write allow, deny");
+    net("listen: {allow: []}", "5:10: spec.scope.net.listen", "must be allow, deny or a list of rules, not a mapping");
+    net("inbound:", "5:2: spec.scope.net.inbound", "must be allow, deny or a list of rules, not nothing");
+    net("listen: [{to: ::1}]", "5:12: spec.scope.net.listen[0].to", "unknown key \"to\"");
+    net("listen: [{on: metadata}]", "5:16: spec.scope.net.listen[0].on", "is a name");
+    net("inbound: [{from: 10.0.0.1/8}]", "5:19: spec.scope.net.inbound[0].from", "write 10.0.0.0/8");
+    net("inbound: [{ports: [0]}]", "5:21: spec.scope.net.inbound[0].ports[0]", "is no port");
+    net("allow: [{to: ::1, id: a}],\n listen: [{id: a}]", "6:16: spec.scope.net.listen[0].id", "in line 5");
+}
+
+#[test]
+fn unix_sockets_and_classes() {
+    let scope = |keys: &str, place: &str, part: &str| {
+        spec(&format!("{{kind: ci, limits: {{ttl: 1m}}, scope: {{\n {keys}\n}}}}"), place, part);
+    };
+    scope("unix: []", "5:8: spec.scope.unix", "must be a mapping");
+    scope("unix: {allow: [run/x]}", "5:17: spec.scope.unix.allow[0]", "is not absolute");
+    scope("unix: {allow: ['@']}", "5:17: spec.scope.unix.allow[0]", "has 0 bytes after the @");
+    let long = "x".repeat(108);
+    scope(&format!("unix: {{allow: ['@{long}']}}"), "5:17: spec.scope.unix.allow[0]", "has 108 bytes after the @");
+    scope("unix: {deny: [{name: x}]}", "5:23: spec.scope.unix.deny[0].name", "begin it with @");
+    scope("unix: {deny: [{id: x}]}", "5:16: spec.scope.unix.deny[0]", "names nothing");
+    scope(
+        "unix: {deny: [{path: /x, dir: /y}]}",
+        "5:16: spec.scope.unix.deny[0]",
+        "more than one of path, dir and name",
+    );
+    scope("unix: {deny: [{path: /x/../y}]}", "5:23: spec.scope.unix.deny[0].path", "has a .. component");
+    scope("unix: {deny: [7]}", "5:16: spec.scope.unix.deny[0]", "must be a mapping");
+    scope("sockets: [raw]", "5:11: spec.scope.sockets", "must be a mapping");
+    scope("sockets: {allow: [tcp]}", "5:20: spec.scope.sockets.allow[0]", "write raw, packet, ping");
+    scope("sockets: {allow: raw}", "5:19: spec.scope.sockets.allow", "must be a list");
+}
+
+#[test]
+fn budgets() {
+    let budget = |keys: &str, place: &str, part: &str| {
+        spec(&format!("{{kind: ci, limits: {{ttl: 1m}}, budgets: {{\n {keys}\n}}}}"), place, part);
+    };
+    budget("connects: many", "5:12: spec.budgets.connects", "must be a whole number, not the text");
+    budget("connects: -1", "5:12: spec.budgets.connects", "must be a whole number, not the number -1");
+    budget("connects: 1.5", "5:12: spec.budgets.connects", "must be a whole number");
+    budget("connects: 0", "5:12: spec.budgets.connects", "from 1 to 9223372036854775807, not 0: to allow none");
+    budget("destinations: 65537", "5:16: spec.budgets.destinations", "from 1 to 65536");
+    budget("egressBytes: 1MB", "5:15: spec.budgets.egressBytes", "\"1MB\" is no size");
+    budget("egressBytes: 99999999TiB", "5:15: spec.budgets.egressBytes", "is no size");
+    budget("egressBytes: []", "5:15: spec.budgets.egressBytes", "must be a size such as 200MiB, not a list");
+    budget("egressBytesPerSecond: 1TiB", "5:24: spec.budgets.egressBytesPerSecond", "write a smaller number");
+    budget("connect: 1", "5:2: spec.budgets.connect", "did you mean connects?");
+    budget("denials: 5", "5:2: spec.budgets.denials", "not supported by this version");
+    let text =
+        "{kind: ci, limits: {ttl: 1m}, budgets: {connects: 10, egressBytes: 200MiB, egressBytesPerSecond: 4096}}";
+    let read = parse("p", document(text).as_bytes()).expect(text).budgets;
+    assert_eq!((read.connects, read.connects_per_second, read.destinations), (Some(10), None, None));
+    assert_eq!((read.egress_bytes, read.egress_bytes_per_second), (Some(200 << 20), Some(4096)));
 }
 
 #[test]

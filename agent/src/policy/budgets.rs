@@ -1,0 +1,74 @@
+//! `spec.budgets`: how numbers and sizes are written.
+
+use super::{
+    problem::{Problems, quote},
+    traffic::Budgets,
+    walk::{Field, Fields, Keys, article, fields},
+    yaml::Value,
+};
+
+const KEYS: Keys = Keys {
+    known: &["connects", "connectsPerSecond", "destinations", "egressBytes", "egressBytesPerSecond"],
+    later: &["execs", "forks", "denials"],
+};
+const UNITS: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
+/// What the kernel can count in one second.
+const RATE: u64 = (1 << 40) - 1;
+/// Addresses that all sessions together can be counted for.
+const DESTINATIONS: u64 = tipstaff_common::limits::DESTINATIONS as u64;
+
+pub(super) fn read(spec: &Fields<'_>, problems: &mut Problems) -> Budgets {
+    let Some(field) = spec.get("budgets") else { return Budgets::default() };
+    let Some(fields) = fields(field.at(), KEYS, problems) else { return Budgets::default() };
+    let mut one = |key: &str, bytes: bool, most: u64| {
+        let field = fields.get(key)?;
+        let value = if bytes { size(&field, problems) } else { count(&field, problems) }?;
+        if (1..=most).contains(&value) {
+            return Some(value);
+        }
+        let remedy = if value == 0 { "to allow none, name none in spec.scope.net" } else { "write a smaller number" };
+        problems.add(field.at().node.at, &field.path, format!("must be from 1 to {most}, not {value}: {remedy}"));
+        None
+    };
+    Budgets {
+        connects: one("connects", false, u64::MAX >> 1),
+        connects_per_second: one("connectsPerSecond", false, RATE),
+        destinations: one("destinations", false, DESTINATIONS),
+        egress_bytes: one("egressBytes", true, u64::MAX >> 1),
+        egress_bytes_per_second: one("egressBytesPerSecond", true, RATE),
+    }
+}
+
+fn count(field: &Field<'_>, problems: &mut Problems) -> Option<u64> {
+    let node = field.at().node;
+    let number = match &node.value {
+        Value::Number(written) => decimal(written),
+        _ => None,
+    };
+    if number.is_none() {
+        problems.add(node.at, &field.path, format!("must be a whole number, not {}", article(node)));
+    }
+    number
+}
+
+fn size(field: &Field<'_>, problems: &mut Problems) -> Option<u64> {
+    let node = field.at().node;
+    let (Value::Number(written) | Value::Text(written)) = &node.value else {
+        problems.add(node.at, &field.path, format!("must be a size such as 200MiB, not {}", article(node)));
+        return None;
+    };
+    let unit = UNITS.iter().find_map(|(unit, factor)| Some((written.strip_suffix(unit)?, *factor)));
+    let (digits, factor) = unit.unwrap_or((written, 1));
+    let bytes = decimal(digits).and_then(|number| number.checked_mul(factor));
+    if bytes.is_none() {
+        let shown = quote(written);
+        let message = format!("{shown} is no size: write whole bytes, or a whole number and KiB, MiB, GiB or TiB");
+        problems.add(node.at, &field.path, message);
+    }
+    bytes
+}
+
+/// Digits only.
+fn decimal(digits: &str) -> Option<u64> {
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}

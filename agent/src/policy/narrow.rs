@@ -1,0 +1,265 @@
+//! Whether one plan allows anything that another does not. For addresses, ports and protocols the answer is exact, on
+//! the compiled tables; for programs and unix sockets it goes by identity and by where they are now.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use tipstaff_common::rule::{self, ExecEntry, FileId, NetEntry};
+
+use super::{
+    compile::{Plan, Resolved},
+    decide::UnixSocket,
+    scope::SOCKET_CLASSES,
+    table::{NetKey, NetTable},
+    traffic::{Protocol, UnixTarget},
+    types::{Effect, Mode, Policy},
+};
+
+/// A policy that is to take the place of another, with what is known of this host.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// The policy.
+    pub policy: &'a Policy,
+    /// What its rules name.
+    pub host: &'a Resolved,
+    /// Its tables.
+    pub plan: &'a Plan,
+    /// The directories above each program and directory that its rules name, the nearest first.
+    pub above: &'a HashMap<FileId, Vec<FileId>>,
+}
+
+/// The first thing found that a candidate allows and the plan in force does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wider {
+    /// It would only observe.
+    Mode,
+    /// What no rule names: `programs`, `destinations` and so on.
+    Default(&'static str),
+    /// An address, port and protocol.
+    Address {
+        /// `destination`, `local address` or `peer`.
+        what: &'static str,
+        /// The address; IPv4 in its own form.
+        address: IpAddr,
+        /// Port.
+        port: u16,
+        /// `IPPROTO_*`
+        protocol: u8,
+    },
+    /// What an allow rule names.
+    Rule(String),
+    /// What a deny rule of the plan in force names.
+    Denial(String),
+    /// A class of sockets.
+    Class(&'static str),
+}
+
+impl fmt::Display for Wider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mode => f.write_str("it only observes"),
+            Self::Default(what) => write!(f, "it allows {what} that no rule names"),
+            Self::Address { what, address, port, protocol } => {
+                let name = Protocol::of_number(*protocol).map_or("protocol", Protocol::as_str);
+                let number = if name == "protocol" { format!(" {protocol}") } else { String::new() };
+                write!(f, "it allows the {what} {address}, port {port}, {name}{number}")
+            }
+            Self::Rule(id) => write!(f, "its rule {id} allows what is not allowed now"),
+            Self::Denial(id) => write!(f, "it does not have rule {id}, which denies what it could allow"),
+            Self::Class(word) => write!(f, "it allows sockets of the class {word}"),
+        }
+    }
+}
+
+/// The first thing that `new` allows and `old` does not; `None`: everything that `new` allows is allowed by `old`.
+#[must_use]
+pub fn wider(old: &Plan, old_mode: Mode, new: &Candidate<'_>) -> Option<Wider> {
+    if old_mode == Mode::Enforce && new.policy.mode == Mode::Observe {
+        return Some(Wider::Mode);
+    }
+    let classes = SOCKET_CLASSES.iter().find(|(_, mask)| new.plan.sockets & !old.sockets & mask != 0);
+    wider_addresses(old, new.plan)
+        .or_else(|| wider_exec(old, new))
+        .or_else(|| wider_unix(old, new))
+        .or_else(|| classes.map(|(word, _)| Wider::Class(word)))
+}
+
+/// As [`wider`], for destinations, local addresses and peers.
+pub(super) fn wider_addresses(old: &Plan, new: &Plan) -> Option<Wider> {
+    let tables = [
+        ("destination", "destinations", (&old.net, old.net_default), (&new.net, new.net_default)),
+        (
+            "local address",
+            "listening on addresses",
+            (&old.listen, old.listen_default),
+            (&new.listen, new.listen_default),
+        ),
+        ("peer", "peers", (&old.inbound, old.inbound_default), (&new.inbound, new.inbound_default)),
+    ];
+    tables.into_iter().find_map(|(what, unnamed, old, new)| {
+        if new.1 == rule::ALLOW && old.1 != rule::ALLOW {
+            return Some(Wider::Default(unnamed));
+        }
+        let (address, port, protocol) = wider_table(old, new)?;
+        Some(Wider::Address { what, address: Ipv6Addr::from_bits(address).to_canonical(), port, protocol })
+    })
+}
+
+fn wider_exec(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
+    let plan = new.plan;
+    if plan.exec_default == rule::ALLOW && old.exec_default != rule::ALLOW {
+        return Some(Wider::Default("programs"));
+    }
+    let allows_dirs = plan.exec.iter().any(|(key, e)| key.kind == rule::KIND_DIRECTORY && e.verdict == rule::ALLOW);
+    if allows_dirs || plan.exec_default == rule::ALLOW {
+        let lost = old.exec.iter().find(|(key, entry)| {
+            entry.verdict != rule::ALLOW && plan.exec.get(key).is_none_or(|own| own.verdict == rule::ALLOW)
+        });
+        if let Some((_, entry)) = lost {
+            return Some(Wider::Denial(old.rule_name(entry.rule).to_owned()));
+        }
+    }
+    let allowed = plan.exec.iter().filter(|(_, entry)| entry.verdict == rule::ALLOW);
+    let more = allowed.into_iter().find(|(key, _)| {
+        let above = new.above.get(&key.file).map_or(&[][..], Vec::as_slice);
+        if key.kind == rule::KIND_FILE {
+            return old.judge_exec(key.file, above).verdict == Effect::Deny;
+        }
+        // no file has this identity: what decides are the directory and those above it
+        let tree: Vec<FileId> = std::iter::once(key.file).chain(above.iter().copied()).collect();
+        old.judge_exec(FileId::default(), &tree).verdict == Effect::Deny
+    });
+    more.map(|(_, entry)| named(plan, entry))
+}
+
+fn wider_unix(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
+    let plan = new.plan;
+    if plan.unix_default == rule::ALLOW && old.unix_default != rule::ALLOW {
+        return Some(Wider::Default("unix sockets"));
+    }
+    let allows_many = plan.unix_default == rule::ALLOW;
+    let allows_dirs = plan.unix.iter().any(|(key, e)| key.kind == rule::UNIX_DIRECTORY && e.verdict == rule::ALLOW);
+    let lost = old.unix.iter().find(|(key, entry)| {
+        let matters = allows_many || (allows_dirs && key.kind != rule::UNIX_ABSTRACT);
+        matters && entry.verdict != rule::ALLOW && plan.unix.get(key).is_none_or(|own| own.verdict == rule::ALLOW)
+    });
+    if let Some((_, entry)) = lost {
+        return Some(Wider::Denial(old.rule_name(entry.rule).to_owned()));
+    }
+    let rules = new.policy.unix_rules().iter().enumerate().filter(|(_, rule)| rule.effect == Effect::Allow);
+    let more = rules.into_iter().find(|(index, rule)| {
+        let found = new.host.of_unix(*index).cloned().unwrap_or_default();
+        let above = |file: &FileId| -> Vec<FileId> {
+            std::iter::once(*file).chain(new.above.get(file).into_iter().flatten().copied()).collect()
+        };
+        let refused = |file: FileId, name: &[u8], ancestors: &[FileId]| {
+            old.judge_unix(&UnixSocket::File { file, name, ancestors }).verdict == Effect::Deny
+        };
+        match &rule.target {
+            UnixTarget::Abstract(name) => {
+                old.judge_unix(&UnixSocket::Abstract(name.as_bytes())).verdict == Effect::Deny
+            }
+            UnixTarget::Dir(_) => found.files.iter().any(|file| refused(FileId::default(), b"", &above(file))),
+            UnixTarget::Path(_) => found.place.as_ref().is_some_and(|(directory, name)| {
+                let file = found.files.first().copied().unwrap_or_default();
+                refused(file, name, &above(directory))
+            }),
+        }
+    });
+    more.map(|(_, rule)| Wider::Rule(rule.id.clone()))
+}
+
+fn named(plan: &Plan, entry: &ExecEntry) -> Wider {
+    Wider::Rule(plan.rule_name(entry.rule).to_owned())
+}
+
+/// One prefix of either table.
+struct Prefix<'t> {
+    first: u128,
+    last: u128,
+    /// The longest match's entry for what lies in this prefix and in no longer one.
+    old: Option<&'t NetEntry>,
+    new: Option<&'t NetEntry>,
+    /// What is not covered by longer prefixes that were seen begins here; `None`: nothing is left.
+    rest: Option<u128>,
+    /// The first address that is not covered by longer prefixes.
+    own: Option<u128>,
+}
+
+/// The first address, port and protocol that `new` allows and `old` does not. Each is a table and its default.
+fn wider_table(old: (&NetTable, u32), new: (&NetTable, u32)) -> Option<(u128, u16, u8)> {
+    let keys: BTreeSet<(u128, u32)> = old.0.keys().chain(new.0.keys()).map(|key| place(*key)).chain([(0, 0)]).collect();
+    let mut open: Vec<Prefix<'_>> = Vec::new();
+    let mut found = None;
+    let close = |prefix: Prefix<'_>, open: &mut Vec<Prefix<'_>>, found: &mut Option<(u128, u16, u8)>| {
+        if let Some(outer) = open.last_mut() {
+            if outer.own.is_none() {
+                outer.own = outer.rest.filter(|rest| *rest < prefix.first);
+            }
+            outer.rest = prefix.last.checked_add(1).filter(|next| *next <= outer.last);
+        }
+        if let Some(address) = prefix.own.or(prefix.rest)
+            && found.is_none()
+        {
+            let more = wider_entry((prefix.old, old.1), (prefix.new, new.1));
+            *found = more.map(|(port, protocol)| (address, port, protocol));
+        }
+    };
+    // a shorter prefix comes before those in it
+    for (first, length) in keys {
+        while open.last().is_some_and(|outer| outer.last < first) {
+            if let Some(done) = open.pop() {
+                close(done, &mut open, &mut found);
+            }
+        }
+        let key = NetKey { prefix_len: length, address: first.to_be_bytes() };
+        let outer = open.last().map_or((None, None), |outer| (outer.old, outer.new));
+        open.push(Prefix {
+            first,
+            last: first | u128::MAX.checked_shr(length).unwrap_or(0),
+            old: old.0.get(&key).or(outer.0),
+            new: new.0.get(&key).or(outer.1),
+            rest: Some(first),
+            own: None,
+        });
+    }
+    while let Some(done) = open.pop() {
+        close(done, &mut open, &mut found);
+    }
+    found
+}
+
+fn place(key: NetKey) -> (u128, u32) {
+    (u128::from_be_bytes(key.address), key.prefix_len)
+}
+
+/// The first port and protocol that the new entry allows and the old one does not.
+fn wider_entry(old: (Option<&NetEntry>, u32), new: (Option<&NetEntry>, u32)) -> Option<(u16, u8)> {
+    let rules = |entry: Option<&NetEntry>| {
+        let used = entry.map_or(0, |entry| usize::try_from(entry.count).unwrap_or(usize::MAX));
+        entry.map_or(Vec::new(), |entry| entry.ports.iter().take(used).copied().collect::<Vec<_>>())
+    };
+    let (old_rules, new_rules) = (rules(old.0), rules(new.0));
+    if new.1 != rule::ALLOW && new_rules.iter().all(|r| u32::from(r.verdict) != rule::ALLOW) {
+        return None;
+    }
+    let both = || old_rules.iter().chain(&new_rules);
+    let mut ports: BTreeSet<u16> = both().map(|r| r.low).chain(both().filter_map(|r| r.high.checked_add(1))).collect();
+    ports.insert(0);
+    let mut protocols: BTreeSet<u8> = both().map(|r| r.protocol).filter(|protocol| *protocol != 0).collect();
+    // stands for all that no rule names
+    protocols.extend((1..=u8::MAX).find(|protocol| !protocols.contains(protocol)));
+    let allowed = |rules: &[rule::PortRule], default: u32, port: u16, protocol: u8| {
+        let fits =
+            |r: &&rule::PortRule| (r.low..=r.high).contains(&port) && (r.protocol == 0 || r.protocol == protocol);
+        rules.iter().find(fits).map_or(default, |r| u32::from(r.verdict)) == rule::ALLOW
+    };
+    let more = |port: u16, protocol: u8| {
+        allowed(&new_rules, new.1, port, protocol) && !allowed(&old_rules, old.1, port, protocol)
+    };
+    let all = ports.iter().flat_map(|port| protocols.iter().map(|protocol| (*port, *protocol)));
+    all.into_iter().find(|(port, protocol)| more(*port, *protocol))
+}

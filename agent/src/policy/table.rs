@@ -1,0 +1,252 @@
+//! Rules on addresses → a table that the kernel programs look up. Owns the folding that lets the longest match alone
+//! decide where deny must beat allow.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tipstaff_common::{
+    limits::PORT_RULES,
+    rule::{self, NetEntry, PORT_REASONS, PortRule},
+};
+
+use super::{
+    compile::Resolved,
+    metadata,
+    net::{MAPPED_BITS, loopbacks},
+    traffic::{NetRule, PortRange},
+    types::Effect,
+};
+
+/// Folding of one prefix stops here: it is refused anyway, and its cost stays bounded.
+const FOLDED: usize = 8 * PORT_RULES;
+
+/// The addresses that stand for loopback.
+const UNSPECIFIED: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 32)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)),
+];
+
+/// Ends the entry of every metadata address: what no rule names is not decided by the kind.
+const METADATA: PortRule = PortRule {
+    low: 0,
+    high: u16::MAX,
+    protocol: 0,
+    // 1
+    verdict: rule::DENY as u8,
+    rule: PORT_REASONS + (rule::REASON_METADATA - rule::REASONS) as u16,
+};
+
+/// Key of an inner trie of `NET_RULES`, `LISTEN_RULES` or `INBOUND_RULES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetKey {
+    /// Bits of `address` that count, 0 to 128.
+    pub prefix_len: u32,
+    /// Network order; IPv4 as `::ffff:a.b.c.d`; bits that do not count are 0.
+    pub address: [u8; 16],
+}
+
+impl From<IpNet> for NetKey {
+    fn from(net: IpNet) -> Self {
+        match net {
+            IpNet::V4(net) => Self {
+                prefix_len: u32::from(MAPPED_BITS) + u32::from(net.prefix_len()),
+                address: net.network().to_ipv6_mapped().octets(),
+            },
+            IpNet::V6(net) => Self { prefix_len: u32::from(net.prefix_len()), address: net.network().octets() },
+        }
+    }
+}
+
+/// An inner trie.
+pub type NetTable = BTreeMap<NetKey, NetEntry>;
+
+/// Why a policy cannot be put into the kernel's tables.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompileProblem {
+    /// Too many port rules of a prefix and of those that cover it.
+    #[error(
+        "{count} or more port rules hold for {prefix}, the limit is {limit}: join ports into ranges or rules into one"
+    )]
+    PortRules {
+        /// The prefix.
+        prefix: IpNet,
+        /// What was counted, without duplicates and rules that others hide; counting stops at 257.
+        count: usize,
+        /// `limits::PORT_RULES`
+        limit: usize,
+    },
+}
+
+/// Rules with their numbers, as a table is made of them.
+pub(super) struct Rules<'a> {
+    pub(super) host: &'a Resolved,
+    pub(super) rules: Vec<(&'a NetRule, u32)>,
+    /// They are for destinations: unspecified and metadata addresses are more than their bits say.
+    pub(super) destinations: bool,
+}
+
+/// The folded rules of every prefix.
+pub(super) struct Folded(HashMap<IpNet, Vec<PortRule>>);
+
+impl Folded {
+    pub(super) fn table(&self) -> NetTable {
+        self.0.iter().map(|(net, rules)| (NetKey::from(*net), net_entry(rules))).collect()
+    }
+
+    /// The rule that denies the first thing that `rule` allows, if rules deny all of it.
+    pub(super) fn overrides(&self, host: &Resolved, rule: &NetRule) -> Option<u32> {
+        let mut by = None;
+        for net in rule.to.nets(host) {
+            let folded = self.0.get(&net)?;
+            for own in port_rules(rule, 0, is_v6(net)) {
+                let denied = folded.iter().find(|r| u32::from(r.verdict) == rule::DENY && hides(r, &own))?;
+                by = by.or_else(|| Some(u32::from(denied.rule)));
+            }
+        }
+        by.filter(|number| *number < u32::from(PORT_REASONS))
+    }
+}
+
+impl Rules<'_> {
+    /// # Errors
+    /// Every prefix for which too many port rules hold.
+    pub(super) fn fold(&self) -> Result<Folded, Vec<CompileProblem>> {
+        let mut problems = Vec::new();
+        let own = self.own();
+        let mut folded: HashMap<IpNet, Vec<PortRule>> = HashMap::with_capacity(own.len());
+        let mut prefixes: Vec<_> = own.keys().copied().collect();
+        // what covers is folded before what it covers
+        prefixes.sort_by_key(|net| (net.prefix_len(), *net));
+        for prefix in prefixes {
+            let above = covering(&folded, prefix).map_or(&[][..], Vec::as_slice);
+            let rules = match metadata::named_by(prefix) {
+                Some(_) if self.destinations => {
+                    let denials: Vec<_> =
+                        above.iter().copied().filter(|r| u32::from(r.verdict) == rule::DENY).collect();
+                    let mut rules = fold(&own[&prefix], &denials);
+                    rules.push(METADATA);
+                    rules
+                }
+                _ => fold(&own[&prefix], above),
+            };
+            if rules.len() > PORT_RULES {
+                problems.push(CompileProblem::PortRules { prefix, count: rules.len(), limit: PORT_RULES });
+            }
+            folded.insert(prefix, rules);
+        }
+        if problems.is_empty() { Ok(Folded(folded)) } else { Err(problems) }
+    }
+
+    /// Every prefix that needs an entry, with the port rules that are its own.
+    fn own(&self) -> HashMap<IpNet, Vec<PortRule>> {
+        let mut own: HashMap<IpNet, Vec<PortRule>> = HashMap::with_capacity(self.rules.len() + UNSPECIFIED.len());
+        for (rule, number) in &self.rules {
+            let nets = rule.to.nets(self.host);
+            for net in &nets {
+                own.entry(*net).or_default().extend(port_rules(rule, *number, is_v6(*net)));
+                if covers_mapped(*net) {
+                    // stops the trie from finding a rule for IPv6 where it looks for IPv4
+                    own.entry(IpNet::V4(Ipv4Net::default())).or_default();
+                }
+            }
+            if !self.destinations || rule.effect == Effect::Allow {
+                continue;
+            }
+            for unspecified in UNSPECIFIED {
+                let meant = |address: &IpAddr| nets.iter().any(|net| net.contains(address));
+                if loopbacks(unspecified.addr()).iter().any(meant) {
+                    own.entry(unspecified).or_default().extend(port_rules(rule, *number, is_v6(unspecified)));
+                }
+            }
+        }
+        if self.destinations {
+            for address in metadata::ADDRESSES {
+                own.entry(IpNet::from(address)).or_default();
+            }
+        }
+        own
+    }
+}
+
+const fn is_v6(net: IpNet) -> bool {
+    matches!(net, IpNet::V6(_))
+}
+
+fn covers_mapped(net: IpNet) -> bool {
+    let mapped = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
+    matches!(net, IpNet::V6(v6) if v6.prefix_len() < MAPPED_BITS && v6.contains(&mapped))
+}
+
+fn port_rules(rule: &NetRule, number: u32, v6: bool) -> Vec<PortRule> {
+    const EVERY: &[PortRange] = &[PortRange { low: 0, high: u16::MAX }];
+    let ports = if rule.ports.is_empty() { EVERY } else { &rule.ports };
+    let numbers: Vec<u8> = if rule.protocols.is_empty() {
+        vec![0]
+    } else {
+        rule.protocols.iter().map(|protocol| protocol.number(v6)).collect()
+    };
+    let one = |range: &PortRange, protocol: u8| PortRule {
+        low: range.low,
+        high: range.high,
+        protocol,
+        // 0 or 1
+        verdict: rule.effect.code() as u8,
+        // a checked policy has fewer rules
+        rule: u16::try_from(number).unwrap_or(PORT_REASONS - 1),
+    };
+    numbers.iter().flat_map(|protocol| ports.iter().map(|range| one(range, *protocol))).collect()
+}
+
+/// The folded rules of the longest prefix that covers `prefix` and is not itself. An IPv6 prefix around mapped IPv4 does
+/// not cover what is IPv4: `IpNet::supernet` stays in its family.
+fn covering(folded: &HashMap<IpNet, Vec<PortRule>>, prefix: IpNet) -> Option<&Vec<PortRule>> {
+    let mut above = prefix.supernet();
+    while let Some(net) = above {
+        if let Some(rules) = folded.get(&net) {
+            return Some(rules);
+        }
+        above = net.supernet();
+    }
+    None
+}
+
+/// A prefix's own port rules and those of what covers it: denials first, the own before the others, without those
+/// that an earlier one hides.
+fn fold(own: &[PortRule], above: &[PortRule]) -> Vec<PortRule> {
+    let mut kept: Vec<PortRule> = Vec::new();
+    for verdict in [rule::DENY, rule::ALLOW] {
+        for new in own.iter().chain(above).filter(|r| u32::from(r.verdict) == verdict) {
+            if kept.len() <= FOLDED && !kept.iter().any(|earlier| hides(earlier, new)) {
+                kept.push(*new);
+            }
+        }
+    }
+    if (PORT_RULES + 1..=FOLDED).contains(&kept.len()) {
+        // a later, wider rule with the same verdict decides no differently
+        let all = kept.clone();
+        let mut index = 0;
+        kept.retain(|r| {
+            index += 1;
+            !all[index..].iter().any(|later| later.verdict == r.verdict && hides(later, r))
+        });
+    }
+    kept
+}
+
+/// Whether `a` fits wherever `b` fits.
+const fn hides(a: &PortRule, b: &PortRule) -> bool {
+    a.low <= b.low && b.high <= a.high && (a.protocol == 0 || a.protocol == b.protocol)
+}
+
+fn net_entry(rules: &[PortRule]) -> NetEntry {
+    let mut entry = NetEntry::default();
+    for (slot, rule) in entry.ports.iter_mut().zip(rules) {
+        *slot = *rule;
+        entry.count += 1;
+    }
+    entry
+}

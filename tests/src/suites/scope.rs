@@ -1,0 +1,124 @@
+//! What a policy says of traffic beyond addresses: names, metadata addresses, many rules, rules that cannot be.
+
+use std::{fs, net::IpAddr};
+
+use super::scene::{only, reach};
+use crate::harness::{prelude::*, server::Server};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("scope::names-need-the-resolver", WHEREVER, names),
+    Test::new("scope::metadata-is-denied-in-every-kind", WHEREVER, metadata),
+    Test::new("scope::ten-thousand-rules", WHEREVER, ten_thousand_rules),
+    Test::new("scope::strict-asks-for-what-is-written", WHEREVER, strict),
+    Test::new("scope::too-many-port-rules-name-the-network", WHEREVER, too_many_port_rules),
+];
+
+/// The first resolver of this host, as resolv.conf(5) has it.
+fn resolver() -> String {
+    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let addresses = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
+    let first = addresses.filter_map(|rest| rest.trim().parse::<IpAddr>().ok()).next();
+    first.map_or_else(|| "127.0.0.1".to_owned(), |address| address.to_string())
+}
+
+/// Connecting a UDP socket sends nothing, so the host's resolver is not asked.
+fn names(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let resolver = resolver();
+    let to = std::net::SocketAddr::new(resolver.parse()?, 53).to_string();
+    let line = format!("connect udp {resolver} 53");
+    let closed = reach(s, &only(&member), &member, &line)?;
+    closed.was_refused_to(s, &to, "dns-denied")?;
+    let record = s.saw_connect(&closed.session, &to, "deny", "dns-denied")?;
+    let remedy = "add `resolver: allow` to spec.scope.net";
+    ensure!(record["remedy"] == remedy, "the record has no remedy: {record}");
+    s.cli(&["events"])?.ended(0)?.told(&["dns-denied", remedy])?;
+    let open = reach(s, &only(&member).net("resolver: allow"), &member, &line)?;
+    open.was_let_through(s, &to, "net.resolver")?;
+    // nothing but port 53 of it is open
+    let other = reach(s, &only(&member).net("resolver: allow"), &member, &format!("connect udp {resolver} 54"))?;
+    let other_to = std::net::SocketAddr::new(resolver.parse()?, 54).to_string();
+    other.was_refused_to(s, &other_to, "default")
+}
+
+/// As above, nothing is sent.
+fn metadata(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for kind in ["ci", "operator"] {
+        let wide = only(&member).kind(kind).to("four", "0.0.0.0/0", "").to("link", "169.254.0.0/16", "");
+        let named = wide.clone().net("resolver: deny").to("cloud", "metadata", 80);
+        for (address, shown) in [
+            ("169.254.169.254", "169.254.169.254:80"),
+            ("::ffff:169.254.169.254", "169.254.169.254:80"),
+            ("100.100.100.200", "100.100.100.200:80"),
+        ] {
+            let line = format!("connect udp {address} 80");
+            reach(s, &wide, &member, &line)?.was_refused_to(s, shown, "metadata")?;
+            reach(s, &named, &member, &line)?.was_let_through(s, shown, "cloud")?;
+        }
+    }
+    Ok(())
+}
+
+fn ten_thousand_rules(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (good, bad, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.2")?, s.program("member")?);
+    let many = |count: u32| {
+        let each = (0..count).map(|n| (n, format!("10.{}.{}.{}/32", n % 200, n / 200, n % 251)));
+        each.fold(only(&member), |policy, (n, net)| policy.to(&format!("r{n}"), &net, "443"))
+    };
+    let policy = many(9_999).to("good", "127.0.0.1/32", good.port());
+    reach(s, &policy, &member, &format!("connect tcp {}", bad.words()))?.was_refused(s, &bad, "default")?;
+    reach(s, &policy, &member, &format!("connect tcp {}", good.words()))?.arrived(s, &good, "good")?;
+    // the last rule of many is as good as the first
+    let line = |port: u16| format!("connect udp 10.198.49.209 {port}");
+    reach(s, &policy, &member, &line(443))?.was_let_through(s, "10.198.49.209:443", "r9998")?;
+    reach(s, &policy, &member, &line(444))?.was_refused_to(s, "10.198.49.209:444", "default")?;
+    let too_many = s.policy(&many(16_385))?;
+    let refused = s.cli(&["policy", "check", &too_many])?;
+    refused.ended(2)?.told(&["spec.scope: has 16386 rules: a policy has at most 16384"])?;
+    Ok(())
+}
+
+/// A key that is written asks for its control; the kind's default alone does not.
+fn strict(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let controls = s.json(&["probe"])?["controls"].clone();
+    let state = |name: &str| {
+        let all = controls.as_array().into_iter().flatten();
+        all.filter(|c| c["control"] == name).map(|c| c["state"].clone()).next().unwrap_or_default()
+    };
+    let policy = || only(&member).strict();
+    s.run(&s.policy(&policy())?, &member, "say runs")?.wait()?.ended(0)?.said("runs")?;
+    for (control, policy) in [
+        ("listen", policy().net("listen: []")),
+        ("listen", policy().net("inbound: deny")),
+        ("unix-sockets", policy().scope("unix: {}")),
+        ("raw-sockets", policy().scope("sockets: {}")),
+        ("budgets", policy().spec("budgets: { connects: 5 }")),
+    ] {
+        let ran = s.run(&s.policy(&policy)?, &member, "say runs")?.wait()?;
+        if state(control) == "unavailable" {
+            ran.ended(125)?.complained(&[control, "strict"])?;
+        } else {
+            ran.ended(0)?.said("runs")?;
+        }
+    }
+    Ok(())
+}
+
+fn too_many_port_rules(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let ports = |count: u16| {
+        let each = (1..=count).map(|n| (n, n * 2));
+        each.fold(only(&member), |policy, (n, port)| policy.to(&format!("r{n}"), "10.1.0.0/16", port))
+    };
+    s.run(&s.policy(&ports(32))?, &member, "say fits")?.wait()?.ended(0)?.said("fits")?;
+    let refused = s.run(&s.policy(&ports(33))?, &member, "say fits")?.wait()?;
+    refused.ended(125)?.complained(&["33 or more port rules hold for 10.1.0.0/16, the limit is 32"])?;
+    Ok(())
+}
