@@ -16,7 +16,7 @@ use crate::{
 impl Engine {
     /// Keeps hold of the network namespace that a member was seen in: what it opened there can outlive it.
     pub(super) fn see_namespace(&mut self, id: SessionId, event: &Event) {
-        if !matches!(event, Event::Fork(_) | Event::Exec(_) | Event::Connect(_)) {
+        if !matches!(event, Event::Exec(_) | Event::Connect(_)) {
             return;
         }
         let Some(live) = self.sessions.get_mut(&id) else { return };
@@ -43,9 +43,13 @@ impl Engine {
             return;
         }
         let (kernel, reference) = (&mut self.parts.kernel, live.reference);
+        let cgroups = live.cgroup.ids();
+        // where they are known to be first: looking for more takes longer
+        live.flows.cut(&mut self.namespaces, &cgroups, |_| true);
         let walked = live.flows.namespaces.walk(&mut self.namespaces, || of(kernel.members()?, reference));
-        complain("looking for network namespaces", walked);
-        live.flows.cut(&mut self.namespaces, &live.cgroup.ids(), |_| true);
+        if complain("looking for network namespaces", walked) == Some(true) {
+            live.flows.cut(&mut self.namespaces, &cgroups, |_| true);
+        }
     }
 
     /// Looks for a session's sockets once more, and writes a receipt for each. How many were cut, and how many are left.
