@@ -9,5 +9,5 @@ mod sweep;
 
 pub use canary::{Song, VERB, child, prove};
 pub use cgroup::{SessionCgroup, cgroup_of};
-pub use sockets::{Cut, Flows, Registry, Socket, explain, protocol_name, prove_destroy};
+pub use sockets::{Cut, Failure, Find, Flows, Found, Registry, explain, protocol_name, prove_destroy};
 pub use sweep::{Killed, Sweep};

@@ -7,9 +7,9 @@ use tracing::debug;
 
 use super::{Engine, complain};
 use crate::{
-    enforce::{Cut, Flows, Registry, SessionCgroup, explain, protocol_name},
+    enforce::{Cut, Failure, Find, Flows, Found, Registry, SessionCgroup, explain, protocol_name},
     evidence::{Body, CutCause, CutOutcome, FlowsCut, RECEIPTS_MAX, SocketReceipt},
-    kernel::{KernelError, Leftover, Member, open_pidfd, ring::Event},
+    kernel::{Kernel, KernelError, Leftover, Member, Socket, open_pidfd, ring::Event},
     session::{Mode, SessionId},
 };
 
@@ -43,12 +43,13 @@ impl Engine {
             return;
         }
         let (kernel, reference) = (&mut self.parts.kernel, live.reference);
-        let cgroups = live.cgroup.ids();
+        let (cgroups, labelled) = (live.cgroup.ids(), labelled(kernel, reference));
+        let what = Find { cgroups: &cgroups, labelled: &labelled };
         // where they are known to be first: looking for more takes longer
-        live.flows.cut(&mut self.namespaces, &cgroups, |_| true);
+        live.flows.cut(&mut self.namespaces, &what, |_| true);
         let walked = live.flows.namespaces.walk(&mut self.namespaces, || of(kernel.members()?, reference));
         if complain("looking for network namespaces", walked) == Some(true) {
-            live.flows.cut(&mut self.namespaces, &cgroups, |_| true);
+            live.flows.cut(&mut self.namespaces, &what, |_| true);
         }
     }
 
@@ -58,11 +59,20 @@ impl Engine {
         if live.machine.mode() == Mode::Observe {
             return (0, 0);
         }
-        live.flows.confirm(&mut self.namespaces, &live.cgroup.ids(), |_| true);
+        let (cgroups, labelled) = (live.cgroup.ids(), labelled(&mut self.parts.kernel, live.reference));
+        let what = Find { cgroups: &cgroups, labelled: &labelled };
+        live.flows.confirm(&mut self.namespaces, &what, |_| true);
         let receipts = receipts(live.flows.take());
         records(id, CutCause::End, &receipts).iter().for_each(|record| self.append(record));
         counts(&receipts)
     }
+}
+
+/// The sockets that carry a session's label.
+fn labelled(kernel: &mut Kernel, session: SessionRef) -> Vec<Socket> {
+    let mut sockets = complain("reading the labels of sockets", kernel.sockets()).unwrap_or_default();
+    sockets.retain(|socket| socket.session == session);
+    sockets
 }
 
 /// How many sockets were cut, and how many of them are left.
@@ -88,12 +98,12 @@ impl LeftFlows {
     pub(super) fn cut(&mut self, leftover: &Leftover, session: SessionRef, cgroup: &SessionCgroup) {
         let walked = self.flows.namespaces.walk(&mut self.namespaces, || of(leftover.members()?, session));
         complain("looking for network namespaces", walked);
-        self.flows.cut(&mut self.namespaces, &cgroup.ids(), |_| true);
+        self.flows.cut(&mut self.namespaces, &Find { cgroups: &cgroup.ids(), labelled: &[] }, |_| true);
     }
 
     /// Looks for them once more; a receipt for each.
     pub(super) fn confirm(&mut self, cgroup: &SessionCgroup) -> Vec<SocketReceipt> {
-        self.flows.confirm(&mut self.namespaces, &cgroup.ids(), |_| true);
+        self.flows.confirm(&mut self.namespaces, &Find { cgroups: &cgroup.ids(), labelled: &[] }, |_| true);
         receipts(self.flows.take())
     }
 }
@@ -110,20 +120,21 @@ fn receipts(cut: Vec<Cut>) -> Vec<SocketReceipt> {
 }
 
 fn receipt(cut: Cut) -> SocketReceipt {
-    let protocol = i32::from(cut.socket.protocol);
+    let Found { socket, namespace, .. } = cut.found;
+    let protocol = i32::from(socket.protocol);
     let (outcome, why) = match &cut.failure {
         None => (CutOutcome::Destroyed, None),
-        Some(gone) if gone.raw_os_error() == Some(libc::ENOENT) => (CutOutcome::Closed, None),
+        Some(Failure::Refused(gone)) if gone.raw_os_error() == Some(libc::ENOENT) => (CutOutcome::Closed, None),
         Some(failure) => (CutOutcome::Silenced, Some(explain(protocol, failure))),
     };
     SocketReceipt {
-        cookie: cut.socket.cookie,
+        cookie: socket.cookie,
         protocol: protocol_name(protocol),
-        netns: cut.namespace,
-        from: cut.socket.local,
-        to: (cut.socket.remote.port() != 0).then_some(cut.socket.remote),
-        bytes_in: cut.socket.bytes.map(|b| b.0),
-        bytes_out: cut.socket.bytes.map(|b| b.1),
+        netns: namespace,
+        from: socket.local,
+        to: (socket.remote.port() != 0).then_some(socket.remote),
+        bytes_in: socket.bytes.map(|b| b.0),
+        bytes_out: socket.bytes.map(|b| b.1),
         at_boot_ns: cut.when,
         outcome,
         gone: cut.gone,

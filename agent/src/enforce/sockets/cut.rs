@@ -1,44 +1,34 @@
-//! The cut: a session's sockets are found, destroyed, and looked for once more. What is written about each is what the
-//! kernel said, not what was asked of it.
+//! The cut: a session's sockets are destroyed, and looked for once more. What is written about each is what the kernel
+//! said, not what was asked of it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-};
-
-use tracing::warn;
+use std::{collections::BTreeMap, io};
 
 use super::{
+    find::{Find, Found, Hidden, find},
     namespaces::{Namespaces, Registry},
-    wire::Socket,
 };
 use crate::kernel::boot_now;
-
-/// Protocols with sockets that can be open, by their names in `/proc/net/protocols`: asking for one that is not there
-/// would make the kernel load it.
-const PROTOCOLS: [(&str, i32); 6] = [
-    ("TCP", libc::IPPROTO_TCP),
-    ("UDP", libc::IPPROTO_UDP),
-    ("UDP-Lite", libc::IPPROTO_UDPLITE),
-    ("SCTP", libc::IPPROTO_SCTP),
-    ("DCCP", libc::IPPROTO_DCCP),
-    ("RAW", libc::IPPROTO_RAW),
-];
-const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
 /// A socket that was to be cut, and what came of it.
 #[derive(Debug)]
 pub struct Cut {
     /// The socket as it was before.
-    pub socket: Socket,
-    /// Inode number of its network namespace.
-    pub namespace: u64,
+    pub found: Found,
     /// When, on `CLOCK_BOOTTIME`.
     pub when: u64,
     /// Why the kernel did not destroy it; none where it did.
-    pub failure: Option<io::Error>,
+    pub failure: Option<Failure>,
     /// It is not listed any more.
     pub gone: bool,
+}
+
+/// Why a socket was not destroyed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The kernel was asked and did not; `ENOENT` where it was gone.
+    Refused(io::Error),
+    /// The kernel could not be asked.
+    Hidden(Hidden),
 }
 
 /// The sockets of one session: where they are looked for, and those that were cut.
@@ -50,28 +40,29 @@ pub struct Flows {
 }
 
 impl Flows {
-    /// Destroys the sockets that were made in one of these cgroups and that `fails` is true for.
-    pub fn cut(&mut self, registry: &mut Registry, cgroups: &[u64], fails: impl Fn(&Socket) -> bool) {
-        for (namespace, socket) in self.list(registry, cgroups) {
-            if !self.cut.contains_key(&socket.cookie) && fails(&socket) {
-                self.destroy(namespace, socket);
+    /// Destroys the session's sockets that `fails` is true for. Those in a namespace that was not seen yet wait.
+    pub fn cut(&mut self, registry: &mut Registry, what: &Find<'_>, fails: impl Fn(&Found) -> bool) {
+        for found in find(&self.namespaces, registry, what) {
+            let waits = found.hidden == Some(Hidden::Unreachable);
+            if !waits && !self.cut.contains_key(&found.socket.cookie) && fails(&found) {
+                self.destroy(registry, found);
             }
         }
     }
 
     /// Looks again. What is new is destroyed too, and then looked for.
-    pub fn confirm(&mut self, registry: &mut Registry, cgroups: &[u64], fails: impl Fn(&Socket) -> bool) {
-        let mut left = self.list(registry, cgroups);
-        let news: Vec<(u64, Socket)> =
-            left.iter().filter(|(_, s)| !self.cut.contains_key(&s.cookie) && fails(s)).cloned().collect();
+    pub fn confirm(&mut self, registry: &mut Registry, what: &Find<'_>, fails: impl Fn(&Found) -> bool) {
+        let mut left = find(&self.namespaces, registry, what);
+        let is_new = |f: &&Found| !self.cut.contains_key(&f.socket.cookie) && fails(f);
+        let news: Vec<Found> = left.iter().filter(is_new).cloned().collect();
         if !news.is_empty() {
-            news.into_iter().for_each(|(namespace, socket)| self.destroy(namespace, socket));
-            left = self.list(registry, cgroups);
+            news.into_iter().for_each(|found| self.destroy(registry, found));
+            left = find(&self.namespaces, registry, what);
         }
-        let left: BTreeMap<u64, &Socket> = left.iter().map(|(_, socket)| (socket.cookie, socket)).collect();
+        let left: BTreeMap<u64, &Found> = left.iter().map(|found| (found.socket.cookie, found)).collect();
         for (cookie, cut) in &mut self.cut {
             // a datagram socket that was destroyed stays open, bound to its port and connected to nobody
-            cut.gone = left.get(cookie).is_none_or(|now| now.remote != cut.socket.remote);
+            cut.gone = left.get(cookie).is_none_or(|now| now.socket.remote != cut.found.socket.remote);
         }
     }
 
@@ -80,40 +71,12 @@ impl Flows {
         std::mem::take(&mut self.cut).into_values().collect()
     }
 
-    fn destroy(&mut self, namespace: u64, socket: Socket) {
-        let Some(diag) = self.namespaces.of(namespace) else { return };
-        let destroyed = diag.borrow_mut().destroy(&socket);
-        // one that went by itself in between was not destroyed, and needs no reason why
-        let failure = destroyed.err();
-        let cookie = socket.cookie;
-        self.cut.insert(cookie, Cut { socket, namespace, when: boot_now(), failure, gone: false });
+    fn destroy(&mut self, registry: &mut Registry, found: Found) {
+        let failure = match (found.hidden, self.namespaces.reach(registry, found.namespace)) {
+            (Some(hidden), _) => Some(Failure::Hidden(hidden)),
+            (None, None) => Some(Failure::Hidden(Hidden::Unreachable)),
+            (None, Some(diag)) => diag.borrow_mut().destroy(&found.socket).err().map(Failure::Refused),
+        };
+        self.cut.insert(found.socket.cookie, Cut { found, when: boot_now(), failure, gone: false });
     }
-
-    fn list(&self, registry: &mut Registry, cgroups: &[u64]) -> Vec<(u64, Socket)> {
-        let mut found = Vec::new();
-        let present = present();
-        for (namespace, diag) in self.namespaces.each() {
-            for (protocol, family) in present.iter().flat_map(|p| FAMILIES.map(|f| (*p, f))) {
-                if registry.unlisted.contains(&protocol) {
-                    continue;
-                }
-                let number = |n: i32| u8::try_from(n).unwrap_or(0);
-                match diag.borrow_mut().list(number(family), number(protocol), cgroups) {
-                    Ok(sockets) => found.extend(sockets.into_iter().map(|socket| (namespace, socket))),
-                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                        registry.unlisted.insert(protocol);
-                    }
-                    Err(error) => warn!("the sockets of protocol {protocol} cannot be listed: {error}"),
-                }
-            }
-        }
-        found
-    }
-}
-
-/// The protocols that this kernel has at present.
-fn present() -> Vec<i32> {
-    let table = fs::read_to_string("/proc/net/protocols").unwrap_or_default();
-    let names: BTreeSet<&str> = table.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    PROTOCOLS.iter().filter(|(name, _)| names.contains(name)).map(|(_, protocol)| *protocol).collect()
 }

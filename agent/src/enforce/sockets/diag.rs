@@ -50,9 +50,18 @@ impl Diag {
         let mut found = Vec::new();
         for cgroups in cgroups.chunks(wire::CGROUPS_MAX) {
             let sequence = self.next();
-            self.send(&wire::list(family, protocol, cgroups, sequence))?;
+            self.send(&wire::list(family, protocol, Some(cgroups), sequence))?;
             self.answer(protocol, sequence, |socket| found.push(socket))?;
         }
+        Ok(found)
+    }
+
+    /// As [`Diag::list`], wherever they were made.
+    pub fn list_all(&mut self, family: u8, protocol: u8) -> io::Result<Vec<Socket>> {
+        let mut found = Vec::new();
+        let sequence = self.next();
+        self.send(&wire::list(family, protocol, None, sequence))?;
+        self.answer(protocol, sequence, |socket| found.push(socket))?;
         Ok(found)
     }
 

@@ -118,9 +118,10 @@ impl Namespaces {
         self.0.iter().map(|(inode, diag)| (*inode, diag.as_ref()))
     }
 
-    /// The netlink socket in a namespace.
-    pub(super) fn of(&self, inode: u64) -> Option<&RefCell<Diag>> {
-        self.0.get(&inode).map(AsRef::as_ref)
+    /// The netlink socket in a namespace, this session's or another's.
+    pub(super) fn reach(&self, registry: &Registry, inode: u64) -> Option<Shared> {
+        let elsewhere = || registry.held.get(&inode).and_then(Weak::upgrade);
+        self.0.get(&inode).map(Rc::clone).or_else(elsewhere)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{diag::Diag, explain};
+use super::{Failure, diag::Diag, explain};
 use crate::enforce::cgroup_of;
 
 /// How long the peer may take to learn of it.
@@ -39,7 +39,7 @@ pub fn prove_destroy(mount: &Path) -> Result<(), String> {
         Ok::<_, String>(found.into_iter().find(|s| s.local == client && s.remote == address))
     };
     let socket = list(&mut diag)?.ok_or("the canary's connection was not listed")?;
-    diag.destroy(&socket).map_err(|error| explain(protocol, &error))?;
+    diag.destroy(&socket).map_err(|error| explain(protocol, &Failure::Refused(error)))?;
     if list(&mut diag)?.is_some() {
         return Err("the canary's connection was destroyed and is still listed".into());
     }

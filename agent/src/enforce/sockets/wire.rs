@@ -41,6 +41,8 @@ const BYTES_RECEIVED: usize = 128;
 const BYTES_SENT: usize = 200;
 const BYTES_RETRANS: usize = 208;
 
+/// `TCP_LISTEN` (`include/net/tcp_states.h`)
+pub(super) const LISTEN: u8 = 10;
 /// Every state but `TIME_WAIT` (6) and the unfinished handshakes of a listener (12): neither has an owner.
 const STATES: u32 = 0xfff & !(1 << 6);
 
@@ -59,7 +61,7 @@ pub struct Socket {
     pub remote: SocketAddr,
     /// The kernel's number for it, never used twice.
     pub cookie: u64,
-    /// Payload received and sent, as far as the kernel counts it: for TCP.
+    /// Bytes received and sent: of payload for TCP; of packets for others, where the socket has a label.
     pub bytes: Option<(u64, u64)>,
     /// How the kernel is told which one is meant.
     id: [u8; ID],
@@ -74,10 +76,25 @@ pub(super) enum Part {
     Failed(io::Error),
 }
 
-/// Asks for the sockets of a family and protocol that were made in one of these cgroups.
-pub(super) fn list(family: u8, protocol: u8, cgroups: &[u64], sequence: u32) -> Vec<u8> {
+impl Socket {
+    /// One that is in no list, and so cannot be destroyed.
+    pub(super) fn unlisted(
+        family: u8,
+        protocol: u8,
+        state: u8,
+        (local, remote): (SocketAddr, SocketAddr),
+        cookie: u64,
+    ) -> Self {
+        Self { family, protocol, state, local, remote, cookie, bytes: None, id: [0; ID] }
+    }
+}
+
+/// Asks for the sockets of a family and protocol; where cgroups are given, for those that were made in one of them.
+pub(super) fn list(family: u8, protocol: u8, cgroups: Option<&[u64]>, sequence: u32) -> Vec<u8> {
     let mut body = request(family, protocol, STATES, &[0; ID]);
-    attribute(&mut body, REQ_BYTECODE, &made_in(cgroups));
+    if let Some(cgroups) = cgroups {
+        attribute(&mut body, REQ_BYTECODE, &made_in(cgroups));
+    }
     message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, sequence, &body)
 }
 

@@ -41,10 +41,10 @@ pub struct SocketReceipt {
     /// The other end; none where it has none: a listener, an unconnected datagram socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<SocketAddr>,
-    /// Payload received, where the kernel counts it: for TCP.
+    /// Bytes received: of payload for TCP; of packets, headers included, for others that carry a label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_in: Option<u64>,
-    /// Payload sent, where the kernel counts it: for TCP.
+    /// Bytes sent, as above; for TCP without what was repeated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_out: Option<u64>,
     /// When it was cut, `CLOCK_BOOTTIME` nanoseconds.

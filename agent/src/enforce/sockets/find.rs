@@ -1,0 +1,158 @@
+//! Finding a session's sockets: those that were made in its cgroups, by a filter that the kernel applies, and those that
+//! carry its label, wherever they were made.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+};
+
+use tracing::warn;
+
+use super::{
+    namespaces::{Namespaces, Registry},
+    wire::{LISTEN, Socket},
+};
+use crate::kernel::Socket as Labelled;
+
+/// Protocols with sockets that can be open, by their names in `/proc/net/protocols`: asking for one that is not there
+/// would make the kernel load it. A connection of MPTCP is one or several of TCP.
+const PROTOCOLS: [(&str, i32); 6] = [
+    ("TCP", libc::IPPROTO_TCP),
+    ("UDP", libc::IPPROTO_UDP),
+    ("UDP-Lite", libc::IPPROTO_UDPLITE),
+    ("SCTP", libc::IPPROTO_SCTP),
+    ("DCCP", libc::IPPROTO_DCCP),
+    ("RAW", libc::IPPROTO_RAW),
+];
+const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
+/// `TCP_CLOSE` (`include/net/tcp_states.h`)
+const CLOSED: u16 = 7;
+
+/// What makes a socket a session's.
+#[derive(Debug, Clone, Copy)]
+pub struct Find<'a> {
+    /// It was made in one of these cgroups.
+    pub cgroups: &'a [u64],
+    /// It is one of these, which carry the session's label.
+    pub labelled: &'a [Labelled],
+}
+
+/// A socket of a session.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The socket.
+    pub socket: Socket,
+    /// Inode number of its network namespace.
+    pub namespace: u64,
+    /// It was accepted, or it listens.
+    pub passive: bool,
+    /// Why the kernel cannot be asked to destroy it.
+    pub hidden: Option<Hidden>,
+}
+
+/// Why the kernel cannot be asked to destroy a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hidden {
+    /// It is in none of the kernel's lists.
+    Unlisted,
+    /// Its network namespace is one that no member was seen in.
+    Unreachable,
+}
+
+/// All open sockets of a session.
+pub(super) fn find(namespaces: &Namespaces, registry: &mut Registry, find: &Find<'_>) -> Vec<Found> {
+    let mut found = made_in(namespaces, registry, find.cgroups);
+    let known: BTreeSet<u64> = found.iter().map(|f| f.socket.cookie).collect();
+    let others = find.labelled.iter().filter(|row| is_open(row) && !known.contains(&row.cookie));
+    found.extend(crossed(namespaces, registry, others));
+    let labels: BTreeMap<u64, &Labelled> = find.labelled.iter().map(|row| (row.cookie, row)).collect();
+    let listening: BTreeSet<(u64, u16)> =
+        found.iter().filter(|f| f.socket.state == LISTEN).map(|f| (f.namespace, f.socket.local.port())).collect();
+    for one in &mut found {
+        let label = labels.get(&one.socket.cookie);
+        one.passive = label.is_some_and(|l| l.passive) || listening.contains(&(one.namespace, one.socket.local.port()));
+        one.socket.bytes = one.socket.bytes.or_else(|| label.map(|l| (l.received, l.sent)));
+    }
+    found
+}
+
+/// The sockets that were made in these cgroups.
+fn made_in(namespaces: &Namespaces, registry: &mut Registry, cgroups: &[u64]) -> Vec<Found> {
+    let mut found = Vec::new();
+    let present = present();
+    for (namespace, diag) in namespaces.each() {
+        for (protocol, family) in present.iter().flat_map(|p| FAMILIES.map(|f| (*p, f))) {
+            if registry.unlisted.contains(&protocol) {
+                continue;
+            }
+            let listed = diag.borrow_mut().list(number(family), number(protocol), cgroups);
+            for socket in taken(listed, protocol, registry) {
+                found.push(Found { socket, namespace, passive: false, hidden: None });
+            }
+        }
+    }
+    found
+}
+
+/// The sockets that carry the session's label and were made elsewhere.
+fn crossed<'a>(
+    namespaces: &Namespaces,
+    registry: &mut Registry,
+    rows: impl Iterator<Item = &'a Labelled>,
+) -> Vec<Found> {
+    let mut found = Vec::new();
+    let mut lists: BTreeMap<(u32, u16, u16), Option<Vec<Socket>>> = BTreeMap::new();
+    for row in rows {
+        let list = lists.entry((row.namespace, row.family, row.protocol)).or_insert_with(|| {
+            let diag = namespaces.reach(registry, u64::from(row.namespace))?;
+            let (family, protocol) = (i32::from(row.family), i32::from(row.protocol));
+            if registry.unlisted.contains(&protocol) || !present().contains(&protocol) {
+                return Some(Vec::new());
+            }
+            let listed = diag.borrow_mut().list_all(number(family), number(protocol));
+            Some(taken(listed, protocol, registry))
+        });
+        let hidden = if list.is_none() { Hidden::Unreachable } else { Hidden::Unlisted };
+        let listed = list.iter().flatten().find(|socket| socket.cookie == row.cookie);
+        let (socket, hidden) = listed.map_or_else(|| (unlisted(row), Some(hidden)), |s| (s.clone(), None));
+        found.push(Found { socket, namespace: u64::from(row.namespace), passive: row.passive, hidden });
+    }
+    found
+}
+
+fn taken(listed: io::Result<Vec<Socket>>, protocol: i32, registry: &mut Registry) -> Vec<Socket> {
+    listed.unwrap_or_else(|error| {
+        if error.raw_os_error() == Some(libc::ENOENT) {
+            registry.unlisted.insert(protocol);
+        } else {
+            warn!("the sockets of protocol {protocol} cannot be listed: {error}");
+        }
+        Vec::new()
+    })
+}
+
+/// A socket that only its label tells of.
+fn unlisted(row: &Labelled) -> Socket {
+    let (family, protocol) = (number(i32::from(row.family)), number(i32::from(row.protocol)));
+    let state = u8::try_from(row.state).unwrap_or(0);
+    Socket::unlisted(family, protocol, state, (row.local, row.remote), row.cookie)
+}
+
+/// Whether a labelled socket can carry anything over IP: one that was made and never used cannot.
+fn is_open(row: &Labelled) -> bool {
+    let inet = FAMILIES.contains(&i32::from(row.family));
+    let stream = i32::from(row.protocol) == libc::IPPROTO_TCP;
+    let idle = row.state == CLOSED && (stream || row.local.port() == 0);
+    inet && !idle && i32::from(row.protocol) != libc::IPPROTO_MPTCP
+}
+
+/// The protocols that this kernel has at present.
+fn present() -> Vec<i32> {
+    let table = fs::read_to_string("/proc/net/protocols").unwrap_or_default();
+    let names: BTreeSet<&str> = table.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    PROTOCOLS.iter().filter(|(name, _)| names.contains(name)).map(|(_, protocol)| *protocol).collect()
+}
+
+fn number(n: i32) -> u8 {
+    u8::try_from(n).unwrap_or(0)
+}
