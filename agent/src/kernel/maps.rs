@@ -117,7 +117,7 @@ fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str)
 /// The descriptor of a local-storage map.
 pub(super) fn storage<'m>(map: &'m Map, name: &str) -> Result<BorrowedFd<'m>, KernelError> {
     match map {
-        Map::Unsupported(data) => Ok(data.fd().as_fd()),
+        Map::Unsupported(data) | Map::SkStorage(data) => Ok(data.fd().as_fd()),
         _ => Err(KernelError::Missing { what: format!("map {name} of the right type"), hint: "; rebuild" }),
     }
 }
