@@ -30,6 +30,7 @@ use crate::{
     engine::{self, Control, Engine, Parts, Store, controls_from_song, flow_destroy, pidfd_of, recover, wire_control},
     evidence::{self, Body, Log},
     kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier},
+    pace::Pace,
     readable::Readable,
     session::EndReason,
 };
@@ -254,16 +255,15 @@ async fn serve(
     let server = async { listeners.serve(gate, calls).await };
     tokio::pin!(server);
     eprintln!("tipstaff: ready, tier {}, {}", tier.as_str(), config.paths.runtime.display());
-    // one batch a turn, however fast the rings fill: ends, calls and signals come in between
-    let mut more = false;
+    let mut pace = Pace::default();
     let reason = loop {
         timer.arm(engine.next_tick())?;
         tokio::select! {
             Some(call) = called.recv() => engine.call(call),
             Some(note) = noted.recv() => engine.note(note),
-            () = rings[0].ready() => more = engine.drain(),
-            () = rings[1].ready() => more = engine.drain(),
-            () = tokio::task::yield_now(), if more => more = engine.drain(),
+            () = rings[0].ready() => pace.look(&mut engine),
+            () = rings[1].ready() => pace.look(&mut engine),
+            () = pace.due() => pace.look(&mut engine),
             () = timer.expiry.ready() => engine.tick(),
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",

@@ -13,6 +13,7 @@ pub mod evidence;
 mod hex;
 pub mod inherited;
 pub mod kernel;
+mod pace;
 pub mod policy;
 mod readable;
 pub mod session;

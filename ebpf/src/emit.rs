@@ -3,6 +3,7 @@
 
 use core::arch::asm;
 
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use tipstaff_common::{
     event::{self, Header},
     rule::ALLOW,
@@ -10,7 +11,7 @@ use tipstaff_common::{
 
 use crate::{
     kernel::{self, Task},
-    maps::{ACTIVITY, LOST, VERDICTS},
+    maps::{ACTIVITY, LOST, READER_AWAKE, VERDICTS},
     session::Session,
     verdict::Decision,
 };
@@ -75,5 +76,19 @@ pub fn record<T: 'static>(session: &Session, kind: u16, task: Task, decision: De
     // SAFETY: the header is the first field of every record type, and the reservation has room for all of `T`.
     unsafe { place.cast::<Header>().write(header) };
     fill(place);
-    entry.submit(0);
+    entry.submit(wake_up());
+}
+
+/// Whether the reader must be woken: not while it is awake and looks by itself. It clears the word before it sleeps, and
+/// then asks once more whether anything was reserved.
+///
+/// The word is read after the reservation, and by an atomic addition, which is a full barrier: whoever still finds it set
+/// made a reservation that the reader's last question sees.
+#[inline(always)]
+fn wake_up() -> u64 {
+    match READER_AWAKE.get_ptr_mut(0) {
+        Some(awake) if add(awake, 0) != 0 => u64::from(BPF_RB_NO_WAKEUP),
+        // the kernel wakes for the first record that the reader has not come to
+        _ => 0,
+    }
 }

@@ -242,6 +242,11 @@ pub static VERDICTS: RingBuf<u64, { limits::VERDICT_RING as usize }> = RingBuf::
 #[btf_map]
 pub static ACTIVITY: RingBuf<u64, { limits::ACTIVITY_RING as usize }> = RingBuf::new();
 
+/// Not 0 while the agent looks into the rings by itself, so that no record needs to wake it (index 0). Written by the
+/// agent, which clears it before it sleeps.
+#[btf_map]
+pub static READER_AWAKE: Array<u64, 1> = Array::new();
+
 /// Records that found no room, by kind, for all sessions together.
 #[btf_map]
 pub static LOST: PerCpuArray<u64, 8> = PerCpuArray::new();

@@ -12,7 +12,7 @@ use super::{Disarming, Engine, Live, complain};
 use crate::{
     api::wire::{self, Reply},
     evidence::{Body, Disarm, RECEIPTS_MAX, Receipt, Receipts, SessionEnd, Text, Transition},
-    kernel::{Member, boot_now, ring},
+    kernel::{Member, Urgent, boot_now, ring},
     session::{Effect, EndReason, Input, Round, SessionId},
 };
 
@@ -57,7 +57,9 @@ impl Engine {
         let Some(live) = self.sessions.get_mut(&id) else { return };
         live.next_round = None;
         let start = Instant::now();
+        let urgent = Urgent::begin();
         let swept = live.sweep.round(&mut self.parts.kernel, live.reference, &live.cgroup);
+        drop(urgent);
         // what could not be looked at is not gone
         let (killed, left) = complain("sweeping a session", swept).unwrap_or((0, 1));
         let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -21,6 +21,9 @@ impl Engine {
         }
         let Some(live) = self.sessions.get_mut(&id) else { return };
         let header = event.header();
+        if !self.looked_at.insert((header.tgid, header.tid)) {
+            return;
+        }
         if !live.flows.namespaces.is_news(header.tgid, header.tid) {
             return;
         }

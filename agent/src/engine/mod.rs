@@ -14,7 +14,7 @@ mod start;
 mod store;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     io::{BufRead as _, BufReader},
     os::fd::OwnedFd,
     path::PathBuf,
@@ -94,6 +94,17 @@ pub struct Parts {
     pub notes: mpsc::UnboundedSender<Note>,
 }
 
+/// What was in the rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing.
+    Nothing,
+    /// Records, which were all.
+    All,
+    /// A batch of records; there may be more.
+    Batch,
+}
+
 /// What a helper task saw.
 pub enum Note {
     /// A session's first process ended.
@@ -114,6 +125,8 @@ pub struct Engine {
     ready: Instant,
     /// Records that could not be decoded.
     undecodable: u64,
+    /// Threads whose network namespace was looked at during this batch: once says as much as once for each record.
+    looked_at: HashSet<(u32, u32)>,
     /// When appended records must be durable.
     flush_due: Option<u64>,
     /// Cgroups of sessions that are over.
@@ -173,6 +186,7 @@ impl Engine {
             followers: Vec::new(),
             ready: Instant::now(),
             undecodable: 0,
+            looked_at: HashSet::new(),
             flush_due: None,
             leaving: Vec::new(),
             removal_due: None,
@@ -217,11 +231,13 @@ impl Engine {
         }
     }
 
-    /// Takes what the rings hold, up to a batch. True: there may be more.
-    pub fn drain(&mut self) -> bool {
-        for _ in 0..BATCH {
+    /// Takes what the rings hold, up to a batch.
+    pub fn drain(&mut self) -> Drained {
+        self.looked_at.clear();
+        for taken in 0..BATCH {
             match self.parts.kernel.next_event() {
-                None => return false,
+                None if taken == 0 => return Drained::Nothing,
+                None => return Drained::All,
                 Some(Ok(event)) => self.take(&event),
                 Some(Err(problem)) => {
                     self.undecodable += 1;
@@ -229,7 +245,15 @@ impl Engine {
                 }
             }
         }
-        true
+        Drained::Batch
+    }
+
+    /// Says whether the rings are looked into without being told; see `pace`. True: nothing was put into
+    /// them before this was known, so that the next record will tell.
+    pub fn set_awake(&mut self, awake: bool) -> bool {
+        let kernel = &mut self.parts.kernel;
+        complain("telling the programs whether the rings are read", kernel.set_reader_awake(awake)).is_some()
+            && complain("looking whether the rings are empty", kernel.rings_are_empty()).unwrap_or(false)
     }
 
     /// Lets the members of a session that only observed, and that an earlier agent ended, go on as they are: without an
@@ -247,7 +271,7 @@ impl Engine {
     /// Takes what the rings hold now, and not for ever what fills them meanwhile.
     fn drain_some(&mut self) {
         for _ in 0..BATCHES {
-            if !self.drain() {
+            if self.drain() != Drained::Batch {
                 break;
             }
         }

@@ -5,12 +5,14 @@ use std::{
     fmt::Display,
     io,
     os::fd::{AsFd as _, BorrowedFd},
+    sync::atomic::{Ordering, fence},
 };
 
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tipstaff_common::{
     label::{CONFINED, Label, Mirrored, SessionRef},
     rule::{ExecEntry, ExecKey, NetEntry, UnixKey},
@@ -77,6 +79,7 @@ pub struct Maps {
     lost: PerCpuArray<MapData, u64>,
     verdicts: RingBuf<MapData>,
     activity: RingBuf<MapData>,
+    reader_awake: Array<MapData, u64>,
 }
 
 impl Maps {
@@ -101,6 +104,7 @@ impl Maps {
             lost: typed(ebpf, "LOST")?,
             verdicts: typed(ebpf, "VERDICTS")?,
             activity: typed(ebpf, "ACTIVITY")?,
+            reader_awake: typed(ebpf, "READER_AWAKE")?,
         })
     }
 }
@@ -312,6 +316,21 @@ impl Kernel {
     #[must_use]
     pub fn rings(&self) -> [BorrowedFd<'_>; 2] {
         [self.maps.verdicts.as_fd(), self.maps.activity.as_fd()]
+    }
+
+    /// Says whether the rings are looked into without being told. While they are, no record wakes anybody.
+    pub fn set_reader_awake(&mut self, awake: bool) -> Result<(), KernelError> {
+        self.maps.reader_awake.set(0, u64::from(awake), 0).map_err(failed("write", "READER_AWAKE"))?;
+        // whoever asks next what the rings hold asks after the word was written
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether nothing is in the rings, not even a record that is still being written.
+    pub fn rings_are_empty(&self) -> io::Result<bool> {
+        // the kernel compares how far was reserved with how far was read (`ringbuf_map_poll`, kernel/bpf/ringbuf.c)
+        let mut rings = self.rings().map(|ring| PollFd::new(ring, PollFlags::POLLIN));
+        Ok(poll(&mut rings, PollTimeout::ZERO)? == 0)
     }
 
     /// Takes the next record, verdicts first.

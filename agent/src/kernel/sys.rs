@@ -144,3 +144,33 @@ fn new_descriptor(answer: libc::c_long) -> io::Result<OwnedFd> {
     // SAFETY: the kernel just made it, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
+
+/// While it lives, this thread is scheduled before everything ordinary: what it ends may be a crowd that computes, and
+/// would else be asked for its processors first. Its children are scheduled as ever.
+#[derive(Debug)]
+pub struct Urgent(());
+
+impl Urgent {
+    /// Begins; where the host refuses (`CAP_SYS_NICE`), everything goes on as it is.
+    #[must_use]
+    pub fn begin() -> Self {
+        // the lowest real-time priority is above every ordinary one
+        schedule(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1);
+        Self(())
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        schedule(libc::SCHED_OTHER, 0);
+    }
+}
+
+fn schedule(policy: libc::c_int, priority: libc::c_int) {
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: the kernel reads one sched_param, which outlives the call.
+    let done = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    if done != 0 {
+        tracing::debug!("the scheduling cannot be changed: {}", io::Error::last_os_error());
+    }
+}

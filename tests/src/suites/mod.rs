@@ -8,6 +8,7 @@ mod faults;
 mod flows;
 mod members;
 mod net;
+mod rings;
 mod run;
 mod scene;
 mod scope;
@@ -27,5 +28,6 @@ pub(crate) const ALL: &[&[Test]] = &[
     run::TESTS,
     cli::TESTS,
     evidence::TESTS,
+    rings::TESTS,
     badinput::TESTS,
 ];

@@ -73,6 +73,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "fast-open" => network::fast_open(rest),
         "fast-open-connect" => network::fast_open_connect(rest),
         "reconnect" => network::reconnect(rest),
+        "connect-when-told" => network::connect_when_told(rest),
         "flow" => network::flow(rest),
         "hold" => network::hold(rest),
         "open" => flows::open(rest),

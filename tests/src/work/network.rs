@@ -91,6 +91,17 @@ pub(super) fn reconnect(words: &[&str]) -> Result<u8> {
     Ok(say(connect_to(&socket, &second)))
 }
 
+/// `connect-when-told FIFO ADDRESS PORT`: for each byte that the FIFO brings, a UDP socket connects.
+pub(super) fn connect_when_told(words: &[&str]) -> Result<u8> {
+    let (fifo, rest) = one(words)?;
+    let (address, _) = address(rest)?;
+    let mut fifo = File::open(fifo)?;
+    while fifo.read_exact(&mut [0]).is_ok() {
+        say(connect_to(&open(SockType::Datagram, &address)?, &address));
+    }
+    Ok(0)
+}
+
 /// `flow ADDRESS PORT`: connects and for ever sends the time, `CLOCK_BOOTTIME` in 8 bytes, every 10 ms.
 pub(super) fn flow(words: &[&str]) -> Result<u8> {
     let (address, _) = address(words)?;
