@@ -1,7 +1,16 @@
 //! Open flows of a session that is over: none is left, and each has a receipt.
 
-use std::{collections::BTreeSet, io::Read, net::TcpStream};
+use std::{
+    collections::BTreeSet,
+    io::Read,
+    net::{SocketAddr, TcpStream},
+    os::fd::{AsRawFd, OwnedFd},
+};
 
+use nix::{
+    errno::Errno,
+    sys::socket::{Backlog, SockaddrIn, SockaddrIn6, SockaddrStorage, bind, getsockname, listen},
+};
 use serde_json::Value;
 
 use super::scene::only;
@@ -10,12 +19,14 @@ use crate::harness::{
     server::Server,
     wait::{all_gone, in_guest, pass, slack},
 };
+use crate::work::flows::sctp;
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("flows::end-destroys-every-socket", WHEREVER, end),
     Test::new("flows::accepted-from-outside", WHEREVER, accepted),
     Test::new("flows::namespace-of-a-member", WHEREVER, namespace),
     Test::new("flows::agent-killed-and-back", WHEREVER, agent_killed),
+    Test::new("flows::silenced-where-it-cannot-be-destroyed", WHEREVER, silenced),
     Test::new("flows::observed-session-keeps-its-flows", WHEREVER, observed),
 ];
 
@@ -86,7 +97,7 @@ fn accepted(s: &mut Sandbox) -> Result<()> {
     for (address, _) in FAMILIES {
         let file = s.file("port");
         let line = format!("serve {address} {file} idle");
-        let running = s.run(&s.policy(&only(&member))?, &member, &line)?;
+        let running = s.run(&s.policy(&only(&member).net("listen: allow"))?, &member, &line)?;
         let session = running.session(s)?;
         let port = until("the member to listen", patience(), || {
             Ok(std::fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
@@ -164,6 +175,47 @@ fn agent_killed(s: &mut Sandbox) -> Result<()> {
         all_destroyed(&receipts, 10)?;
     }
     Ok(())
+}
+
+/// No kernel destroys SCTP sockets: they are silent, their receipt says why, and they end with their owner.
+fn silenced(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let address = SocketAddr::new(address.parse()?, 0);
+        let (server, port) = match listen_sctp(&address) {
+            Ok(server) => server,
+            // and a kernel that has no SCTP has nothing to silence
+            Err(errno) => {
+                ensure!(errno == Errno::EPROTONOSUPPORT, "an SCTP socket: {errno}");
+                return Ok(());
+            }
+        };
+        let policy = only(&member).to("server", prefix, port).scope("sockets: { allow: [sctp] }");
+        let file = s.file("pid");
+        let line = format!("open 1 sctp {} {port} pid {file} idle", address.ip());
+        let running = s.run(&s.policy(&policy)?, &member, &line)?;
+        let session = running.session(s)?;
+        s.pid_in(&file)?;
+        s.cli(&["end", &session])?.ended(0)?;
+        let receipts = of(&receipts(s, &session)?, "sctp");
+        let well = |r: &Value| {
+            r["outcome"] == "silenced" && r["gone"] == true && r["why"].as_str().is_some_and(|why| why.contains("sctp"))
+        };
+        ensure!(receipts.len() == 1 && receipts.iter().all(well), "receipts of SCTP sockets: {receipts:?}");
+        drop((server, running));
+    }
+    Ok(())
+}
+
+/// An SCTP socket that listens, and its port.
+fn listen_sctp(address: &SocketAddr) -> Result<(OwnedFd, u16), Errno> {
+    let socket = sctp(address)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(*address))?;
+    listen(&socket, Backlog::new(1)?)?;
+    let own: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+    let port = own.as_sockaddr_in().map(SockaddrIn::port).or_else(|| own.as_sockaddr_in6().map(SockaddrIn6::port));
+    Ok((socket, port.unwrap_or(0)))
 }
 
 /// Nothing is cut where a policy only observes.

@@ -4,11 +4,14 @@ use std::{
     fs,
     io::Write,
     net::{SocketAddr, TcpListener},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
 use anyhow::{Context, Result, bail};
-use nix::sys::socket::{MsgFlags, SockType, send};
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, SockType, send},
+};
 
 use super::{
     network::{address, connect_to, open as socket},
@@ -16,26 +19,39 @@ use super::{
 };
 use crate::harness::guest::raise_loopback;
 
-/// `open COUNT tcp|udp ADDRESS PORT REST`: opens so many connections, sends one byte on each, and does the rest with them
+/// `open COUNT tcp|udp|sctp ADDRESS PORT REST`: opens so many connections, sends one byte on each, and does the rest with them
 /// open.
 pub(super) fn open(words: &[&str]) -> Result<u8> {
     let (count, rest) = one(words)?;
     let (protocol, rest) = one(rest)?;
     let (address, rest) = address(rest)?;
-    let kind = match protocol {
-        "tcp" => SockType::Stream,
-        "udp" => SockType::Datagram,
-        _ => bail!("there is no protocol {protocol:?}"),
-    };
     let mut sockets = Vec::new();
     for _ in 0..count.parse::<usize>()? {
-        let socket = socket(kind, &address)?;
+        let socket = match protocol {
+            "tcp" => socket(SockType::Stream, &address)?,
+            "udp" => socket(SockType::Datagram, &address)?,
+            "sctp" => match sctp(&address) {
+                Ok(socket) => socket,
+                Err(errno) => return Ok(say(Err(errno))),
+            },
+            _ => bail!("there is no protocol {protocol:?}"),
+        };
         connect_to(&socket, &address).with_context(|| format!("{protocol} to {address}"))?;
         send(socket.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL)?;
         sockets.push(socket);
     }
     say(Ok(()));
     Ok(run(rest))
+}
+
+/// A stream socket of SCTP, where the kernel has it.
+pub(crate) fn sctp(address: &SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no pointers.
+    let socket = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_SCTP) };
+    let socket = Errno::result(socket)?;
+    // SAFETY: the kernel just made it, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
 }
 
 /// `serve ADDRESS FILE REST`: listens, writes the port to FILE, accepts one connection, sends three bytes on it, and does the

@@ -4,7 +4,7 @@
 //! followed by the rest: `daemonise report FILE connect tcp 127.0.0.1 80`. A `+` stands between actions that follow each
 //! other. An action prints one line: `ok`, `errno N`, or of a child `exit N` or `signal N`.
 
-mod flows;
+pub(crate) mod flows;
 mod inform;
 pub(crate) mod measure;
 mod network;
