@@ -177,7 +177,8 @@ fn agent_killed(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// No kernel destroys SCTP sockets: they are silent, their receipt says why, and they end with their owner.
+/// No kernel destroys SCTP sockets: they are silent, and their receipt says why. (A connection whose packets are dropped
+/// stays until the kernel gives up on it.) The server's own sockets are nobody's business.
 fn silenced(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
@@ -199,9 +200,7 @@ fn silenced(s: &mut Sandbox) -> Result<()> {
         s.pid_in(&file)?;
         s.cli(&["end", &session])?.ended(0)?;
         let receipts = of(&receipts(s, &session)?, "sctp");
-        let well = |r: &Value| {
-            r["outcome"] == "silenced" && r["gone"] == true && r["why"].as_str().is_some_and(|why| why.contains("sctp"))
-        };
+        let well = |r: &Value| r["outcome"] == "silenced" && r["why"].as_str().is_some_and(|why| why.contains("sctp"));
         ensure!(receipts.len() == 1 && receipts.iter().all(well), "receipts of SCTP sockets: {receipts:?}");
         drop((server, running));
     }

@@ -53,6 +53,8 @@ impl Diag {
             self.send(&wire::list(family, protocol, Some(cgroups), sequence))?;
             self.answer(protocol, sequence, |socket| found.push(socket))?;
         }
+        // SCTP's list does not know of filters (6.1 to 7.2)
+        found.retain(|socket| cgroups.contains(&socket.cgroup));
         Ok(found)
     }
 

@@ -29,6 +29,8 @@ const REQ_BYTECODE: u16 = 1;
 /// Attribute of an answer: `tcp_info`. Asked for by the bit before its number.
 const INFO: u16 = 2;
 const ASK_INFO: u8 = 1 << (INFO - 1);
+/// Attribute of an answer: the cgroup that the socket was made in. Comes unasked.
+const CGROUP_ID: u16 = 21;
 /// Filter: go on `no` bytes further on.
 const BC_JMP: u8 = 1;
 /// Filter: the socket's cgroup has this id.
@@ -63,6 +65,8 @@ pub struct Socket {
     pub cookie: u64,
     /// Bytes received and sent: of payload for TCP; of packets for others, where the socket has a label.
     pub bytes: Option<(u64, u64)>,
+    /// Id of the cgroup that it was made in; 0: not known.
+    pub cgroup: u64,
     /// How the kernel is told which one is meant.
     id: [u8; ID],
 }
@@ -85,7 +89,7 @@ impl Socket {
         (local, remote): (SocketAddr, SocketAddr),
         cookie: u64,
     ) -> Self {
-        Self { family, protocol, state, local, remote, cookie, bytes: None, id: [0; ID] }
+        Self { family, protocol, state, local, remote, cookie, bytes: None, cgroup: 0, id: [0; ID] }
     }
 }
 
@@ -191,14 +195,16 @@ fn socket(body: &[u8], protocol: u8) -> Option<Socket> {
     let local = end(family, &id[4..20], &id[0..2])?;
     let remote = end(family, &id[20..36], &id[2..4])?;
     let cookie = u64::from(word(&id, 40)?) | u64::from(word(&id, 44)?) << 32;
-    let info = attributes(body.get(MESSAGE..)?).find(|(kind, _)| *kind == INFO).map(|(_, value)| value);
+    let told = body.get(MESSAGE..)?;
+    let value = |wanted| attributes(told).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let (info, cgroup) = (value(INFO), value(CGROUP_ID).and_then(|id| long(id, 0)).unwrap_or(0));
     // sctp has an information of its own under the same number
     let tcp = info.filter(|_| i32::from(protocol) == libc::IPPROTO_TCP);
     let bytes = tcp.and_then(|info| {
         let sent = long(info, BYTES_SENT)?.saturating_sub(long(info, BYTES_RETRANS)?);
         Some((long(info, BYTES_RECEIVED)?, sent))
     });
-    Some(Socket { family, protocol, state, local, remote, cookie, bytes, id })
+    Some(Socket { family, protocol, state, local, remote, cookie, bytes, cgroup, id })
 }
 
 /// One end of a socket. A mapped IPv4 address is IPv4.
@@ -286,6 +292,7 @@ mod tests {
         info[BYTES_RETRANS] = 2;
         attribute(&mut body, 8, &[0]);
         attribute(&mut body, INFO, &info);
+        attribute(&mut body, CGROUP_ID, &77u64.to_ne_bytes());
         let bytes = [message(SOCK_DIAG_BY_FAMILY, 2, 3, &body), message(NLMSG_DONE, 2, 3, &[0; 4])].concat();
         let found = parts(&bytes, 6, 3);
         let [Part::Socket(socket), Part::Done] = &found[..] else { panic!("{found:?}") };
@@ -294,6 +301,7 @@ mod tests {
             ("127.0.0.1:8080".into(), "127.0.0.2:50000".into())
         );
         assert_eq!((socket.cookie, socket.bytes, socket.state), (0x1_0000_0007, Some((5, 7)), 1));
+        assert_eq!(socket.cgroup, 77);
         assert!(parts(&bytes, 6, 4).is_empty(), "another question's answer");
         let sent = destroy(socket, 1);
         assert_eq!(&sent[HEADER + 8..], &id);
