@@ -40,7 +40,7 @@ impl Engine {
 
     fn mark_ended(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get_mut(&id) else { return };
-        live.ending_since = Some(Instant::now());
+        live.ending_since = Some(boot_now());
         complain("ending a session in the kernel", self.parts.kernel.mark_ended(live.reference));
     }
 
@@ -92,7 +92,7 @@ impl Engine {
         self.append_durable(&Body::SessionEnd(SessionEnd { receipts, ..end }));
         info!("session {id} ended: {reason}");
         let killed = live.sweep.killed.len() as u64;
-        let ms = live.ending_since.map_or(0, |t| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let ms = live.ending_since.map_or(0, |since| boot_now().saturating_sub(since) / 1_000_000);
         self.free(id, &live, members_left);
         if self.sessions.is_empty() {
             complain("taking the clock off", self.parts.kernel.disarm_clock(Some(&self.parts.pins)));

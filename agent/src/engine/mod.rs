@@ -166,7 +166,8 @@ struct Live {
     confirmed: BTreeMap<u32, Vec<u8>>,
     /// When the next round of the end is due.
     next_round: Option<u64>,
-    ending_since: Option<Instant>,
+    /// When the kernel was told that it is over, `CLOCK_BOOTTIME` nanoseconds.
+    ending_since: Option<u64>,
     /// Callers of `end` that wait.
     waiting: Vec<Answer>,
     /// The first process, which the label was given to.

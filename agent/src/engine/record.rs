@@ -102,7 +102,9 @@ impl Live {
     /// A process that was killed once the session was over, by a kernel program and not by a round of the end: its end
     /// is a receipt too.
     fn confirm(&mut self, header: &Header, name: &[u8]) {
-        let over = self.machine.reason().is_some() || header.time >= self.machine.deadline_boot_ns();
+        // records are read later than what they tell of: one of a process that ended by itself before may come now
+        let over_since = self.ending_since.unwrap_or(u64::MAX).min(self.machine.deadline_boot_ns());
+        let over = header.time >= over_since;
         let process = header.tgid == header.tid;
         if over && process && self.machine.mode() == Mode::Enforce && !self.sweep.killed.contains_key(&header.tgid) {
             self.confirmed.insert(header.tgid, name.to_vec());
