@@ -29,6 +29,7 @@ use crate::{
     enforce::{SessionCgroup, prove, prove_destroy},
     engine::{self, Control, Engine, Parts, Store, controls_from_song, flow_destroy, pidfd_of, recover, wire_control},
     evidence::{self, Body, Log},
+    host_events::{ClockSteps, ProcessorEvents},
     kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier},
     pace::Pace,
     readable::Readable,
@@ -233,6 +234,8 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate()).map_err(unexpected)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unexpected)?;
     let timer = Timer::new()?;
+    let steps = ClockSteps::watch().map_err(unexpected)?;
+    let processors = ProcessorEvents::watch().map_err(unexpected)?;
     let tier = kernel.tier();
     record_start(&mut ground.log, tier, &controls)?;
     let parts = Parts {
@@ -265,6 +268,13 @@ async fn serve(
             () = rings[1].ready() => pace.look(&mut engine),
             () = pace.due() => pace.look(&mut engine),
             () = timer.expiry.ready() => engine.tick(),
+            () = steps.stepped() => {
+                steps.arm().map_err(unexpected)?;
+                engine.clock_stepped();
+            }
+            () = processors.ready() => while let Some(which) = processors.next() {
+                engine.processor_online(&which);
+            },
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
             result = &mut server => result?,

@@ -11,6 +11,7 @@ pub mod enforce;
 pub mod engine;
 pub mod evidence;
 mod hex;
+mod host_events;
 pub mod inherited;
 pub mod kernel;
 mod pace;

@@ -35,6 +35,7 @@ fn check_policy(file: &str, bytes: &[u8]) -> Result<Checked, Vec<Problem>> {
     let policy = policy::parse(file, bytes)?;
     let summary = policy.summary();
     let mut text = format!("  policy {} lasts {}\n", summary.name, duration::format(policy.ttl));
+    summary.limits.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
     for rule in &summary.rules {
         text.push_str(&format!("  {} {} {} ({})\n", rule.scope, rule.effect, rule.what, rule.id));
     }

@@ -14,7 +14,7 @@ pub const MODE_OBSERVE: u32 = 0;
 /// Decide and refuse.
 pub const MODE_ENFORCE: u32 = 1;
 
-/// `SESSION_CONFIG`: written by the agent before the session's state becomes active, constant afterwards.
+/// `SESSION_CONFIG`: written by the agent before the session's state becomes active; only the deadline moves afterwards.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionConfig {

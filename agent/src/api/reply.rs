@@ -27,6 +27,14 @@ pub enum Reply {
     Started(Started),
     /// To `End`.
     Ended(Ended),
+    /// To `Renew`.
+    Renewed(Renewed),
+    /// To `Freeze` and `Thaw`.
+    Frozen(Frozen),
+    /// To `Revoke`.
+    Revoked(Revoked),
+    /// To `Stays` and `Lift`.
+    Stays(Stays),
     /// To `Disarm`.
     Disarmed(Disarmed),
 }
@@ -49,7 +57,7 @@ pub struct SessionRow {
     pub kind: String,
     /// `enforce` or `observe`.
     pub mode: String,
-    /// `starting`, `active`, `ending` or `ended`.
+    /// `starting`, `active`, `frozen`, `ending` or `ended`.
     pub state: String,
     /// The principal's user id.
     pub uid: u32,
@@ -110,10 +118,32 @@ pub struct PolicyInfo {
 pub struct LimitsInfo {
     /// Time to live in milliseconds.
     pub ttl_ms: u64,
-    /// Whose limit is the shortest: `policy`, `--ttl` or `host cap`.
+    /// The limit that ends it first: the time to live by `policy`, `--ttl`, `host cap` or `renew`, or `idle`, `window`,
+    /// `credential-expired`.
     pub winner: String,
-    /// The deadline, `CLOCK_BOOTTIME` nanoseconds.
+    /// The deadline that the kernel holds, `CLOCK_BOOTTIME` nanoseconds.
     pub deadline_boot_ns: u64,
+    /// Milliseconds until the limit that ends it first.
+    #[serde(default)]
+    pub left_ms: u64,
+    /// How long it may do nothing, in milliseconds.
+    #[serde(default)]
+    pub idle_ms: Option<u64>,
+    /// What counts as doing something.
+    #[serde(default)]
+    pub activity: Vec<String>,
+    /// The windows in which it may run.
+    #[serde(default)]
+    pub windows: Vec<String>,
+    /// When the window that is open closes: RFC 3339, UTC.
+    #[serde(default)]
+    pub window_closes: Option<String>,
+    /// When its credential expires: RFC 3339, UTC.
+    #[serde(default)]
+    pub credential_expires: Option<String>,
+    /// Whether its time to live may be renewed.
+    #[serde(default)]
+    pub renew: bool,
 }
 
 /// Who a session acts for.
@@ -138,6 +168,9 @@ pub struct Context {
     pub cwd: String,
     /// Its terminal, where it has one.
     pub tty: Option<String>,
+    /// The labels that it was started with.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// The session's cgroup.
     pub cgroup: String,
     /// Inode numbers of its namespaces, by name.
@@ -306,6 +339,85 @@ pub struct Ended {
     pub members_left: u64,
     /// Milliseconds that it took.
     pub ms: u64,
+}
+
+/// Reply to `Renew`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    /// The session's id.
+    pub session: String,
+    /// Its time to live from its start to its new end, in milliseconds.
+    pub ttl_ms: u64,
+    /// Milliseconds until the limit that ends it first.
+    pub left_ms: u64,
+    /// Which limit that is, as in `Inspect`.
+    pub winner: String,
+    /// What the caller should know, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Reply to `Freeze` and `Thaw`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// The session's id.
+    pub session: String,
+    /// Its state now.
+    pub state: String,
+    /// Processes of the session.
+    pub members: u64,
+    /// Those that are not in its cgroup, and so neither stopped nor let go.
+    pub outside: Vec<u32>,
+    /// Whether the kernel says that all others stand still; after `Thaw` always false.
+    pub still: bool,
+}
+
+/// Reply to `Revoke`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// Nothing was done: these sessions would be hit.
+    pub dry_run: bool,
+    /// The sessions.
+    pub sessions: Vec<RevokedRow>,
+    /// What cannot start for a while now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stay: Option<Stay>,
+}
+
+/// A session that is revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedRow {
+    /// Its id.
+    pub id: String,
+    /// Its policy's name.
+    pub policy: String,
+    /// The principal's user id.
+    pub uid: u32,
+    /// Its first process.
+    pub pid: u32,
+    /// Its command; may be cut.
+    pub command: Vec<String>,
+    /// Tasks that are still there: those of a session that only observed.
+    pub members_left: u64,
+}
+
+/// Reply to `Stays`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stays {
+    /// What cannot start, the next to end first.
+    pub stays: Vec<Stay>,
+}
+
+/// What cannot start for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stay {
+    /// Its id: 32 lower-case hexadecimal digits.
+    pub id: String,
+    /// `principal` or `policy`.
+    pub by: String,
+    /// The user id or the policy's name.
+    pub value: String,
+    /// Until when: RFC 3339, UTC.
+    pub until: String,
 }
 
 /// Reply to `Disarm`.

@@ -3,14 +3,17 @@
 //! The call and reply envelopes are varlink's. Everything here is data: nothing is checked against sessions or
 //! policies, and only what a type says about itself (a field, a known method) is checked while it is decoded.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 pub use super::{
     error::{ApiError, Problem},
     reply::{
-        Context, Control, ControlState, Counters, Disarmed, Ended, Event, EvidenceInfo, Inspect, LimitsInfo, Member,
-        PolicyInfo, Principal, Probe, Ps, Reply, SessionRow, Started, Status, Verdict,
+        Context, Control, ControlState, Counters, Disarmed, Ended, Event, EvidenceInfo, Frozen, Inspect, LimitsInfo,
+        Member, PolicyInfo, Principal, Probe, Ps, Renewed, Reply, Revoked, RevokedRow, SessionRow, Started, Status,
+        Stay, Stays, Verdict,
     },
 };
 
@@ -39,6 +42,24 @@ pub enum Request {
     /// Ends a session and waits for it: answers [`Ended`].
     #[serde(rename = "dev.tipstaff.End")]
     End(End),
+    /// Moves the end of a session's time to live: answers [`Renewed`].
+    #[serde(rename = "dev.tipstaff.Renew")]
+    Renew(Renew),
+    /// Stops a session's members: answers [`Frozen`].
+    #[serde(rename = "dev.tipstaff.Freeze")]
+    Freeze(SessionId),
+    /// Lets a session's members go on: answers [`Frozen`].
+    #[serde(rename = "dev.tipstaff.Thaw")]
+    Thaw(SessionId),
+    /// Ends every session that is meant, and keeps it from starting again: answers [`Revoked`].
+    #[serde(rename = "dev.tipstaff.Revoke")]
+    Revoke(Revoke),
+    /// What cannot start for a while: answers [`Stays`].
+    #[serde(rename = "dev.tipstaff.Stays")]
+    Stays {},
+    /// Lifts a stay before its time: answers [`Stays`] with that one.
+    #[serde(rename = "dev.tipstaff.Lift")]
+    Lift(Lift),
     /// Removes every trace of enforcement from the host: answers [`Disarmed`].
     #[serde(rename = "dev.tipstaff.Disarm")]
     Disarm {},
@@ -48,7 +69,19 @@ impl Request {
     /// Whether the method changes anything, so that only the operate socket takes it.
     #[must_use]
     pub fn operates(&self) -> bool {
-        matches!(self, Self::Run(_) | Self::End(_) | Self::Disarm {})
+        match self {
+            Self::Ps {} | Self::Inspect(_) | Self::Events(_) | Self::Status {} | Self::Probe {} | Self::Stays {} => {
+                false
+            }
+            Self::Run(_)
+            | Self::End(_)
+            | Self::Renew(_)
+            | Self::Freeze(_)
+            | Self::Thaw(_)
+            | Self::Revoke(_)
+            | Self::Lift(_)
+            | Self::Disarm {} => true,
+        }
     }
 
     /// Whether the answer is a stream, so that the call has to ask for `more`.
@@ -58,7 +91,7 @@ impl Request {
     }
 }
 
-/// Parameters of `Inspect`.
+/// Parameters of `Inspect`, `Freeze` and `Thaw`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionId {
@@ -85,6 +118,68 @@ pub struct End {
     pub reason: String,
 }
 
+/// Parameters of `Renew`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Renew {
+    /// The session's id or any unambiguous prefix of it.
+    pub id: String,
+    /// The new time to live from now (`15m`); absent: as long as it had at its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+}
+
+/// What a `Revoke` is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RevokeBy {
+    /// One session, by its id or any unambiguous prefix of it.
+    Session,
+    /// Sessions that act for a user id, be it that of the caller or of its login.
+    Principal,
+    /// Sessions under the policy of a name.
+    Policy,
+    /// Sessions that were started with a label, `key=value`.
+    Label,
+}
+
+impl RevokeBy {
+    /// As on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Principal => "principal",
+            Self::Policy => "policy",
+            Self::Label => "label",
+        }
+    }
+}
+
+/// Parameters of `Revoke`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoke {
+    /// What is revoked.
+    pub by: RevokeBy,
+    /// Its id, user id, name or label.
+    pub value: String,
+    /// Say who would be hit, and hit nobody.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// For a principal or policy: how long it cannot start again (`1h`); absent: it can at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stay: Option<String>,
+}
+
+/// Parameters of `Lift`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lift {
+    /// The stay's id or any unambiguous prefix of it.
+    pub id: String,
+}
+
 /// Parameters of `Run`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,6 +191,12 @@ pub struct Run {
     /// A shorter time to live than the policy's (`15m`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<String>,
+    /// When the credential that the caller acts with expires: RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential_expires: Option<String>,
+    /// Labels by which the session can be found and revoked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// What the caller will become.
     pub command: Command,
     /// The caller's working directory, for evidence.
@@ -167,6 +268,12 @@ fn decode_request(method: &str, parameters: Option<&RawValue>) -> Result<Request
         "dev.tipstaff.Probe" => none(method, raw).map(|()| Request::Probe {})?,
         "dev.tipstaff.Run" => Request::Run(parse(method, raw)?),
         "dev.tipstaff.End" => Request::End(parse(method, raw)?),
+        "dev.tipstaff.Renew" => Request::Renew(parse(method, raw)?),
+        "dev.tipstaff.Freeze" => Request::Freeze(parse(method, raw)?),
+        "dev.tipstaff.Thaw" => Request::Thaw(parse(method, raw)?),
+        "dev.tipstaff.Revoke" => Request::Revoke(parse(method, raw)?),
+        "dev.tipstaff.Stays" => none(method, raw).map(|()| Request::Stays {})?,
+        "dev.tipstaff.Lift" => Request::Lift(parse(method, raw)?),
         "dev.tipstaff.Disarm" => none(method, raw).map(|()| Request::Disarm {})?,
         _ => return Err(ApiError::BadRequest { message: format!("there is no method {method:?}") }),
     })

@@ -7,7 +7,7 @@ use super::{
     print::{self, printable, span},
 };
 use crate::{
-    api::wire::{Inspect, Request, SessionId, Verdict},
+    api::wire::{Inspect, LimitsInfo, Request, SessionId, Verdict},
     config::Config,
 };
 
@@ -49,7 +49,8 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
             format!("{} ({}) from {}", printable(&policy.name), printable(&session.kind), printable(&policy.source)),
         ),
         ("digest", printable(&policy.digest)),
-        ("limit", format!("{} by {}", span(limits.ttl_ms), printable(&limits.winner))),
+        ("ends first by", printable(&limits.winner)),
+        ("limits", limit_list(limits)),
         ("age", span(session.age_ms)),
         ("left", span(session.left_ms)),
         ("principal", format!("uid {}, gid {}, login uid {login}", principal.uid, principal.gid)),
@@ -57,6 +58,7 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
         ("first pid", context.pid.to_string()),
         ("directory", printable(&context.cwd)),
         ("terminal", context.tty.as_deref().map_or_else(|| "none".to_owned(), printable)),
+        ("labels", labels(&context.labels)),
         ("cgroup", printable(&context.cgroup)),
         ("namespaces", counts(&context.namespaces)),
         ("members", member_list(members, session.members)),
@@ -65,6 +67,27 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
         ("lost", counts(&counters.lost)),
         ("packets dropped", counters.packets_dropped.to_string()),
     ]
+}
+
+/// Every limit: `ttl 15m, idle 2m without exec, connect; renewable`.
+fn limit_list(limits: &LimitsInfo) -> String {
+    let mut parts = vec![format!("ttl {}", span(limits.ttl_ms))];
+    if let Some(idle) = limits.idle_ms {
+        parts.push(format!("idle {} without {}", span(idle), printable(&limits.activity.join(" or "))));
+    }
+    for window in &limits.windows {
+        parts.push(format!("window {}", printable(window)));
+    }
+    if let Some(closes) = &limits.window_closes {
+        parts.push(format!("closes {}", printable(closes)));
+    }
+    if let Some(expires) = &limits.credential_expires {
+        parts.push(format!("credential expires {}", printable(expires)));
+    }
+    if !limits.renew {
+        parts.push("not to be renewed".to_owned());
+    }
+    parts.join(", ")
 }
 
 /// Processes with their threads: `4242, 4250 (2 threads)`.
@@ -81,6 +104,11 @@ fn member_list(members: &[crate::api::wire::Member], all: u64) -> String {
         list.push_str(&format!(" and {} more", all - shown));
     }
     list
+}
+
+fn labels(labels: &BTreeMap<String, String>) -> String {
+    let shown: Vec<String> = labels.iter().map(|(key, value)| printable(&format!("{key}={value}"))).collect();
+    if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
 }
 
 fn counts(counts: &BTreeMap<String, u64>) -> String {

@@ -9,12 +9,15 @@ mod disarm;
 mod end;
 mod events;
 pub mod exit;
+mod freeze;
 mod inspect;
 pub mod policy;
 mod print;
 mod probe;
 mod ps;
+mod renew;
 mod resolve;
+mod revoke;
 mod run;
 mod status;
 pub mod verify;
@@ -115,6 +118,15 @@ enum Verb {
     Inspect(inspect::Flags),
     /// End a session: afterwards none of its tasks is left
     End(end::Flags),
+    /// Give a session more time to live
+    Renew(renew::Flags),
+    /// Stop a session's members; its limits hold on
+    Freeze(freeze::Flags),
+    /// Let the members of a frozen session go on
+    Thaw(freeze::Flags),
+    /// End the sessions of a principal, policy or label, and keep it from starting again
+    #[command(after_help = revoke::HELP)]
+    Revoke(revoke::Flags),
     /// Print the evidence
     Events(events::Flags),
     /// Say how the agent is; exits with 4 if it is degraded
@@ -156,6 +168,10 @@ fn dispatch(cli: Cli, host: &Host) -> Result<Exit, Failure> {
         Verb::Ps(print) => ps::execute(&config, print.output),
         Verb::Inspect(flags) => inspect::execute(&config, &flags),
         Verb::End(flags) => end::execute(&config, &flags),
+        Verb::Renew(flags) => renew::execute(&config, &flags),
+        Verb::Freeze(flags) => freeze::freeze(&config, &flags),
+        Verb::Thaw(flags) => freeze::thaw(&config, &flags),
+        Verb::Revoke(flags) => revoke::execute(&config, &flags),
         Verb::Events(flags) => events::execute(&config, &flags),
         Verb::Status(print) => status::execute(&config, print.output),
         Verb::Probe(print) => probe::execute(&config, print.output, host),
@@ -255,6 +271,22 @@ mod tests {
         assert_eq!(run_flags("tipstaff run --policy p --ttl 1h30m git").ttl.as_deref(), Some("1h30m"));
         assert!(parse("tipstaff run --policy p --ttl 90 git").is_err());
         assert!(parse("tipstaff run --policy p --ttl 0s git").is_err());
+    }
+
+    #[test]
+    fn labels_are_pairs() {
+        let labels = run_flags("tipstaff run --policy p --label a=b --label c= git").labels;
+        assert_eq!(labels, [("a".to_owned(), "b".to_owned()), ("c".to_owned(), String::new())]);
+        assert!(parse("tipstaff run --policy p --label a git").is_err());
+    }
+
+    #[test]
+    fn a_revocation_is_about_one_thing() {
+        assert!(parse("tipstaff revoke").is_err(), "it must say what");
+        assert!(parse("tipstaff revoke --policy p --label a=b").is_err());
+        assert!(parse("tipstaff revoke --policy p --stay 5m --no-stay").is_err());
+        assert!(parse("tipstaff revoke --list --dry-run").is_err());
+        assert!(parse("tipstaff revoke --principal 7 --stay 5m --dry-run").is_ok());
     }
 
     #[test]

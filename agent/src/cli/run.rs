@@ -49,14 +49,25 @@ pub(super) struct Flags {
     /// A shorter time to live than the policy's, such as 90s or 1h30m
     #[arg(long, value_name = "DURATION", value_parser = time_to_live)]
     pub(super) ttl: Option<String>,
+    /// When the credential that the command acts with expires, such as 2026-11-21T22:00:00Z
+    #[arg(long, value_name = "RFC3339")]
+    credential_expires: Option<String>,
+    /// A label to find and revoke the session by; may be given again
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(super) labels: Vec<(String, String)>,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
     pub(super) command: Vec<OsString>,
 }
 
 /// Checks the text, which is sent as it is.
-fn time_to_live(text: &str) -> Result<String, String> {
+pub(super) fn time_to_live(text: &str) -> Result<String, String> {
     duration::parse(text).map(|_| text.to_owned()).map_err(|error| format!("{text:?} {error}"))
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+    pair.ok_or_else(|| format!("{text:?} is no label: write key=value"))
 }
 
 pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
@@ -69,6 +80,8 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
         policy,
         policy_source: source,
         ttl: flags.ttl.clone(),
+        credential_expires: flags.credential_expires.clone(),
+        labels: flags.labels.iter().cloned().collect(),
         command: describe(&path, &flags.command)?,
         cwd: std::env::current_dir().map_or_else(|_| String::new(), |path| path.display().to_string()),
         tty: terminal(),
@@ -230,6 +243,8 @@ mod tests {
             policy: "\"\n".repeat(512 * 1024),
             policy_source: String::new(),
             ttl: None,
+            credential_expires: None,
+            labels: std::collections::BTreeMap::new(),
             command: describe(Path::new("/bin/cmd"), &["\u{1}".repeat(32 * 1024 - 1).into()]).unwrap(),
             cwd: "\u{1}".repeat(4096),
             tty: None,

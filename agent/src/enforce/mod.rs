@@ -4,10 +4,11 @@
 
 mod canary;
 mod cgroup;
+mod freezer;
 mod sockets;
 mod sweep;
 
 pub use canary::{Song, VERB, child, prove};
 pub use cgroup::{SessionCgroup, cgroup_of};
 pub use sockets::{Cut, Failure, Find, Flows, Found, Registry, explain, protocol_name, prove_destroy};
-pub use sweep::{Killed, Sweep};
+pub use sweep::{Killed, Sweep, signal_members};

@@ -7,11 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::Signal,
+};
 use tipstaff_common::label::SessionRef;
 
 use super::SessionCgroup;
-use crate::kernel::{Kernel, KernelError, kill_pidfd, open_pidfd};
+use crate::kernel::{Kernel, KernelError, kill_pidfd, open_pidfd, signal_pidfd};
 
 /// How long a round waits for what it killed, before the next one looks again.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -64,6 +67,17 @@ impl Sweep {
         let left = wait(kernel, session)?;
         Ok(((self.killed.len() - before) as u64, left))
     }
+}
+
+/// Sends a signal to every process of a session; how many the kernel took it for.
+pub fn signal_members(kernel: &mut Kernel, session: SessionRef, signal: Signal) -> Result<u64, KernelError> {
+    let none = BTreeMap::new();
+    let fresh = open_members(kernel, session, &none)?;
+    let listed = processes(kernel, session)?;
+    let taken = |(pid, opened): &&(u32, Killed)| {
+        listed.contains_key(pid) && signal_pidfd(opened.process.as_fd(), signal).is_ok()
+    };
+    Ok(fresh.iter().filter(taken).count() as u64)
 }
 
 /// Opens every process of the session that was not opened before.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     time::{Duration, Instant},
 };
 
@@ -11,19 +12,28 @@ use tracing::info;
 use super::{Disarming, Engine, Live, complain};
 use crate::{
     api::wire::{self, Reply},
-    evidence::{Body, Disarm, RECEIPTS_MAX, Receipt, Receipts, SessionEnd, Text, Transition},
+    evidence::{Body, Disarm, RECEIPTS_MAX, Receipt, Receipts, SessionEnd, Stuck, StuckTask, Text, Transition},
     kernel::{Member, Urgent, boot_now, ring},
     session::{Effect, EndReason, Input, Round, SessionId},
 };
 
 /// Before the next round of an end, when something was left.
 const PAUSE: Duration = Duration::from_millis(50);
+/// A process that was killed so long ago and is still there is reported.
+const STUCK_NS: u64 = 1_000_000_000;
+/// So many of them at once.
+const STUCK_MAX: usize = 64;
 
 impl Engine {
     /// Does what a session's machine asks for, in its order.
     pub(super) fn carry_out(&mut self, id: SessionId, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
+                Effect::SetDeadline { at_boot_ns } => self.set_deadline(id, at_boot_ns),
+                Effect::Warn { due, left_ns } => self.warn(id, due, left_ns),
+                Effect::Terminate { until_boot_ns } => self.terminate(id, until_boot_ns),
+                Effect::Freeze => self.set_frozen(id, true),
+                Effect::Thaw => self.set_frozen(id, false),
                 Effect::MarkEnded => {
                     self.mark_ended(id);
                     self.cut(id);
@@ -36,6 +46,11 @@ impl Engine {
                 Effect::Finish { reason, members_left } => self.finish(id, reason, members_left),
             }
         }
+    }
+
+    fn set_deadline(&mut self, id: SessionId, at_boot_ns: u64) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        complain("moving a deadline", self.parts.kernel.set_deadline(live.reference, at_boot_ns));
     }
 
     fn mark_ended(&mut self, id: SessionId) {
@@ -63,7 +78,29 @@ impl Engine {
         // what could not be looked at is not gone
         let (killed, left) = complain("sweeping a session", swept).unwrap_or((0, 1));
         let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if left > 0 {
+            self.report_stuck(id);
+        }
         self.feed(id, Input::Swept(Round { killed, left, ms }));
+    }
+
+    /// Says which processes were killed and cannot die yet, and what they do; again where it is others.
+    fn report_stuck(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        if live.ending_since.is_none_or(|since| boot_now().saturating_sub(since) < STUCK_NS) {
+            return;
+        }
+        let left = live.sweep.killed.iter().filter(|(_, killed)| !killed.gone());
+        let tasks: Vec<StuckTask> = left
+            .take(STUCK_MAX)
+            .map(|(pid, killed)| StuckTask { pid: *pid, name: Text::from(killed.name.as_slice()), state: doing(*pid) })
+            .collect();
+        let pids: Vec<u32> = tasks.iter().map(|task| task.pid).collect();
+        if pids.is_empty() || pids == live.stuck {
+            return;
+        }
+        live.stuck = pids;
+        self.append_durable(&Body::Stuck(Stuck { session: id, tasks }));
     }
 
     fn count(&mut self, id: SessionId) {
@@ -94,14 +131,20 @@ impl Engine {
         let killed = live.sweep.killed.len() as u64;
         let ms = live.ending_since.map_or(0, |since| boot_now().saturating_sub(since) / 1_000_000);
         self.free(id, &live, members_left);
-        if self.sessions.is_empty() {
-            complain("taking the clock off", self.parts.kernel.disarm_clock(Some(&self.parts.pins)));
-        }
+        self.rest_clock();
         for waiting in live.waiting {
             let (session, reason) = (id.to_string(), reason.to_string());
             waiting.finish(Ok(Reply::Ended(wire::Ended { session, reason, killed, members_left, ms })));
         }
+        self.revoked(id, members_left);
         self.finish_disarm();
+    }
+
+    /// Takes the clock off where no session needs it.
+    pub(super) fn rest_clock(&mut self) {
+        if self.sessions.is_empty() {
+            complain("taking the clock off", self.parts.kernel.disarm_clock(Some(&self.parts.pins)));
+        }
     }
 
     /// A slot is used again only when nothing carries its label: members of an observed session run on with it.
@@ -144,6 +187,13 @@ impl Engine {
         reply.finish(Ok(Reply::Disarmed(disarmed)));
         self.done = true;
     }
+}
+
+/// What the kernel says that a process does.
+fn doing(pid: u32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.map_or_else(|| "gone".to_owned(), |state| state.trim().to_owned())
 }
 
 fn receipts(live: &Live) -> Vec<Receipt> {

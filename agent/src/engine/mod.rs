@@ -1,16 +1,19 @@
 //! The engine: owns all session state, takes calls, records and time one at a time, and carries out what the session
 //! machine asks for. It runs on one task; nothing else touches a session.
 
+mod control;
 mod controls;
 mod finish;
 mod flows;
 mod judge;
+mod limits;
 mod record;
 mod recover;
 mod report;
 mod resolve;
 mod slots;
 mod start;
+mod stays;
 mod store;
 
 use std::{
@@ -36,7 +39,12 @@ pub use report::wire_control;
 pub use start::pidfd_of;
 pub use store::Store;
 
-use self::slots::{Policies, Slots};
+use self::{
+    control::Revoking,
+    limits::Doings,
+    slots::{Policies, Slots},
+    stays::Stay,
+};
 use crate::{
     api::{
         answer::Answer,
@@ -46,6 +54,7 @@ use crate::{
     config::Config,
     enforce::{Flows, Registry, SessionCgroup, Sweep},
     evidence::{Body, Log, Moment, SessionStart},
+    host_events::Processors,
     kernel::{CgroupRoot, Kernel, KernelError, Pins, boot_now},
     policy::{Plan, Policy},
     session::{EndReason, Input, Session, SessionId},
@@ -57,16 +66,6 @@ const BATCH: usize = 2048;
 const BATCHES: usize = 64;
 /// Appended records are made durable at the latest after this long.
 const FLUSH: Duration = Duration::from_secs(1);
-/// End reasons that a caller of `end` may give; the others are the agent's own findings.
-const CALLERS: [EndReason; 7] = [
-    EndReason::Operator,
-    EndReason::Revoked,
-    EndReason::Locked,
-    EndReason::Violation,
-    EndReason::CredentialExpired,
-    EndReason::ContextChanged,
-    EndReason::Superseded,
-];
 /// Verdicts that `inspect` shows.
 const LAST_VERDICTS: usize = 20;
 
@@ -134,6 +133,10 @@ pub struct Engine {
     /// When their removal is tried again.
     removal_due: Option<u64>,
     disarming: Option<Disarming>,
+    /// Revocations whose sessions are not all over.
+    revoking: Vec<Revoking>,
+    /// What cannot start for a while.
+    stays: Vec<Stay>,
     done: bool,
 }
 
@@ -153,13 +156,17 @@ struct Live {
     plan: Rc<Plan>,
     policy_slot: u32,
     start: SessionStart,
-    /// Whose limit is the shortest.
+    /// Whose time to live is the shortest.
     winner: &'static str,
     started: u64,
     /// Records read, by kind.
     consumed: [u64; 8],
     denied: u64,
     verdicts: VecDeque<wire::Verdict>,
+    /// What it did, for its idle limit.
+    doings: Doings,
+    /// Frozen: whether the kernel says that all of it stands still.
+    still: Option<bool>,
     sweep: Sweep,
     flows: Flows,
     /// Processes that ended after the session did and before a round reached them, with their names.
@@ -168,6 +175,8 @@ struct Live {
     next_round: Option<u64>,
     /// When the kernel was told that it is over, `CLOCK_BOOTTIME` nanoseconds.
     ending_since: Option<u64>,
+    /// Processes that were reported as killed and still there.
+    stuck: Vec<u32>,
     /// Callers of `end` that wait.
     waiting: Vec<Answer>,
     /// The first process, which the label was given to.
@@ -178,7 +187,7 @@ impl Engine {
     /// An engine without sessions.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self {
+        let mut engine = Self {
             parts,
             sessions: BTreeMap::new(),
             slots: Slots::new(boot_now()),
@@ -192,8 +201,12 @@ impl Engine {
             leaving: Vec::new(),
             removal_due: None,
             disarming: None,
+            revoking: Vec::new(),
+            stays: Vec::new(),
             done: false,
-        }
+        };
+        engine.load_stays();
+        engine
     }
 
     /// True after a disarm: there is nothing left to do.
@@ -227,7 +240,13 @@ impl Engine {
                 let result = self.start(&run, &peer);
                 reply.finish(result.map(Reply::Started));
             }
-            Request::End(end) => self.end(&end, reply),
+            Request::End(end) => self.end(&end, &peer, reply),
+            Request::Renew(renew) => reply.finish(self.renew_for(&renew, &peer)),
+            Request::Freeze(id) => reply.finish(self.freeze(&id.id, &peer)),
+            Request::Thaw(id) => reply.finish(self.thaw(&id.id, &peer)),
+            Request::Revoke(revoke) => self.revoke(&revoke, &peer, reply),
+            Request::Stays {} => reply.finish(Ok(Reply::Stays(self.list_stays()))),
+            Request::Lift(lift) => reply.finish(self.lift(&lift, &peer).map(Reply::Stays)),
             Request::Disarm {} => self.disarm(&peer, reply),
         }
     }
@@ -281,7 +300,7 @@ impl Engine {
     /// A helper saw something.
     pub fn note(&mut self, note: Note) {
         match note {
-            Note::FirstExited(id) => self.feed(id, Input::FirstExited),
+            Note::FirstExited(id) => self.feed(id, Input::FirstExited { now_boot_ns: boot_now() }),
             Note::CaughtUp(follower, sent) if sent >= self.parts.log.last() => self.followers.push(follower),
             Note::CaughtUp(follower, sent) => self.send_records(follower, sent, true),
         }
@@ -292,7 +311,7 @@ impl Engine {
         let now = boot_now();
         let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
         for id in ids {
-            self.feed(id, Input::Tick { now_boot_ns: now });
+            self.tick_session(id, now);
             let due = self.sessions.get(&id).and_then(|s| s.next_round).is_some_and(|due| due <= now);
             if due {
                 self.round(id);
@@ -306,13 +325,19 @@ impl Engine {
         }
     }
 
+    /// A processor came online, and has no clock yet.
+    pub fn processor_online(&mut self, which: &Processors) {
+        let only = match which {
+            Processors::Online(number) => Some(*number),
+            Processors::Any => None,
+        };
+        complain("arming the clock", self.parts.kernel.rearm_clock(Some(&self.parts.pins), only));
+    }
+
     /// When [`Engine::tick`] is needed next, `CLOCK_BOOTTIME` nanoseconds.
     #[must_use]
     pub fn next_tick(&self) -> Option<u64> {
-        let sessions = self.sessions.values().flat_map(|s| {
-            let deadline = s.machine.reason().is_none().then_some(s.machine.deadline_boot_ns());
-            [deadline, s.next_round]
-        });
+        let sessions = self.sessions.values().flat_map(|s| [s.machine.wakes_at(), s.next_round]);
         sessions.chain([self.flush_due, self.removal_due]).flatten().min()
     }
 
@@ -363,37 +388,6 @@ impl Engine {
         }
         let Ok(raw) = serde_json::value::RawValue::from_string(line.to_owned()) else { return };
         self.followers.retain_mut(|f| f.try_item(Reply::Event(wire::Event { record: raw.clone() })).is_ok());
-    }
-
-    /// The session whose id begins with `prefix`.
-    fn find(&self, prefix: &str) -> Result<SessionId, ApiError> {
-        let mut matching = self.sessions.keys().filter(|id| id.has_prefix(prefix));
-        match (matching.next(), matching.next()) {
-            (Some(id), None) => Ok(*id),
-            (None, _) => Err(ApiError::NotFound {
-                message: format!("no live session has an id that begins with {prefix:?}: see `tipstaff ps`"),
-            }),
-            (Some(_), Some(_)) => Err(ApiError::NotFound {
-                message: format!("more than one live session has an id that begins with {prefix:?}: give more digits"),
-            }),
-        }
-    }
-
-    /// Starts the end of a session; the caller is answered when it is over.
-    fn end(&mut self, end: &wire::End, reply: Answer) {
-        let id = match self.find(&end.id) {
-            Ok(id) => id,
-            Err(problem) => return reply.finish(Err(problem)),
-        };
-        let Some(reason) = end.reason.parse::<EndReason>().ok().filter(|r| CALLERS.contains(r)) else {
-            let known: Vec<&str> = CALLERS.iter().map(|r| r.as_str()).collect();
-            let message = format!("{:?} is no reason to give: one of {}", end.reason, known.join(", "));
-            return reply.finish(Err(ApiError::BadRequest { message }));
-        };
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.waiting.push(reply);
-        }
-        self.feed(id, Input::End { reason });
     }
 
     fn disarm(&mut self, peer: &Peer, reply: Answer) {

@@ -40,7 +40,7 @@ impl Engine {
             command: context.command.iter().map(Text::to_string).collect(),
             members: of(live, members).count() as u64,
             age_ms: now.saturating_sub(live.started) / 1_000_000,
-            left_ms: live.machine.deadline_boot_ns().saturating_sub(now) / 1_000_000,
+            left_ms: live.left_ms(),
             denied: live.denied,
             lost,
         }
@@ -63,17 +63,14 @@ impl Engine {
                 source: start.policy.source.clone(),
                 summary: summary(&live.policy),
             },
-            limits: wire::LimitsInfo {
-                ttl_ms: start.ttl_ms,
-                winner: live.winner.into(),
-                deadline_boot_ns: start.deadline_boot_ns,
-            },
+            limits: live.limits_info(),
             principal: wire::Principal { uid: principal.uid, gid: principal.gid, login_uid: principal.login_uid },
             context: wire::Context {
                 pid: start.context.pid,
                 command: start.context.command.iter().map(Text::to_string).collect(),
                 cwd: start.context.cwd.to_string(),
                 tty: start.context.tty.as_ref().map(Text::to_string),
+                labels: start.labels.clone(),
                 cgroup: start.context.cgroup.to_string(),
                 namespaces: start.context.namespaces.clone(),
             },

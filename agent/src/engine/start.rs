@@ -19,7 +19,7 @@ use tipstaff_common::{
 };
 use tracing::info;
 
-use super::{Engine, Live, Note, complain, controls, judge, resolve, store::Kept};
+use super::{Engine, Live, Note, complain, controls, judge, limits, limits::Doings, now, resolve, store::Kept};
 use crate::{
     api::{
         server::Peer,
@@ -28,7 +28,7 @@ use crate::{
     duration,
     enforce::{Flows, SessionCgroup, Sweep, cgroup_of},
     evidence::{Body, Context, ControlState, PolicyRef, Principal, Refused, SessionStart, Text},
-    kernel::{KernelError, boot_now, open_pidfd},
+    kernel::{KernelError, open_pidfd},
     policy::{self, Mode, Plan, Policy, Resolved},
     readable::Readable,
     session::{self, Input, Session, SessionId},
@@ -61,8 +61,11 @@ impl Engine {
         self.check_confinement(peer, &home)?;
         let checked = self.check(run, peer)?;
         let id = fresh_id()?;
-        let ttl_ns = u64::try_from(checked.ttl.as_nanos()).unwrap_or(u64::MAX);
-        let deadline = boot_now().saturating_add(ttl_ns);
+        let at = now();
+        let held = limits::at_start(&checked.policy, run, checked.ttl, at)?;
+        let mode = if checked.policy.mode == Mode::Enforce { session::Mode::Enforce } else { session::Mode::Observe };
+        let machine = Session::new(id, mode, held.limits, at.boot_ns);
+        let deadline = machine.armed().at_boot_ns;
         let (policy_slot, plan) = self.policies.acquire(&mut self.parts.kernel, checked.plan).map_err(failed)?;
         let mut notes = checked.notes;
         let prepared = self.prepare(id, policy_slot, &checked.policy, deadline);
@@ -70,13 +73,16 @@ impl Engine {
             Ok(prepared) => prepared,
             Err(problem) => {
                 complain("releasing a policy", self.policies.release(&mut self.parts.kernel, policy_slot));
+                self.rest_clock();
                 return Err(problem);
             }
         };
-        let start = session_start(id, run, peer, &checked.policy, &cgroup, checked.ttl, deadline);
-        let mode = if checked.policy.mode == Mode::Enforce { session::Mode::Enforce } else { session::Mode::Observe };
+        let start = session_start(id, run, peer, &checked.policy, &cgroup, checked.ttl);
+        let start = SessionStart { deadline_boot_ns: deadline, limits: Box::new(held.start), ..start };
+        let doings = Doings::watch(&checked.policy, peer.pid);
+        notes.extend(doings.missing(&checked.policy));
         let live = Live {
-            machine: Session::new(id, mode, deadline),
+            machine,
             reference,
             cgroup,
             policy: checked.policy,
@@ -84,21 +90,25 @@ impl Engine {
             policy_slot,
             start,
             winner: checked.winner,
-            started: boot_now(),
+            started: at.boot_ns,
             consumed: [0; 8],
             denied: 0,
             verdicts: VecDeque::new(),
+            doings,
+            still: None,
             sweep: Sweep::default(),
             flows: Flows::default(),
             confirmed: BTreeMap::new(),
             next_round: None,
             ending_since: None,
+            stuck: Vec::new(),
             waiting: Vec::new(),
             _first: first,
         };
         // kept before it is recorded: a session that is recorded always has an end, whoever writes it
         if let Err(error) = self.parts.store.keep(&self.kept(&live)) {
             self.free(id, &live, 0);
+            self.rest_clock();
             return Err(failed(format!("cannot write to {}: {error}", self.parts.store.folder().display())));
         }
         self.append_durable(&Body::SessionStart(live.start.clone()));
@@ -120,12 +130,18 @@ impl Engine {
         let policy = policy::parse(&run.policy_source, run.policy.as_bytes())
             .map_err(|problems| ApiError::BadPolicy { problems })?;
         let (ttl, winner) = self.ttl(&policy, run.ttl.as_deref())?;
+        limits::check_labels(&run.labels)?;
+        self.check_stays(run, peer, &policy.name)?;
+        // asked again when the session starts: nothing is made for one that may not
+        let held = limits::at_start(&policy, run, ttl, now());
+        held.map_err(|problem| self.record_refusal(run, peer, problem))?;
         let files = resolve::rules(&mut self.parts.kernel, &policy).map_err(failed)?;
         let plan = policy::compile(&policy, &files).map_err(|problems| {
             let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
             ApiError::Refused { message, rule: None, remedy: "split the policy".into() }
         })?;
-        let mut notes: Vec<String> = plan.notes.iter().map(ToString::to_string).collect();
+        let mut notes: Vec<String> = self.cap_note(&policy, run, winner).into_iter().collect();
+        notes.extend(plan.notes.iter().map(ToString::to_string));
         notes.extend(self.check_controls(&policy)?);
         let refused = self.judge(run, peer, &policy, &files)?;
         notes.extend(refused);
@@ -144,6 +160,24 @@ impl Engine {
         }
         let cap = self.parts.config.limits.max_ttl;
         Ok(if cap < shortest.0 { (cap, "host cap") } else { shortest })
+    }
+
+    /// What was asked for and is longer than the host lets a session last.
+    fn cap_note(&self, policy: &Policy, run: &wire::Run, winner: &str) -> Option<String> {
+        let cap = duration::format(self.parts.config.limits.max_ttl);
+        let asked = run.ttl.clone().unwrap_or_else(|| duration::format(policy.ttl));
+        (winner == "host cap").then(|| format!("a ttl of {asked} is over the host's max_ttl: the session lasts {cap}"))
+    }
+
+    /// Writes a refusal that no rule made into the evidence.
+    fn record_refusal(&mut self, run: &wire::Run, peer: &Peer, problem: ApiError) -> ApiError {
+        if let ApiError::Refused { message, .. } = &problem {
+            let (command, _) = Text::list(&run.command.argv, super::report::COMMAND);
+            let (policy, message) = (run.policy_source.clone(), message.clone());
+            let refused = Refused { principal: principal(peer), command, policy, rule: None, message };
+            self.append_durable(&Body::Refused(refused));
+        }
+        problem
     }
 
     /// Under `strict`, refuses what asks for a control that is not there; else says what is weaker.
@@ -320,7 +354,6 @@ fn session_start(
     policy: &Policy,
     cgroup: &SessionCgroup,
     ttl: Duration,
-    deadline_boot_ns: u64,
 ) -> SessionStart {
     let (command, cut) = Text::list(&run.command.argv, super::report::COMMAND);
     let namespaces: BTreeMap<String, u64> = NAMESPACES
@@ -347,11 +380,13 @@ fn session_start(
             namespaces,
         },
         ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
-        deadline_boot_ns,
+        deadline_boot_ns: 0,
+        limits: Box::default(),
+        labels: run.labels.clone(),
     }
 }
 
-fn fresh_id() -> Result<SessionId, ApiError> {
+pub(super) fn fresh_id() -> Result<SessionId, ApiError> {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).map_err(|e| failed(format!("no random bytes for a session id: {e}")))?;
     Ok(SessionId::from_random(bytes))

@@ -9,6 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::stays::Stay;
 use crate::{evidence::SessionStart, session::SessionId};
 
 /// Version of the files.
@@ -49,13 +50,14 @@ impl Kept {
     }
 }
 
-/// Sessions that were kept, and the files that could not be read, each with why.
-pub type Stored = (Vec<Kept>, Vec<(PathBuf, String)>);
+/// What was kept, and the files that could not be read, each with why.
+pub type Stored<T> = (Vec<T>, Vec<(PathBuf, String)>);
 
 /// The folder of session files.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
+    stays: PathBuf,
     boot: String,
 }
 
@@ -67,8 +69,11 @@ impl Store {
     pub fn open(state: &Path, boot: String) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
         let folder = state.join("sessions");
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        Ok(Self { folder, boot })
+        let stays = state.join("stays");
+        for folder in [&folder, &stays] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        Ok(Self { folder, stays, boot })
     }
 
     /// The kernel's boot id.
@@ -92,17 +97,38 @@ impl Store {
     /// # Errors
     /// The disk is full or fails; nothing half-written is left.
     pub fn keep(&self, kept: &Kept) -> io::Result<()> {
-        let path = self.file(kept.start.session);
-        let fresh = path.with_extension("new");
-        let written = fs::File::create(&fresh).and_then(|mut file| {
-            file.write_all(&serde_json::to_vec(kept)?)?;
-            file.sync_all()
-        });
-        if let Err(error) = written.and_then(|()| fs::rename(&fresh, &path)) {
-            let _ = fs::remove_file(&fresh);
-            return Err(error);
-        }
-        fs::File::open(&self.folder)?.sync_all()
+        replace(&self.file(kept.start.session), &serde_json::to_vec(kept)?)
+    }
+
+    /// Keeps a stay; it survives a loss of power when this returns.
+    ///
+    /// # Errors
+    /// The disk is full or fails; nothing half-written is left.
+    pub fn keep_stay(&self, stay: &Stay) -> io::Result<()> {
+        replace(&self.stay(stay.id), &serde_json::to_vec(stay)?)
+    }
+
+    /// Forgets a stay that is over or was lifted.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn forget_stay(&self, id: SessionId) -> io::Result<()> {
+        remove(&self.stay(id))
+    }
+
+    fn stay(&self, id: SessionId) -> PathBuf {
+        self.stays.join(format!("{id}.json"))
+    }
+
+    /// The stays that were kept, and the files that could not be read, each with why.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn stays(&self) -> io::Result<Stored<Stay>> {
+        all(&self.stays, |path| {
+            let bytes = fs::read(path).map_err(|e| e.to_string())?;
+            serde_json::from_slice(&bytes).map_err(|e| e.to_string())
+        })
     }
 
     /// Forgets a session that is over.
@@ -110,34 +136,57 @@ impl Store {
     /// # Errors
     /// The file cannot be removed.
     pub fn forget(&self, id: SessionId) -> io::Result<()> {
-        match fs::remove_file(self.file(id)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        remove(&self.file(id))
     }
 
     /// The sessions that an earlier agent kept, and the files that could not be read, each with why.
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub fn kept(&self) -> io::Result<Stored> {
-        let (mut sessions, mut unreadable) = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(&self.folder)? {
-            let path = entry?.path();
-            match path.extension().and_then(|e| e.to_str()) {
-                Some("new") => fs::remove_file(&path)?,
-                Some("json") => match read(&path) {
-                    Ok(kept) => sessions.push(kept),
-                    Err(why) => {
-                        fs::rename(&path, path.with_extension("unreadable"))?;
-                        unreadable.push((path, why));
-                    }
-                },
-                _ => {}
-            }
-        }
-        Ok((sessions, unreadable))
+    pub fn kept(&self) -> io::Result<Stored<Kept>> {
+        all(&self.folder, read)
     }
+}
+
+/// Puts `bytes` in the place of a file, as a whole.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let written = fs::File::create(&fresh).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    if let Err(error) = written.and_then(|()| fs::rename(&fresh, path)) {
+        let _ = fs::remove_file(&fresh);
+        return Err(error);
+    }
+    path.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Reads every file of a folder; what cannot be read is moved aside.
+fn all<T>(folder: &Path, read: impl Fn(&Path) -> Result<T, String>) -> io::Result<Stored<T>> {
+    let (mut found, mut unreadable) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("new") => fs::remove_file(&path)?,
+            Some("json") => match read(&path) {
+                Ok(kept) => found.push(kept),
+                Err(why) => {
+                    fs::rename(&path, path.with_extension("unreadable"))?;
+                    unreadable.push((path, why));
+                }
+            },
+            _ => {}
+        }
+    }
+    Ok((found, unreadable))
 }
 
 fn read(path: &Path) -> Result<Kept, String> {

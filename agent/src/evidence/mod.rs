@@ -26,9 +26,10 @@ pub use head::HeadFile;
 pub use log::{Log, Recovery, log_file};
 pub use read::{Records, read};
 pub use record::{
-    Act, AgentStart, AgentStop, Body, Connect, Context, Control, ControlState, CutCause, CutOutcome, Disarm, Exec,
-    Exit, FileRef, FlowsCut, Fork, Gap, GapCause, Mark, Moment, Move, PolicyRef, Principal, RECEIPTS_MAX, Receipt,
-    Receipts, Record, Refused, SessionEnd, SessionStart, Socket, SocketReceipt, Tier, Transition, Unix, Verdict, Via,
+    Act, AgentStart, AgentStop, Body, Command, Connect, Context, Control, ControlState, CutCause, CutOutcome, Disarm,
+    Exec, Exit, FileRef, FlowsCut, Fork, Gap, GapCause, Lift, Mark, Moment, Move, PolicyRef, Principal, RECEIPTS_MAX,
+    Receipt, Receipts, Record, Refused, Revoke, SessionEnd, SessionStart, Socket, SocketReceipt, StartLimits, StayRef,
+    Stuck, StuckTask, Terminate, Tier, Transition, Unix, Verdict, Via, Warning,
 };
 pub use report::{Damage, NotedGap, Report, Soundness};
 pub use text::Text;

@@ -5,6 +5,7 @@
 
 mod activity;
 mod agent;
+mod control;
 mod flows;
 mod life;
 
@@ -13,9 +14,11 @@ use serde::{Deserialize, Serialize};
 
 pub use activity::{Act, Connect, Exec, Exit, FileRef, Fork, Move, Socket, Unix, Verdict, Via};
 pub use agent::{AgentStart, AgentStop, Control, ControlState, Disarm, Gap, GapCause, Tier};
+pub use control::{Command, Lift, Revoke, StayRef, Stuck, StuckTask, Terminate, Warning};
 pub use flows::{CutCause, CutOutcome, FlowsCut, SocketReceipt};
 pub use life::{
-    Context, PolicyRef, Principal, RECEIPTS_MAX, Receipt, Receipts, Refused, SessionEnd, SessionStart, Transition,
+    Context, PolicyRef, Principal, RECEIPTS_MAX, Receipt, Receipts, Refused, SessionEnd, SessionStart, StartLimits,
+    Transition,
 };
 
 use super::chain::Hash;
@@ -74,6 +77,18 @@ pub enum Body {
     Socket(Socket),
     /// A member connected or sent to a unix socket, or tried to.
     Unix(Unix),
+    /// A session was told that it ends soon.
+    Warning(Warning),
+    /// The members of a session were asked to end.
+    Terminate(Terminate),
+    /// Members of a session were killed and cannot die yet.
+    Stuck(Stuck),
+    /// An operator's command on a session.
+    Command(Command),
+    /// Sessions were revoked.
+    Revoke(Revoke),
+    /// A stay was lifted.
+    Lift(Lift),
     /// A session was asked for and refused.
     Refused(Refused),
     /// Receipts of a session's end that have no room in its last record.
@@ -103,6 +118,12 @@ impl Body {
             Self::Move(_) => "move",
             Self::Socket(_) => "socket",
             Self::Unix(_) => "unix",
+            Self::Warning(_) => "warning",
+            Self::Terminate(_) => "terminate",
+            Self::Stuck(_) => "stuck",
+            Self::Command(_) => "command",
+            Self::Revoke(_) => "revoke",
+            Self::Lift(_) => "lift",
             Self::Refused(_) => "refused",
             Self::Receipts(_) => "receipts",
             Self::FlowsCut(_) => "flows-cut",
@@ -127,7 +148,12 @@ impl Body {
             Self::Receipts(body) => Some(body.session),
             Self::FlowsCut(body) => Some(body.session),
             Self::SessionEnd(body) => Some(body.session),
+            Self::Warning(body) => Some(body.session),
+            Self::Terminate(body) => Some(body.session),
+            Self::Stuck(body) => Some(body.session),
+            Self::Command(body) => Some(body.session),
             Self::AgentStart(_) | Self::AgentStop(_) | Self::Gap(_) | Self::Refused(_) | Self::Disarm(_) => None,
+            Self::Revoke(_) | Self::Lift(_) => None,
         }
     }
 }

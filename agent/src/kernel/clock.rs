@@ -1,5 +1,7 @@
 //! Arms the clock program on every online CPU while sessions live, and takes it off after the last. A CPU that comes
-//! online meanwhile has no clock until the next session begins it anew.
+//! online meanwhile is armed when the agent learns of it: a perf event does not come back with its CPU (measured).
+
+use std::fs;
 
 use aya::programs::{
     PerfEvent,
@@ -19,12 +21,21 @@ impl Kernel {
         if self.clock_runs {
             return Ok(());
         }
-        let armed = self.attach_clock(pins);
+        let armed = online()?.into_iter().try_for_each(|cpu| self.arm_on(cpu, pins));
         if armed.is_err() {
             self.disarm_clock(pins)?;
         }
         self.clock_runs = armed.is_ok();
         armed
+    }
+
+    /// Arms the clock anew on one CPU, or on all, where it runs at all.
+    pub fn rearm_clock(&mut self, pins: Option<&Pins>, only: Option<u32>) -> Result<(), KernelError> {
+        if !self.clock_runs {
+            return Ok(());
+        }
+        let wanted = |cpu: &u32| only.is_none_or(|only| only == *cpu);
+        online()?.into_iter().filter(wanted).try_for_each(|cpu| self.arm_on(cpu, pins))
     }
 
     /// Takes the clock off.
@@ -34,24 +45,27 @@ impl Kernel {
         pins.map_or(Ok(()), |pins| pins.clear_links(PROGRAM))
     }
 
-    fn attach_clock(&mut self, pins: Option<&Pins>) -> Result<(), KernelError> {
+    /// Attaches the clock to one CPU and only then lets an earlier one of that CPU go.
+    fn arm_on(&mut self, cpu: u32, pins: Option<&Pins>) -> Result<(), KernelError> {
         let refused = |error: &dyn std::error::Error| KernelError::refused(format!("program {PROGRAM}"), error);
-        let cpus = aya::util::online_cpus().map_err(|(path, e)| KernelError::file("read", path)(e))?;
-        for cpu in cpus {
-            let program: &mut PerfEvent = self.typed(PROGRAM)?;
-            let config = PerfEventConfig::Software(SoftwareEvent::CpuClock);
-            let scope = PerfEventScope::AllProcessesOneCpu { cpu };
-            let id = program.attach(config, scope, SamplePolicy::Frequency(RATE), false).map_err(|e| refused(&e))?;
-            let link = program.take_link(id).map_err(|e| refused(&e))?;
-            let link = FdLink::try_from(link).map_err(|e| refused(&e))?;
-            match pins {
-                None => self.clock.push(link),
-                Some(pins) => {
-                    let path = pins.link(&format!("{PROGRAM}{cpu}"));
-                    link.pin(path).map_err(|e| refused(&e))?;
-                }
-            }
+        let program: &mut PerfEvent = self.typed(PROGRAM)?;
+        let config = PerfEventConfig::Software(SoftwareEvent::CpuClock);
+        let scope = PerfEventScope::AllProcessesOneCpu { cpu };
+        let id = program.attach(config, scope, SamplePolicy::Frequency(RATE), false).map_err(|e| refused(&e))?;
+        let link = program.take_link(id).map_err(|e| refused(&e))?;
+        let link = FdLink::try_from(link).map_err(|e| refused(&e))?;
+        let Some(pins) = pins else {
+            self.clock.push(link);
+            return Ok(());
+        };
+        let path = pins.link(&format!("{PROGRAM}{cpu}"));
+        if path.exists() {
+            fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
         }
-        Ok(())
+        link.pin(path).map(|_| ()).map_err(|e| refused(&e))
     }
+}
+
+fn online() -> Result<Vec<u32>, KernelError> {
+    aya::util::online_cpus().map_err(|(path, e)| KernelError::file("read", path)(e))
 }

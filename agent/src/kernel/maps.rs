@@ -221,6 +221,14 @@ impl Kernel {
         self.maps.cgroups.insert(cgroup, SessionRef { slot, generation }, 0).map_err(failed("write", "CGROUP_SESSIONS"))
     }
 
+    /// Moves the moment after which the session starts and sends nothing: one aligned 64-bit word; mode and policy are
+    /// written as they are.
+    pub fn set_deadline(&mut self, session: SessionRef, deadline: u64) -> Result<(), KernelError> {
+        let config = entry(&self.maps.configs, session.slot, "SESSION_CONFIG")?;
+        let config = SessionConfig { deadline, ..config };
+        self.maps.configs.set(session.slot, config, 0).map_err(failed("write", "SESSION_CONFIG"))
+    }
+
     /// Ends the session in the kernel: from this write on every hook denies.
     pub fn mark_ended(&mut self, session: SessionRef) -> Result<(), KernelError> {
         self.set_state(session, STATE_ENDED)

@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
+use nix::sys::signal::Signal;
 use tipstaff_common::label::Label;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
@@ -87,9 +88,15 @@ pub fn boot_now() -> u64 {
 
 /// Kills the process that a pidfd names, whatever its number means by now.
 pub fn kill_pidfd(process: BorrowedFd<'_>) -> io::Result<()> {
+    signal_pidfd(process, Signal::SIGKILL)
+}
+
+/// Sends a signal to the process that a pidfd names.
+pub fn signal_pidfd(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     let nothing = std::ptr::null::<libc::siginfo_t>();
+    let (process, signal) = (process.as_raw_fd(), signal as libc::c_int);
     // SAFETY: no memory is passed.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, nothing, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, signal, nothing, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

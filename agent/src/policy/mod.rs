@@ -7,6 +7,7 @@
 mod budgets;
 mod compile;
 mod decide;
+mod limits;
 pub mod metadata;
 mod narrow;
 mod net;
@@ -21,10 +22,12 @@ mod tests;
 mod traffic;
 mod types;
 mod walk;
+mod window;
 mod yaml;
 
 pub use compile::{Note, Plan, Resolved, UnixFound, compile};
 pub use decide::{Decision, UnixSocket, decide_exec, decide_inbound, decide_listen, decide_net, decide_unix};
+pub use limits::{Activity, IdleLimit, Limits};
 pub use narrow::{Candidate, Wider, wider};
 pub use parse::parse;
 pub use problem::Problem;
@@ -34,3 +37,4 @@ pub use summary::{RuleSummary, Summary};
 pub use table::{CompileProblem, NetKey, NetTable};
 pub use traffic::{Access, Addresses, Budgets, NetRule, PortRange, Protocol, UnixRule, UnixTarget};
 pub use types::{Effect, ExecRule, ExecTarget, Kind, Mode, Policy, reason_name};
+pub use window::{Window, next_opening, open_until};

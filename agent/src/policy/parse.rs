@@ -1,26 +1,22 @@
 //! The whole document: text → [`Policy`], or every problem in it. Owns the keys of the format other than rules.
 
-use std::time::Duration;
-
 use sha2::{Digest, Sha256};
 
 use super::{
-    budgets,
+    budgets, limits,
     problem::{Problem, Problems, quote},
     scope,
     types::{Kind, Mode, Policy},
     walk::{At, Fields, Keys, boolean, fields, text, word},
     yaml,
 };
-use crate::duration;
 
 const API_VERSION: &str = "tipstaff.dev/v1alpha1";
 
 const DOCUMENT: Keys = Keys { known: &["apiVersion", "kind", "metadata", "spec"], later: &["status"] };
 const METADATA: Keys = Keys { known: &["name"], later: &["labels", "annotations", "namespace"] };
 const SPEC: Keys =
-    Keys { known: &["kind", "mode", "strict", "limits", "scope", "budgets"], later: &["select", "on", "reviewBy"] };
-const LIMITS: Keys = Keys { known: &["ttl"], later: &["idle", "windows"] };
+    Keys { known: &["kind", "mode", "strict", "limits", "scope", "budgets", "on"], later: &["select", "reviewBy"] };
 
 const KINDS: [(&str, Kind); 5] = [
     ("service", Kind::Service),
@@ -54,15 +50,17 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
     let kind = spec.require("kind", "ci", problems).and_then(|f| word(f.at(), &KINDS, problems));
     let mode = spec.get("mode").map_or(Some(Mode::Enforce), |f| word(f.at(), &MODES, problems));
     let strict = spec.get("strict").map_or(Some(false), |f| boolean(f.at(), problems));
-    let ttl = ttl(&spec, problems);
+    let limits = limits::read(&spec, problems);
     let scope = scope::read(spec.get("scope"), problems);
     let budgets = budgets::read(&spec, problems);
+    let (ttl, limits) = limits?;
     Some(Policy {
         name: name?,
         kind: kind?,
         mode: mode?,
         strict: strict?,
-        ttl: ttl?,
+        ttl,
+        limits,
         exec: scope.exec,
         net: scope.net,
         listen: scope.listen,
@@ -95,20 +93,4 @@ fn metadata(top: &Fields<'_>, problems: &mut Problems) -> Option<String> {
         return None;
     }
     Some(name.to_owned())
-}
-
-fn ttl(spec: &Fields<'_>, problems: &mut Problems) -> Option<Duration> {
-    let Some(limits) = spec.get("limits") else {
-        problems.add(spec.at, "spec.limits.ttl", "is missing: every session ends; add limits: { ttl: 15m }");
-        return None;
-    };
-    let limits = fields(limits.at(), LIMITS, problems)?;
-    let field = limits.require("ttl", "15m", problems)?;
-    let written = match &field.at().node.value {
-        yaml::Value::Number(number) => number,
-        _ => text(field.at(), problems)?,
-    };
-    duration::parse(written)
-        .map_err(|error| problems.add(field.at().node.at, &field.path, format!("{} {error}", quote(written))))
-        .ok()
 }

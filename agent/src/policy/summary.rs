@@ -24,6 +24,8 @@ pub struct Summary {
     pub ttl: String,
     /// `spec.limits.ttl` in milliseconds.
     pub ttl_ms: u64,
+    /// The other limits, and what comes at the end, one line each.
+    pub limits: Vec<String>,
     /// SHA-256 of the text.
     pub digest: String,
     /// What happens to a program that no rule names.
@@ -90,6 +92,7 @@ impl Policy {
             strict: self.strict,
             ttl: duration::format(self.ttl),
             ttl_ms: u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX),
+            limits: self.limits.lines(),
             digest: self.digest.clone(),
             exec_default: self.kind.exec_default(),
             net_default: self.kind.net_default(),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tipstaff_common::rule;
 
 use super::{
+    limits::Limits,
     scope::Classes,
     traffic::{Access, Budgets, NetRule, UnixRule},
 };
@@ -163,6 +164,8 @@ pub struct Policy {
     pub strict: bool,
     /// How long a session may last, before the host's own limit: 1 ms to 365 days.
     pub ttl: Duration,
+    /// Its other limits, and what comes at the end.
+    pub limits: Limits,
     /// Rules for programs: those that allow, then those that deny.
     pub exec: Vec<ExecRule>,
     /// Rules for destinations: those that allow, those that deny, then what `net.resolver` says.

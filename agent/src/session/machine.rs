@@ -2,20 +2,56 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, EndReason, Mode, SessionId, State};
+use super::{Cause, Due, EndReason, Idle, Limits, Mode, SessionId, State, limits::warning_below};
 
-/// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What happened. Times are `CLOCK_BOOTTIME`, nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
     /// The first task has its label; it was read back from the kernel.
     Labelled,
     /// The first task could not be made a member.
     StartFailed,
     /// The first process ended.
-    FirstExited,
+    FirstExited {
+        /// When.
+        now_boot_ns: u64,
+    },
     /// It is now this late.
     Tick {
-        /// `CLOCK_BOOTTIME`, nanoseconds.
+        /// How late.
+        now_boot_ns: u64,
+    },
+    /// Somebody looked at what an idle limit asks for.
+    Looked {
+        /// When.
+        now_boot_ns: u64,
+        /// When the session last did something of that kind; none: nothing since the last look.
+        last_boot_ns: Option<u64>,
+    },
+    /// Its time to live ends at another time.
+    Renew {
+        /// When this was asked for.
+        now_boot_ns: u64,
+        /// The new end.
+        ttl_boot_ns: u64,
+    },
+    /// The wall clock was stepped: its calendar window and its credential end at other times on this clock.
+    Rearm {
+        /// When this was found.
+        now_boot_ns: u64,
+        /// The window's end.
+        window_boot_ns: Option<u64>,
+        /// The credential's end.
+        credential_boot_ns: Option<u64>,
+    },
+    /// Stop its members.
+    Freeze {
+        /// When.
+        now_boot_ns: u64,
+    },
+    /// Let them go on.
+    Thaw {
+        /// When.
         now_boot_ns: u64,
     },
     /// Somebody or something ends the session.
@@ -33,13 +69,34 @@ pub enum Input {
 }
 
 /// What is to be done, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Effect {
+    /// Let the kernel hold the session to this moment.
+    SetDeadline {
+        /// `CLOCK_BOOTTIME`, nanoseconds.
+        at_boot_ns: u64,
+    },
+    /// Tell that it ends soon. Once for each of [`super::WARNINGS_NS`] and moment of the end.
+    Warn {
+        /// Which limit.
+        due: Due,
+        /// How long until then, nanoseconds.
+        left_ns: u64,
+    },
+    /// Send `SIGTERM` to every member. Once.
+    Terminate {
+        /// Those that are left then are killed.
+        until_boot_ns: u64,
+    },
+    /// Stop the session's members.
+    Freeze,
+    /// Let them run.
+    Thaw,
     /// Mark the session as ended in its kernel entry, so that every hook refuses. Once, before any sweep.
     MarkEnded,
     /// Kill every labelled task, confirm, count what is left, and report [`Input::Swept`].
     Sweep,
-    /// Mode `observe`: count the labelled tasks, kill none, and report [`Input::Counted`].
+    /// Count the labelled tasks, kill none, and report [`Input::Counted`].
     Count,
     /// Write the change of state into the evidence.
     Record {
@@ -73,12 +130,22 @@ pub struct Round {
 /// Rounds that a session keeps one by one. Later ones (a task in uninterruptible sleep can take hours to die) are
 /// added to the last.
 pub const ROUNDS_MAX: usize = 64;
+/// How often the members of a session in its grace are counted, nanoseconds: without any it need not wait.
+const GRACE_LOOK_NS: u64 = 100_000_000;
 
 /// The states that a session can be in, with what must be known there: none ends without a reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
     Starting,
     Active,
+    Frozen,
+    /// It ends, and its members may still run in their scope for a while.
+    Grace {
+        reason: EndReason,
+        until_boot_ns: u64,
+        look_boot_ns: u64,
+    },
+    /// The kernel refuses everything; what is left is being removed.
     Ending(EndReason),
     Ended(EndReason),
 }
@@ -88,9 +155,15 @@ impl Phase {
         match self {
             Self::Starting => State::Starting,
             Self::Active => State::Active,
-            Self::Ending(_) => State::Ending,
+            Self::Frozen => State::Frozen,
+            Self::Grace { .. } | Self::Ending(_) => State::Ending,
             Self::Ended(_) => State::Ended,
         }
+    }
+
+    /// Nothing has ended it yet.
+    fn lives(self) -> bool {
+        matches!(self, Self::Starting | Self::Active | Self::Frozen)
     }
 }
 
@@ -99,16 +172,22 @@ impl Phase {
 pub struct Session {
     id: SessionId,
     mode: Mode,
-    deadline_boot_ns: u64,
+    limits: Limits,
     phase: Phase,
     rounds: Vec<Round>,
+    /// What the kernel holds it to.
+    armed: Due,
+    /// The next warning, in nanoseconds before the end.
+    warning_ns: Option<u64>,
 }
 
 impl Session {
-    /// A session that is starting. `deadline_boot_ns` is on `CLOCK_BOOTTIME`.
+    /// A session that is starting now. The kernel has to be told [`Session::armed`] at its start.
     #[must_use]
-    pub fn new(id: SessionId, mode: Mode, deadline_boot_ns: u64) -> Self {
-        Self { id, mode, deadline_boot_ns, phase: Phase::Starting, rounds: Vec::new() }
+    pub fn new(id: SessionId, mode: Mode, limits: Limits, now_boot_ns: u64) -> Self {
+        let armed = limits.for_kernel(false);
+        let warning_ns = warning_below(limits.first(false).at_boot_ns.saturating_sub(now_boot_ns));
+        Self { id, mode, limits, phase: Phase::Starting, rounds: Vec::new(), armed, warning_ns }
     }
 
     /// Its id.
@@ -123,10 +202,22 @@ impl Session {
         self.mode
     }
 
-    /// `CLOCK_BOOTTIME` nanoseconds at which it ends at the latest.
+    /// What it is held to.
     #[must_use]
-    pub fn deadline_boot_ns(&self) -> u64 {
-        self.deadline_boot_ns
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The limit that comes first.
+    #[must_use]
+    pub fn due(&self) -> Due {
+        self.limits.first(self.phase == Phase::Frozen)
+    }
+
+    /// What the kernel holds it to.
+    #[must_use]
+    pub fn armed(&self) -> Due {
+        self.armed
     }
 
     /// Where it is.
@@ -139,8 +230,8 @@ impl Session {
     #[must_use]
     pub fn reason(&self) -> Option<EndReason> {
         match self.phase {
-            Phase::Starting | Phase::Active => None,
-            Phase::Ending(reason) | Phase::Ended(reason) => Some(reason),
+            Phase::Starting | Phase::Active | Phase::Frozen => None,
+            Phase::Grace { reason, .. } | Phase::Ending(reason) | Phase::Ended(reason) => Some(reason),
         }
     }
 
@@ -150,6 +241,32 @@ impl Session {
         &self.rounds
     }
 
+    /// Whether [`Input::Looked`] is wanted before [`Input::Tick`]: nothing is decided by what was seen long ago.
+    #[must_use]
+    pub fn wants_look(&self, now_boot_ns: u64) -> bool {
+        self.look_at().is_some() && self.wakes_at().is_some_and(|at| at <= now_boot_ns)
+    }
+
+    fn look_at(&self) -> Option<u64> {
+        let looks = matches!(self.phase, Phase::Starting | Phase::Active);
+        self.limits.idle.as_ref().filter(|_| looks).map(Idle::look_at)
+    }
+
+    /// When [`Input::Tick`] is wanted next, `CLOCK_BOOTTIME` nanoseconds; none: the end is under way.
+    #[must_use]
+    pub fn wakes_at(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Grace { until_boot_ns, look_boot_ns, .. } => Some(until_boot_ns.min(look_boot_ns)),
+            Phase::Ending(_) | Phase::Ended(_) => None,
+            Phase::Starting | Phase::Active | Phase::Frozen => {
+                let end = self.due().at_boot_ns;
+                let before = self.term_ns().max(self.warning_ns.unwrap_or(0));
+                let at = end.saturating_sub(before).min(self.armed.at_boot_ns);
+                Some(self.look_at().map_or(at, |look| look.min(at)))
+            }
+        }
+    }
+
     /// Takes one input and says what is to be done. An input that means nothing in the present state (a second end, a
     /// late tick) changes nothing and asks for nothing.
     #[must_use]
@@ -157,12 +274,16 @@ impl Session {
         match (self.phase, input) {
             (Phase::Starting, Input::Labelled) => vec![self.enter(Phase::Active, Cause::Labelled)],
             // nobody has seen its label yet: to the caller that start failed
-            (Phase::Starting, Input::StartFailed | Input::FirstExited) => self.begin_end(EndReason::StartFailed),
-            (Phase::Active, Input::FirstExited) => self.begin_end(EndReason::Completed),
-            (Phase::Starting | Phase::Active, Input::Tick { now_boot_ns }) if now_boot_ns >= self.deadline_boot_ns => {
-                self.begin_end(EndReason::Ttl)
+            (Phase::Starting, Input::StartFailed | Input::FirstExited { .. }) => self.begin_end(EndReason::StartFailed),
+            (Phase::Active | Phase::Frozen, Input::FirstExited { now_boot_ns }) => self.first_exited(now_boot_ns),
+            (_, Input::Tick { now_boot_ns }) => self.tick(now_boot_ns),
+            (phase, Input::Looked { .. } | Input::Renew { .. } | Input::Rearm { .. }) if phase.lives() => {
+                self.move_limits(input)
             }
-            (Phase::Starting | Phase::Active, Input::End { reason }) => self.begin_end(reason),
+            (Phase::Active, Input::Freeze { now_boot_ns }) => self.freeze(now_boot_ns),
+            (Phase::Frozen, Input::Thaw { now_boot_ns }) => self.thaw(now_boot_ns),
+            (Phase::Starting | Phase::Active | Phase::Frozen, Input::End { reason }) => self.begin_end(reason),
+            (Phase::Grace { reason, .. }, Input::End { .. } | Input::Counted { left: 0 }) => self.cut(reason),
             (Phase::Ending(reason), Input::Swept(round)) if self.mode == Mode::Enforce => {
                 self.keep(round);
                 if round.left > 0 { vec![Effect::Sweep] } else { self.finish(reason, 0) }
@@ -172,19 +293,164 @@ impl Session {
         }
     }
 
+    fn tick(&mut self, now_boot_ns: u64) -> Vec<Effect> {
+        match self.phase {
+            Phase::Grace { reason, until_boot_ns, .. } if now_boot_ns >= until_boot_ns => self.cut(reason),
+            Phase::Grace { reason, until_boot_ns, look_boot_ns } if now_boot_ns >= look_boot_ns => {
+                let look_boot_ns = now_boot_ns.saturating_add(GRACE_LOOK_NS);
+                self.phase = Phase::Grace { reason, until_boot_ns, look_boot_ns };
+                vec![Effect::Count]
+            }
+            phase if phase.lives() => self.check_limits(now_boot_ns),
+            _ => Vec::new(),
+        }
+    }
+
+    fn check_limits(&mut self, now_boot_ns: u64) -> Vec<Effect> {
+        // what the kernel has expired stays so, whatever came to be known since
+        if now_boot_ns >= self.armed.at_boot_ns {
+            return self.begin_end(self.armed.reason);
+        }
+        let due = self.due();
+        let left_ns = due.at_boot_ns.saturating_sub(now_boot_ns);
+        if left_ns == 0 {
+            return self.begin_end(due.reason);
+        }
+        if self.phase != Phase::Starting && left_ns <= self.term_ns() {
+            return self.terminate(due, now_boot_ns);
+        }
+        match self.warning_ns {
+            Some(warning) if left_ns <= warning => {
+                self.warning_ns = warning_below(left_ns.min(warning));
+                vec![Effect::Warn { due, left_ns }]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// How long before the end `SIGTERM` comes: in mode `observe` it does not.
+    fn term_ns(&self) -> u64 {
+        if self.mode == Mode::Enforce { self.limits.term_ns } else { 0 }
+    }
+
+    fn terminate(&mut self, due: Due, now_boot_ns: u64) -> Vec<Effect> {
+        let until_boot_ns = due.at_boot_ns;
+        let mut effects = self.begin_grace(due.reason, until_boot_ns, now_boot_ns);
+        effects.push(Effect::Terminate { until_boot_ns });
+        effects
+    }
+
+    fn first_exited(&mut self, now_boot_ns: u64) -> Vec<Effect> {
+        let until = now_boot_ns.saturating_add(self.limits.leftovers_ns).min(self.armed.at_boot_ns);
+        if self.mode == Mode::Observe || until <= now_boot_ns {
+            return self.begin_end(EndReason::Completed);
+        }
+        self.begin_grace(EndReason::Completed, until, now_boot_ns)
+    }
+
+    /// The end begins, and the scope goes on to be enforced until `until_boot_ns`; the kernel holds that moment.
+    fn begin_grace(&mut self, reason: EndReason, until_boot_ns: u64, now_boot_ns: u64) -> Vec<Effect> {
+        let frozen = self.phase == Phase::Frozen;
+        let look_boot_ns = now_boot_ns;
+        let record = self.enter(Phase::Grace { reason, until_boot_ns, look_boot_ns }, Cause::End(reason));
+        let mut effects = self.arm(Due { at_boot_ns: until_boot_ns, reason });
+        effects.push(record);
+        effects.extend(frozen.then_some(Effect::Thaw));
+        effects
+    }
+
+    /// The grace is over.
+    fn cut(&mut self, reason: EndReason) -> Vec<Effect> {
+        self.phase = Phase::Ending(reason);
+        vec![Effect::MarkEnded, self.removal()]
+    }
+
+    fn freeze(&mut self, now_boot_ns: u64) -> Vec<Effect> {
+        let record = self.enter(Phase::Frozen, Cause::Frozen);
+        let mut effects = vec![Effect::Freeze, record];
+        effects.extend(self.arm(self.limits.for_kernel(true)));
+        self.set_warning(now_boot_ns);
+        effects
+    }
+
+    fn thaw(&mut self, now_boot_ns: u64) -> Vec<Effect> {
+        let record = self.enter(Phase::Active, Cause::Thawed);
+        if let Some(idle) = &mut self.limits.idle {
+            idle.seen(now_boot_ns, Some(now_boot_ns));
+        }
+        let mut effects = self.arm(self.limits.for_kernel(false));
+        effects.extend([Effect::Thaw, record]);
+        self.set_warning(now_boot_ns);
+        effects
+    }
+
+    /// Inputs that move a limit. One that has passed in the kernel is not moved any more.
+    fn move_limits(&mut self, input: Input) -> Vec<Effect> {
+        let now = match input {
+            Input::Looked { now_boot_ns, .. } | Input::Renew { now_boot_ns, .. } | Input::Rearm { now_boot_ns, .. } => {
+                now_boot_ns
+            }
+            _ => return Vec::new(),
+        };
+        if now >= self.armed.at_boot_ns {
+            return self.begin_end(self.armed.reason);
+        }
+        let before = self.due();
+        match input {
+            Input::Looked { last_boot_ns, .. } => {
+                if let Some(idle) = &mut self.limits.idle {
+                    idle.seen(now, last_boot_ns);
+                }
+            }
+            Input::Renew { ttl_boot_ns, .. } => self.limits.ttl_boot_ns = ttl_boot_ns,
+            Input::Rearm { window_boot_ns, credential_boot_ns, .. } => {
+                self.limits.window_boot_ns = window_boot_ns;
+                self.limits.credential_boot_ns = credential_boot_ns;
+            }
+            _ => {}
+        }
+        if self.due() != before {
+            self.set_warning(now);
+        }
+        self.arm(self.limits.for_kernel(self.phase == Phase::Frozen))
+    }
+
+    /// The warning that comes next before the end as it is now: one that was not given yet stays due, however near the
+    /// end came.
+    fn set_warning(&mut self, now_boot_ns: u64) {
+        let left_ns = self.due().at_boot_ns.saturating_sub(now_boot_ns);
+        self.warning_ns = self.warning_ns.max(warning_below(left_ns));
+    }
+
+    fn arm(&mut self, due: Due) -> Vec<Effect> {
+        let before = std::mem::replace(&mut self.armed, due);
+        if before.at_boot_ns == due.at_boot_ns {
+            return Vec::new();
+        }
+        vec![Effect::SetDeadline { at_boot_ns: due.at_boot_ns }]
+    }
+
     fn enter(&mut self, phase: Phase, cause: Cause) -> Effect {
         let before = std::mem::replace(&mut self.phase, phase);
         Effect::Record { from: before.state(), to: phase.state(), cause }
     }
 
-    fn begin_end(&mut self, reason: EndReason) -> Vec<Effect> {
-        let record = self.enter(Phase::Ending(reason), Cause::End(reason));
-        let next = match self.mode {
+    fn removal(&self) -> Effect {
+        match self.mode {
             Mode::Enforce => Effect::Sweep,
             Mode::Observe => Effect::Count,
-        };
+        }
+    }
+
+    fn begin_end(&mut self, reason: EndReason) -> Vec<Effect> {
+        let frozen = self.phase == Phase::Frozen;
+        let record = self.enter(Phase::Ending(reason), Cause::End(reason));
         // the kernel first: from then on nothing starts and nothing is sent, however long the rest takes
-        vec![Effect::MarkEnded, record, next]
+        let mut effects = vec![Effect::MarkEnded, record];
+        // what was only observed runs on; what is killed need not be let go before
+        effects.extend((frozen && self.mode == Mode::Observe).then_some(Effect::Thaw));
+        effects.push(self.removal());
+        effects
     }
 
     fn finish(&mut self, reason: EndReason, members_left: u64) -> Vec<Effect> {

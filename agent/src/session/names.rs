@@ -215,6 +215,10 @@ pub enum Cause {
     Labelled,
     /// The end began, for this reason.
     End(EndReason),
+    /// Its members were stopped, because an operator asked for it.
+    Frozen,
+    /// They were let go again.
+    Thawed,
     /// What is left of the session was counted: nothing, or in mode `observe` what was left to run on.
     Measured,
 }
@@ -224,6 +228,8 @@ impl fmt::Display for Cause {
         f.pad(match self {
             Self::Labelled => "labelled",
             Self::End(reason) => reason.as_str(),
+            Self::Frozen => "frozen",
+            Self::Thawed => "thawed",
             Self::Measured => "measured",
         })
     }
@@ -235,6 +241,8 @@ impl FromStr for Cause {
     fn from_str(name: &str) -> Result<Self, UnknownName> {
         match name {
             "labelled" => Ok(Self::Labelled),
+            "frozen" => Ok(Self::Frozen),
+            "thawed" => Ok(Self::Thawed),
             "measured" => Ok(Self::Measured),
             _ => find(&EndReason::ALL, name, "a cause").map(Self::End),
         }

@@ -1,30 +1,93 @@
 //! The machine under random inputs, and the paths that matter one by one.
 
-use proptest::{collection::vec, prelude::*, sample::select};
+use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
 
-const DEADLINE: u64 = 1_000;
+const SECOND: u64 = 1_000_000_000;
+/// Longer than the longest warning.
+const DEADLINE: u64 = 100 * SECOND;
+
+const FREEZE: Input = Input::Freeze { now_boot_ns: SECOND };
+
+fn session(mode: Mode, limits: Limits) -> Session {
+    Session::new(SessionId::from_random([7; 16]), mode, limits, 0)
+}
 
 fn new(mode: Mode) -> Session {
-    Session::new(SessionId::from_random([7; 16]), mode, DEADLINE)
+    session(mode, Limits::ttl(DEADLINE))
+}
+
+fn active(limits: Limits) -> Session {
+    let mut session = session(Mode::Enforce, limits);
+    assert_eq!(session.step(Input::Labelled).len(), 1);
+    session
+}
+
+fn tick(seconds: u64) -> Input {
+    Input::Tick { now_boot_ns: seconds * SECOND }
 }
 
 fn round(killed: u64, left: u64) -> Input {
     Input::Swept(Round { killed, left, ms: 1 })
 }
 
+fn record(from: State, to: State, cause: Cause) -> Effect {
+    Effect::Record { from, to, cause }
+}
+
+fn ending(reason: EndReason) -> Effect {
+    record(State::Active, State::Ending, Cause::End(reason))
+}
+
+fn times() -> impl Strategy<Value = u64> {
+    (0..2 * DEADLINE / SECOND).prop_map(|seconds| seconds * SECOND)
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let graces = (select(vec![0, 5 * SECOND]), select(vec![0, 7 * SECOND]));
+    (times(), option::of(times()), option::of(times()), option::of(times()), graces).prop_map(
+        |(ttl_boot_ns, idle, window_boot_ns, credential_boot_ns, (term_ns, leftovers_ns))| Limits {
+            ttl_boot_ns,
+            idle: idle.map(|after| Idle::new(after, 0)),
+            window_boot_ns,
+            credential_boot_ns,
+            term_ns,
+            leftovers_ns,
+        },
+    )
+}
+
 fn inputs() -> impl Strategy<Value = Vec<Input>> {
     let input = prop_oneof![
         Just(Input::Labelled),
         Just(Input::StartFailed),
-        Just(Input::FirstExited),
-        (0..2 * DEADLINE).prop_map(|now_boot_ns| Input::Tick { now_boot_ns }),
+        times().prop_map(|now_boot_ns| Input::FirstExited { now_boot_ns }),
+        times().prop_map(|now_boot_ns| Input::Tick { now_boot_ns }),
+        (times(), option::of(times()))
+            .prop_map(|(now_boot_ns, last_boot_ns)| Input::Looked { now_boot_ns, last_boot_ns }),
+        (times(), times()).prop_map(|(now_boot_ns, ttl_boot_ns)| Input::Renew { now_boot_ns, ttl_boot_ns }),
+        (times(), option::of(times()), option::of(times())).prop_map(
+            |(now_boot_ns, window_boot_ns, credential_boot_ns)| Input::Rearm {
+                now_boot_ns,
+                window_boot_ns,
+                credential_boot_ns
+            }
+        ),
+        times().prop_map(|now_boot_ns| Input::Freeze { now_boot_ns }),
+        times().prop_map(|now_boot_ns| Input::Thaw { now_boot_ns }),
         select(EndReason::ALL.to_vec()).prop_map(|reason| Input::End { reason }),
         (0..5u64, 0..3u64).prop_map(|(killed, left)| round(killed, left)),
         (0..3u64).prop_map(|left| Input::Counted { left }),
     ];
-    vec(input, 0..40)
+    // a life that is more than its first moments: most inputs would end it
+    (vec(input, 0..40), any::<bool>()).prop_map(|(mut inputs, lives)| {
+        if lives {
+            inputs.insert(0, Input::Labelled);
+            inputs.retain(|input| !matches!(input, Input::End { .. } | Input::StartFailed));
+        }
+        inputs
+    })
 }
 
 fn modes() -> impl Strategy<Value = Mode> {
@@ -46,22 +109,35 @@ fn position(effects: &[Effect], wanted: impl Fn(&Effect) -> bool) -> Option<usiz
     effects.iter().position(wanted)
 }
 
+fn count(effects: &[Effect], wanted: impl Fn(&Effect) -> bool) -> usize {
+    effects.iter().filter(|effect| wanted(effect)).count()
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
     #[test]
-    fn the_end_has_a_reason_and_no_way_back(mode in modes(), inputs in inputs()) {
-        let (states, _) = run(&mut new(mode), &inputs);
+    fn the_end_has_a_reason_and_no_way_back(mode in modes(), limits in limits(), inputs in inputs()) {
+        let (states, _) = run(&mut session(mode, limits), &inputs);
         for pair in states.windows(2) {
             let ((from, reason), (to, later)) = (pair[0], pair[1]);
-            let order = |state| State::ALL.iter().position(|known| *known == state);
-            prop_assert!(order(from) <= order(to), "{from} to {to}");
+            let allowed = from == to || matches!(
+                (from, to),
+                (State::Starting, State::Active | State::Ending)
+                    | (State::Active, State::Frozen | State::Ending)
+                    | (State::Frozen, State::Active | State::Ending)
+                    | (State::Ending, State::Ended)
+            );
+            prop_assert!(allowed, "{from} to {to}");
             prop_assert_eq!(later.is_some(), matches!(to, State::Ending | State::Ended));
             prop_assert!(reason.is_none() || reason == later, "the first reason stands");
         }
     }
 
     #[test]
-    fn every_change_is_recorded_and_nothing_is_done_twice(mode in modes(), inputs in inputs()) {
-        let (states, effects) = run(&mut new(mode), &inputs);
+    fn every_change_is_recorded_and_nothing_is_done_twice(mode in modes(), limits in limits(), inputs in inputs()) {
+        let mut session = session(mode, limits);
+        let (states, effects) = run(&mut session, &inputs);
         let changes: Vec<_> = states.windows(2).map(|pair| (pair[0].0, pair[1].0)).filter(|(from, to)| from != to).collect();
         let recorded: Vec<_> = effects.iter().filter_map(|effect| match effect {
             Effect::Record { from, to, .. } => Some((*from, *to)),
@@ -70,8 +146,11 @@ proptest! {
         prop_assert_eq!(changes, recorded);
 
         let (last, reason) = states[states.len() - 1];
-        let marks = effects.iter().filter(|effect| **effect == Effect::MarkEnded).count();
-        prop_assert_eq!(marks, usize::from(reason.is_some()));
+        let marks = count(&effects, |effect| *effect == Effect::MarkEnded);
+        // a session in its grace has a reason and is not marked yet
+        prop_assert!(marks == usize::from(reason.is_some()) || (marks == 0 && last == State::Ending));
+        let asked = count(&effects, |effect| matches!(effect, Effect::Terminate { .. }));
+        prop_assert!(asked <= 1);
         let ends: Vec<_> = effects.iter().filter_map(|effect| match effect {
             Effect::Finish { reason, .. } => Some(*reason),
             _ => None,
@@ -80,12 +159,11 @@ proptest! {
     }
 
     #[test]
-    fn the_kernel_is_marked_first(mode in modes(), inputs in inputs()) {
-        let (_, effects) = run(&mut new(mode), &inputs);
+    fn the_kernel_is_marked_before_anybody_is_killed(mode in modes(), limits in limits(), inputs in inputs()) {
+        let (_, effects) = run(&mut session(mode, limits), &inputs);
         let mark = position(&effects, |effect| *effect == Effect::MarkEnded);
         let others = [
-            position(&effects, |effect| matches!(effect, Effect::Sweep | Effect::Count)),
-            position(&effects, |effect| matches!(effect, Effect::Record { to: State::Ending, .. })),
+            position(&effects, |effect| *effect == Effect::Sweep),
             position(&effects, |effect| matches!(effect, Effect::Finish { .. })),
         ];
         for other in others.into_iter().flatten() {
@@ -94,25 +172,69 @@ proptest! {
     }
 
     #[test]
-    fn only_enforce_kills_and_only_observe_leaves(mode in modes(), inputs in inputs()) {
-        let (_, effects) = run(&mut new(mode), &inputs);
+    fn only_enforce_kills_and_only_observe_leaves(mode in modes(), limits in limits(), inputs in inputs()) {
+        let (_, effects) = run(&mut session(mode, limits), &inputs);
         for effect in effects {
             match effect {
-                Effect::Sweep => prop_assert_eq!(mode, Mode::Enforce),
-                Effect::Count => prop_assert_eq!(mode, Mode::Observe),
+                Effect::Sweep | Effect::Terminate { .. } => prop_assert_eq!(mode, Mode::Enforce),
                 Effect::Finish { members_left, .. } => prop_assert!(members_left == 0 || mode == Mode::Observe),
-                Effect::MarkEnded | Effect::Record { .. } => {}
+                _ => {}
             }
         }
     }
 
     #[test]
-    fn a_replay_and_a_stored_session_go_the_same_way(mode in modes(), inputs in inputs(), cut in 0..40usize) {
-        let mut straight = new(mode);
+    fn frozen_and_thawed_take_turns(mode in modes(), limits in limits(), inputs in inputs()) {
+        let (states, effects) = run(&mut session(mode, limits), &inputs);
+        let turns: Vec<_> = effects.iter().filter(|e| matches!(e, Effect::Freeze | Effect::Thaw)).collect();
+        for (n, turn) in turns.iter().enumerate() {
+            prop_assert_eq!(**turn, if n % 2 == 0 { Effect::Freeze } else { Effect::Thaw });
+        }
+        // nobody who is not killed is left stopped
+        if mode == Mode::Observe && states[states.len() - 1].0 == State::Ended {
+            prop_assert_eq!(turns.len() % 2, 0);
+        }
+    }
+
+    /// The kernel's word is the one that was last told, never later than what ends the session but for the idle
+    /// limit's margin, and whoever is told the time after it sees the end.
+    #[test]
+    fn the_kernel_holds_the_shortest_limit(mode in modes(), limits in limits(), inputs in inputs()) {
+        let mut session = session(mode, limits);
+        let mut told = session.armed().at_boot_ns;
+        for input in inputs {
+            for effect in session.step(input) {
+                if let Effect::SetDeadline { at_boot_ns } = effect {
+                    prop_assert_ne!(told, at_boot_ns, "told twice");
+                    told = at_boot_ns;
+                }
+            }
+            prop_assert_eq!(told, session.armed().at_boot_ns);
+            if session.reason().is_none() {
+                let due = session.due();
+                let frozen = session.state() == State::Frozen;
+                let margin = if due.reason == EndReason::Idle { IDLE_MARGIN_NS } else { 0 };
+                prop_assert!(told <= due.at_boot_ns + margin);
+                prop_assert_eq!(due, session.limits().first(frozen));
+                prop_assert!(session.wakes_at().is_some_and(|at| at <= due.at_boot_ns.max(told)));
+            }
+            let mut later = session.clone();
+            let _ = later.step(Input::Tick { now_boot_ns: told });
+            prop_assert!(later.reason().is_some(), "the kernel refuses everything and the session lives");
+        }
+    }
+
+    #[test]
+    fn a_replay_and_a_stored_session_go_the_same_way(
+        mode in modes(), limits in limits(), inputs in inputs(), cut in 0..40usize,
+    ) {
+        let mut straight = session(mode, limits.clone());
         let expected = run(&mut straight, &inputs).1;
 
-        let (before, after) = inputs.split_at(cut.min(inputs.len()));
-        let mut first = new(mode);
+        let recorded = serde_json::to_string(&inputs).expect("inputs serialise");
+        let replayed: Vec<Input> = serde_json::from_str(&recorded).expect("and come back");
+        let (before, after) = replayed.split_at(cut.min(replayed.len()));
+        let mut first = session(mode, limits);
         let mut effects = run(&mut first, before).1;
         let stored = serde_json::to_string(&first).expect("a session serialises");
         let mut restored: Session = serde_json::from_str(&stored).expect("and comes back");
@@ -125,11 +247,9 @@ proptest! {
 #[test]
 fn the_ordinary_life() {
     let mut session = new(Mode::Enforce);
-    let record = |from, to, cause| Effect::Record { from, to, cause };
     assert_eq!(session.step(Input::Labelled), [record(State::Starting, State::Active, Cause::Labelled)]);
-    assert_eq!(session.step(Input::Tick { now_boot_ns: DEADLINE - 1 }), []);
-    let end = record(State::Active, State::Ending, Cause::End(EndReason::Ttl));
-    assert_eq!(session.step(Input::Tick { now_boot_ns: DEADLINE }), [Effect::MarkEnded, end, Effect::Sweep]);
+    assert_eq!(session.step(tick(39)), []);
+    assert_eq!(session.step(tick(100)), [Effect::MarkEnded, ending(EndReason::Ttl), Effect::Sweep]);
     assert_eq!(session.step(Input::End { reason: EndReason::Operator }), []);
     assert_eq!(session.step(round(3, 1)), [Effect::Sweep]);
     let finish = Effect::Finish { reason: EndReason::Ttl, members_left: 0 };
@@ -140,18 +260,21 @@ fn the_ordinary_life() {
 
 #[test]
 fn observing_ends_without_a_kill() {
-    let mut session = new(Mode::Observe);
+    let limits = Limits { term_ns: 5 * SECOND, leftovers_ns: 5 * SECOND, ..Limits::ttl(DEADLINE) };
+    let mut session = session(Mode::Observe, limits);
     assert_eq!(session.step(Input::Labelled).len(), 1);
-    let end = Effect::Record { from: State::Active, to: State::Ending, cause: Cause::End(EndReason::Completed) };
-    assert_eq!(session.step(Input::FirstExited), [Effect::MarkEnded, end, Effect::Count]);
-    let last = Effect::Record { from: State::Ending, to: State::Ended, cause: Cause::Measured };
+    assert_eq!(session.step(FREEZE).first(), Some(&Effect::Freeze));
+    let end = record(State::Frozen, State::Ending, Cause::End(EndReason::Completed));
+    let expected = [Effect::MarkEnded, end, Effect::Thaw, Effect::Count];
+    assert_eq!(session.step(Input::FirstExited { now_boot_ns: SECOND }), expected);
+    let last = record(State::Ending, State::Ended, Cause::Measured);
     let finish = Effect::Finish { reason: EndReason::Completed, members_left: 2 };
     assert_eq!(session.step(Input::Counted { left: 2 }), [last, finish]);
 }
 
 #[test]
 fn a_start_that_fails_is_swept_too() {
-    for input in [Input::StartFailed, Input::FirstExited] {
+    for input in [Input::StartFailed, Input::FirstExited { now_boot_ns: 0 }] {
         let mut session = new(Mode::Enforce);
         assert_eq!(session.step(input).last(), Some(&Effect::Sweep));
         assert_eq!(session.reason(), Some(EndReason::StartFailed));
@@ -173,6 +296,122 @@ fn endless_rounds_stay_bounded() {
 }
 
 #[test]
+fn each_limit_ends_with_its_reason() {
+    let at = Some(50 * SECOND);
+    let base = Limits::ttl(DEADLINE);
+    for (limits, reason) in [
+        (Limits { window_boot_ns: at, ..base.clone() }, EndReason::Window),
+        (Limits { credential_boot_ns: at, ..base.clone() }, EndReason::CredentialExpired),
+        (Limits { idle: Some(Idle::new(50 * SECOND, 0)), ..base.clone() }, EndReason::Idle),
+        (Limits::ttl(50 * SECOND), EndReason::Ttl),
+    ] {
+        let mut session = active(limits);
+        assert_eq!(session.due(), Due { at_boot_ns: 50 * SECOND, reason });
+        assert_eq!(session.step(tick(39)), []);
+        assert_eq!(session.step(tick(50)), [Effect::MarkEnded, ending(reason), Effect::Sweep]);
+    }
+}
+
+#[test]
+fn activity_moves_the_idle_limit_and_only_that() {
+    let limits = Limits { idle: Some(Idle::new(20 * SECOND, 0)), ..Limits::ttl(DEADLINE) };
+    let mut session = active(limits);
+    let looked = |now: u64, last: Option<u64>| Input::Looked {
+        now_boot_ns: now * SECOND,
+        last_boot_ns: last.map(|last| last * SECOND),
+    };
+    assert!(session.wants_look(19 * SECOND));
+    let armed = |seconds| Effect::SetDeadline { at_boot_ns: seconds * SECOND + IDLE_MARGIN_NS };
+    assert_eq!(session.step(looked(19, Some(15))), [armed(35)]);
+    assert_eq!(session.step(looked(34, None)), []);
+    assert_eq!(session.step(looked(34, Some(10))), [], "what is older than the last moves nothing back");
+    assert_eq!(session.step(looked(34, Some(90))), [armed(54)], "nothing was done later than now");
+    // where nobody looked for so long, the kernel has refused everything already
+    let mut blind = session.clone();
+    assert_eq!(blind.step(looked(56, Some(55))), [Effect::MarkEnded, ending(EndReason::Idle), Effect::Sweep]);
+    // the time to live stays
+    for now in [50, 65, 80, 95] {
+        let _ = session.step(looked(now, Some(now)));
+    }
+    assert_eq!(session.due(), Due { at_boot_ns: DEADLINE, reason: EndReason::Ttl });
+}
+
+#[test]
+fn a_frozen_session_is_not_idle_and_its_deadline_holds() {
+    let limits = Limits { idle: Some(Idle::new(20 * SECOND, 0)), ..Limits::ttl(DEADLINE) };
+    let mut session = active(limits);
+    let frozen = record(State::Active, State::Frozen, Cause::Frozen);
+    let word = |at_boot_ns| Effect::SetDeadline { at_boot_ns };
+    assert_eq!(session.step(FREEZE), [Effect::Freeze, frozen, word(DEADLINE)]);
+    assert_eq!(session.step(FREEZE), []);
+    assert_eq!(session.step(tick(30)), []);
+    let mut kept = session.clone();
+    let thawed = record(State::Frozen, State::Active, Cause::Thawed);
+    let thaw = Input::Thaw { now_boot_ns: 30 * SECOND };
+    assert_eq!(session.step(thaw), [word(50 * SECOND + IDLE_MARGIN_NS), Effect::Thaw, thawed]);
+    assert_eq!(session.step(thaw), []);
+    let end = record(State::Frozen, State::Ending, Cause::End(EndReason::Ttl));
+    assert_eq!(kept.step(tick(100)), [Effect::MarkEnded, end, Effect::Sweep]);
+}
+
+#[test]
+fn warnings_come_once_and_again_where_the_end_moves() {
+    let mut session = active(Limits::ttl(DEADLINE));
+    let due = |seconds| Due { at_boot_ns: seconds * SECOND, reason: EndReason::Ttl };
+    let warn = |left, until| Effect::Warn { due: due(until), left_ns: left * SECOND };
+    assert_eq!(session.wakes_at(), Some(40 * SECOND));
+    assert_eq!(session.step(tick(40)), [warn(60, 100)]);
+    assert_eq!(session.step(tick(41)), []);
+    assert_eq!(session.wakes_at(), Some(90 * SECOND));
+    let renew = Input::Renew { now_boot_ns: 50 * SECOND, ttl_boot_ns: 150 * SECOND };
+    assert_eq!(session.step(renew), [Effect::SetDeadline { at_boot_ns: 150 * SECOND }]);
+    // whoever slept over the longer one is told of the shorter one only
+    assert_eq!(session.step(tick(145)), [warn(5, 150)]);
+    assert_eq!(session.step(tick(149)), []);
+    // what is shorter than a warning from the start is not warned of by it
+    let mut short = active(Limits::ttl(30 * SECOND));
+    assert_eq!(short.wakes_at(), Some(20 * SECOND));
+    assert_eq!(short.step(tick(19)), []);
+}
+
+#[test]
+fn term_comes_before_the_deadline_and_never_moves_it() {
+    let mut session = active(Limits { term_ns: 5 * SECOND, ..Limits::ttl(8 * SECOND) });
+    assert_eq!(session.wakes_at(), Some(3 * SECOND));
+    let terminate = Effect::Terminate { until_boot_ns: 8 * SECOND };
+    assert_eq!(session.step(tick(3)), [ending(EndReason::Ttl), terminate]);
+    assert_eq!(session.reason(), Some(EndReason::Ttl));
+    assert_eq!(session.step(tick(4)), [Effect::Count]);
+    assert_eq!(session.step(Input::Counted { left: 2 }), []);
+    let mut early = session.clone();
+    assert_eq!(
+        early.step(Input::Counted { left: 0 }),
+        [Effect::MarkEnded, Effect::Sweep],
+        "nobody is left to wait for"
+    );
+    let mut revoked = session.clone();
+    let revoke = Input::End { reason: EndReason::Revoked };
+    assert_eq!(revoked.step(revoke), [Effect::MarkEnded, Effect::Sweep], "an operator need not wait");
+    assert_eq!(session.step(tick(8)), [Effect::MarkEnded, Effect::Sweep]);
+    // one who wakes after the deadline finds no grace left
+    let mut late = active(Limits { term_ns: 5 * SECOND, ..Limits::ttl(8 * SECOND) });
+    assert_eq!(late.step(tick(8)), [Effect::MarkEnded, ending(EndReason::Ttl), Effect::Sweep]);
+}
+
+#[test]
+fn leftovers_have_their_grace_within_the_limits() {
+    let mut session = active(Limits { leftovers_ns: 10 * SECOND, ..Limits::ttl(DEADLINE) });
+    let word = |seconds| Effect::SetDeadline { at_boot_ns: seconds * SECOND };
+    let exited = |seconds| Input::FirstExited { now_boot_ns: seconds * SECOND };
+    assert_eq!(session.step(exited(20)), [word(30), ending(EndReason::Completed)]);
+    assert_eq!(session.step(tick(30)), [Effect::MarkEnded, Effect::Sweep]);
+    let mut late = active(Limits { leftovers_ns: 10 * SECOND, ..Limits::ttl(DEADLINE) });
+    assert_eq!(late.step(exited(95)), [ending(EndReason::Completed)], "the deadline is held already");
+    assert_eq!(late.wakes_at(), Some(95 * SECOND));
+    assert_eq!(late.step(tick(100)), [Effect::MarkEnded, Effect::Sweep]);
+}
+
+#[test]
 fn names_are_one_spelling_everywhere() {
     fn check<T>(all: &[T])
     where
@@ -190,7 +429,9 @@ fn names_are_one_spelling_everywhere() {
     check(&State::ALL);
     check(&EndReason::ALL);
     check(&Mode::ALL);
-    check(&[Cause::Labelled, Cause::Measured, Cause::End(EndReason::CredentialExpired)]);
+    let causes = [Cause::Labelled, Cause::Frozen, Cause::Thawed, Cause::Measured];
+    check(&causes);
+    check(&[Cause::End(EndReason::CredentialExpired)]);
     let message = "enforced".parse::<Mode>().map_err(|error| error.to_string());
     assert_eq!(message, Err("\"enforced\" is not a mode; use one of: enforce, observe".to_owned()));
 }

@@ -31,6 +31,7 @@ pub(crate) struct Launch<'a> {
     policy: String,
     command: Vec<String>,
     ttl: Option<String>,
+    flags: Vec<String>,
     user: Option<User>,
     folder: Option<PathBuf>,
     stdin: Option<PathBuf>,
@@ -45,6 +46,7 @@ impl<'a> Launch<'a> {
             policy: policy.to_owned(),
             command,
             ttl: None,
+            flags: Vec::new(),
             user: None,
             folder: None,
             stdin: None,
@@ -55,6 +57,12 @@ impl<'a> Launch<'a> {
 
     pub(crate) fn ttl(mut self, ttl: &str) -> Self {
         self.ttl = Some(ttl.to_owned());
+        self
+    }
+
+    /// A flag of `run` and its value.
+    pub(crate) fn flag(mut self, flag: &str, value: &str) -> Self {
+        self.flags.extend([flag.to_owned(), value.to_owned()]);
         self
     }
 
@@ -87,6 +95,7 @@ impl<'a> Launch<'a> {
     pub(crate) fn start(self) -> Result<Running> {
         let mut words = vec!["run".to_owned(), "--policy".to_owned(), self.policy];
         words.extend(self.ttl.into_iter().flat_map(|ttl| ["--ttl".to_owned(), ttl]));
+        words.extend(self.flags);
         words.push("--".to_owned());
         words.extend(self.command);
         let mut command = self.sandbox.tipstaff();

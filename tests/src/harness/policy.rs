@@ -5,7 +5,9 @@ use std::fmt::{self, Display};
 /// A policy, of the kind `ci` where nothing else is said.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
+    name: &'static str,
     kind: &'static str,
+    limits: Vec<String>,
     net: Vec<String>,
     scope: Vec<String>,
     spec: Vec<String>,
@@ -21,7 +23,9 @@ pub(crate) struct Policy {
 impl Policy {
     pub(crate) fn new() -> Self {
         Self {
+            name: "test",
             kind: "ci",
+            limits: Vec::new(),
             net: Vec::new(),
             scope: Vec::new(),
             spec: Vec::new(),
@@ -60,6 +64,17 @@ impl Policy {
 
     pub(crate) fn ttl(mut self, ttl: &'static str) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    pub(crate) fn name(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// A line below `limits`, such as `idle: 2s`.
+    pub(crate) fn limit(mut self, line: impl Display) -> Self {
+        self.limits.push(line.to_string());
         self
     }
 
@@ -119,10 +134,12 @@ fn net_rule(id: &str, prefix: &str, ports: &str) -> String {
 
 impl Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "apiVersion: tipstaff.dev/v1alpha1\nkind: SessionPolicy\nmetadata:\n  name: test")?;
+        writeln!(f, "apiVersion: tipstaff.dev/v1alpha1\nkind: SessionPolicy\nmetadata:\n  name: {}", self.name)?;
         writeln!(f, "spec:\n  kind: {}\n  mode: {}\n  strict: {}", self.kind, self.mode, self.strict)?;
         self.spec.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
-        writeln!(f, "  limits:\n    ttl: {}\n  scope:", self.ttl)?;
+        writeln!(f, "  limits:\n    ttl: {}", self.ttl)?;
+        self.limits.iter().try_for_each(|line| writeln!(f, "    {line}"))?;
+        writeln!(f, "  scope:")?;
         self.scope.iter().try_for_each(|line| writeln!(f, "    {line}"))?;
         writeln!(f, "    exec:")?;
         rules(f, "allow", &self.exec_allow)?;

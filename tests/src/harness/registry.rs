@@ -56,18 +56,26 @@ pub(crate) struct Test {
     pub(crate) name: &'static str,
     /// Where it runs; a declared tier that ran nowhere is a failure of the whole.
     pub(crate) tiers: &'static [Tier],
-    /// Older kernels skip it, and say so. There is no other reason to skip.
+    /// Older kernels skip it, and say so.
     pub(crate) since: Option<Since>,
+    /// What it does to a whole host, so that it runs in guests only; elsewhere it is skipped, and that is said.
+    pub(crate) guests: Option<&'static str>,
     pub(crate) run: fn(&mut Sandbox) -> Result<()>,
 }
 
 impl Test {
     pub(crate) const fn new(name: &'static str, tiers: &'static [Tier], run: fn(&mut Sandbox) -> Result<()>) -> Self {
-        Self { name, tiers, since: None, run }
+        Self { name, tiers, since: None, guests: None, run }
     }
 
     pub(crate) const fn since(mut self, kernel: (u32, u32), feature: &'static str) -> Self {
         self.since = Some(Since { kernel, feature });
+        self
+    }
+
+    /// It does `what` to the host, and so runs in guests only.
+    pub(crate) const fn guests_only(mut self, what: &'static str) -> Self {
+        self.guests = Some(what);
         self
     }
 

@@ -106,6 +106,9 @@ fn judge(test: &Test, tier: Tier, agent: &Path, release: &str) -> Outcome {
         let (major, minor) = since.kernel;
         return Outcome::Skip(format!("{} is there from {major}.{minor} on", since.feature));
     }
+    if let Some(what) = test.guests.filter(|_| !in_guest()) {
+        return Outcome::Skip(format!("it {what}: in guests only"));
+    }
     match in_child(&["--one", test.name, "--tier", tier.name()], agent) {
         Ok(_) => Outcome::Pass,
         Err(error) => Outcome::Fail(format!("{error:#}")),

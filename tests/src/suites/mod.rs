@@ -2,10 +2,13 @@
 
 mod badinput;
 mod cli;
+mod control;
+mod end;
 mod evidence;
 mod exec;
 mod faults;
 mod flows;
+mod limits;
 mod members;
 mod net;
 mod rings;
@@ -23,6 +26,9 @@ pub(crate) const ALL: &[&[Test]] = &[
     net::TESTS,
     scope::TESTS,
     time::TESTS,
+    limits::TESTS,
+    control::TESTS,
+    end::TESTS,
     faults::TESTS,
     flows::TESTS,
     run::TESTS,

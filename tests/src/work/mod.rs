@@ -10,6 +10,7 @@ pub(crate) mod measure;
 mod network;
 mod place;
 mod process;
+mod stubborn;
 pub(crate) mod victims;
 
 use std::{fs, process::ExitCode};
@@ -63,6 +64,13 @@ fn act(words: &[&str]) -> Result<u8> {
         "daemonise" => process::daemonise(rest),
         "spin" => process::spin(),
         "idle" => process::idle(),
+        "count" => stubborn::count(rest),
+        "catch" => stubborn::catch(rest),
+        "deaf" => stubborn::deaf(rest),
+        "stop" => stubborn::stop(),
+        "traced" => stubborn::traced(rest),
+        "bomb" => stubborn::bomb(rest),
+        "append" => stubborn::append(rest),
         "cgroup" => place::cgroup(rest),
         "nest" => place::nest(rest),
         "clone-into" => place::clone_into(rest),

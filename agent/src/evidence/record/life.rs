@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::super::text::Text;
@@ -24,8 +25,31 @@ pub struct SessionStart {
     pub context: Context,
     /// Time to live, milliseconds.
     pub ttl_ms: u64,
-    /// `CLOCK_BOOTTIME` nanoseconds at which it ends at the latest.
+    /// `CLOCK_BOOTTIME` nanoseconds at which it ends at the latest, as limits stood at its start.
     pub deadline_boot_ns: u64,
+    /// Its other limits.
+    #[serde(default)]
+    pub limits: Box<StartLimits>,
+    /// The labels that it was started with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a session is held to beside its time to live.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartLimits {
+    /// How long it may do nothing, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_ms: Option<u64>,
+    /// The windows in which it may run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<String>,
+    /// When the window that is open closes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_closes: Option<Timestamp>,
+    /// When its credential expires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential_expires: Option<Timestamp>,
 }
 
 /// Which policy.

@@ -27,6 +27,13 @@ pub(super) fn session_start() -> Body {
         },
         ttl_ms: 20_000,
         deadline_boot_ns: u64::MAX,
+        limits: Box::new(StartLimits {
+            idle_ms: Some(2_000),
+            windows: vec!["Mon 09:00-17:00 UTC".to_owned()],
+            window_closes: Some(at(9).time),
+            credential_expires: Some(at(8).time),
+        }),
+        labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
     })
 }
 
@@ -161,6 +168,32 @@ fn one_of_each() -> Vec<Body> {
             rule: Some("no-curl".to_owned()),
             message: "denied".to_owned(),
         }),
+        Body::Warning(Warning {
+            session,
+            limit: EndReason::Ttl,
+            left_ms: 10_000,
+            signal: Some("SIGUSR1".to_owned()),
+            delivered: Some(true),
+        }),
+        Body::Terminate(Terminate { session, signalled: 3, grace_ms: 5_000 }),
+        Body::Stuck(Stuck {
+            session,
+            tasks: vec![StuckTask { pid, name: Text::from("tar"), state: "D (disk sleep)".to_owned() }],
+        }),
+        Body::Command(Command {
+            session,
+            verb: "renew".to_owned(),
+            principal: principal(),
+            detail: "20000 ms from its start".to_owned(),
+        }),
+        Body::Revoke(Revoke {
+            principal: principal(),
+            by: "policy".to_owned(),
+            value: "p".to_owned(),
+            sessions: vec![session],
+            stay: Some(StayRef { id: session.to_string(), until: at(9).time }),
+        }),
+        Body::Lift(Lift { principal: principal(), stay: session.to_string() }),
         Body::Receipts(Receipts { session, receipts: Vec::new() }),
         flows_cut(),
         session_end(),

@@ -27,6 +27,7 @@ fn policy(kind: Kind) -> Policy {
         mode: Mode::Enforce,
         strict: false,
         ttl: std::time::Duration::from_secs(1),
+        limits: crate::policy::Limits::default(),
         exec: Vec::new(),
         net: Vec::new(),
         listen: Access::default(),

@@ -1,0 +1,71 @@
+//! `tipstaff freeze` and `thaw`: stop a session's members, and let them go on.
+
+use std::time::Duration;
+
+use super::{
+    Exit, Failure, Print, operate,
+    print::{self, printable},
+};
+use crate::{
+    api::wire::{Frozen, Request, SessionId},
+    config::Config,
+};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Flags {
+    /// The session's id, or the beginning of it
+    id: String,
+    #[command(flatten)]
+    print: Print,
+}
+
+/// Exits with 1 where a member was not reached or does not stand still yet.
+pub(super) fn freeze(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
+    let frozen = call(config, Request::Freeze(SessionId { id: flags.id.clone() }))?;
+    print::show(flags.print.output, &frozen, text)?;
+    Ok(if frozen.still && frozen.outside.is_empty() { Exit::Ok } else { Exit::Failed })
+}
+
+pub(super) fn thaw(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
+    let thawed = call(config, Request::Thaw(SessionId { id: flags.id.clone() }))?;
+    print::show(flags.print.output, &thawed, text)?;
+    Ok(Exit::Ok)
+}
+
+fn call(config: &Config, request: Request) -> Result<Frozen, Failure> {
+    Ok(operate(config, LIMIT)?.call(&request)?)
+}
+
+fn text(frozen: &Frozen) -> String {
+    let mut text =
+        format!("session {} is {}: {} processes", printable(&frozen.session), printable(&frozen.state), frozen.members);
+    if frozen.state == "frozen" && !frozen.still {
+        text.push_str(", some of them asleep in the kernel: they stop when they wake");
+    }
+    if !frozen.outside.is_empty() {
+        let pids: Vec<String> = frozen.outside.iter().map(u32::to_string).collect();
+        text.push_str(&format!(", outside its cgroup and not reached: {}", pids.join(", ")));
+    }
+    text + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_not_reached_is_said() {
+        let frozen = |outside: &[u32], still| Frozen {
+            session: "ab".into(),
+            state: "frozen".into(),
+            members: 3,
+            outside: outside.to_vec(),
+            still,
+        };
+        assert_eq!(text(&frozen(&[], true)), "session ab is frozen: 3 processes\n");
+        let told = text(&frozen(&[7, 9], false));
+        assert!(told.contains("asleep in the kernel") && told.contains("not reached: 7, 9"), "{told}");
+    }
+}

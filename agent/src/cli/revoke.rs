@@ -1,0 +1,183 @@
+//! `tipstaff revoke`: ends every session of a principal, of a policy, with a label, or one, and keeps a principal or a
+//! policy from starting again for a while.
+
+use std::{fs, io, time::Duration};
+
+use super::{
+    Exit, Failure, Print, ask, operate,
+    print::{self, printable, short_id},
+};
+use crate::{
+    api::wire::{Lift, Request, Revoke, RevokeBy, Revoked, RevokedRow, Stay, Stays},
+    config::Config,
+};
+
+/// Ending waits until the kernel has reaped every member.
+const LIMIT: Duration = Duration::from_secs(60);
+const USERS: &str = "/etc/passwd";
+
+pub(super) const HELP: &str = "\
+A revoked principal or policy cannot start again for the stay's time, 1h unless --stay says another; it survives a \
+restart of the agent and of the host. Exit status: 1 if members are left (mode observe).";
+
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Flags {
+    #[command(flatten)]
+    what: What,
+    /// How long a principal or policy cannot start again
+    #[arg(long, value_name = "DURATION", value_parser = super::run::time_to_live, conflicts_with_all = ["no_stay", "list", "lift"])]
+    stay: Option<String>,
+    /// Let the principal or policy start again at once
+    #[arg(long, conflicts_with_all = ["list", "lift"])]
+    no_stay: bool,
+    /// Print who would be hit, and hit nobody
+    #[arg(long, conflicts_with_all = ["list", "lift"])]
+    dry_run: bool,
+    #[command(flatten)]
+    print: Print,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// One session, by its id or the beginning of it
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+    /// Sessions that act for a user: the caller's, or that of its login
+    #[arg(long, value_name = "USER|UID")]
+    principal: Option<String>,
+    /// Sessions under the policy of this name
+    #[arg(long, value_name = "NAME")]
+    policy: Option<String>,
+    /// Sessions that were started with this label
+    #[arg(long, value_name = "KEY=VALUE")]
+    label: Option<String>,
+    /// Print what cannot start, and until when
+    #[arg(long)]
+    list: bool,
+    /// Let what a stay holds start again
+    #[arg(long, value_name = "STAY")]
+    lift: Option<String>,
+}
+
+/// How long a stay is where nothing says another.
+const STAY: &str = "1h";
+
+pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
+    if flags.what.list {
+        let stays: Stays = ask(config)?.call(&Request::Stays {})?;
+        print::show(flags.print.output, &stays, |stays| table(&stays.stays))?;
+        return Ok(Exit::Ok);
+    }
+    if let Some(id) = &flags.what.lift {
+        let lifted: Stays = operate(config, LIMIT)?.call(&Request::Lift(Lift { id: id.clone() }))?;
+        print::show(flags.print.output, &lifted, |lifted| table(&lifted.stays))?;
+        return Ok(Exit::Ok);
+    }
+    let request = Request::Revoke(request(flags)?);
+    let revoked: Revoked = operate(config, LIMIT)?.call(&request)?;
+    print::show(flags.print.output, &revoked, text)?;
+    let left: u64 = revoked.sessions.iter().map(|row| row.members_left).sum();
+    Ok(if left == 0 { Exit::Ok } else { Exit::Failed })
+}
+
+fn request(flags: &Flags) -> Result<Revoke, Failure> {
+    let What { session, principal, policy, label, .. } = &flags.what;
+    let (by, value) = match (session, principal, policy, label) {
+        (Some(id), ..) => (RevokeBy::Session, id.clone()),
+        (_, Some(user), ..) => (RevokeBy::Principal, user_id(user)?.to_string()),
+        (_, _, Some(name), _) => (RevokeBy::Policy, name.clone()),
+        (.., Some(label)) => (RevokeBy::Label, label.clone()),
+        _ => return Err(Failure::new(Exit::Usage, "revoke needs a session, principal, policy or label")),
+    };
+    let stays = matches!(by, RevokeBy::Principal | RevokeBy::Policy);
+    if !stays && flags.stay.is_some() {
+        let message = "--stay is for --principal and --policy: a session never starts again";
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    let stay = flags.stay.clone().unwrap_or_else(|| STAY.to_owned());
+    let stay = (stays && !flags.no_stay).then_some(stay);
+    Ok(Revoke { by, value, dry_run: flags.dry_run, stay })
+}
+
+/// A user's id, from its name or number. The file and not getpwnam(3): the binary is static, and the C library's name
+/// services are not.
+fn user_id(user: &str) -> Result<u32, Failure> {
+    if let Ok(id) = user.parse() {
+        return Ok(id);
+    }
+    let users = match fs::read_to_string(USERS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        other => other.map_err(|error| Failure::new(Exit::Unable, format!("cannot read {USERS}: {error}")))?,
+    };
+    let id = in_passwd(&users, user);
+    id.ok_or_else(|| Failure::new(Exit::Usage, format!("{USERS} has no user {user:?}: give the user id")))
+}
+
+/// The id of a user in the text of passwd(5): `name:password:uid:…`.
+fn in_passwd(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        if fields.next() == Some(name) { fields.nth(1)?.parse().ok() } else { None }
+    })
+}
+
+fn text(revoked: &Revoked) -> String {
+    let count = revoked.sessions.len();
+    let mut text = match (revoked.dry_run, count) {
+        (true, _) => format!("{count} sessions would be ended\n"),
+        (false, _) => format!("{count} sessions ended\n"),
+    };
+    if count > 0 {
+        let limit = print::command_limit();
+        let row = |row: &RevokedRow| {
+            let (id, policy) = (short_id(&row.id), printable(&row.policy));
+            let command = print::command(&row.command, limit);
+            [id, policy, row.uid.to_string(), row.pid.to_string(), row.members_left.to_string(), command]
+        };
+        let rows = revoked.sessions.iter().map(row).collect();
+        text.push_str(&print::table(["ID", "POLICY", "UID", "PID", "LEFT", "COMMAND"], &[2, 3, 4], rows));
+    }
+    if let Some(stay) = &revoked.stay {
+        let (by, value, until) = (printable(&stay.by), printable(&stay.value), printable(&stay.until));
+        text.push_str(&format!("{by} {value} cannot start before {until} (stay {})\n", short_id(&stay.id)));
+    }
+    text
+}
+
+fn table(stays: &[Stay]) -> String {
+    let row = |stay: &Stay| [short_id(&stay.id), printable(&stay.by), printable(&stay.value), printable(&stay.until)];
+    print::table(["STAY", "BY", "VALUE", "UNTIL"], &[], stays.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_a_number_or_a_name_in_the_file() {
+        let users = "root:x:0:0:root:/root:/bin/sh\ndeploy:x:1001:1001::/:/bin/false\nbroken\n";
+        assert_eq!(in_passwd(users, "deploy"), Some(1001));
+        assert_eq!(in_passwd(users, "dep"), None);
+        assert_eq!(in_passwd(users, "broken"), None);
+        assert_eq!(user_id("4242").expect("a number"), 4242);
+    }
+
+    #[test]
+    fn what_was_hit_and_what_stays() {
+        let row = RevokedRow {
+            id: "0123456789abcdef0123456789abcdef".into(),
+            policy: "p".into(),
+            uid: 7,
+            pid: 42,
+            command: vec!["a b".into()],
+            members_left: 0,
+        };
+        let stay =
+            Stay { id: "ff".repeat(16), by: "policy".into(), value: "p".into(), until: "2026-11-22T00:00:00Z".into() };
+        let told = text(&Revoked { dry_run: false, sessions: vec![row], stay: Some(stay) });
+        assert!(told.starts_with("1 sessions ended\nID ") && told.contains("'a b'"), "{told}");
+        assert!(told.ends_with("policy p cannot start before 2026-11-22T00:00:00Z (stay ffffffffffff)\n"), "{told}");
+    }
+}

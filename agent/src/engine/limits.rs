@@ -1,0 +1,425 @@
+//! The limits of a live session: what it is held to at its start, whether it does anything, what the wall clock says,
+//! and the renewal of its time to live.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    os::unix::fs::MetadataExt as _,
+    time::Duration,
+};
+
+use jiff::{Timestamp, fmt::temporal::DateTimeParser};
+use nix::sys::stat::{major, minor};
+use tipstaff_common::event::{Header, KIND_CONNECT, KIND_EXEC};
+use tracing::debug;
+
+use super::{Engine, Live, complain, now};
+use crate::{
+    api::wire::{self, ApiError},
+    duration,
+    enforce::signal_members,
+    evidence::{Body, Moment, StartLimits, Terminate, Warning},
+    kernel::{boot_now, open_path, signal_pidfd},
+    policy::{Activity, Policy, next_opening, open_until},
+    session::{Due, Idle, Input, Limits, SessionId, State},
+};
+
+/// The wall clock against `CLOCK_BOOTTIME` is not told anew for less: clocks are slewed all the time.
+const DRIFT_NS: u64 = 100_000_000;
+const MS: u64 = 1_000_000;
+/// Labels of one session, and the bytes of a key and of a value.
+const LABELS: usize = 32;
+const KEY: usize = 63;
+const VALUE: usize = 255;
+
+/// What a session is held to at its start.
+pub(super) struct Held {
+    /// For the machine.
+    pub(super) limits: Limits,
+    /// For the evidence.
+    pub(super) start: StartLimits,
+}
+
+/// The limits of a session that starts now. `Err`: what the caller is told.
+pub(super) fn at_start(policy: &Policy, run: &wire::Run, ttl: Duration, at: Moment) -> Result<Held, ApiError> {
+    let rules = &policy.limits;
+    let window_closes = if rules.windows.is_empty() { None } else { Some(window_at(policy, at.time)?) };
+    let credential_expires = run.credential_expires.as_deref().map(|text| credential(text, at.time)).transpose()?;
+    let start = StartLimits {
+        idle_ms: rules.idle.as_ref().map(|idle| millis(idle.after)),
+        windows: rules.windows.iter().map(ToString::to_string).collect(),
+        window_closes,
+        credential_expires,
+    };
+    let limits = Limits {
+        ttl_boot_ns: at.boot_ns.saturating_add(nanos(ttl)),
+        idle: rules.idle.as_ref().map(|idle| Idle::new(nanos(idle.after), at.boot_ns)),
+        window_boot_ns: window_closes.map(|closes| on_boot_clock(closes, at)),
+        credential_boot_ns: credential_expires.map(|expires| on_boot_clock(expires, at)),
+        term_ns: nanos(rules.term),
+        leftovers_ns: nanos(rules.leftovers),
+    };
+    Ok(Held { limits, start })
+}
+
+fn window_at(policy: &Policy, time: Timestamp) -> Result<Timestamp, ApiError> {
+    open_until(&policy.limits.windows, time).ok_or_else(|| {
+        let list: Vec<String> = policy.limits.windows.iter().map(ToString::to_string).collect();
+        let message = format!("policy {} lets sessions run only at {}", policy.name, list.join(", "));
+        let next = next_opening(&policy.limits.windows, time);
+        let remedy = next.map_or_else(|| "none opens soon".into(), |next| format!("the next window opens at {next}"));
+        ApiError::Refused { message, rule: None, remedy }
+    })
+}
+
+/// A credential's end: RFC 3339, and not past.
+fn credential(text: &str, time: Timestamp) -> Result<Timestamp, ApiError> {
+    let expires = DateTimeParser::new().parse_timestamp(text).map_err(|_form| ApiError::BadRequest {
+        message: format!("--credential-expires {text:?} is no time: write RFC 3339, such as 2026-11-21T22:00:00Z"),
+    })?;
+    if expires > time {
+        return Ok(expires);
+    }
+    let message = format!("the credential expired at {expires}");
+    Err(ApiError::Refused { message, rule: None, remedy: "get a new one".into() })
+}
+
+/// Where a wall-clock moment lies on `CLOCK_BOOTTIME`, as both clocks stand now.
+fn on_boot_clock(moment: Timestamp, at: Moment) -> u64 {
+    let left = moment.duration_since(at.time).as_nanos().max(0);
+    at.boot_ns.saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
+}
+
+/// Labels as a session may have them.
+pub(super) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    let bad = |message: String| Err(ApiError::BadRequest { message });
+    if labels.len() > LABELS {
+        return bad(format!("{} labels are too many: a session has at most {LABELS}", labels.len()));
+    }
+    for (key, value) in labels {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+        if key.is_empty() || key.len() > KEY || !key.chars().all(fits) {
+            return bad(format!("label key {key:?} is not 1 to {KEY} letters, digits and . _ - /"));
+        }
+        if value.len() > VALUE || value.chars().any(char::is_control) {
+            return bad(format!("the value of label {key} has more than {VALUE} bytes, or control characters"));
+        }
+    }
+    Ok(())
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a session did, as far as its idle limit asks. Counters say whether, records say when; where a record was lost,
+/// it was now.
+#[derive(Debug, Default)]
+pub(super) struct Doings {
+    kinds: Vec<u16>,
+    /// Produced and lost records of those kinds at the last look.
+    produced: u64,
+    lost: u64,
+    /// The time of the last record.
+    last_boot_ns: u64,
+    terminal: Option<Terminal>,
+}
+
+/// A terminal's file and the times of its last read and write, which the kernel keeps in steps of eight seconds
+/// (`tty_update_time`, `drivers/tty/tty_io.c`).
+#[derive(Debug)]
+struct Terminal {
+    file: File,
+    times: [i64; 4],
+}
+
+impl Terminal {
+    /// The controlling terminal of a process, where one of its descriptors 0 to 2 is it: by the kernel's word on both.
+    fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // the name before it is in parentheses and may have any character; `tty_nr` is the fifth field after it
+        let number: u64 = stat.rsplit_once(") ")?.1.split(' ').nth(4)?.parse().ok().filter(|number| *number != 0)?;
+        // `new_encode_dev`, `include/linux/kdev_t.h`
+        let device = ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xfff00));
+        (0..3).find_map(|fd| {
+            let file = open_path(format!("/proc/{pid}/fd/{fd}").as_ref()).ok()?;
+            let rdev = file.metadata().ok()?.rdev();
+            ((major(rdev), minor(rdev)) == device).then(|| Self { times: times(&file), file })
+        })
+    }
+
+    fn moved(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.times, times(&self.file));
+        before != self.times
+    }
+}
+
+fn times(file: &File) -> [i64; 4] {
+    file.metadata().map(|m| [m.atime(), m.atime_nsec(), m.mtime(), m.mtime_nsec()]).unwrap_or_default()
+}
+
+impl Doings {
+    /// What to look at for a policy, with the first process's terminal.
+    pub(super) fn watch(policy: &Policy, pid: u32) -> Self {
+        let activity = policy.limits.idle.as_ref().map(|idle| idle.activity.as_slice()).unwrap_or_default();
+        let kind = |activity: &Activity| match activity {
+            Activity::Exec => Some(KIND_EXEC),
+            Activity::Connect => Some(KIND_CONNECT),
+            Activity::Terminal => None,
+        };
+        let terminal = activity.contains(&Activity::Terminal).then(|| Terminal::of(pid)).flatten();
+        Self { kinds: activity.iter().filter_map(kind).collect(), terminal, ..Self::default() }
+    }
+
+    /// What a policy counts as activity and this session has not got.
+    pub(super) fn missing(&self, policy: &Policy) -> Option<String> {
+        let only = policy.limits.idle.as_ref().is_some_and(|idle| idle.activity == [Activity::Terminal]);
+        (only && self.terminal.is_none()).then(|| "only a terminal counts as activity, and the session has none".into())
+    }
+
+    pub(super) fn record(&mut self, header: &Header) {
+        if self.kinds.contains(&header.kind) {
+            self.last_boot_ns = self.last_boot_ns.max(header.time);
+        }
+    }
+
+    /// When the session last did something: `consumed` of `produced` records were read, `lost` found no room.
+    fn look(&mut self, produced: &[u64; 8], lost: &[u64; 8], consumed: &[u64; 8], now_boot_ns: u64) -> Option<u64> {
+        let sum = |counts: &[u64; 8]| self.kinds.iter().filter_map(|kind| counts.get(usize::from(*kind))).sum::<u64>();
+        let (made, missed, read) = (sum(produced), sum(lost), sum(consumed));
+        let did = made != std::mem::replace(&mut self.produced, made);
+        let all_read = missed == std::mem::replace(&mut self.lost, missed) && read.saturating_add(missed) == made;
+        let typed = self.terminal.as_mut().is_some_and(Terminal::moved);
+        match (did && !all_read) || typed {
+            true => Some(now_boot_ns),
+            false => Some(self.last_boot_ns).filter(|last| *last > 0),
+        }
+    }
+}
+
+impl Live {
+    /// The limit that ends it first, as `inspect` names it.
+    pub(super) fn winner(&self) -> &'static str {
+        match self.machine.due().reason {
+            crate::session::EndReason::Ttl => self.winner,
+            other => other.as_str(),
+        }
+    }
+
+    /// Its limits for `inspect`.
+    pub(super) fn limits_info(&self) -> wire::LimitsInfo {
+        let (start, limits) = (&self.start, self.machine.limits());
+        let idle = self.policy.limits.idle.as_ref();
+        wire::LimitsInfo {
+            ttl_ms: limits.ttl_boot_ns.saturating_sub(self.started) / MS,
+            winner: self.winner().into(),
+            deadline_boot_ns: self.machine.armed().at_boot_ns,
+            left_ms: self.left_ms(),
+            idle_ms: start.limits.idle_ms,
+            activity: idle.map(|idle| idle.activity.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+            windows: start.limits.windows.clone(),
+            window_closes: open_until(&self.policy.limits.windows, Timestamp::now()).map(|t| t.to_string()),
+            credential_expires: start.limits.credential_expires.map(|t| t.to_string()),
+            renew: self.policy.limits.renew,
+        }
+    }
+
+    pub(super) fn left_ms(&self) -> u64 {
+        self.machine.due().at_boot_ns.saturating_sub(boot_now()) / MS
+    }
+
+    fn is_on_wall_clock(&self) -> bool {
+        let limits = self.machine.limits();
+        limits.window_boot_ns.is_some() || limits.credential_boot_ns.is_some()
+    }
+}
+
+impl Engine {
+    /// It is later than it was for one session: what a limit asks for is looked at first.
+    pub(super) fn tick_session(&mut self, id: SessionId, now_boot_ns: u64) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        let due = live.machine.wakes_at().is_some_and(|at| at <= now_boot_ns);
+        if due && live.is_on_wall_clock() {
+            self.rearm(id);
+        }
+        self.look(id, now_boot_ns);
+        self.feed(id, Input::Tick { now_boot_ns });
+    }
+
+    /// Tells the machine when the session last did something, where it wants to know.
+    fn look(&mut self, id: SessionId, now_boot_ns: u64) {
+        let Some(live) = self.sessions.get_mut(&id).filter(|live| live.machine.wants_look(now_boot_ns)) else { return };
+        let last_boot_ns = match complain("reading counters", self.parts.kernel.counters(live.reference.slot)) {
+            Some(counters) => live.doings.look(&counters.produced, &counters.lost, &live.consumed, now_boot_ns),
+            // what cannot be looked at may be busy
+            None => Some(now_boot_ns),
+        };
+        self.feed(id, Input::Looked { now_boot_ns, last_boot_ns });
+    }
+
+    /// The wall clock was stepped: what is on it lies elsewhere on `CLOCK_BOOTTIME` now.
+    pub fn clock_stepped(&mut self) {
+        let ids: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, live)| live.is_on_wall_clock()).map(|(id, _)| *id).collect();
+        debug!("the wall clock was stepped: {} sessions are held to it", ids.len());
+        for id in ids {
+            self.rearm(id);
+        }
+        self.tick();
+    }
+
+    fn rearm(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        let (at, limits) = (now(), live.machine.limits());
+        let windows = &live.policy.limits.windows;
+        // outside every window its time is over now
+        let closes = || open_until(windows, at.time).map_or(at.boot_ns, |closes| on_boot_clock(closes, at));
+        let window_boot_ns = limits.window_boot_ns.map(|_| closes());
+        let credential_boot_ns = live.start.limits.credential_expires.map(|expires| on_boot_clock(expires, at));
+        let near = |a: Option<u64>, b: Option<u64>| a.zip(b).is_none_or(|(a, b)| a.abs_diff(b) < DRIFT_NS);
+        if near(window_boot_ns, limits.window_boot_ns) && near(credential_boot_ns, limits.credential_boot_ns) {
+            return;
+        }
+        self.feed(id, Input::Rearm { now_boot_ns: at.boot_ns, window_boot_ns, credential_boot_ns });
+    }
+
+    /// Moves the end of a session's time to live.
+    pub(super) fn renew(&mut self, renew: &wire::Renew) -> Result<wire::Renewed, ApiError> {
+        let id = self.find(&renew.id)?;
+        let now_boot_ns = boot_now();
+        self.tick_session(id, now_boot_ns);
+        let cap = nanos(self.parts.config.limits.max_ttl);
+        let Some(live) = self.sessions.get_mut(&id) else { return Err(over(&id.to_string())) };
+        if !matches!(live.machine.state(), State::Active | State::Frozen) {
+            return Err(ending(id, live));
+        }
+        let policy = &live.policy;
+        let refused = |message: String, remedy: &str| ApiError::Refused { message, rule: None, remedy: remedy.into() };
+        if !policy.limits.renew {
+            let message = format!("policy {} forbids to renew a session (limits.renew)", policy.name);
+            return Err(refused(message, "start another one"));
+        }
+        let asked = match renew.ttl.as_deref() {
+            None => Duration::from_millis(live.start.ttl_ms),
+            Some(text) => duration::parse(text)
+                .map_err(|error| ApiError::BadRequest { message: format!("--ttl {text:?} {error}") })?,
+        };
+        if asked > policy.ttl {
+            let most = duration::format(policy.ttl);
+            let message = format!("--ttl {} is longer than policy {} allows", duration::format(asked), policy.name);
+            return Err(refused(message, &format!("ask for {most} at most")));
+        }
+        let before = live.machine.limits().ttl_boot_ns;
+        let capped = live.started.saturating_add(cap);
+        let ttl_boot_ns = now_boot_ns.saturating_add(nanos(asked)).min(capped);
+        if ttl_boot_ns <= before {
+            let message = match ttl_boot_ns == capped {
+                true => format!("session {id:.8} cannot last longer: the host's max_ttl ends it"),
+                false => format!("session {id:.8} has longer to live than {} already", duration::format(asked)),
+            };
+            return Err(refused(message, "start another one when it has ended, or ask for more"));
+        }
+        live.winner = if ttl_boot_ns == capped { "host cap" } else { "renew" };
+        self.feed(id, Input::Renew { now_boot_ns, ttl_boot_ns });
+        let Some(live) = self.sessions.get(&id) else { return Err(over(&id.to_string())) };
+        let mut notes = Vec::new();
+        if live.winner == "host cap" {
+            notes.push("the host's max_ttl ends it before that".to_owned());
+        }
+        if live.winner() != live.winner {
+            notes.push(format!("its limit {} ends it before its time to live does", live.winner()));
+        }
+        let ttl_ms = ttl_boot_ns.saturating_sub(live.started) / MS;
+        Ok(wire::Renewed {
+            session: id.to_string(),
+            ttl_ms,
+            left_ms: live.left_ms(),
+            winner: live.winner().into(),
+            notes,
+        })
+    }
+
+    /// Tells a session's first process and the evidence that it ends soon.
+    pub(super) fn warn(&mut self, id: SessionId, due: Due, left_ns: u64) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        let signal = live.policy.limits.warn;
+        let delivered = signal.map(|signal| {
+            use std::os::fd::AsFd as _;
+            complain("warning a session", signal_pidfd(live._first.as_fd(), signal)).is_some()
+        });
+        let signal = signal.map(|signal| signal.as_str().to_owned());
+        let left_ms = left_ns / MS;
+        self.append(&Body::Warning(Warning { session: id, limit: due.reason, left_ms, signal, delivered }));
+    }
+
+    /// Asks every member to end.
+    pub(super) fn terminate(&mut self, id: SessionId, until_boot_ns: u64) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        let sent = signal_members(&mut self.parts.kernel, live.reference, nix::sys::signal::Signal::SIGTERM);
+        let signalled = complain("asking members to end", sent).unwrap_or(0);
+        let grace_ms = until_boot_ns.saturating_sub(boot_now()) / MS;
+        self.append(&Body::Terminate(Terminate { session: id, signalled, grace_ms }));
+    }
+}
+
+pub(super) fn over(id: &str) -> ApiError {
+    ApiError::NotFound { message: format!("session {id} is over") }
+}
+
+/// The answer to a command that a session in its end does not take.
+pub(super) fn ending(id: SessionId, live: &Live) -> ApiError {
+    let why = live.machine.reason().map_or_else(String::new, |reason| format!(" ({reason})"));
+    let message = format!("session {id:.8} is {}{why}", live.machine.state());
+    ApiError::Refused { message, rule: None, remedy: "start another one".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(kind: u16, time: u64) -> Header {
+        Header { kind, time, ..Header::default() }
+    }
+
+    fn of(kind: u16, count: u64) -> [u64; 8] {
+        let mut counts = [0; 8];
+        counts[usize::from(kind)] = count;
+        counts
+    }
+
+    #[test]
+    fn records_say_when_and_lost_ones_count_as_now() {
+        let mut doings = Doings { kinds: vec![KIND_EXEC], ..Doings::default() };
+        assert_eq!(doings.look(&[0; 8], &[0; 8], &[0; 8], 10), None);
+        doings.record(&header(KIND_EXEC, 12));
+        doings.record(&header(KIND_CONNECT, 17));
+        assert_eq!(doings.look(&of(KIND_EXEC, 1), &[0; 8], &of(KIND_EXEC, 1), 20), Some(12));
+        assert_eq!(doings.look(&of(KIND_EXEC, 1), &[0; 8], &of(KIND_EXEC, 1), 30), Some(12), "nothing new");
+        // produced and not read yet, and lost for ever
+        assert_eq!(doings.look(&of(KIND_EXEC, 2), &[0; 8], &of(KIND_EXEC, 1), 40), Some(40));
+        assert_eq!(doings.look(&of(KIND_EXEC, 3), &of(KIND_EXEC, 1), &of(KIND_EXEC, 2), 50), Some(50));
+        assert_eq!(doings.look(&of(KIND_EXEC, 3), &of(KIND_EXEC, 1), &of(KIND_EXEC, 2), 60), Some(12), "nothing new");
+        assert_eq!(doings.look(&of(KIND_CONNECT, 9), &[0; 8], &[0; 8], 70), Some(70), "a count that fell is a change");
+    }
+
+    #[test]
+    fn labels_are_checked() {
+        let check = |key: &str, value: &str| check_labels(&BTreeMap::from([(key.to_owned(), value.to_owned())]));
+        assert!(check("team", "a b").is_ok() && check("x.y/z", "").is_ok());
+        assert!(check("", "v").is_err() && check("a b", "v").is_err() && check("k", "a\nb").is_err());
+        let many = (0..=LABELS).map(|n| (n.to_string(), String::new())).collect();
+        assert!(check_labels(&many).is_err());
+    }
+
+    #[test]
+    fn a_moment_on_the_other_clock() {
+        let at = Moment { time: "2026-11-22T00:00:00Z".parse().expect("a time"), boot_ns: 7 };
+        let on = |text: &str| on_boot_clock(text.parse().expect("a time"), at);
+        assert_eq!(on("2026-11-22T00:00:02Z"), 2_000_000_007);
+        assert_eq!(on("2026-11-21T00:00:00Z"), 7, "what is past is now");
+    }
+}

@@ -1,0 +1,152 @@
+//! Stays: a revoked principal or policy cannot start again until a time on the wall clock, also after a restart of the
+//! agent or the host.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::{Engine, complain, now, start::principal};
+use crate::{
+    api::{
+        server::Peer,
+        wire::{self, ApiError, RevokeBy},
+    },
+    duration,
+    evidence::{Body, Lift, Principal, Refused, Text},
+    session::SessionId,
+};
+
+/// What cannot start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", content = "value", rename_all = "lowercase")]
+pub enum Stayed {
+    /// Sessions that act for a user id, the caller's or that of its login.
+    Principal(u32),
+    /// Sessions under a policy of this name.
+    Policy(String),
+}
+
+/// One stay, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stay {
+    /// Names it; never used again.
+    pub id: SessionId,
+    /// What cannot start.
+    pub what: Stayed,
+    /// Until when.
+    pub until: Timestamp,
+    /// Who revoked it.
+    pub principal: Principal,
+}
+
+impl Stay {
+    /// Whether it keeps this principal, or a policy of this name, from starting.
+    fn holds(&self, principal: &Principal, policy: &str) -> bool {
+        match &self.what {
+            Stayed::Principal(uid) => acts_for(principal, *uid),
+            Stayed::Policy(name) => name == policy,
+        }
+    }
+
+    pub(super) fn wire(&self) -> wire::Stay {
+        let (by, value) = match &self.what {
+            Stayed::Principal(uid) => (RevokeBy::Principal, uid.to_string()),
+            Stayed::Policy(name) => (RevokeBy::Policy, name.clone()),
+        };
+        wire::Stay { id: self.id.to_string(), by: by.as_str().into(), value, until: self.until.to_string() }
+    }
+}
+
+/// Whether a session of this principal acts for a user id.
+pub(super) fn acts_for(principal: &Principal, uid: u32) -> bool {
+    principal.uid == uid || principal.login_uid == Some(uid)
+}
+
+impl Engine {
+    /// Reads the stays that were kept; one that cannot be read is reported and holds nothing.
+    pub(super) fn load_stays(&mut self) {
+        let Some((stays, unreadable)) = complain("reading the stays", self.parts.store.stays()) else { return };
+        for (path, why) in unreadable {
+            warn!("{} cannot be read and was moved aside: {why}", path.display());
+            let detail = format!("stay {} cannot be read, and keeps nothing from starting: {why}", path.display());
+            let cause = crate::evidence::GapCause::AgentAbsent;
+            self.append_durable(&Body::Gap(crate::evidence::Gap {
+                cause,
+                lost: None,
+                since: None,
+                detail: Some(detail),
+            }));
+        }
+        self.stays = stays;
+        self.drop_past_stays();
+    }
+
+    fn drop_past_stays(&mut self) {
+        let now = now().time;
+        let (past, stays) = std::mem::take(&mut self.stays).into_iter().partition(|stay: &Stay| stay.until <= now);
+        self.stays = stays;
+        for stay in past {
+            complain("forgetting a stay", self.parts.store.forget_stay(stay.id));
+        }
+    }
+
+    /// Refuses what a stay keeps from starting, and records it.
+    pub(super) fn check_stays(&mut self, run: &wire::Run, peer: &Peer, policy: &str) -> Result<(), ApiError> {
+        self.drop_past_stays();
+        let principal = principal(peer);
+        // the longest one is what the caller has to wait for
+        let held = self.stays.iter().filter(|stay| stay.holds(&principal, policy)).max_by_key(|stay| stay.until);
+        let Some(stay) = held else { return Ok(()) };
+        let what = match &stay.what {
+            Stayed::Principal(uid) => format!("user {uid} is revoked until {}", stay.until),
+            Stayed::Policy(name) => format!("policy {name} is revoked until {}", stay.until),
+        };
+        let remedy = format!("wait, or have stay {:.8} lifted (`tipstaff revoke --lift`)", stay.id);
+        let (command, _) = Text::list(&run.command.argv, super::report::COMMAND);
+        let (policy, message) = (run.policy_source.clone(), what.clone());
+        self.append_durable(&Body::Refused(Refused { principal, command, policy, rule: None, message }));
+        Err(ApiError::Refused { message: what, rule: None, remedy })
+    }
+
+    /// Keeps a principal or a policy from starting; it survives a loss of power when this returns.
+    pub(super) fn stay(&mut self, what: Stayed, length: &str, by: Principal) -> Result<Stay, ApiError> {
+        let bad = |why: String| ApiError::BadRequest { message: format!("--stay {length:?} {why}") };
+        let length_of = duration::parse(length).map_err(|error| bad(error.to_string()))?;
+        let until = SignedDuration::try_from(length_of).ok().and_then(|d| now().time.checked_add(d).ok());
+        let until = until.ok_or_else(|| bad("is too long".into()))?;
+        let stay = Stay { id: super::start::fresh_id()?, what, until, principal: by };
+        self.parts.store.keep_stay(&stay).map_err(|error| ApiError::Failed {
+            message: format!("cannot write to {}: {error}", self.parts.store.folder().display()),
+        })?;
+        self.stays.push(stay.clone());
+        Ok(stay)
+    }
+
+    pub(super) fn list_stays(&mut self) -> wire::Stays {
+        self.drop_past_stays();
+        let mut stays: Vec<&Stay> = self.stays.iter().collect();
+        stays.sort_by_key(|stay| stay.until);
+        wire::Stays { stays: stays.into_iter().map(Stay::wire).collect() }
+    }
+
+    /// Lifts a stay before its time.
+    pub(super) fn lift(&mut self, lift: &wire::Lift, peer: &Peer) -> Result<wire::Stays, ApiError> {
+        self.drop_past_stays();
+        let matching: Vec<usize> =
+            (0..self.stays.len()).filter(|index| self.stays[*index].id.has_prefix(&lift.id)).collect();
+        let [index] = matching[..] else {
+            let what = if matching.is_empty() { "no stay has" } else { "more than one stay has" };
+            let message = format!("{what} an id that begins with {:?}: see `tipstaff revoke --list`", lift.id);
+            return Err(ApiError::NotFound { message });
+        };
+        let id = self.stays[index].id;
+        self.parts
+            .store
+            .forget_stay(id)
+            .map_err(|error| ApiError::Failed { message: format!("cannot forget stay {id:.8}: {error}") })?;
+        let stay = self.stays.remove(index);
+        self.append_durable(&Body::Lift(Lift { principal: principal(peer), stay: id.to_string() }));
+        Ok(wire::Stays { stays: vec![stay.wire()] })
+    }
+}

@@ -1,0 +1,189 @@
+//! What operators do to live sessions: freeze, thaw, revoke, and the stay that follows.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use super::scene::only;
+use crate::harness::{
+    prelude::*,
+    sandbox::OPERATORS,
+    wait::{all_gone, gone, in_guest},
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("control::frozen-stands-still-and-thawed-goes-on", WHEREVER, freeze),
+    Test::new("control::deadline-holds-while-frozen", WHEREVER, frozen_deadline),
+    Test::new("control::revoked-by-label-policy-and-principal", WHEREVER, revoke),
+    Test::new("control::stay-outlives-the-agent", WHEREVER, stay),
+];
+
+/// Bytes of a file that a member keeps adding to.
+fn length(file: &str) -> u64 {
+    fs::metadata(file).map_or(0, |m| m.len())
+}
+
+fn grows(file: &str) -> Result<()> {
+    let before = length(file);
+    until(&format!("{file} to grow"), patience(), || Ok((length(file) > before).then_some(())))
+}
+
+/// For as long as it would have grown a hundred times over.
+fn stands_still(file: &str) -> Result<()> {
+    let (before, start) = (length(file), Instant::now());
+    while start.elapsed() < Duration::from_millis(300) {
+        ensure!(length(file) == before, "a frozen member wrote to {file}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn freeze(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, counted, daemon) = (s.program("member")?, s.file("counted"), s.file("counted"));
+    let policy = s.policy(&only(&member))?;
+    let running = s.run(&policy, &member, &format!("daemonise count {daemon} + count {counted}"))?;
+    let session = running.session(s)?;
+    grows(&counted)?;
+    grows(&daemon)?;
+    let start = Instant::now();
+    let frozen = s.json(&["freeze", &session])?;
+    let took = start.elapsed();
+    ensure!(frozen["state"] == "frozen" && frozen["members"] == 2 && frozen["still"] == true, "freeze says {frozen}");
+    ensure!(took < Duration::from_secs(5), "freeze took {took:?}");
+    stands_still(&counted)?;
+    stands_still(&daemon)?;
+    ensure!(s.json(&["ps"])?["sessions"][0]["state"] == "frozen", "ps does not say so");
+    // to freeze what is frozen changes nothing
+    s.cli(&["freeze", &session])?.ended(0)?;
+    ensure!(s.json(&["thaw", &session])?["state"] == "active", "it is not thawed");
+    grows(&counted)?;
+    grows(&daemon)?;
+    ensure!(!gone(running.pid()), "another process goes on");
+    // a member outside the session's cgroup is not reached, and is named
+    s.part("elsewhere").take(running.pid())?;
+    let partly = s.cli(&["freeze", &session])?;
+    partly.ended(1)?.told(&["outside its cgroup and not reached", &running.pid().to_string()])?;
+    grows(&counted)?;
+    stands_still(&daemon)?;
+    s.cli(&["end", &session])?.ended(0)?;
+    all_gone(&[running.pid()])?;
+    let causes: Vec<String> =
+        s.records(&session, "state")?.iter().filter_map(|r| r["cause"].as_str().map(str::to_owned)).collect();
+    ensure!(
+        causes == ["labelled", "frozen", "thawed", "frozen", "operator", "measured"],
+        "the states passed: {causes:?}"
+    );
+    let verbs: Vec<String> =
+        s.records(&session, "command")?.iter().filter_map(|r| r["verb"].as_str().map(str::to_owned)).collect();
+    ensure!(verbs == ["freeze", "freeze", "thaw", "freeze", "end"], "the commands recorded: {verbs:?}");
+    Ok(())
+}
+
+fn frozen_deadline(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, counted) = (s.program("member")?, s.file("counted"));
+    let ttl = if in_guest() { "15s" } else { "2s" };
+    let running = s.launch(&s.policy(&only(&member))?, &member, &format!("count {counted}")).ttl(ttl).start()?;
+    let session = running.session(s)?;
+    grows(&counted)?;
+    s.cli(&["freeze", &session])?.ended(0)?;
+    s.session_ended(&session, "ttl")?;
+    running.wait()?.ended(137)?;
+    s.cli(&["thaw", &session])?.ended(5)?;
+    Ok(())
+}
+
+fn ids(answer: &serde_json::Value) -> Vec<String> {
+    let rows = answer["sessions"].as_array().into_iter().flatten();
+    rows.filter_map(|row| row["id"].as_str().map(str::to_owned)).collect()
+}
+
+fn revoke(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let (red, blue) = (s.policy(&only(&member).name("red"))?, s.policy(&only(&member).name("blue"))?);
+    let start = |policy: &str, label: &str, uid: u32| -> Result<(Running, String)> {
+        let launch = s.launch(policy, &member, "idle").flag("--label", label).user(uid, OPERATORS);
+        let running = launch.start()?;
+        let session = running.session(s)?;
+        Ok((running, session))
+    };
+    let (first, by_label) = start(&red, "team=a", 4_001)?;
+    let (second, by_policy) = start(&red, "team=b", 4_001)?;
+    let (third, by_principal) = start(&blue, "team=b", 4_002)?;
+    let (last, spared) = start(&blue, "team=c", 4_003)?;
+
+    let dry = s.json(&["revoke", "--policy", "red", "--dry-run"])?;
+    let mut both = vec![by_label.clone(), by_policy.clone()];
+    both.sort();
+    ensure!(ids(&dry) == both && dry["dry_run"] == true, "the dry run says {dry}");
+    ensure!([&first, &second, &third, &last].iter().all(|r| !gone(r.pid())), "a dry run ended somebody");
+    ensure!(s.json(&["revoke", "--list"])?["stays"] == serde_json::json!([]), "a dry run left a stay");
+
+    let started = Instant::now();
+    let hit = s.json(&["revoke", "--label", "team=a"])?;
+    ensure!(started.elapsed() < patience(), "revoke took {:?}", started.elapsed());
+    ensure!(ids(&hit) == [by_label.clone()], "revoked: {hit}");
+    s.session_ended(&by_label, "revoked")?;
+    first.wait()?.ended(137)?;
+    ensure!(ids(&s.json(&["revoke", "--policy", "red", "--no-stay"])?) == [by_policy.clone()], "another was hit");
+    s.session_ended(&by_policy, "revoked")?;
+    second.wait()?.ended(137)?;
+    let hit = s.json(&["revoke", "--principal", "4002", "--stay", "30m"])?;
+    ensure!(ids(&hit) == [by_principal.clone()] && hit["stay"]["value"] == "4002", "revoked: {hit}");
+    s.session_ended(&by_principal, "revoked")?;
+    third.wait()?.ended(137)?;
+    ensure!(!gone(last.pid()), "a session that was not meant is gone");
+
+    // no stay for the policy, one for the principal, none for others
+    for (uid, policy, code) in [(4_001, &red, 0), (4_002, &blue, 125), (4_003, &blue, 0)] {
+        let again = s.launch(policy, &member, "say in").user(uid, OPERATORS).start()?.wait()?;
+        again.ended(code).with_context(|| format!("user {uid}"))?;
+    }
+    s.cli(&["revoke", "--session", &spared, "--stay", "5m"])?.ended(2)?.complained(&["never starts again"])?;
+    s.cli(&["revoke", "--session", &spared])?.ended(0)?;
+    last.wait()?.ended(137)?;
+    s.cli(&["revoke", "--session", &spared])?.ended(5)?;
+    s.cli(&["revoke", "--label", "team"])?.ended(2)?.complained(&["is no label: write key=value"])?;
+    s.cli(&["revoke", "--principal", "no-such-user"])?.ended(2)?.complained(&["no-such-user", "give the user id"])?;
+    let record = s.wait_evidence("the revocation", |r| r["type"] == "revoke" && r["by"] == "principal")?;
+    ensure!(record["principal"]["uid"] == 0 && record["stay"]["until"].is_string(), "recorded: {record}");
+    Ok(())
+}
+
+/// What is revoked cannot start, whichever agent is asked, until its time or until it is lifted.
+fn stay(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member).name("red"))?;
+    let starts = |s: &Sandbox| s.run(&policy, &member, "say in")?.wait();
+    starts(s)?.ended(0)?;
+    let stay = s.json(&["revoke", "--policy", "red"])?["stay"]["id"].as_str().context("no stay")?.to_owned();
+    let refused = |s: &Sandbox| {
+        starts(s)?.ended(125)?.said("")?.complained(&["policy red is revoked until", "revoke --lift"]).map(drop)
+    };
+    refused(s)?;
+    s.kill_agent()?;
+    s.start()?;
+    refused(s).context("with another agent")?;
+    ensure!(s.json(&["revoke", "--list"])?["stays"][0]["id"] == stay.as_str(), "the list has no stay {stay}");
+    s.cli(&["revoke", "--lift", "ffff"])?.ended(5)?.complained(&["no stay has an id", "revoke --list"])?;
+    s.cli(&["revoke", "--lift", &stay[..8]])?.ended(0)?;
+    starts(s)?.ended(0)?.said("in")?;
+    s.wait_evidence("the lift", |r| r["type"] == "lift" && r["stay"] == stay.as_str())?;
+    // one that is over holds nothing
+    s.cli(&["revoke", "--policy", "red", "--stay", "50ms"])?.ended(0)?;
+    until("the stay to be over", patience(), || Ok((starts(s)?.code == 0).then_some(())))?;
+    // one that cannot be read is reported, and the agent starts all the same
+    s.cli(&["revoke", "--policy", "red"])?.ended(0)?;
+    s.stop_agent()?;
+    let folder = s.folder().join("state/stays");
+    let file = fs::read_dir(&folder)?.next().context("no stay is kept")??.path();
+    fs::write(&file, "{")?;
+    s.start()?;
+    s.wait_evidence("the gap", |r| r["type"] == "gap" && r["detail"].to_string().contains("stay "))?;
+    starts(s)?.ended(0)?;
+    Ok(())
+}

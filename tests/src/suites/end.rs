@@ -1,0 +1,340 @@
+//! The end is zero, whatever the members do about it; and what of it the policy may soften.
+
+use std::{
+    fs,
+    io::Write,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::scene::{Fifo, only};
+use crate::harness::{
+    prelude::*,
+    wait::{all_gone, gone, in_guest},
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("end::term-comes-first-and-no-mercy-after", WHEREVER, term),
+    Test::new("end::leftovers-have-their-grace", WHEREVER, leftovers),
+    Test::new("end::stopped-traced-moved-and-hidden-members", WHEREVER, scattered),
+    Test::new("end::fork-bomb", WHEREVER, bomb),
+    Test::new("end::uninterruptible-sleep-is-reported", WHEREVER, uninterruptible),
+    Test::new("end::clock-goes-with-a-start-that-fails", WHEREVER, failed_start),
+    Test::new("end::clock-comes-back-with-its-processor", WHEREVER, hotplug).guests_only("takes a processor offline"),
+];
+
+fn secs(native: u64, guest: u64) -> u64 {
+    if in_guest() { guest } else { native }
+}
+
+/// `SIGTERM` before the deadline: who heeds it ends in peace, who does not goes on in its scope, and is killed at the
+/// deadline, which has not moved.
+fn term(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good) = (s.program("member")?, s.program("good")?);
+    let (caught, deaf, mark, mut fifo) = (s.file("caught"), s.file("pid"), s.file("mark"), Fifo::new(s)?);
+    let (ttl, grace) = (secs(4, 40), secs(2, 25));
+    let policy = only(&member).allow("good", &good).spec(format!("on: {{ expiry: {{ term: {grace}s }} }}"));
+    let line = format!(
+        "background catch 15 {caught} nothing \
+         + background deaf pid {deaf} fifo {} spawn {good} --work mark {mark} + deaf idle",
+        fifo.path
+    );
+    // the one that sleeps on the FIFO ends when it has run its program: another must be there at the deadline
+    let running = s.launch(&s.policy(&policy)?, &member, &line).ttl(&format!("{ttl}s")).start()?;
+    let session = running.session(s)?;
+    s.pid_in(&deaf)?;
+    let asked = s.wait_evidence("SIGTERM", |r| r["type"] == "terminate" && r["session"] == session)?;
+    ensure!(asked["signalled"] == 3, "signalled: {asked}");
+    ensure!(asked["grace_ms"].as_u64() <= Some(grace * 1000), "the grace: {asked}");
+    until("the signal to be heeded", patience(), || Ok((fs::read_to_string(&caught)? == "15").then_some(())))?;
+    ensure!(s.json(&["ps"])?["sessions"][0]["state"] == "ending", "the session is not ending");
+    fifo.wake()?;
+    until("a member to run a program in its grace", patience(), || Ok(Path::new(&mark).exists().then_some(())))?;
+    ensure!(!gone(running.pid()), "a member that ignores SIGTERM was not given its grace");
+    let end = s.session_ended(&session, "ttl")?;
+    running.wait()?.ended(137)?;
+    let deadline = s.records(&session, "session-start")?[0]["deadline_boot_ns"].as_u64().unwrap_or(0);
+    ensure!(end["boot_ns"].as_u64() >= Some(deadline), "it was ended before its deadline");
+    s.saw_exec(&session, &good, "allow", "good").map(drop)
+}
+
+/// What the first process leaves behind may go on for a while, in its scope; then it is removed. Where it ends by
+/// itself, nobody waits.
+fn leftovers(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good) = (s.program("member")?, s.program("good")?);
+    let (daemon, mark, mut fifo) = (s.file("pid"), s.file("mark"), Fifo::new(s)?);
+    let grace = secs(2, 15);
+    let policy = s.policy(&only(&member).allow("good", &good).limit(format!("leftovers: {grace}s")))?;
+    let line = format!(
+        "daemonise pid {daemon} fifo {} spawn {good} --work mark {mark} + daemonise idle + await {daemon} nothing",
+        fifo.path
+    );
+    let running = s.run(&policy, &member, &line)?;
+    let session = running.session(s)?;
+    let pid = s.pid_in(&daemon)?;
+    running.wait()?.ended(0)?;
+    let first = Instant::now();
+    ensure!(!gone(pid), "what was left had no grace");
+    fifo.wake()?;
+    until("what was left to run a program", patience(), || Ok(Path::new(&mark).exists().then_some(())))?;
+    s.session_ended(&session, "completed")?;
+    ensure!(first.elapsed() > Duration::from_secs(grace) / 2, "the grace lasted {:?}", first.elapsed());
+    all_gone(&[pid])?;
+    // the other way: an hour is not waited for
+    let policy = s.policy(&only(&member).limit("leftovers: 1h").ttl("2h"))?;
+    let mut fifo = Fifo::new(s)?;
+    let running = s.run(&policy, &member, &format!("daemonise fifo {} nothing", fifo.path))?;
+    let session = running.session(s)?;
+    running.wait()?.ended(0)?;
+    fifo.wake()?;
+    s.session_ended(&session, "completed").map(drop)
+}
+
+fn state_of(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+fn in_state(pid: u32, states: &[char]) -> Result<()> {
+    until(&format!("process {pid} to be in state {states:?}"), patience(), || {
+        Ok(state_of(pid).is_some_and(|state| states.contains(&state)).then_some(()))
+    })
+}
+
+fn receipted(end: &Value, pids: &[u32]) -> Result<()> {
+    let receipts = end["receipts"].as_array().context("session-end without receipts")?;
+    for pid in pids {
+        let seen = receipts.iter().any(|r| r["pid"] == *pid && r["gone"] == true);
+        ensure!(seen, "process {pid} has no receipt: {end}");
+    }
+    let rounds = end["rounds"].as_array().context("session-end without rounds")?;
+    ensure!(rounds.last().is_some_and(|round| round["left"] == 0), "the last round leaves members: {end}");
+    ensure!(rounds.iter().all(|round| round["ms"].is_u64() && round["killed"].is_u64()), "rounds: {end}");
+    Ok(())
+}
+
+/// Stopped, traced, in namespaces of their own, in other cgroups: all gone.
+fn scattered(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let files: Vec<String> = (0..5).map(|_| s.file("pid")).collect();
+    let line = format!(
+        "background pid {} stop + background traced pid {} idle \
+         + background unshare pid,net,mount,cgroup report {} pid {} idle + background pid {} idle + pid {} idle",
+        files[0],
+        files[1],
+        s.file("out"),
+        s.file("pid"),
+        files[2],
+        files[3]
+    );
+    let running = s.run(&s.policy(&only(&member))?, &member, &line)?;
+    let session = running.session(s)?;
+    let (stopped, moved) = (s.pid_in(&files[0])?, s.pid_in(&files[2])?);
+    s.pid_in(&files[3])?;
+    in_state(stopped, &['T'])?;
+    s.part("elsewhere").take(moved)?;
+    // the one in a pid namespace of its own does not know its number here; nor need the traced one run to be found
+    let members = until("all members to be there", patience(), || {
+        let inspect = s.json(&["inspect", &session])?;
+        let mut pids: Vec<u32> = inspect["members"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|m| m["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()))
+            .collect();
+        pids.dedup();
+        Ok((pids.len() >= 7).then_some(pids))
+    })?;
+    ensure!(members.iter().any(|pid| state_of(*pid) == Some('t')), "nobody is traced: {members:?}");
+    let own = fs::read_link("/proc/self/ns/pid")?;
+    let hidden = members.iter().filter(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns != own));
+    ensure!(hidden.count() > 0, "nobody is in a pid namespace of its own");
+    s.cli(&["end", &session])?.ended(0)?;
+    ensure!(members.iter().all(|pid| gone(*pid)), "end returned before all were gone: {members:?}");
+    running.wait()?.ended(137)?;
+    let end = s.session_ended(&session, "operator")?;
+    receipted(&end, &[stopped, moved])
+}
+
+fn bomb(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, lit) = (s.program("member")?, s.file("lit"));
+    let running = s.run(&s.policy(&only(&member))?, &member, &format!("bomb {lit}"))?;
+    let session = running.session(s)?;
+    until("the bomb to be lit", patience(), || Ok(Path::new(&lit).exists().then_some(())))?;
+    let enough = if in_guest() { 40 } else { 400 };
+    until("it to have grown", patience(), || {
+        Ok((s.json(&["ps"])?["sessions"][0]["members"].as_u64() >= Some(enough)).then_some(()))
+    })?;
+    s.cli(&["end", &session])?.ended(0)?;
+    running.wait()?.ended(137)?;
+    let end = s.session_ended(&session, "operator")?;
+    receipted(&end, &[])?;
+    until("the session's cgroup to be gone", patience(), || Ok(s.nothing_of_sessions_is_left().is_ok().then_some(())))
+}
+
+/// Memory whose first touch waits until it is dropped: in the kernel, for whoever hands it to a system call.
+struct Unready {
+    address: usize,
+    descriptor: Option<OwnedFd>,
+}
+
+const PAGE: usize = 4096;
+
+impl Unready {
+    /// userfaultfd(2).
+    fn new() -> Result<Self> {
+        // `UFFDIO_API` and `UFFDIO_REGISTER`, include/uapi/linux/userfaultfd.h
+        const API: libc::c_ulong = 0xc018_aa3f;
+        const REGISTER: libc::c_ulong = 0xc020_aa00;
+        const MISSING: u64 = 1;
+        // SAFETY: no pointers.
+        let raw = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+        ensure!(raw >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
+        // SAFETY: the kernel just made it, and nobody else has it.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(i32::try_from(raw)?) };
+        let mut api = [0xaa_u64, 0, 0];
+        // SAFETY: the call reads and writes three words, which outlive it.
+        let agreed = unsafe { libc::ioctl(descriptor.as_raw_fd(), API, &raw mut api) };
+        ensure!(agreed == 0, "UFFDIO_API: {}", std::io::Error::last_os_error());
+        let (flags, access) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: a new private mapping; it is left to the process's end.
+        let place = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, access, flags, -1, 0) };
+        ensure!(place != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
+        let address = place as usize;
+        let mut register = [address as u64, PAGE as u64, MISSING, 0];
+        // SAFETY: as above, four words.
+        let registered = unsafe { libc::ioctl(descriptor.as_raw_fd(), REGISTER, &raw mut register) };
+        ensure!(registered == 0, "UFFDIO_REGISTER: {}", std::io::Error::last_os_error());
+        Ok(Self { address, descriptor: Some(descriptor) })
+    }
+
+    /// Who waits for it goes on.
+    fn ready(&mut self) {
+        self.descriptor = None;
+    }
+}
+
+impl Drop for Unready {
+    fn drop(&mut self) {
+        self.ready();
+    }
+}
+
+/// A member waits for a lock of the kernel's, which nobody's signal reaches: this process holds it, in the midst of a
+/// write to the same file. The member is reported as what it is, everything is refused to it, and it goes when it wakes.
+fn uninterruptible(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, pid, file) = (s.program("member")?, s.file("pid"), s.file("locked"));
+    fs::write(&file, "")?;
+    let mut memory = Unready::new()?;
+    let address = memory.address;
+    let path = PathBuf::from(&file);
+    let writer = std::thread::spawn(move || -> Result<()> {
+        let mut file = fs::File::options().append(true).open(path)?;
+        // SAFETY: the page is mapped until the process ends; its bytes are zeros whenever they come to be.
+        let bytes = unsafe { std::slice::from_raw_parts(address as *const u8, PAGE) };
+        file.write_all(bytes)?;
+        Ok(())
+    });
+    let running =
+        s.run(&s.policy(&only(&member))?, &member, &format!("background pid {pid} append {file} idle + idle"))?;
+    let session = running.session(s)?;
+    let pid = s.pid_in(&pid)?;
+    in_state(pid, &['D'])?;
+    let mut end = s.tipstaff();
+    end.args(["end", &session]);
+    let end = Running::spawn(s, end, None)?;
+    let stuck = s.wait_evidence("a member that cannot die", |r| {
+        r["type"] == "stuck" && r["session"] == session && r["tasks"].to_string().contains(&format!("\"pid\":{pid}"))
+    })?;
+    let tasks = stuck["tasks"].as_array().context("no tasks")?;
+    ensure!(tasks.iter().any(|t| t["pid"] == pid && t["state"] == "D (disk sleep)"), "reported: {stuck}");
+    ensure!(state_of(pid) == Some('D'), "it woke by itself");
+    ensure!(s.json(&["ps"])?["sessions"][0]["state"] == "ending", "the session does not wait for it");
+    ensure!(s.records(&session, "session-end")?.is_empty(), "the session ended with a member in it");
+    memory.ready();
+    let done = writer.join();
+    ensure!(matches!(done, Ok(Ok(()))), "the write came out as {done:?}");
+    end.wait()?.ended(0)?;
+    let end = s.session_ended(&session, "operator")?;
+    receipted(&end, &[pid])?;
+    running.wait()?.ended(137)?;
+    Ok(())
+}
+
+/// The folder of this layout's pins.
+fn layout(s: &Sandbox) -> Result<PathBuf> {
+    let entry = fs::read_dir(s.pins())?.next().context("no pins")??;
+    Ok(entry.path())
+}
+
+/// Pins of the clock's links.
+fn clocks(s: &Sandbox) -> Result<Vec<String>> {
+    let entries = fs::read_dir(layout(s)?)?.flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut clocks: Vec<String> = names.filter(|name| name.starts_with("link_clock")).collect();
+    clocks.sort();
+    Ok(clocks)
+}
+
+/// Where no session came of it, nothing ticks.
+fn failed_start(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member))?;
+    let limit = s.part("sessions").path().join("cgroup.max.descendants");
+    let before = fs::read_to_string(&limit)?;
+    fs::write(&limit, "0")?;
+    s.run(&policy, &member, "say in")?.wait()?.ended(125)?.said("")?.complained(&["make a cgroup in"])?;
+    ensure!(clocks(s)?.is_empty(), "a start that failed left {:?}", clocks(s)?);
+    fs::write(&limit, before.trim())?;
+    let running = s.run(&policy, &member, "idle")?;
+    let session = running.session(s)?;
+    let cpus = std::thread::available_parallelism()?.get();
+    ensure!(clocks(s)?.len() >= cpus, "{:?} for {cpus} processors", clocks(s)?);
+    s.cli(&["end", &session])?.ended(0)?;
+    ensure!(clocks(s)?.is_empty(), "the last session left {:?}", clocks(s)?);
+    Ok(())
+}
+
+/// A processor that was offline has a clock again: a member that spins there dies at its deadline, with the agent
+/// stopped.
+fn hotplug(s: &mut Sandbox) -> Result<()> {
+    let switch = "/sys/devices/system/cpu/cpu1/online";
+    s.start()?;
+    let (member, pid) = (s.program("member")?, s.file("pid"));
+    let line = format!("background pid {pid} spin + idle");
+    let running = s.launch(&s.policy(&only(&member))?, &member, &line).ttl("40s").start()?;
+    let session = running.session(s)?;
+    let spinner = s.pid_in(&pid)?;
+    let armed = |s: &Sandbox| -> Result<u64> {
+        let path = layout(s)?.join("link_clock1");
+        let found = fs::metadata(&path).with_context(|| format!("{} among {:?}", path.display(), clocks(s)))?;
+        Ok(std::os::unix::fs::MetadataExt::ino(&found))
+    };
+    let before = armed(s)?;
+    fs::write(switch, "0").context(switch)?;
+    fs::write(switch, "1").context(switch)?;
+    until("the clock to be armed anew", patience(), || Ok(armed(s).is_ok_and(|inode| inode != before).then_some(())))?;
+    // the spinner lives there from now on
+    let mut cpus = nix::sched::CpuSet::new();
+    cpus.set(1)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(i32::try_from(spinner)?), &cpus)?;
+    s.signal_agent(nix::sys::signal::Signal::SIGSTOP)?;
+    ensure!(!gone(spinner), "it was gone before its deadline");
+    let deadline = s.records(&session, "session-start")?[0]["deadline_boot_ns"].as_u64().unwrap_or(0);
+    crate::harness::wait::pass(deadline, Duration::from_millis(100))?;
+    let died = all_gone(&[spinner]);
+    s.signal_agent(nix::sys::signal::Signal::SIGCONT)?;
+    died?;
+    s.session_ended(&session, "ttl")?;
+    running.wait()?.ended(137)?;
+    Ok(())
+}
