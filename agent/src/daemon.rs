@@ -258,6 +258,7 @@ async fn serve(
     let server = async { listeners.serve(gate, calls).await };
     tokio::pin!(server);
     eprintln!("tipstaff: ready, tier {}, {}", tier.as_str(), config.paths.runtime.display());
+    kernel::trim_heap();
     let mut pace = Pace::default();
     let reason = loop {
         timer.arm(engine.next_tick())?;

@@ -27,7 +27,7 @@ pub use maps::{AddressRules, LabelReader, Revision};
 pub use members::Member;
 pub use pins::Pins;
 pub use sockets::Socket;
-pub use sys::{Urgent, boot_now, kill_pidfd, open_pidfd, raise_memlock, signal_pidfd};
+pub use sys::{Urgent, boot_now, kill_pidfd, open_pidfd, raise_memlock, signal_pidfd, trim_heap};
 
 /// Version of the running kernel, as uname(2) has it.
 #[must_use]

@@ -1,9 +1,9 @@
 //! `deadline`: what happens at a session's deadline with the agent alive, stopped and killed, and what the agent needs that
 //! comes afterwards.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 
 use super::{
@@ -84,7 +84,13 @@ impl Scene {
         }
         let limit = if self.agent == Agent::Alive { patience() } else { ALONE };
         let rest = Duration::from_nanos(deadline.saturating_sub(boot_ns()?));
-        let (left, last) = computing.wait(rest + limit)?;
+        let ((left, last), asleep) = thread::scope(|scope| {
+            // without an agent they stay
+            let others = (self.agent == Agent::Alive).then(|| scope.spawn(|| others.wait(rest + limit)));
+            let computing = computing.wait(rest + limit)?;
+            let others = others.map(|thread| thread.join().map_err(|_panic| anyhow!("the watch broke down"))?);
+            Ok::<_, anyhow::Error>((computing, others.transpose()?.map_or(0, |(_, last)| last)))
+        })?;
         pass(deadline, Duration::from_millis(100))?;
         let mut rows = vec![self.row("last byte at a peer", Some(4.0), after(receiver.last_sent_ns(), deadline))];
         if left == 0 {
@@ -107,7 +113,8 @@ impl Scene {
         };
         let ended = (computing.wait(patience())?, others.wait(patience())?);
         ensure!(ended.0.0 == 0 && ended.1.0 == 0, "members outlived the end of their session");
-        rows.push(self.row(whence, None, after(ended.0.1.max(ended.1.1).max(last), since)));
+        let last = [last, asleep, ended.0.1, ended.1.1].into_iter().fold(0, u64::max);
+        rows.push(self.row(whence, None, after(last, since)));
         Ok(rows)
     }
 

@@ -1,6 +1,7 @@
 //! The benchmarks: `tipstaff-tests --bench`, which `cargo xtask bench` builds and starts. What they measure and how is
 //! in `docs/performance.md`. They are no tests: the machine decides what comes out, and nothing here runs in `./x test`.
 
+mod bpf;
 mod deadline;
 mod flood;
 mod floor;
@@ -8,6 +9,7 @@ mod kill;
 mod options;
 mod pairs;
 pub(crate) mod place;
+mod programs;
 mod report;
 mod start;
 mod stats;
@@ -73,6 +75,9 @@ fn measure(options: &Options) -> Result<Vec<Row>> {
     }
     if asked("start") {
         rows.extend(start::run(&mut ground)?);
+    }
+    if asked("programs") {
+        rows.extend(programs::run(&mut ground)?);
     }
     if asked("flood") {
         rows.extend(flood::run(&mut ground)?);

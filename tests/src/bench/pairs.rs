@@ -43,7 +43,7 @@ struct Operation {
 /// Batches in a measurement; one more comes before them, to warm up.
 const BATCHES: usize = 8;
 /// The rules of the sessions.
-const RULES: [u32; 3] = [1, 1_000, 4_000];
+const RULES: [u32; 3] = [1, 1_000, 10_000];
 /// What 10,000 rules may cost over one.
 const MANY_RULES: Target = Target { name: "P11", bound: Bound::AtMost(150.0) };
 

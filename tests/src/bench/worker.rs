@@ -42,7 +42,7 @@ impl Programs {
 
     /// The policy of a measured session: so many rules on addresses, of which the destinations use their part.
     pub(super) fn policy(&self, rules: u32) -> Policy {
-        let base = Policy::new().allow("worker", &self.worker).allow("nothing", &self.nothing);
+        let base = Policy::new().allow("worker", &self.worker).allow("nothing", &self.nothing).listening();
         networks(rules)
             .into_iter()
             .enumerate()

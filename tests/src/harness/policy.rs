@@ -18,6 +18,7 @@ pub(crate) struct Policy {
     exec_deny: Vec<String>,
     net_allow: Vec<String>,
     net_deny: Vec<String>,
+    listen: bool,
 }
 
 impl Policy {
@@ -36,6 +37,7 @@ impl Policy {
             exec_deny: Vec::new(),
             net_allow: Vec::new(),
             net_deny: Vec::new(),
+            listen: false,
         }
     }
 
@@ -120,6 +122,12 @@ impl Policy {
         self
     }
 
+    /// Every local address and port may be bound and listened on.
+    pub(crate) fn listening(mut self) -> Self {
+        self.listen = true;
+        self
+    }
+
     /// The denial with the same arguments as [`Policy::to`].
     pub(crate) fn not_to(mut self, id: &str, prefix: &str, ports: impl Display) -> Self {
         self.net_deny.push(net_rule(id, prefix, &ports.to_string()));
@@ -145,6 +153,9 @@ impl Display for Policy {
         rules(f, "allow", &self.exec_allow)?;
         rules(f, "deny", &self.exec_deny)?;
         writeln!(f, "    net:")?;
+        if self.listen {
+            writeln!(f, "      listen: allow")?;
+        }
         self.net.iter().try_for_each(|line| writeln!(f, "      {line}"))?;
         rules(f, "allow", &self.net_allow)?;
         rules(f, "deny", &self.net_deny)
