@@ -210,7 +210,8 @@ impl Engine {
                 let uid = uid(value)?;
                 which(&|live| acts_for(&live.start.principal, uid))
             }
-            RevokeBy::Policy => which(&|live| live.policy.name == value),
+            // a narrowed session has another policy now than at its start
+            RevokeBy::Policy => which(&|live| live.policy.name == value || live.start.policy.name == value),
             RevokeBy::Label => {
                 let Some((key, value)) = value.split_once('=') else {
                     let message = format!("{value:?} is no label: write key=value");

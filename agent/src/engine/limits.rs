@@ -213,7 +213,7 @@ impl Live {
     /// Its limits for `inspect`.
     pub(super) fn limits_info(&self) -> wire::LimitsInfo {
         let (start, limits) = (&self.start, self.machine.limits());
-        let idle = self.policy.limits.idle.as_ref();
+        let idle = self.rules.idle.as_ref();
         wire::LimitsInfo {
             ttl_ms: limits.ttl_boot_ns.saturating_sub(self.started) / MS,
             winner: self.winner().into(),
@@ -222,9 +222,9 @@ impl Live {
             idle_ms: start.limits.idle_ms,
             activity: idle.map(|idle| idle.activity.iter().map(ToString::to_string).collect()).unwrap_or_default(),
             windows: start.limits.windows.clone(),
-            window_closes: open_until(&self.policy.limits.windows, Timestamp::now()).map(|t| t.to_string()),
+            window_closes: open_until(&self.rules.windows, Timestamp::now()).map(|t| t.to_string()),
             credential_expires: start.limits.credential_expires.map(|t| t.to_string()),
-            renew: self.policy.limits.renew,
+            renew: self.rules.renew,
         }
     }
 
@@ -275,7 +275,7 @@ impl Engine {
     fn rearm(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get(&id) else { return };
         let (at, limits) = (now(), live.machine.limits());
-        let windows = &live.policy.limits.windows;
+        let windows = &live.rules.windows;
         // outside every window its time is over now
         let closes = || open_until(windows, at.time).map_or(at.boot_ns, |closes| on_boot_clock(closes, at));
         let window_boot_ns = limits.window_boot_ns.map(|_| closes());
@@ -297,9 +297,9 @@ impl Engine {
         if !matches!(live.machine.state(), State::Active | State::Frozen) {
             return Err(ending(id, live));
         }
-        let policy = &live.policy;
+        let policy = &live.start.policy;
         let refused = |message: String, remedy: &str| ApiError::Refused { message, rule: None, remedy: remedy.into() };
-        if !policy.limits.renew {
+        if !live.rules.renew {
             let message = format!("policy {} forbids to renew a session (limits.renew)", policy.name);
             return Err(refused(message, "start another one"));
         }
@@ -308,8 +308,8 @@ impl Engine {
             Some(text) => duration::parse(text)
                 .map_err(|error| ApiError::BadRequest { message: format!("--ttl {text:?} {error}") })?,
         };
-        if asked > policy.ttl {
-            let most = duration::format(policy.ttl);
+        if asked > live.longest {
+            let most = duration::format(live.longest);
             let message = format!("--ttl {} is longer than policy {} allows", duration::format(asked), policy.name);
             return Err(refused(message, &format!("ask for {most} at most")));
         }
@@ -346,7 +346,7 @@ impl Engine {
     /// Tells a session's first process and the evidence that it ends soon.
     pub(super) fn warn(&mut self, id: SessionId, due: Due, left_ns: u64) {
         let Some(live) = self.sessions.get(&id) else { return };
-        let signal = live.policy.limits.warn;
+        let signal = live.rules.warn;
         let delivered = signal.map(|signal| {
             use std::os::fd::AsFd as _;
             complain("warning a session", signal_pidfd(live._first.as_fd(), signal)).is_some()

@@ -56,7 +56,7 @@ use crate::{
     evidence::{Body, Log, Moment, SessionStart},
     host_events::Processors,
     kernel::{CgroupRoot, Kernel, KernelError, Pins, boot_now},
-    policy::{Plan, Policy},
+    policy::{Limits, Plan, Policy},
     session::{EndReason, Input, Session, SessionId},
 };
 
@@ -156,6 +156,10 @@ struct Live {
     plan: Rc<Plan>,
     policy_slot: u32,
     start: SessionStart,
+    /// Its limits at the start: they stay what they were, whatever becomes of its policy.
+    rules: Limits,
+    /// The longest time to live that its policy gave it.
+    longest: Duration,
     /// Whose time to live is the shortest.
     winner: &'static str,
     started: u64,

@@ -83,6 +83,8 @@ impl Engine {
         notes.extend(doings.missing(&checked.policy));
         let live = Live {
             machine,
+            rules: checked.policy.limits.clone(),
+            longest: checked.policy.ttl,
             reference,
             cgroup,
             policy: checked.policy,
