@@ -45,16 +45,7 @@ pub(super) struct Revoking {
 impl Engine {
     /// The session whose id begins with `prefix`.
     pub(super) fn find(&self, prefix: &str) -> Result<SessionId, ApiError> {
-        let mut matching = self.sessions.keys().filter(|id| id.has_prefix(prefix));
-        match (matching.next(), matching.next()) {
-            (Some(id), None) => Ok(*id),
-            (None, _) => Err(ApiError::NotFound {
-                message: format!("no live session has an id that begins with {prefix:?}: see `tipstaff ps`"),
-            }),
-            (Some(_), Some(_)) => Err(ApiError::NotFound {
-                message: format!("more than one live session has an id that begins with {prefix:?}: give more digits"),
-            }),
-        }
+        the_one(self.sessions.keys(), prefix)
     }
 
     /// Records a command on a session.
@@ -240,6 +231,20 @@ impl Engine {
     }
 }
 
+/// The one id that begins with `prefix`.
+fn the_one<'a>(ids: impl Iterator<Item = &'a SessionId>, prefix: &str) -> Result<SessionId, ApiError> {
+    let mut matching = ids.filter(|id| id.has_prefix(prefix));
+    match (matching.next(), matching.next()) {
+        (Some(id), None) => Ok(*id),
+        (None, _) => Err(ApiError::NotFound {
+            message: format!("no live session has an id that begins with {prefix:?}: see `tipstaff ps`"),
+        }),
+        (Some(_), Some(_)) => Err(ApiError::NotFound {
+            message: format!("more than one live session has an id that begins with {prefix:?}: give more digits"),
+        }),
+    }
+}
+
 fn row(live: &Live) -> RevokedRow {
     let context = &live.start.context;
     RevokedRow {
@@ -260,4 +265,21 @@ fn uid(text: &str) -> Result<u32, ApiError> {
 fn is_below(pid: u32, mount: &Path, cgroup: &Path) -> bool {
     let gone = || fs::metadata(PathBuf::from(format!("/proc/{pid}"))).is_err();
     cgroup_of(pid, mount).map_or_else(|_| gone(), |own| own.starts_with(cgroup))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_names_one_session_or_says_why_not() {
+        let ids = [[0xab; 16], [0xac; 16]].map(SessionId::from_random);
+        let told = |prefix: &str| the_one(ids.iter(), prefix).map_err(|error| error.to_string());
+        assert_eq!(told("ab"), Ok(ids[0]));
+        assert_eq!(told(&ids[1].to_string()), Ok(ids[1]));
+        assert!(told("a").is_err_and(|why| why.contains("more than one live session") && why.contains("more digits")));
+        for unknown in ["", "b", "abx"] {
+            assert!(told(unknown).is_err_and(|why| why.contains("no live session") && why.contains("tipstaff ps")));
+        }
+    }
 }

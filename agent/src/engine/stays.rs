@@ -150,3 +150,41 @@ impl Engine {
         Ok(wire::Stays { stays: vec![stay.wire()] })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Store;
+
+    fn principal(uid: u32, login_uid: Option<u32>) -> Principal {
+        Principal { uid, gid: 0, login_uid }
+    }
+
+    fn stay(what: Stayed) -> Stay {
+        let until = "2026-11-22T00:00:00Z".parse().expect("a time");
+        Stay { id: SessionId::from_random([7; 16]), what, until, principal: principal(0, None) }
+    }
+
+    #[test]
+    fn a_stay_holds_whom_it_names() {
+        let uid = stay(Stayed::Principal(1000));
+        assert!(uid.holds(&principal(1000, None), "p"));
+        assert!(uid.holds(&principal(0, Some(1000)), "p"), "a login that became root");
+        assert!(!uid.holds(&principal(1001, Some(1001)), "p"));
+        let policy = stay(Stayed::Policy("p".to_owned()));
+        assert!(policy.holds(&principal(7, None), "p") && !policy.holds(&principal(7, None), "q"));
+    }
+
+    /// Nothing in a stay is of one boot.
+    #[test]
+    fn a_stay_is_there_after_a_reboot() {
+        let state = tempfile::tempdir().expect("a folder");
+        let kept = stay(Stayed::Policy("p".to_owned()));
+        let open = |boot: &str| Store::open(state.path(), boot.to_owned()).expect("the store opens");
+        open("one boot").keep_stay(&kept).expect("it is kept");
+        let (stays, unreadable) = open("another boot").stays().expect("the stays are read");
+        assert_eq!((stays, unreadable), (vec![kept.clone()], Vec::new()));
+        open("a third").forget_stay(kept.id).expect("it is forgotten");
+        assert_eq!(open("a third").stays().expect("the stays are read").0, Vec::new());
+    }
+}
