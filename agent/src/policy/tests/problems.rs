@@ -201,13 +201,6 @@ fn the_keys_of_a_spec() {
             "not supported by this version",
         );
     }
-    for key in ["idle", "windows"] {
-        spec(
-            &format!("{{kind: ci, limits: {{ttl: 1m, {key}: 1}}}}"),
-            &format!("4:36: spec.limits.{key}"),
-            "not supported by this version",
-        );
-    }
     spec("{kind: ci, limits: {ttl: 1m}, scope: {privileges: 1}}", "4:45: spec.scope.privileges", "not supported");
     spec("{kind: ci, limits: {ttl: 1m}, scope: {net: {hold: []}}}", "4:51: spec.scope.net.hold", "not supported");
     spec(
