@@ -1,11 +1,13 @@
 //! Waiting: always for something, never for a while.
 
 use std::{
+    fs::File,
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
+use nix::fcntl::{Flock, FlockArg};
 
 /// Set by the guest's init for all its children.
 pub(crate) const GUEST: &str = "TIPSTAFF_TESTS_GUEST";
@@ -19,6 +21,18 @@ pub(crate) fn in_guest() -> bool {
 /// How long a thing may take that is expected at once. Guests are emulated.
 pub(crate) fn patience() -> Duration {
     Duration::from_secs(if in_guest() { 60 } else { 15 })
+}
+
+/// Held by a test that needs the wall clock to go on as it does (`steps`: by one that sets it), as long as it runs. Tests
+/// of a guest share its clock; elsewhere nobody sets it.
+pub(crate) fn wall_clock(steps: bool) -> Result<Option<Flock<File>>> {
+    if !in_guest() {
+        return Ok(None);
+    }
+    let path = std::env::temp_dir().join("tipstaff-tests-clock");
+    let file = File::options().create(true).append(true).open(path)?;
+    let kind = if steps { FlockArg::LockExclusive } else { FlockArg::LockShared };
+    Ok(Some(Flock::lock(file, kind).map_err(|(_, errno)| errno)?))
 }
 
 /// The allowance for clocks and scheduling where a test compares times.

@@ -9,7 +9,7 @@ use super::scene::only;
 use crate::harness::{
     prelude::*,
     sandbox::OPERATORS,
-    wait::{all_gone, gone, in_guest},
+    wait::{all_gone, gone, in_guest, wall_clock},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -155,6 +155,7 @@ fn revoke(s: &mut Sandbox) -> Result<()> {
 
 /// What is revoked cannot start, whichever agent is asked, until its time or until it is lifted.
 fn stay(s: &mut Sandbox) -> Result<()> {
+    let _clock = wall_clock(false)?;
     s.start()?;
     let member = s.program("member")?;
     let policy = s.policy(&only(&member).name("red"))?;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::scene::{Fifo, only};
 use crate::harness::{
     prelude::*,
-    wait::{all_gone, gone, in_guest},
+    wait::{all_gone, gone, in_guest, wall_clock},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -91,6 +91,7 @@ fn now() -> Result<u64> {
 }
 
 fn at_the_start(s: &mut Sandbox) -> Result<()> {
+    let _clock = wall_clock(false)?;
     s.start()?;
     let member = s.program("member")?;
     let now = now()?;
@@ -149,6 +150,7 @@ fn set(by: i64) -> Result<()> {
 /// The clock is stepped to just before a window's end: the session ends at it, and not when it would have. A credential
 /// has more time when the clock is set back.
 fn stepped(s: &mut Sandbox) -> Result<()> {
+    let _clock = wall_clock(true)?;
     s.start()?;
     let member = s.program("member")?;
     let close = now()?.div_ceil(60) * 60 + 300;
@@ -180,6 +182,7 @@ fn stepped(s: &mut Sandbox) -> Result<()> {
 }
 
 fn credential(s: &mut Sandbox) -> Result<()> {
+    let _clock = wall_clock(false)?;
     s.start()?;
     let member = s.program("member")?;
     let expires = in_seconds(secs(2, 15))?;
