@@ -26,14 +26,18 @@ use crate::{
     },
     cli::{Exit, Failure},
     config::{Config, cgroup2_mount},
-    enforce::{SessionCgroup, prove, prove_destroy},
-    engine::{self, Control, Engine, Parts, Store, controls_from_song, flow_destroy, pidfd_of, recover, wire_control},
-    evidence::{self, Body, Log},
+    enforce::{SessionCgroup, Song, prove, prove_destroy},
+    engine::{
+        self, Control, Engine, Parts, Past, RecoverError, Recovered, controls_from_song, flow_destroy, pidfd_of,
+        recover, wire_control,
+    },
+    evidence::{self, Body, Gap, GapCause, Log},
     host_events::{ClockSteps, ProcessorEvents},
     kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier},
     pace::Pace,
     readable::Readable,
     session::EndReason,
+    store::{Kept, Store, StoreError},
 };
 
 /// Calls that wait for the engine.
@@ -54,10 +58,11 @@ struct Ground {
 /// It cannot start; nothing half-started remains.
 pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
     Kernel::check_host().map_err(unable)?;
-    if let Err(error) = kernel::raise_memlock() {
-        warn!("cannot raise the limit of locked memory: {error}; kernels since 5.11 do not need it");
-    }
     let mut ground = Ground::take(config)?;
+    if let Err(problem) = ground.pins.check() {
+        ground.pins.leave();
+        return Err(unable(problem));
+    }
     let confine = confine.map(|path| CgroupRoot::open(path, &ground.mount)).transpose().map_err(unable)?;
     if let Some(above) = confine.as_ref().filter(|c| !c.holds(&ground.root.path)) {
         let remedy = "an agent's --cgroup must lie below its --confine";
@@ -66,22 +71,24 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
     }
     let groups = &config.groups;
     let listeners = Listeners::bind(&config.paths.runtime, groups.read.gid()?, groups.operate.gid()?)?;
-    let left = recover(&ground.pins, &ground.store, &mut ground.log, EndReason::AgentLoss).map_err(unexpected)?;
+    let left = recover(&ground.pins, &ground.store, &mut ground.log, &ground.root.path, None).map_err(unrecovered)?;
     if !left.ended.is_empty() {
         info!("{} sessions of an earlier agent were ended", left.ended.len());
     }
-    ground.pins.clear().map_err(unable)?;
-    remove_empty(&ground.root.path);
+    let past = Past::read(&ground.log, &left.going_on, left.in_force).map_err(unexpected)?;
     let loaded = load(&ground, confine.as_ref());
     let (kernel, controls) = match loaded {
         Ok(loaded) => loaded,
         Err(failure) => {
-            clean_up(ground.pins, &ground.root.path);
+            // what an earlier agent pinned stays in force
+            if !left.in_force {
+                clean_up(ground.pins, &ground.root.path);
+            }
             return Err(failure);
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(unexpected)?;
-    runtime.block_on(serve(config, ground, confine, (kernel, controls), listeners, &left.shelters))
+    runtime.block_on(serve(config, ground, confine, (kernel, controls), listeners, (left, past)))
 }
 
 /// Finds out what this host can enforce, in programs of its own that are gone afterwards.
@@ -116,7 +123,9 @@ pub fn disarm(config: &Config) -> Result<wire::Disarmed, Failure> {
         return Err(unable(KernelError::NotRoot { uid: nix::unistd::geteuid().as_raw() }));
     }
     let mut ground = Ground::take(config)?;
-    let recovered = recover(&ground.pins, &ground.store, &mut ground.log, EndReason::Operator).map_err(unexpected)?;
+    let all = Some(EndReason::Operator);
+    let recovered =
+        recover(&ground.pins, &ground.store, &mut ground.log, &ground.root.path, all).map_err(unexpected)?;
     let sessions = recovered.ended;
     let uid = nix::unistd::getuid().as_raw();
     let principal = evidence::Principal { uid, gid: nix::unistd::getgid().as_raw(), login_uid: None };
@@ -161,7 +170,12 @@ impl Ground {
             log.append(&Body::Gap(gap), engine::now()).map_err(unexpected)?;
         }
         log.flush().map_err(unexpected)?;
-        let store = Store::open(&paths.state, boot).map_err(unexpected)?;
+        let (store, spoiled) = Store::open(&paths.state, boot).map_err(refused_store)?;
+        if let Some(why) = spoiled {
+            warn!("{why}");
+            let gap = Gap { detail: Some(why), ..Gap::new(GapCause::AgentAbsent) };
+            log.append_durable(&Body::Gap(gap), engine::now()).map_err(unexpected)?;
+        }
         let root = CgroupRoot::create(&paths.cgroup()?, mount).map_err(unable)?;
         Ok((root, log, store))
     }
@@ -178,9 +192,10 @@ fn clean_up(pins: Pins, root: &Path) {
 }
 
 /// Removes what an agent that was killed at the wrong moment left empty in the sessions' cgroup.
-fn remove_empty(root: &Path) {
+fn remove_empty(root: &Path, kept: &[Kept]) {
     let entries = fs::read_dir(root).into_iter().flatten().flatten().map(|e| e.path());
-    for cgroup in entries.filter(|path| path.is_dir()).filter_map(SessionCgroup::existing) {
+    let ours = entries.filter(|path| path.is_dir() && kept.iter().all(|k| k.cgroup != *path));
+    for cgroup in ours.filter_map(SessionCgroup::existing) {
         if let (false, Err(error)) = (cgroup.is_populated(), cgroup.remove()) {
             warn!("cannot remove cgroup {}: {error}", cgroup.path().display());
         }
@@ -210,14 +225,37 @@ fn load_with(
     pins: Option<&Pins>,
 ) -> Result<(Kernel, Vec<Control>), Failure> {
     let mut kernel = Kernel::load(&Options { root, confine, pins }).map_err(unable)?;
-    let song = prove(&mut kernel, &root.path).map_err(unable)?;
+    match take_over(&mut kernel, root, pins) {
+        Ok(song) => {
+            let mut controls = controls_from_song(kernel.tier(), &song);
+            controls.push(flow_destroy(&prove_destroy(mount)));
+            Ok((kernel, controls))
+        }
+        Err(problem) => {
+            if let Some(pins) = pins {
+                kernel.withdraw(pins);
+            }
+            Err(unable(problem))
+        }
+    }
+}
+
+/// Makes the new programs the ones that speak, lets the canary prove them alone, and only then takes the earlier ones
+/// off.
+fn take_over(kernel: &mut Kernel, root: &CgroupRoot, pins: Option<&Pins>) -> Result<Song, KernelError> {
+    kernel.speak()?;
+    let song = prove(kernel, &root.path)?;
     if kernel.tier() == Tier::Full && !song.exec_stopped(Tier::Full) {
         info!("LSM programs attach and do not decide here: is bpf in /sys/kernel/security/lsm?");
-        kernel.leave_lsm(pins).map_err(unable)?;
+        kernel.leave_lsm(pins)?;
     }
-    let mut controls = controls_from_song(kernel.tier(), &song);
-    controls.push(flow_destroy(&prove_destroy(mount)));
-    Ok((kernel, controls))
+    if let Some(pins) = pins {
+        if kernel.inherits_clock(pins)? {
+            kernel.arm_clock(Some(pins))?;
+        }
+        kernel.replace_others(pins)?;
+    }
+    Ok(song)
 }
 
 async fn serve(
@@ -226,7 +264,7 @@ async fn serve(
     confine: Option<CgroupRoot>,
     (kernel, controls): (Kernel, Vec<Control>),
     listeners: Listeners,
-    shelters: &[SessionCgroup],
+    (left, past): (Recovered, Past),
 ) -> Result<(), Failure> {
     let (notes, mut noted) = mpsc::unbounded_channel();
     let (calls, mut called) = mpsc::channel(CALLS);
@@ -250,10 +288,13 @@ async fn serve(
         store: ground.store,
         notes,
     };
+    let root = parts.root.path.clone();
     let mut engine = Engine::new(parts);
-    for cgroup in shelters {
-        engine.shelter(cgroup).map_err(unable)?;
+    for session in &left.shelters {
+        engine.shelter(session).map_err(unable)?;
     }
+    engine.adopt(&left.going_on, past).map_err(unexpected)?;
+    remove_empty(&root, &left.going_on);
     let rings = watch_rings(&engine)?;
     let server = async { listeners.serve(gate, calls).await };
     tokio::pin!(server);
@@ -325,9 +366,9 @@ fn gate(labels: LabelReader) -> Gate {
 }
 
 fn watch_rings(engine: &Engine) -> Result<[Readable; 2], Failure> {
-    let [verdicts, activity] = engine.rings();
     let watch = |ring: BorrowedFd<'_>| Readable::watch(ring.try_clone_to_owned()?);
-    Ok([watch(verdicts).map_err(unexpected)?, watch(activity).map_err(unexpected)?])
+    let watched: Result<Vec<_>, _> = engine.rings().into_iter().map(watch).collect();
+    watched.map_err(unexpected)?.try_into().map_err(|_few| unexpected("the rings are not there"))
 }
 
 /// A timer on `CLOCK_BOOTTIME`, which runs on in suspend.
@@ -355,6 +396,20 @@ impl Timer {
 
 fn unable(error: KernelError) -> Failure {
     Failure::new(if error.host_cannot() { Exit::Unable } else { Exit::Failed }, error)
+}
+
+/// A state that another version or another agent must deal with is this host's, not a failure.
+fn refused_store(error: StoreError) -> Failure {
+    let exit = if matches!(error, StoreError::Newer { .. }) { Exit::Unable } else { Exit::Failed };
+    Failure::new(exit, error)
+}
+
+fn unrecovered(error: RecoverError) -> Failure {
+    match error {
+        RecoverError::Kernel(error) => unable(error),
+        elsewhere @ RecoverError::Elsewhere { .. } => Failure::new(Exit::Usage, elsewhere),
+        other => unexpected(other),
+    }
 }
 
 fn unexpected(error: impl std::fmt::Display) -> Failure {

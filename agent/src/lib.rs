@@ -18,3 +18,4 @@ mod pace;
 pub mod policy;
 mod readable;
 pub mod session;
+pub mod store;

@@ -132,7 +132,11 @@ pub struct Settings {
     pub session_level: u32,
     /// The agent's own process id, for the iterator over its file descriptors.
     pub agent: u32,
+    /// Number of this load, from 1. While two loads are attached, the one that `GENERATION` names speaks.
+    pub generation: u32,
+    /// Always 0.
+    pub pad: u32,
 }
-const _: () = assert!(size_of::<Settings>() == 16);
+const _: () = assert!(size_of::<Settings>() == 24);
 
 pod!(SessionConfig, Budgets, SessionCounters, PolicyEntry, Settings);

@@ -29,11 +29,22 @@ pub fn add(counter: *mut u64, by: u64) -> u64 {
     before
 }
 
-/// Produces one record of `T` (whose first field is the header) about `task`, and lets `fill` write the rest.
+/// Produces one record of `T`, as [`produce`], if this is the load that speaks.
+#[inline(always)]
+pub fn record<T: 'static>(session: &Session, kind: u16, task: Task, decision: Decision, fill: impl FnOnce(*mut T)) {
+    if kernel::speaks() {
+        produce(session, kind, task, decision, fill);
+    }
+}
+
+/// Produces one record of `T` (whose first field is the header) about `task`, and lets `fill` write the rest. For
+/// programs that asked for themselves whether they speak: who claims an operation must also record it, whatever the word
+/// is by then. And for LSM programs that refuse: the kernel asks no other program after one that refused, so that it is
+/// the only one who can say so.
 ///
 /// Every byte of `T` but the header is `fill`'s to write: ring memory is not cleared.
 #[inline(always)]
-pub fn record<T: 'static>(session: &Session, kind: u16, task: Task, decision: Decision, fill: impl FnOnce(*mut T)) {
+pub fn produce<T: 'static>(session: &Session, kind: u16, task: Task, decision: Decision, fill: impl FnOnce(*mut T)) {
     let Some(counters) = session.counters() else { return };
     // SAFETY: `counters` points into a map; `kind` is a constant below 8 at every call.
     let (produced, lost, sequence) = unsafe {

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{
 use tipstaff_common::{offsets::Offsets, rule::FileId, session::Settings, socket::SocketRow};
 
 use crate::{
-    maps::{OFFSETS, SETTINGS},
+    maps::{GENERATION, OFFSETS, SETTINGS},
     verdict::Fault,
 };
 
@@ -19,6 +19,13 @@ pub fn settings() -> Settings {
     // SAFETY: a static of plain integers. VERIFIER: volatile, because the compiler would otherwise fold in the zeros of
     // the source, which the agent replaces.
     unsafe { core::ptr::read_volatile(&raw const SETTINGS) }
+}
+
+/// Whether this is the load that reports, counts and claims. While an agent replaces another, the programs of both are
+/// attached; what only one may do, the one does that `GENERATION` names.
+#[inline(always)]
+pub fn speaks() -> bool {
+    GENERATION.get(0).copied() == Some(settings().generation)
 }
 
 /// Reads one offset; see [`settings`] for why it is volatile. `field` is the `offset_of!` of a field of [`Offsets`].

@@ -18,7 +18,7 @@ use tipstaff_common::{
 
 /// Constants of this load. The agent replaces them in read-only data before the programs are verified.
 #[unsafe(no_mangle)]
-pub static SETTINGS: Settings = Settings { confine_cgroup: 0, session_level: 0, agent: 0 };
+pub static SETTINGS: Settings = Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, pad: 0 };
 
 /// Where this kernel keeps what the programs read; as `SETTINGS`.
 #[unsafe(no_mangle)]
@@ -250,6 +250,11 @@ pub static READER_AWAKE: Array<u64, 1> = Array::new();
 /// Records that found no room, by kind, for all sessions together.
 #[btf_map]
 pub static LOST: PerCpuArray<u64, 8> = PerCpuArray::new();
+
+/// The load that speaks (index 0): `Settings::generation` of the programs that report, count and claim. Written by the
+/// agent once all programs of a load are attached. Every attached program decides, whatever stands here.
+#[btf_map]
+pub static GENERATION: Array<u32, 1> = Array::new();
 
 /// Decisions that were not carried out because the task lies outside the confinement (index 0).
 #[btf_map]

@@ -78,7 +78,7 @@ impl Session {
     /// Counts a decision that ended in a fault.
     #[inline(always)]
     pub fn count_fault(&self) {
-        if let Some(counters) = self.counters() {
+        if let (true, Some(counters)) = (kernel::speaks(), self.counters()) {
             // SAFETY: points into the map.
             emit::add(unsafe { &raw mut (*counters).faults }, 1);
         }
@@ -87,7 +87,7 @@ impl Session {
     /// Counts a signal that the kernel did not take.
     #[inline(always)]
     pub fn count_failed_signal(&self) {
-        if let Some(counters) = self.counters() {
+        if let (true, Some(counters)) = (kernel::speaks(), self.counters()) {
             // SAFETY: points into the map.
             emit::add(unsafe { &raw mut (*counters).signals_failed }, 1);
         }
@@ -96,7 +96,7 @@ impl Session {
     /// Counts a dropped packet.
     #[inline(always)]
     pub fn count_dropped_packet(&self) {
-        if let Some(counters) = self.counters() {
+        if let (true, Some(counters)) = (kernel::speaks(), self.counters()) {
             // SAFETY: points into the map.
             emit::add(unsafe { &raw mut (*counters).packets_dropped }, 1);
         }

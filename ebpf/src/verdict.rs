@@ -11,6 +11,9 @@ use tipstaff_common::{
 
 use crate::{kernel, maps, session::Session};
 
+/// Slot of the canary's session.
+pub const CANARY: u32 = 0;
+
 /// Why a decision could not be made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -84,8 +87,12 @@ pub fn settle(decision: Decision, session: &Session) -> Decision {
     if session.mode == MODE_OBSERVE {
         return Decision { verdict: WOULD_DENY, rule: decision.rule };
     }
+    if session.slot == CANARY && !kernel::speaks() {
+        // an earlier load must not answer for the one that is being proven
+        return Decision::allow(decision.rule);
+    }
     if kernel::settings().confine_cgroup != 0 && session.flags & CONFINED == 0 {
-        if let Some(foreign) = maps::FOREIGN.get_ptr_mut(0) {
+        if let (true, Some(foreign)) = (kernel::speaks(), maps::FOREIGN.get_ptr_mut(0)) {
             crate::emit::add(foreign, 1);
         }
         return Decision { verdict: WOULD_DENY, rule: decision.rule };

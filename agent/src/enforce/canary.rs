@@ -107,7 +107,9 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     let failed = |what: &'static str| KernelError::file(what, "the canary");
     let generation = u32::try_from(boot_now() >> 20 & 0x7fff_ffff).unwrap_or(1).max(1);
     let session = SessionRef { slot: SLOT, generation };
-    install(kernel, generation)?;
+    // beside those of adopted sessions, which count from 1
+    let revision = generation | 1 << 31;
+    install(kernel, revision)?;
     let deadline = boot_now() + u64::try_from(LIFETIME.as_nanos()).unwrap_or(u64::MAX);
     let config = SessionConfig { mode: MODE_ENFORCE, policy: SLOT, deadline, ..SessionConfig::default() };
     kernel.begin(session, config, cgroup.id())?;
@@ -132,7 +134,7 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     kernel.disarm_clock(None)?;
     song.lines.push(("spin".into(), killed));
     kernel.release(session, cgroup.id())?;
-    kernel.uninstall(SLOT, generation)?;
+    kernel.uninstall(SLOT, revision)?;
     Ok(song)
 }
 
@@ -171,9 +173,9 @@ fn ticked(child: &mut Child) -> String {
 }
 
 /// Rules that deny nearly everything.
-fn install(kernel: &mut Kernel, generation: u32) -> Result<(), KernelError> {
+fn install(kernel: &mut Kernel, revision: u32) -> Result<(), KernelError> {
     let net = [datagrams_to_self()];
-    let rules = Revision { exec: &[], net: &net, listen: &[], inbound: &[], unix: &[], entry: deny_all(generation) };
+    let rules = Revision { exec: &[], net: &net, listen: &[], inbound: &[], unix: &[], entry: deny_all(revision) };
     kernel.install(SLOT, &rules)
 }
 

@@ -14,7 +14,8 @@ use crate::{
     api::wire::{self, Reply},
     evidence::{Body, Disarm, RECEIPTS_MAX, Receipt, Receipts, SessionEnd, Stuck, StuckTask, Text, Transition},
     kernel::{Member, Urgent, boot_now, ring},
-    session::{Effect, EndReason, Input, Round, SessionId},
+    session::{Effect, EndReason, Input, Round, SessionId, State},
+    store::Kept,
 };
 
 /// Before the next round of an end, when something was left.
@@ -39,6 +40,10 @@ impl Engine {
                     self.cut(id);
                 }
                 Effect::Record { from, to, cause } => {
+                    // the store before the evidence: what is said must not be more than what the next agent knows
+                    if to != State::Ended {
+                        self.keep(id);
+                    }
                     self.append_durable(&Body::State(Transition { session: id, from, to, cause }));
                 }
                 Effect::Sweep => self.schedule(id),
@@ -49,6 +54,8 @@ impl Engine {
     }
 
     fn set_deadline(&mut self, id: SessionId, at_boot_ns: u64) {
+        // kept first: the next agent takes a moment that is over for over
+        self.keep(id);
         let Some(live) = self.sessions.get(&id) else { return };
         complain("moving a deadline", self.parts.kernel.set_deadline(live.reference, at_boot_ns));
     }
@@ -60,7 +67,7 @@ impl Engine {
     }
 
     /// The first round at once, the next ones after a pause.
-    fn schedule(&mut self, id: SessionId) {
+    pub(super) fn schedule(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get_mut(&id) else { return };
         let first = live.machine.rounds().is_empty();
         let pause = if first { 0 } else { u64::try_from(PAUSE.as_nanos()).unwrap_or(0) };
@@ -103,7 +110,7 @@ impl Engine {
         self.append_durable(&Body::Stuck(Stuck { session: id, tasks }));
     }
 
-    fn count(&mut self, id: SessionId) {
+    pub(super) fn count(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get(&id) else { return };
         let reference = live.reference;
         let members = complain("counting members", self.parts.kernel.members());
@@ -117,6 +124,7 @@ impl Engine {
     fn finish(&mut self, id: SessionId, reason: EndReason, members_left: u64) {
         self.drain_some();
         let flows = self.confirm_cut(id);
+        self.account_for(id);
         let Some(live) = self.sessions.remove(&id) else { return };
         let counters = complain("reading counters", self.parts.kernel.counters(live.reference.slot));
         let end = session_end(id, &live, reason, (members_left, flows), &counters.unwrap_or_default());
@@ -151,7 +159,8 @@ impl Engine {
     pub(super) fn free(&mut self, id: SessionId, live: &Live, members_left: u64) {
         complain("releasing a policy", self.policies.release(&mut self.parts.kernel, live.policy_slot));
         if members_left > 0 {
-            complain("keeping a session", self.parts.store.keep(&self.kept(live).ended()));
+            complain("keeping a session", self.parts.store.keep(&Kept { over: true, ..self.kept(live) }));
+            self.linger(id, live.reference, live.cgroup.clone());
             return;
         }
         complain("forgetting a session", self.parts.store.forget(id));

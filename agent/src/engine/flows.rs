@@ -5,11 +5,11 @@ use std::os::fd::AsFd as _;
 use tipstaff_common::label::SessionRef;
 use tracing::debug;
 
-use super::{Engine, complain};
+use super::{Engine, complain, recover::InForce};
 use crate::{
     enforce::{Cut, Failure, Find, Flows, Found, Registry, SessionCgroup, explain, protocol_name},
     evidence::{Body, CutCause, CutOutcome, FlowsCut, RECEIPTS_MAX, SocketReceipt},
-    kernel::{Kernel, KernelError, Leftover, Member, Socket, open_pidfd, ring::Event},
+    kernel::{Kernel, KernelError, Member, Socket, open_pidfd, ring::Event},
     session::{Mode, SessionId},
 };
 
@@ -36,6 +36,14 @@ impl Engine {
                 debug!("the network namespace of process {} was not seen: {error}", header.tgid);
             }
         }
+    }
+
+    /// Keeps hold of the network namespaces of a session that an earlier agent began, as far as members are in them.
+    pub(super) fn see_again(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        let (kernel, reference) = (&mut self.parts.kernel, live.reference);
+        let walked = live.flows.namespaces.walk(&mut self.namespaces, || of(kernel.members()?, reference));
+        complain("looking for network namespaces", walked);
     }
 
     /// Destroys a session's sockets, which the kernel's mark silenced, while their owners live: the kernel tells the
@@ -98,8 +106,8 @@ pub(super) struct LeftFlows {
 
 impl LeftFlows {
     /// Destroys the sockets that were made in `cgroup`, in the namespaces of the members.
-    pub(super) fn cut(&mut self, leftover: &Leftover, session: SessionRef, cgroup: &SessionCgroup) {
-        let walked = self.flows.namespaces.walk(&mut self.namespaces, || of(leftover.members()?, session));
+    pub(super) fn cut(&mut self, force: &mut impl InForce, session: SessionRef, cgroup: &SessionCgroup) {
+        let walked = self.flows.namespaces.walk(&mut self.namespaces, || of(force.labelled()?, session));
         complain("looking for network namespaces", walked);
         self.flows.cut(&mut self.namespaces, &Find { cgroups: &cgroup.ids(), labelled: &[] }, |_| true);
     }

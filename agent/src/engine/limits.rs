@@ -181,6 +181,15 @@ impl Doings {
         (only && self.terminal.is_none()).then(|| "only a terminal counts as activity, and the session has none".into())
     }
 
+    /// What the evidence says of the time before this agent: `last` record of each kind, and how many there were.
+    pub(super) fn go_on(&mut self, produced: &[u64; 8], lost: &[u64; 8], last: &[u64; 8]) {
+        for kind in self.kinds.iter().map(|kind| usize::from(*kind)).filter(|kind| *kind < produced.len()) {
+            self.produced += produced[kind];
+            self.lost += lost[kind];
+            self.last_boot_ns = self.last_boot_ns.max(last[kind]);
+        }
+    }
+
     pub(super) fn record(&mut self, header: &Header) {
         if self.kinds.contains(&header.kind) {
             self.last_boot_ns = self.last_boot_ns.max(header.time);
@@ -199,6 +208,11 @@ impl Doings {
             false => Some(self.last_boot_ns).filter(|last| *last > 0),
         }
     }
+}
+
+/// Whose time to live it is, as it was kept.
+pub(super) fn winner(kept: &str) -> &'static str {
+    ["policy", "--ttl", "host cap", "renew"].into_iter().find(|name| *name == kept).unwrap_or("policy")
 }
 
 impl Live {
@@ -349,7 +363,8 @@ impl Engine {
         let signal = live.rules.warn;
         let delivered = signal.map(|signal| {
             use std::os::fd::AsFd as _;
-            complain("warning a session", signal_pidfd(live._first.as_fd(), signal)).is_some()
+            let first = live.first.as_ref();
+            first.is_some_and(|f| complain("warning a session", signal_pidfd(f.as_fd(), signal)).is_some())
         });
         let signal = signal.map(|signal| signal.as_str().to_owned());
         let left_ms = left_ns / MS;

@@ -1,12 +1,15 @@
 //! The engine: owns all session state, takes calls, records and time one at a time, and carries out what the session
 //! machine asks for. It runs on one task; nothing else touches a session.
 
+mod adopt;
 mod control;
 mod controls;
 mod finish;
 mod flows;
+mod history;
 mod judge;
 mod limits;
+mod linger;
 mod record;
 mod recover;
 mod report;
@@ -14,7 +17,6 @@ mod resolve;
 mod slots;
 mod start;
 mod stays;
-mod store;
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -26,22 +28,21 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tipstaff_common::{
-    label::SessionRef,
-    session::{MODE_OBSERVE, SessionConfig},
-};
+use tipstaff_common::label::SessionRef;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
+pub use adopt::Past;
 pub use controls::{Control, flow_destroy, from_song as controls_from_song};
 pub use recover::{RecoverError, Recovered, recover};
 pub use report::wire_control;
 pub use start::pidfd_of;
-pub use store::Store;
 
 use self::{
     control::Revoking,
+    history::LAST_VERDICTS,
     limits::Doings,
+    linger::Lingering,
     slots::{Policies, Slots},
     stays::Stay,
 };
@@ -53,11 +54,15 @@ use crate::{
     },
     config::Config,
     enforce::{Flows, Registry, SessionCgroup, Sweep},
-    evidence::{Body, Log, Moment, SessionStart},
+    evidence::{Body, Log, Mark, Moment, SessionStart},
     host_events::Processors,
-    kernel::{CgroupRoot, Kernel, KernelError, Pins, boot_now},
+    kernel::{
+        CgroupRoot, Kernel, Pins, boot_now,
+        ring::{DecodeError, Event},
+    },
     policy::{Limits, Plan, Policy},
     session::{EndReason, Input, Session, SessionId},
+    store::{First, Store},
 };
 
 /// Records taken from the rings before anything else gets a turn.
@@ -66,8 +71,6 @@ const BATCH: usize = 2048;
 const BATCHES: usize = 64;
 /// Appended records are made durable at the latest after this long.
 const FLUSH: Duration = Duration::from_secs(1);
-/// Verdicts that `inspect` shows.
-const LAST_VERDICTS: usize = 20;
 
 /// What the engine needs to begin.
 pub struct Parts {
@@ -87,7 +90,7 @@ pub struct Parts {
     pub controls: Vec<Control>,
     /// The evidence.
     pub log: Log,
-    /// The files that outlive the agent.
+    /// What outlives the agent.
     pub store: Store,
     /// Where the engine's helpers tell it what they saw.
     pub notes: mpsc::UnboundedSender<Note>,
@@ -132,6 +135,12 @@ pub struct Engine {
     leaving: Vec<SessionCgroup>,
     /// When their removal is tried again.
     removal_due: Option<u64>,
+    /// Sessions that are over and whose members run on.
+    lingering: Vec<Lingering>,
+    /// When it is looked whether they do.
+    linger_due: Option<u64>,
+    /// A record of the kernel that an earlier agent wrote and did not take out of its ring.
+    written_already: Option<(SessionId, u64)>,
     disarming: Option<Disarming>,
     /// Revocations whose sessions are not all over.
     revoking: Vec<Revoking>,
@@ -153,6 +162,10 @@ struct Live {
     reference: SessionRef,
     cgroup: SessionCgroup,
     policy: Policy,
+    /// The text that `policy` was read from.
+    policy_text: String,
+    /// The text of the policy that it was started under.
+    start_text: String,
     plan: Rc<Plan>,
     policy_slot: u32,
     start: SessionStart,
@@ -183,8 +196,14 @@ struct Live {
     stuck: Vec<u32>,
     /// Callers of `end` that wait.
     waiting: Vec<Answer>,
-    /// The first process, which the label was given to.
-    _first: OwnedFd,
+    /// Records that their ring had no room for, as far as the evidence says so.
+    reported: [u64; 8],
+    /// When that was looked at last.
+    reported_at: Option<Mark>,
+    /// The first process, which the label was given to, by number and start.
+    first_process: First,
+    /// The same as a descriptor; `None`: it is gone.
+    first: Option<OwnedFd>,
 }
 
 impl Engine {
@@ -204,6 +223,9 @@ impl Engine {
             flush_due: None,
             leaving: Vec::new(),
             removal_due: None,
+            lingering: Vec::new(),
+            linger_due: None,
+            written_already: None,
             disarming: None,
             revoking: Vec::new(),
             stays: Vec::new(),
@@ -227,8 +249,8 @@ impl Engine {
 
     /// Descriptors that are readable when there are records.
     #[must_use]
-    pub fn rings(&self) -> [std::os::fd::BorrowedFd<'_>; 2] {
-        self.parts.kernel.rings()
+    pub fn rings(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
+        self.parts.kernel.ring_descriptors()
     }
 
     /// Carries out one call.
@@ -258,18 +280,14 @@ impl Engine {
     /// Takes what the rings hold, up to a batch.
     pub fn drain(&mut self) -> Drained {
         self.looked_at.clear();
-        for taken in 0..BATCH {
-            match self.parts.kernel.next_event() {
-                None if taken == 0 => return Drained::Nothing,
-                None => return Drained::All,
-                Some(Ok(event)) => self.take(&event),
-                Some(Err(problem)) => {
-                    self.undecodable += 1;
-                    error!("a record from the kernel cannot be read: {problem}");
-                }
-            }
+        let Some(mut rings) = self.parts.kernel.lend_rings() else { return Drained::Nothing };
+        let taken = (0..BATCH).take_while(|_| rings.next(|event| self.take_any(event)).is_some()).count();
+        self.parts.kernel.return_rings(rings);
+        match taken {
+            0 => Drained::Nothing,
+            BATCH => Drained::Batch,
+            _ => Drained::All,
         }
-        Drained::Batch
     }
 
     /// Says whether the rings are looked into without being told; see `pace`. True: nothing was put into
@@ -280,16 +298,14 @@ impl Engine {
             && complain("looking whether the rings are empty", kernel.rings_are_empty()).unwrap_or(false)
     }
 
-    /// Lets the members of a session that only observed, and that an earlier agent ended, go on as they are: without an
-    /// entry, the programs would take their cgroup for one whose session is gone.
-    ///
-    /// # Errors
-    /// The slots are used up or the maps cannot be written.
-    pub fn shelter(&mut self, cgroup: &SessionCgroup) -> Result<(), KernelError> {
-        let reference = self.slots.take()?;
-        let config = SessionConfig { mode: MODE_OBSERVE, deadline: boot_now(), ..SessionConfig::default() };
-        self.parts.kernel.begin(reference, config, cgroup.id())?;
-        self.parts.kernel.mark_ended(reference)
+    fn take_any(&mut self, event: Result<Event, DecodeError>) {
+        match event {
+            Ok(event) => self.take(&event),
+            Err(problem) => {
+                self.undecodable += 1;
+                error!("a record from the kernel cannot be read: {problem}");
+            }
+        }
     }
 
     /// Takes what the rings hold now, and not for ever what fills them meanwhile.
@@ -324,7 +340,11 @@ impl Engine {
         if self.removal_due.is_some_and(|due| due <= now) {
             self.remove_cgroups();
         }
+        if self.linger_due.is_some_and(|due| due <= now) {
+            self.look_after();
+        }
         if self.flush_due.is_some_and(|due| due <= now) {
+            self.account();
             self.flush();
         }
     }
@@ -342,12 +362,13 @@ impl Engine {
     #[must_use]
     pub fn next_tick(&self) -> Option<u64> {
         let sessions = self.sessions.values().flat_map(|s| [s.machine.wakes_at(), s.next_round]);
-        sessions.chain([self.flush_due, self.removal_due]).flatten().min()
+        sessions.chain([self.flush_due, self.removal_due, self.linger_due]).flatten().min()
     }
 
     /// Says goodbye: enforcement stays.
     pub fn stop(&mut self, reason: &str) {
         self.drain_some();
+        self.account();
         self.append(&Body::AgentStop(crate::evidence::AgentStop { reason: reason.into() }));
         self.flush();
     }

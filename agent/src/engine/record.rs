@@ -40,6 +40,9 @@ impl Engine {
             debug!("a record of no live session: slot {} kind {}", header.slot, header.kind);
             return;
         };
+        if self.written_already.take_if(|last| *last == (*id, header.sequence)).is_some() {
+            return;
+        }
         session.count(&header, event);
         let body = body(*id, session, event);
         let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
@@ -58,7 +61,9 @@ impl Engine {
         let labelled = complain("reading a label", self.parts.kernel.label_of(process.as_fd())).flatten();
         let inside = || cgroup_of(pid, &self.parts.mount).is_ok_and(|own| own.starts_with(cgroup));
         if labelled == Some(session) || (labelled.is_none() && inside()) {
-            complain("killing a member", kill_pidfd(process.as_fd()));
+            let killed = kill_pidfd(process.as_fd());
+            let gone = |e: &std::io::Error| e.raw_os_error() == Some(libc::ESRCH);
+            complain("killing a member", killed.or_else(|e| if gone(&e) { Ok(()) } else { Err(e) }));
         }
     }
 }
@@ -77,7 +82,10 @@ impl Live {
         if let Some(count) = self.consumed.get_mut(usize::from(header.kind)) {
             *count += 1;
         }
-        if let Event::Exit(exit) = event {
+        // one that ended by itself just before may be read only now
+        if let Event::Exit(exit) = event
+            && exit.code & 0x7f == libc::SIGKILL.cast_unsigned()
+        {
             self.confirm(header, ring::name(exit));
         }
         if header.verdict == rule::ALLOW {
@@ -167,7 +175,7 @@ fn verdict(header: &Header) -> Verdict {
 }
 
 fn body(session: SessionId, live: &Live, event: &Event) -> Body {
-    translate(session, event, |code| live.plan.rule_name(code).to_owned())
+    translate(session, event, |code| live.policy.rule_name(code).to_owned())
 }
 
 /// The record of evidence for a record of the kernel; `rule_name` names its rule.

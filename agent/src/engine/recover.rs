@@ -1,10 +1,12 @@
-//! What an earlier agent left: its sessions are ended in the programs that are still in force, what it did not read is
-//! read, and only then may anything be replaced. Sessions of an earlier boot have nothing left but their record.
+//! What an earlier agent left and nobody can go on with: sessions of an earlier boot, sessions whose pins are gone, and,
+//! for `disarm` without an agent, all of them. They are ended in the programs that are still in force, what was not read
+//! is read, and each gets its last record.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -15,16 +17,17 @@ use super::{
     complain,
     finish::accounts,
     flows::{LeftFlows, counts, records},
+    history::History,
     now,
     record::translate,
-    store::{Kept, Store},
 };
 use crate::{
     enforce::SessionCgroup,
-    evidence::{Body, CutCause, Error, Gap, GapCause, Log, Receipt, SessionEnd, Text, Transition, read},
-    kernel::{KernelError, Leftover, Member, Pins, kill_pidfd, open_pidfd},
+    evidence::{Body, CutCause, Error, Gap, GapCause, Log, Receipt, SessionEnd, Text, Transition},
+    kernel::{Kernel, KernelError, Leftover, Member, Pins, kill_pidfd, open_pidfd},
     policy::reason_name,
-    session::{Cause, EndReason, Round, SessionId, State},
+    session::{Cause, EndReason, Mode, Round, SessionId, State},
+    store::{Kept, Store, StoreError},
 };
 
 /// How long the end of one session may take before the agent goes on and says what is left.
@@ -41,61 +44,101 @@ pub enum RecoverError {
     #[error(transparent)]
     Evidence(#[from] Error),
     /// The store cannot be read.
-    #[error("cannot read the kept sessions in {folder}: {source}")]
-    Store {
-        /// The folder.
-        folder: String,
-        /// Why not.
-        source: std::io::Error,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Live sessions stand below another cgroup than this agent's.
+    #[error(
+        "session {session} stands in {}, and this agent's sessions stand below {}: start it with the earlier one's \
+         --cgroup, or end the session first", cgroup.display(), root.display()
+    )]
+    Elsewhere {
+        /// The session.
+        session: SessionId,
+        /// Its cgroup.
+        cgroup: PathBuf,
+        /// The sessions' cgroup of this agent.
+        root: PathBuf,
     },
 }
 
-/// What recovery did.
+/// What recovery found and did.
 #[derive(Debug, Default)]
 pub struct Recovered {
     /// Sessions that were ended now.
     pub ended: Vec<SessionId>,
-    /// Cgroups in which members of sessions run on that only observed.
-    pub shelters: Vec<SessionCgroup>,
+    /// Sessions that go on in the programs in force; also those that are over and have members left.
+    pub going_on: Vec<Kept>,
+    /// Sessions that only observed, whose pins are gone and whose members run on.
+    pub shelters: Vec<Kept>,
+    /// An earlier agent left programs in force.
+    pub in_force: bool,
 }
 
-/// Ends the sessions that an earlier agent left, for `reason` (those of an earlier boot: reboot), and forgets them.
+/// Looks at what an earlier agent kept and ends what cannot go on, for `agent-loss` or `reboot`; the others stand in the
+/// answer. With `all`, every session of this boot is ended for that reason.
 ///
 /// # Errors
 /// The evidence, the store or the pinned maps cannot be read; nothing was replaced then.
-pub fn recover(pins: &Pins, store: &Store, log: &mut Log, reason: EndReason) -> Result<Recovered, RecoverError> {
-    let store_error = |source| RecoverError::Store { folder: store.folder().display().to_string(), source };
-    let (kept, unreadable) = store.kept().map_err(store_error)?;
-    for (path, why) in unreadable {
-        warn!("{} cannot be read and was moved aside: {why}", path.display());
-        gap(log, format!("kept session {} cannot be read: {why}", path.display()))?;
+pub fn recover(
+    pins: &Pins,
+    store: &Store,
+    log: &mut Log,
+    root: &std::path::Path,
+    all: Option<EndReason>,
+) -> Result<Recovered, RecoverError> {
+    let (kept, unreadable) = store.kept()?;
+    for why in unreadable {
+        warn!("{why}");
+        gap(log, why)?;
     }
-    let mut recovered = Recovered::default();
-    let mut leftover = Leftover::open(pins)?;
-    let mut written = read_evidence(log, &kept)?;
-    for session in &kept {
+    let mut leftover = open_leftover(pins, all.is_some())?;
+    let mut recovered = Recovered { in_force: leftover.is_some(), ..Recovered::default() };
+    let here = |session: &Kept| session.boot == store.boot();
+    if all.is_none() && leftover.is_some() {
+        recovered.going_on = kept.iter().filter(|session| here(session)).cloned().collect();
+        let elsewhere = recovered.going_on.iter().find(|k| k.cgroup.parent() != Some(root));
+        if let Some(kept) = elsewhere {
+            let (session, cgroup) = (kept.start.session, kept.cgroup.clone());
+            return Err(RecoverError::Elsewhere { session, cgroup, root: root.into() });
+        }
+    }
+    let over: Vec<Kept> = kept.iter().filter(|k| recovered.going_on.iter().all(|g| g != *k)).cloned().collect();
+    let ids: Vec<SessionId> = over.iter().map(|k| k.start.session).collect();
+    let mut history = History::read(log, &ids, false)?;
+    for session in &over {
         let id = session.start.session;
-        let here = session.boot == store.boot();
         // what runs is ended whatever the evidence says; an end that was written is not written again, and a start that
         // was not never had a member
-        let (started, ended) = written.get(&id).map_or((false, false), |w| (w.started, w.ended));
-        let runs = here && may_run(session, leftover.as_ref())?;
+        let (started, ended) = (history.of(id).started, history.of(id).ended);
+        let runs = here(session) && may_run(session, leftover.as_ref())?;
         if !session.over && !ended && (started || runs) {
-            end(session, here, reason, leftover.as_mut(), log, &kept, &mut written)?;
+            let reason = if here(session) { all.unwrap_or(EndReason::AgentLoss) } else { EndReason::Reboot };
+            end(session, reason, leftover.as_mut().filter(|_| here(session)), log, &kept, &mut history)?;
             recovered.ended.push(id);
         }
-        match SessionCgroup::existing(session.cgroup.clone()).filter(|c| !session.enforce && here && c.is_populated()) {
-            Some(cgroup) => {
-                complain("keeping a session", store.keep(&session.clone().ended()));
-                recovered.shelters.push(cgroup);
+        let observed = session.machine.mode() == Mode::Observe;
+        match SessionCgroup::existing(session.cgroup.clone()) {
+            Some(cgroup) if observed && here(session) && cgroup.is_populated() => {
+                recovered.shelters.push(session.clone());
             }
-            None => forget(store, session),
+            _ => forget(store, session),
         }
     }
-    if let Some(leftover) = &mut leftover {
+    if let (Some(leftover), Some(_)) = (&mut leftover, all) {
         end_unknown(leftover, &kept, log)?;
     }
     Ok(recovered)
+}
+
+/// For `disarm`, what cannot be opened is as good as gone: the cgroups are killed, and the pins are removed.
+fn open_leftover(pins: &Pins, disarming: bool) -> Result<Option<Leftover>, KernelError> {
+    match Leftover::open(pins) {
+        Err(problem) if disarming => {
+            warn!("{problem}");
+            Ok(None)
+        }
+        other => other,
+    }
 }
 
 fn forget(store: &Store, session: &Kept) {
@@ -108,52 +151,65 @@ fn forget(store: &Store, session: &Kept) {
 /// Ends one kept session, with its records.
 fn end(
     session: &Kept,
-    here: bool,
     reason: EndReason,
     leftover: Option<&mut Leftover>,
     log: &mut Log,
     kept: &[Kept],
-    written: &mut BTreeMap<SessionId, Written>,
+    history: &mut History,
 ) -> Result<(), RecoverError> {
     let id = session.start.session;
-    let reason = if here { reason } else { EndReason::Reboot };
+    let reason = session.machine.reason().unwrap_or(reason);
     info!("session {id} was left by an earlier agent: it ends, {reason}");
-    let cause = Cause::End(reason);
-    let ending = Body::State(Transition { session: id, from: State::Active, to: State::Ending, cause });
-    log.append_durable(&ending, now())?;
+    begin_end(id, history.of(id).state, reason, log)?;
     let mut killing = Killing::default();
     let mut flows = LeftFlows::default();
     let mut counters = SessionCounters::default();
     let cgroup = SessionCgroup::existing(session.cgroup.clone());
-    match (here, leftover, cgroup) {
-        (true, Some(leftover), cgroup) => {
-            let reference = SessionRef { slot: session.slot, generation: session.generation };
-            killing = kill(leftover, reference, session.enforce, cgroup.as_ref(), &mut flows)?;
-            if let Some(cgroup) = cgroup.filter(|_| session.enforce) {
-                let receipts = flows.confirm(&cgroup);
-                killing.flows = counts(&receipts);
-                for record in records(id, CutCause::End, &receipts) {
-                    log.append(&record, now())?;
-                }
+    let reference = SessionRef { slot: session.slot, generation: session.generation };
+    let enforce = session.machine.mode() == Mode::Enforce;
+    match (leftover, cgroup) {
+        (Some(leftover), cgroup) => {
+            killing = kill(leftover, reference, enforce, cgroup.as_ref(), &mut flows)?;
+            if let Some(cgroup) = cgroup.filter(|_| enforce) {
+                killing.flows = confirm(id, &cgroup, &mut flows, log)?;
             }
-            drain(leftover, log, kept, written)?;
+            drain(leftover, log, kept, history)?;
             counters = leftover.counters(session.slot)?;
         }
-        (true, None, Some(cgroup)) => {
+        (None, Some(cgroup)) if reason != EndReason::Reboot => {
             gap(log, format!("the pins of session {id} are gone: what it did is not counted, its cgroup is killed"))?;
-            killing = kill_cgroup(&cgroup, session.enforce)?;
+            killing = kill_cgroup(&cgroup, enforce)?;
         }
         _ => {}
     }
-    let consumed = written.get(&id).map(|w| w.counts).unwrap_or_default();
-    write_end(session, reason, killing, &counters, consumed, log)
+    write_end(id, reason, killing, &counters, history.of(id).counts, log)
+}
+
+/// Looks for the session's sockets once more, with a receipt for each. How many were cut, and how many are left.
+fn confirm(id: SessionId, cgroup: &SessionCgroup, flows: &mut LeftFlows, log: &mut Log) -> Result<(u64, u64), Error> {
+    let receipts = flows.confirm(cgroup);
+    for record in records(id, CutCause::End, &receipts) {
+        log.append(&record, now())?;
+    }
+    Ok(counts(&receipts))
+}
+
+/// Writes that a session ends, unless the evidence says so already.
+fn begin_end(id: SessionId, last: Option<State>, reason: EndReason, log: &mut Log) -> Result<(), Error> {
+    let from = last.unwrap_or(State::Starting);
+    if from == State::Ending {
+        return Ok(());
+    }
+    let ending = Body::State(Transition { session: id, from, to: State::Ending, cause: Cause::End(reason) });
+    log.append_durable(&ending, now()).map(drop)
 }
 
 /// Whether anything of a session of this boot may still run.
 fn may_run(session: &Kept, leftover: Option<&Leftover>) -> Result<bool, KernelError> {
     let populated = SessionCgroup::existing(session.cgroup.clone()).is_some_and(|c| c.is_populated());
     let Some(leftover) = leftover else { return Ok(populated) };
-    Ok(populated || !members(leftover, session.slot, session.generation)?.is_empty())
+    let own = |m: &Member| m.slot == session.slot && m.generation == session.generation;
+    Ok(populated || leftover.members()?.iter().any(own))
 }
 
 /// Without pins there are no labels to walk: all that is known of the session is its cgroup.
@@ -168,15 +224,52 @@ fn kill_cgroup(cgroup: &SessionCgroup, enforce: bool) -> Result<Killing, KernelE
     Ok(killing)
 }
 
-/// Ends what carries a label that no kept session explains: its file was lost, the programs in force were not.
-fn end_unknown(leftover: &mut Leftover, kept: &[Kept], log: &mut Log) -> Result<(), RecoverError> {
+/// The programs in force, of whatever agent: who is labelled, and the one write that ends a session in them.
+pub(super) trait InForce {
+    /// Every labelled thread.
+    fn labelled(&mut self) -> Result<Vec<Member>, KernelError>;
+    /// From this write on, every hook denies.
+    fn end(&mut self, session: SessionRef) -> Result<(), KernelError>;
+    /// Whether the session in a slot enforces.
+    fn enforcing(&mut self, slot: u32) -> Result<bool, KernelError>;
+}
+
+impl InForce for Leftover {
+    fn labelled(&mut self) -> Result<Vec<Member>, KernelError> {
+        self.members()
+    }
+
+    fn end(&mut self, session: SessionRef) -> Result<(), KernelError> {
+        self.mark_ended(session.slot, session.generation)
+    }
+
+    fn enforcing(&mut self, slot: u32) -> Result<bool, KernelError> {
+        self.enforces(slot)
+    }
+}
+
+impl InForce for Kernel {
+    fn labelled(&mut self) -> Result<Vec<Member>, KernelError> {
+        self.members()
+    }
+
+    fn end(&mut self, session: SessionRef) -> Result<(), KernelError> {
+        self.mark_ended(session)
+    }
+
+    fn enforcing(&mut self, slot: u32) -> Result<bool, KernelError> {
+        Ok(self.config(slot)?.mode == tipstaff_common::session::MODE_ENFORCE)
+    }
+}
+
+/// Ends what carries a label that no kept session explains: its record was lost, the programs in force were not.
+pub(super) fn end_unknown(force: &mut impl InForce, kept: &[Kept], log: &mut Log) -> Result<(), RecoverError> {
     let known = |m: &Member| kept.iter().any(|k| k.slot == m.slot && k.generation == m.generation);
     let unknown: BTreeSet<(u32, u32)> =
-        leftover.members()?.iter().filter(|m| !known(m)).map(|m| (m.slot, m.generation)).collect();
+        force.labelled()?.iter().filter(|m| !known(m)).map(|m| (m.slot, m.generation)).collect();
     for (slot, generation) in unknown {
-        if leftover.enforces(slot)? {
-            let reference = SessionRef { slot, generation };
-            let killing = kill(leftover, reference, true, None, &mut LeftFlows::default())?;
+        if force.enforcing(slot)? {
+            let killing = kill(force, SessionRef { slot, generation }, true, None, &mut LeftFlows::default())?;
             let (killed, left) = (killing.receipts.len(), killing.left);
             gap(log, format!("a session without a kept record was ended: {killed} processes killed, {left} left"))?;
         }
@@ -184,65 +277,27 @@ fn end_unknown(leftover: &mut Leftover, kept: &[Kept], log: &mut Log) -> Result<
     Ok(())
 }
 
-fn gap(log: &mut Log, detail: String) -> Result<(), Error> {
-    let body = Gap { cause: GapCause::AgentAbsent, lost: None, since: None, detail: Some(detail) };
+pub(super) fn gap(log: &mut Log, detail: String) -> Result<(), Error> {
+    let body = Gap { detail: Some(detail), ..Gap::new(GapCause::AgentAbsent) };
     log.append(&Body::Gap(body), now()).map(|_| ())
 }
 
-/// What the evidence holds of a kept session.
-#[derive(Default)]
-struct Written {
-    /// Records of its members, by kind.
-    counts: [u64; 8],
-    /// Its start was written.
-    started: bool,
-    /// Its end was written.
-    ended: bool,
-}
-
-fn read_evidence(log: &Log, kept: &[Kept]) -> Result<BTreeMap<SessionId, Written>, Error> {
-    let mut written: BTreeMap<SessionId, Written> =
-        kept.iter().map(|k| (k.start.session, Written::default())).collect();
-    if kept.is_empty() {
-        return Ok(written);
-    }
-    for record in read(log.path())?.filter_map(Result::ok) {
-        if let Some(written) = record.body.session().and_then(|id| written.get_mut(&id)) {
-            count(&mut written.counts, record.body.kind());
-            written.started |= matches!(record.body, Body::SessionStart(_));
-            written.ended |= matches!(record.body, Body::SessionEnd(_));
-        }
-    }
-    Ok(written)
-}
-
-fn count(counts: &mut [u64; 8], kind: &str) {
-    let index = (0u16..8).find(|k| crate::kernel::ring::kind_name(*k) == Some(kind));
-    if let Some(count) = index.and_then(|k| counts.get_mut(usize::from(k))) {
-        *count += 1;
-    }
-}
-
 /// Reads what the earlier agent did not. The rules' ids are gone with its plans: a rule is named by its number.
-fn drain(
-    leftover: &mut Leftover,
-    log: &mut Log,
-    kept: &[Kept],
-    written: &mut BTreeMap<SessionId, Written>,
-) -> Result<(), Error> {
+fn drain(leftover: &mut Leftover, log: &mut Log, kept: &[Kept], history: &mut History) -> Result<(), Error> {
     while let Some(event) = leftover.next_event() {
         let Ok(event) = event else { continue };
         let header = *event.header();
         let owner = kept.iter().find(|k| k.slot == header.slot && k.generation == header.generation);
-        let Some(owner) = owner else { continue };
+        let Some(owner) = owner.map(|k| k.start.session) else { continue };
+        if history.last_record.take_if(|last| *last == (owner, header.sequence)).is_some() {
+            continue; // written by the agent that was killed before it could take the record out of its ring
+        }
         let name = |code| match reason_name(code) {
             "fault" if code < tipstaff_common::rule::REASONS => format!("rule {code}"),
             reason => reason.to_owned(),
         };
-        let body = translate(owner.start.session, &event, name);
-        if let Some(written) = written.get_mut(&owner.start.session) {
-            count(&mut written.counts, body.kind());
-        }
+        let body = translate(owner, &event, name);
+        history.of(owner).count(body.kind());
         log.append(&body, now())?;
     }
     Ok(())
@@ -250,7 +305,7 @@ fn drain(
 
 /// What killing a session's members came to.
 #[derive(Default)]
-struct Killing {
+pub(super) struct Killing {
     rounds: Vec<Round>,
     receipts: Vec<Receipt>,
     left: u64,
@@ -260,36 +315,35 @@ struct Killing {
 
 /// Marks a session ended in the programs in force, cuts its flows, and kills until nothing is labelled. One that only observes is
 /// left alone and counted.
-fn kill(
-    leftover: &mut Leftover,
+pub(super) fn kill(
+    force: &mut impl InForce,
     session: SessionRef,
     enforce: bool,
     cgroup: Option<&SessionCgroup>,
     flows: &mut LeftFlows,
 ) -> Result<Killing, KernelError> {
-    let SessionRef { slot, generation } = session;
-    leftover.mark_ended(slot, generation)?;
+    force.end(session)?;
     let mut killing = Killing::default();
     if !enforce {
-        killing.left = members(leftover, slot, generation)?.len() as u64;
+        killing.left = members(force, session)?.len() as u64;
         return Ok(killing);
     }
     if let Some(cgroup) = cgroup {
-        flows.cut(leftover, session, cgroup);
+        flows.cut(force, session, cgroup);
     }
     let start = Instant::now();
     let mut opened: BTreeMap<u32, (Text, OwnedFd)> = BTreeMap::new();
     loop {
         let round = Instant::now();
         let known = opened.len();
-        for pid in members(leftover, slot, generation)? {
+        for pid in members(force, session)? {
             if let (false, Ok(process)) = (opened.contains_key(&pid), open_pidfd(pid)) {
                 let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
                 opened.insert(pid, (Text::from(name.trim_ascii_end()), process));
             }
         }
         // listed again with its pidfd open: the number means the same process
-        for pid in members(leftover, slot, generation)? {
+        for pid in members(force, session)? {
             if let Some((_, process)) = opened.get(&pid) {
                 complain("killing a member", kill_pidfd(process.as_fd()));
             }
@@ -298,7 +352,7 @@ fn kill(
             complain("killing a cgroup", cgroup.kill());
         }
         std::thread::sleep(GLANCE);
-        killing.left = members(leftover, slot, generation)?.len() as u64;
+        killing.left = members(force, session)?.len() as u64;
         let ms = u64::try_from(round.elapsed().as_millis()).unwrap_or(u64::MAX);
         killing.rounds.push(Round { killed: (opened.len() - known) as u64, left: killing.left, ms });
         if killing.left == 0 || start.elapsed() > PATIENCE {
@@ -310,15 +364,15 @@ fn kill(
     Ok(killing)
 }
 
-fn write_end(
-    session: &Kept,
+/// Writes the last two records of a session.
+pub(super) fn write_end(
+    id: SessionId,
     reason: EndReason,
     killing: Killing,
     counters: &SessionCounters,
     consumed: [u64; 8],
     log: &mut Log,
 ) -> Result<(), RecoverError> {
-    let id = session.start.session;
     let ended = Transition { session: id, from: State::Ending, to: State::Ended, cause: Cause::Measured };
     log.append(&Body::State(ended), now())?;
     let (produced, consumed, lost) = accounts(counters, &consumed);
@@ -342,9 +396,41 @@ fn write_end(
 }
 
 /// Processes that still carry the session's label.
-fn members(leftover: &Leftover, slot: u32, generation: u32) -> Result<Vec<u32>, KernelError> {
-    let mut pids: Vec<u32> =
-        leftover.members()?.iter().filter(|m| m.slot == slot && m.generation == generation).map(|m| m.tgid).collect();
+fn members(force: &mut impl InForce, session: SessionRef) -> Result<Vec<u32>, KernelError> {
+    let own = |m: &&Member| m.slot == session.slot && m.generation == session.generation;
+    let mut pids: Vec<u32> = force.labelled()?.iter().filter(own).map(|m| m.tgid).collect();
     pids.dedup();
     Ok(pids)
+}
+
+/// Ends a session of which only the kernel knows, with the records that can be made of it. Its id, where it has one and
+/// only observes.
+pub(super) fn end_orphan(
+    kernel: &mut Kernel,
+    reference: SessionRef,
+    cgroup: &SessionCgroup,
+    log: &mut Log,
+    history: &mut History,
+) -> Result<Option<SessionId>, RecoverError> {
+    let name = cgroup.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let enforce = kernel.enforcing(reference.slot)?;
+    let mut flows = LeftFlows::default();
+    let mut killing = kill(kernel, reference, enforce, Some(cgroup), &mut flows)?;
+    // a canary whose agent was killed is nobody's session
+    let Ok(id) = name.parse::<SessionId>() else { return Ok(None) };
+    let (killed, left) = (killing.receipts.len(), killing.left);
+    warn!("nothing is kept of session {id}: it is ended");
+    gap(log, format!("session {id} had no kept record and was ended: {killed} processes killed, {left} left"))?;
+    let written = history.of(id);
+    let observes = (!enforce).then_some(id);
+    if !written.started || written.ended {
+        return Ok(observes);
+    }
+    begin_end(id, written.state, EndReason::AgentLoss, log)?;
+    if enforce {
+        killing.flows = confirm(id, cgroup, &mut flows, log)?;
+    }
+    let counters = kernel.counters(reference.slot)?;
+    write_end(id, EndReason::AgentLoss, killing, &counters, history.of(id).counts, log)?;
+    Ok(observes)
 }

@@ -36,6 +36,17 @@ impl Slots {
         Ok(SessionRef { slot: u32::try_from(slot).unwrap_or(0), generation: self.generation })
     }
 
+    /// Takes the slot of a session that an earlier agent began. False: it is taken, or none.
+    pub(super) fn claim(&mut self, session: SessionRef) -> bool {
+        let Some(taken) = self.taken.get_mut(session.slot as usize) else { return false };
+        !std::mem::replace(taken, true)
+    }
+
+    /// Whether a session has the slot.
+    pub(super) fn is_taken(&self, slot: u32) -> bool {
+        self.taken.get(slot as usize).copied().unwrap_or(false)
+    }
+
     /// Gives a slot back, once nothing carries its label.
     pub(super) fn free(&mut self, session: SessionRef) {
         if let Some(taken) = self.taken.get_mut(session.slot as usize) {
@@ -46,7 +57,8 @@ impl Slots {
 
 /// A plan in the kernel.
 struct Installed {
-    plan: Rc<Plan>,
+    /// `None`: an earlier agent put it there, and no new session shares it.
+    plan: Option<Rc<Plan>>,
     slot: u32,
     revision: u32,
     users: usize,
@@ -62,9 +74,11 @@ pub(super) struct Policies {
 impl Policies {
     /// Puts a plan in force, or finds an equal one that is. Its number in `POLICIES`.
     pub(super) fn acquire(&mut self, kernel: &mut Kernel, plan: Plan) -> Result<(u32, Rc<Plan>), KernelError> {
-        if let Some(same) = self.installed.iter_mut().find(|i| *i.plan == plan) {
-            same.users += 1;
-            return Ok((same.slot, Rc::clone(&same.plan)));
+        for same in &mut self.installed {
+            if let Some(shared) = same.plan.as_ref().filter(|shared| ***shared == plan) {
+                same.users += 1;
+                return Ok((same.slot, Rc::clone(shared)));
+            }
         }
         let free = (1..limits::POLICIES).find(|slot| self.installed.iter().all(|i| i.slot != *slot));
         let slot = free.ok_or(KernelError::Full { what: "policies", limit: limits::POLICIES - 1 })?;
@@ -77,8 +91,28 @@ impl Policies {
         let rules = Revision { exec: &exec, net: &net, listen: &listen, inbound: &inbound, unix: &unix, entry };
         kernel.install(slot, &rules)?;
         let plan = Rc::new(plan);
-        self.installed.push(Installed { plan: Rc::clone(&plan), slot, revision, users: 1 });
+        self.installed.push(Installed { plan: Some(Rc::clone(&plan)), slot, revision, users: 1 });
         Ok((slot, plan))
+    }
+
+    /// Counts a session of an earlier agent as a user of the policy that it left in the kernel.
+    pub(super) fn adopt(&mut self, slot: u32, revision: u32) {
+        self.revisions = self.revisions.max(revision);
+        match self.installed.iter_mut().find(|i| i.slot == slot) {
+            Some(known) => known.users += 1,
+            None => self.installed.push(Installed { plan: None, slot, revision, users: 1 }),
+        }
+    }
+
+    /// Takes out of the kernel what an earlier agent left there and no session uses.
+    pub(super) fn sweep(&self, kernel: &mut Kernel) -> Result<(), KernelError> {
+        for slot in (0..limits::POLICIES).filter(|slot| self.installed.iter().all(|i| i.slot != *slot)) {
+            let revision = kernel.revision(slot)?;
+            if revision != 0 {
+                kernel.uninstall(slot, revision)?;
+            }
+        }
+        Ok(())
     }
 
     /// One session less uses the policy; without users it leaves the kernel.

@@ -19,7 +19,7 @@ use tipstaff_common::{
 };
 use tracing::info;
 
-use super::{Engine, Live, Note, complain, controls, judge, limits, limits::Doings, now, resolve, store::Kept};
+use super::{Engine, Live, Note, complain, controls, judge, limits, limits::Doings, now, resolve};
 use crate::{
     api::{
         server::Peer,
@@ -32,6 +32,7 @@ use crate::{
     policy::{self, Mode, Plan, Policy, Resolved},
     readable::Readable,
     session::{self, Input, Session, SessionId},
+    store::{First, Kept},
 };
 
 /// Namespaces that a session's context names.
@@ -88,6 +89,8 @@ impl Engine {
             reference,
             cgroup,
             policy: checked.policy,
+            policy_text: run.policy.clone(),
+            start_text: run.policy.clone(),
             plan,
             policy_slot,
             start,
@@ -105,13 +108,16 @@ impl Engine {
             ending_since: None,
             stuck: Vec::new(),
             waiting: Vec::new(),
-            _first: first,
+            reported: [0; 8],
+            reported_at: Some(self.mark()),
+            first_process: First { pid: peer.pid, started: started(peer.pid).unwrap_or(0) },
+            first: Some(first),
         };
         // kept before it is recorded: a session that is recorded always has an end, whoever writes it
         if let Err(error) = self.parts.store.keep(&self.kept(&live)) {
             self.free(id, &live, 0);
             self.rest_clock();
-            return Err(failed(format!("cannot write to {}: {error}", self.parts.store.folder().display())));
+            return Err(failed(error));
         }
         self.append_durable(&Body::SessionStart(live.start.clone()));
         self.sessions.insert(id, live);
@@ -276,7 +282,7 @@ impl Engine {
     /// Labels the caller, moves it, and reads the label back.
     fn admit(&mut self, id: SessionId, peer: &Peer) -> Result<(), String> {
         let Some(live) = self.sessions.get_mut(&id) else { return Err("it is gone".into()) };
-        let task = live._first.as_fd();
+        let Some(task) = live.first.as_ref().map(OwnedFd::as_fd) else { return Err("it is gone".into()) };
         let seen = live.flows.namespaces.see(&mut self.namespaces, task, (peer.pid, peer.pid));
         seen.map_err(|e| format!("cannot look at the network namespace of process {}: {e}", peer.pid))?;
         self.parts.kernel.label(task, live.reference).map_err(|e| e.to_string())?;
@@ -293,28 +299,53 @@ impl Engine {
 
     /// A session as the next agent has to know it.
     pub(super) fn kept(&self, live: &Live) -> Kept {
-        Kept::new(
-            self.parts.store.boot().to_owned(),
-            live.reference.slot,
-            live.reference.generation,
-            live.cgroup.path().to_owned(),
-            live.policy.mode == Mode::Enforce,
-            live.start.clone(),
-        )
+        Kept {
+            boot: self.parts.store.boot().to_owned(),
+            slot: live.reference.slot,
+            generation: live.reference.generation,
+            policy_slot: live.policy_slot,
+            cgroup: live.cgroup.path().to_owned(),
+            over: false,
+            machine: live.machine.clone(),
+            start: live.start.clone(),
+            policy: live.policy_text.clone(),
+            start_policy: live.start_text.clone(),
+            winner: live.winner.to_owned(),
+            started: live.started,
+            first: live.first_process,
+        }
+    }
+
+    /// Keeps a session as it is now, for the next agent.
+    pub(super) fn keep(&self, id: SessionId) {
+        if let Some(live) = self.sessions.get(&id) {
+            complain("keeping a session", self.parts.store.keep(&self.kept(live)));
+        }
     }
 
     /// Takes the label and the cgroup from a caller that could not be admitted, so that it lives to be told.
     fn undo(&mut self, id: SessionId, peer: &Peer, home: &Path) {
         let Some(live) = self.sessions.get(&id) else { return };
-        if peer.still_connected() {
+        if let (true, Some(first)) = (peer.still_connected(), &live.first) {
             complain("moving a caller back", fs::write(home.join("cgroup.procs"), peer.pid.to_string()));
-            complain("taking a label back", self.parts.kernel.unlabel(live._first.as_fd()));
+            complain("taking a label back", self.parts.kernel.unlabel(first.as_fd()));
         }
     }
 }
 
+/// When a process started, in clock ticks since boot: field 22 of `/proc/PID/stat`, counted from behind the name, which
+/// may hold anything.
+pub(super) fn started(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
 /// Tells the engine when the process ends.
-fn watch(id: SessionId, process: OwnedFd, notes: tokio::sync::mpsc::UnboundedSender<Note>) -> Result<(), String> {
+pub(super) fn watch(
+    id: SessionId,
+    process: OwnedFd,
+    notes: tokio::sync::mpsc::UnboundedSender<Note>,
+) -> Result<(), String> {
     let process = Readable::watch(process).map_err(|e| e.to_string())?;
     tokio::spawn(async move {
         process.ready().await;

@@ -12,7 +12,7 @@ use crate::{
         wire::{self, ApiError, RevokeBy},
     },
     duration,
-    evidence::{Body, Lift, Principal, Refused, Text},
+    evidence::{Body, Gap, GapCause, Lift, Principal, Refused, Text},
     session::SessionId,
 };
 
@@ -67,16 +67,10 @@ impl Engine {
     /// Reads the stays that were kept; one that cannot be read is reported and holds nothing.
     pub(super) fn load_stays(&mut self) {
         let Some((stays, unreadable)) = complain("reading the stays", self.parts.store.stays()) else { return };
-        for (path, why) in unreadable {
-            warn!("{} cannot be read and was moved aside: {why}", path.display());
-            let detail = format!("stay {} cannot be read, and keeps nothing from starting: {why}", path.display());
-            let cause = crate::evidence::GapCause::AgentAbsent;
-            self.append_durable(&Body::Gap(crate::evidence::Gap {
-                cause,
-                lost: None,
-                since: None,
-                detail: Some(detail),
-            }));
+        for why in unreadable {
+            warn!("{why}");
+            let detail = format!("a stay keeps nothing from starting: {why}");
+            self.append_durable(&Body::Gap(Gap { detail: Some(detail), ..Gap::new(GapCause::AgentAbsent) }));
         }
         self.stays = stays;
         self.drop_past_stays();
@@ -116,9 +110,8 @@ impl Engine {
         let until = SignedDuration::try_from(length_of).ok().and_then(|d| now().time.checked_add(d).ok());
         let until = until.ok_or_else(|| bad("is too long".into()))?;
         let stay = Stay { id: super::start::fresh_id()?, what, until, principal: by };
-        self.parts.store.keep_stay(&stay).map_err(|error| ApiError::Failed {
-            message: format!("cannot write to {}: {error}", self.parts.store.folder().display()),
-        })?;
+        let kept = self.parts.store.keep_stay(stay.id, &stay);
+        kept.map_err(|error| ApiError::Failed { message: error.to_string() })?;
         self.stays.push(stay.clone());
         Ok(stay)
     }
@@ -154,7 +147,7 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Store;
+    use crate::store::Store;
 
     fn principal(uid: u32, login_uid: Option<u32>) -> Principal {
         Principal { uid, gid: 0, login_uid }
@@ -180,11 +173,11 @@ mod tests {
     fn a_stay_is_there_after_a_reboot() {
         let state = tempfile::tempdir().expect("a folder");
         let kept = stay(Stayed::Policy("p".to_owned()));
-        let open = |boot: &str| Store::open(state.path(), boot.to_owned()).expect("the store opens");
-        open("one boot").keep_stay(&kept).expect("it is kept");
+        let open = |boot: &str| Store::open(state.path(), boot.to_owned()).expect("the store opens").0;
+        open("one boot").keep_stay(kept.id, &kept).expect("it is kept");
         let (stays, unreadable) = open("another boot").stays().expect("the stays are read");
         assert_eq!((stays, unreadable), (vec![kept.clone()], Vec::new()));
         open("a third").forget_stay(kept.id).expect("it is forgotten");
-        assert_eq!(open("a third").stays().expect("the stays are read").0, Vec::new());
+        assert_eq!(open("a third").stays::<Stay>().expect("the stays are read").0, Vec::new());
     }
 }

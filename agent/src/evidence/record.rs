@@ -152,7 +152,8 @@ impl Body {
             Self::Terminate(body) => Some(body.session),
             Self::Stuck(body) => Some(body.session),
             Self::Command(body) => Some(body.session),
-            Self::AgentStart(_) | Self::AgentStop(_) | Self::Gap(_) | Self::Refused(_) | Self::Disarm(_) => None,
+            Self::Gap(body) => body.session,
+            Self::AgentStart(_) | Self::AgentStop(_) | Self::Refused(_) | Self::Disarm(_) => None,
             Self::Revoke(_) | Self::Lift(_) => None,
         }
     }

@@ -54,7 +54,7 @@ impl Tail {
         let head = self.head();
         let gap = |cause, lost, detail: String| {
             let since = self.last.as_ref().map(|last| last.mark.clone());
-            vec![Gap { cause, lost, since, detail: Some(detail) }]
+            vec![Gap { lost, since, detail: Some(detail), ..Gap::new(cause) }]
         };
         let ahead = match head_file {
             HeadFile::Known(known) => known.n.saturating_sub(head.n),

@@ -160,7 +160,7 @@ pub struct Report {
     pub gaps: u64,
     /// The first 100 of them.
     pub gap_list: Vec<NotedGap>,
-    /// Records that the gap records say are missing.
+    /// Records that the gap records say are missing, without those of full rings: `lost_in_kernel` has them.
     pub lost_in_gaps: u64,
     /// Records that the kernel produced and that did not reach the agent, by the sessions' last records.
     pub lost_in_kernel: u64,
@@ -199,7 +199,10 @@ impl Report {
 
     pub(super) fn gap(&mut self, gap: NotedGap) {
         self.gaps += 1;
-        self.lost_in_gaps = self.lost_in_gaps.saturating_add(gap.lost.unwrap_or(0));
+        // what a ring had no room for stands in the session's last record as well
+        if gap.cause != "ring-full" {
+            self.lost_in_gaps = self.lost_in_gaps.saturating_add(gap.lost.unwrap_or(0));
+        }
         if self.gap_list.len() < LISTED {
             self.gap_list.push(gap);
         }
@@ -209,7 +212,11 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = |mark: &Option<Mark>| mark.as_ref().map_or_else(|| "-".to_owned(), |mark| mark.time.to_string());
-        writeln!(f, "verdict    {}", self.verdict)?;
+        match (self.verdict, self.gaps) {
+            (Soundness::Damaged, _) | (Soundness::Intact, 0) => writeln!(f, "verdict    {}", self.verdict)?,
+            (Soundness::Intact, 1) => writeln!(f, "verdict    intact, with 1 gap")?,
+            (Soundness::Intact, gaps) => writeln!(f, "verdict    intact, with {gaps} gaps")?,
+        }
         writeln!(f, "records    {}", self.records)?;
         writeln!(f, "sessions   {}", self.sessions)?;
         writeln!(f, "first      {}", time(&self.first))?;

@@ -150,10 +150,10 @@ impl<S: Store> Writer<S> {
 impl Missed {
     fn gap(&self) -> Body {
         Body::Gap(Gap {
-            cause: GapCause::NotWritten,
             lost: Some(self.count),
             since: Some(self.since.clone()),
             detail: Some(self.why.clone()),
+            ..Gap::new(GapCause::NotWritten)
         })
     }
 }

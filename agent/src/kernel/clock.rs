@@ -42,12 +42,13 @@ impl Kernel {
     pub fn disarm_clock(&mut self, pins: Option<&Pins>) -> Result<(), KernelError> {
         self.clock_runs = false;
         self.clock.clear();
-        pins.map_or(Ok(()), |pins| pins.clear_links(PROGRAM))
+        pins.map_or(Ok(()), |pins| pins.clear_links(self.generation, PROGRAM))
     }
 
     /// Attaches the clock to one CPU and only then lets an earlier one of that CPU go.
     fn arm_on(&mut self, cpu: u32, pins: Option<&Pins>) -> Result<(), KernelError> {
         let refused = |error: &dyn std::error::Error| KernelError::refused(format!("program {PROGRAM}"), error);
+        let generation = self.generation;
         let program: &mut PerfEvent = self.typed(PROGRAM)?;
         let config = PerfEventConfig::Software(SoftwareEvent::CpuClock);
         let scope = PerfEventScope::AllProcessesOneCpu { cpu };
@@ -58,7 +59,7 @@ impl Kernel {
             self.clock.push(link);
             return Ok(());
         };
-        let path = pins.link(&format!("{PROGRAM}{cpu}"));
+        let path = pins.link(generation, &format!("{PROGRAM}{cpu}"));
         if path.exists() {
             fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
         }

@@ -46,6 +46,39 @@ pub enum KernelError {
         /// The pin directory.
         path: PathBuf,
     },
+    /// Programs of another version are in force.
+    #[error(
+        "{} holds pins of another layout than {}: start the version that made them, or take its enforcement off with \
+         tipstaff disarm", path.display(), tipstaff_common::LAYOUT
+    )]
+    OtherLayout {
+        /// Their directory.
+        path: PathBuf,
+    },
+    /// A map is not pinned that programs in force use.
+    #[error(
+        "{} is gone, and programs are in force that use it: take them off with tipstaff disarm and start again",
+        path.display()
+    )]
+    PinGone {
+        /// Where it belongs.
+        path: PathBuf,
+    },
+    /// A pinned map is not what the programs of this version work on.
+    #[error(
+        "the pinned map {} has {what} {found}, and this version's has {expected}: start the version that made it, or take \
+         its enforcement off with tipstaff disarm", path.display()
+    )]
+    OtherMap {
+        /// Its pin.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// This version's.
+        expected: u32,
+        /// The pinned map's.
+        found: u32,
+    },
     /// The agent runs in a cgroup namespace of its own.
     #[error(
         "the agent is in a cgroup namespace of its own, where the depth of a cgroup cannot be told: run it in the host's"
@@ -129,6 +162,9 @@ impl KernelError {
             Self::NotRoot { .. }
                 | Self::Missing { .. }
                 | Self::NotBpffs { .. }
+                | Self::OtherLayout { .. }
+                | Self::OtherMap { .. }
+                | Self::PinGone { .. }
                 | Self::CgroupNamespace
                 | Self::PidNamespace
         )

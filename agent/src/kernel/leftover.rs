@@ -7,7 +7,7 @@ use aya::maps::{Array, Map, MapData, MapError, RingBuf};
 use tipstaff_common::session::{MODE_ENFORCE, STATE_ENDED, SessionConfig, SessionCounters, state_word};
 
 use super::{
-    KernelError, Member, Pins,
+    KernelError, Member, Pins, adopt,
     members::decode_rows,
     ring::{self, DecodeError, Event},
 };
@@ -24,7 +24,7 @@ pub struct Leftover {
 impl Leftover {
     /// Opens what `pins` holds; `None` where nothing is pinned.
     pub fn open(pins: &Pins) -> Result<Option<Self>, KernelError> {
-        let members = pins.link("members");
+        let members = pins.link(adopt::speaking(pins)?, "members");
         if !members.exists() || !pins.map("SESSION_STATE").exists() {
             return Ok(None);
         }

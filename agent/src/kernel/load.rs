@@ -21,9 +21,14 @@ use tipstaff_common::session::Settings;
 
 use tracing::info;
 
-use super::{CgroupRoot, KernelError, Pins, maps::Maps, offsets};
+use super::{
+    CgroupRoot, KernelError, Pins,
+    adopt::{self, Shape},
+    maps::Maps,
+    offsets,
+};
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tipstaff.bpf.o"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tipstaff.bpf.o"));
 
 /// Inode of the initial pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
 const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
@@ -68,6 +73,10 @@ pub struct Kernel {
     /// The clock's links that are not pinned, one a CPU.
     pub(super) clock: Vec<FdLink>,
     pub(super) clock_runs: bool,
+    /// Number of this load.
+    pub(super) generation: u32,
+    /// The load that spoke before; 0: none.
+    pub(super) previous: u32,
     /// The maps that the agent reads and writes.
     pub(super) maps: Maps,
     tier: Tier,
@@ -111,29 +120,60 @@ impl Kernel {
         Ok(())
     }
 
-    /// Loads and attaches. Whatever was attached goes again when this fails; pins are the caller's to clear.
+    /// Loads and attaches, beside what an earlier agent left pinned, whose maps are taken over. Whatever was attached goes
+    /// again when this fails. The programs decide from now on, and are silent until [`Kernel::speak`].
     pub fn load(options: &Options<'_>) -> Result<Self, KernelError> {
+        let shapes = adopt::shapes(OBJECT)?;
+        let mut previous = 0;
+        if let Some(pins) = options.pins {
+            adopt::check(pins, &shapes)?;
+            previous = adopt::speaking(pins)?;
+            adopt::sweep(pins, previous)?;
+        }
+        let generation = previous.wrapping_add(1).max(1);
+        let loaded = Self::load_as(options, &shapes, (generation, previous));
+        if let (Err(_), Some(pins)) = (&loaded, options.pins) {
+            pins.remove_generation(generation)?;
+        }
+        loaded
+    }
+
+    fn load_as(
+        options: &Options<'_>,
+        shapes: &[Shape],
+        (generation, previous): (u32, u32),
+    ) -> Result<Self, KernelError> {
         let settings = Settings {
             confine_cgroup: options.confine.map_or(0, |c| c.id),
             session_level: options.root.level + 1,
             agent: std::process::id(),
+            generation,
+            pad: 0,
         };
         let offsets = offsets::resolve()?;
-        let mut ebpf = EbpfLoader::new()
-            .allow_unsupported_maps()
-            .override_global("SETTINGS", &settings, true)
-            .override_global("OFFSETS", &offsets, true)
-            .load(OBJECT)
-            .map_err(|e| KernelError::refused("the maps", &e))?;
+        let mut loader = EbpfLoader::new();
+        loader.allow_unsupported_maps();
+        loader.override_global("SETTINGS", &settings, true).override_global("OFFSETS", &offsets, true);
         if let Some(pins) = options.pins {
-            for (name, map) in ebpf.maps().filter(|(name, _)| !name.starts_with('.')) {
-                map.pin(pins.map(name)).map_err(|e| KernelError::refused(format!("the pin of map {name}"), &e))?;
+            pins.begin(generation)?;
+            // what is pinned there is used, and was checked; what is not is made and pinned
+            for shape in shapes {
+                loader.map_pin_path(shape.name.as_str(), pins.map(&shape.name));
             }
         }
+        let mut ebpf = loader.load(OBJECT).map_err(|e| KernelError::refused("the maps", &e))?;
         let btf = Btf::from_sys_fs().map_err(|e| KernelError::refused("its own type information", &e))?;
         let maps = Maps::take(&mut ebpf)?;
-        let mut kernel =
-            Self { ebpf, links: Vec::new(), clock: Vec::new(), clock_runs: false, maps, tier: Tier::NoLsm };
+        let mut kernel = Self {
+            ebpf,
+            links: Vec::new(),
+            clock: Vec::new(),
+            clock_runs: false,
+            generation,
+            previous,
+            maps,
+            tier: Tier::NoLsm,
+        };
         kernel.attach_all(options, &btf)?;
         Ok(kernel)
     }
@@ -147,7 +187,8 @@ impl Kernel {
     /// Takes the LSM programs off again, which are attached and do not decide.
     pub fn leave_lsm(&mut self, pins: Option<&Pins>) -> Result<(), KernelError> {
         self.links.retain(|(name, _)| !LSM.contains(name));
-        for path in LSM.iter().filter_map(|name| Some(pins?.link(name))).filter(|path| path.exists()) {
+        let paths = LSM.iter().filter_map(|name| Some(pins?.link(self.generation, name)));
+        for path in paths.filter(|path| path.exists()) {
             fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
         }
         self.tier = Tier::NoLsm;
@@ -207,7 +248,7 @@ impl Kernel {
         match options.pins {
             None => self.links.push((name, link)),
             Some(pins) => {
-                let pinned = link.pin(pins.link(name));
+                let pinned = link.pin(pins.link(self.generation, name));
                 pinned.map_err(|e| KernelError::refused(format!("the pin of link {name}"), &e))?;
             }
         }

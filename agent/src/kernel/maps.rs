@@ -75,11 +75,29 @@ pub struct Maps {
     inbound_rules: HashOfMaps<MapData, u32, NetRules>,
     unix_rules: HashOfMaps<MapData, u32, UnixRules>,
     destinations: HashMap<MapData, Destination, u32>,
+    generation: Array<MapData, u32>,
     foreign: Array<MapData, u64>,
     lost: PerCpuArray<MapData, u64>,
+    /// `None` while the engine reads them.
+    rings: Option<Rings>,
+    reader_awake: Array<MapData, u64>,
+}
+
+/// The two rings.
+pub struct Rings {
     verdicts: RingBuf<MapData>,
     activity: RingBuf<MapData>,
-    reader_awake: Array<MapData, u64>,
+}
+
+impl Rings {
+    /// Hands the next record to `take`, verdicts first; `None`: there is none. The record stays in its ring until `take`
+    /// is done: an agent that dies meanwhile leaves it to the next one.
+    pub fn next<R>(&mut self, take: impl FnOnce(Result<Event, DecodeError>) -> R) -> Option<R> {
+        if let Some(item) = self.verdicts.next() {
+            return Some(take(ring::decode(&item)));
+        }
+        self.activity.next().map(|item| take(ring::decode(&item)))
+    }
 }
 
 impl Maps {
@@ -100,10 +118,10 @@ impl Maps {
             inbound_rules: typed(ebpf, "INBOUND_RULES")?,
             unix_rules: typed(ebpf, "UNIX_RULES")?,
             destinations: typed(ebpf, "DESTINATIONS")?,
+            generation: typed(ebpf, "GENERATION")?,
             foreign: typed(ebpf, "FOREIGN")?,
             lost: typed(ebpf, "LOST")?,
-            verdicts: typed(ebpf, "VERDICTS")?,
-            activity: typed(ebpf, "ACTIVITY")?,
+            rings: Some(Rings { verdicts: typed(ebpf, "VERDICTS")?, activity: typed(ebpf, "ACTIVITY")? }),
             reader_awake: typed(ebpf, "READER_AWAKE")?,
         })
     }
@@ -192,6 +210,22 @@ impl Kernel {
         maps.policies.set(policy, entry, 0).map_err(failed("write", "POLICIES"))
     }
 
+    /// The rules on programs of a revision, as the programs have them.
+    pub fn exec_rules(&self, revision: u32) -> Result<Vec<(ExecKey, ExecEntry)>, KernelError> {
+        let rules = self.maps.exec_rules.get(&revision, 0).map_err(failed("read", "EXEC_RULES"))?;
+        rules.iter().collect::<Result<_, _>>().map_err(failed("read", "EXEC_RULES"))
+    }
+
+    /// The rules on unix sockets of a revision, as the programs have them.
+    pub fn unix_rules(&self, revision: u32) -> Result<Vec<(UnixKey, ExecEntry)>, KernelError> {
+        let rules = match self.maps.unix_rules.get(&revision, 0) {
+            // a policy that says nothing of unix sockets has none
+            Err(MapError::KeyNotFound) => return Ok(Vec::new()),
+            rules => rules.map_err(failed("read", "UNIX_RULES"))?,
+        };
+        rules.iter().collect::<Result<_, _>>().map_err(failed("read", "UNIX_RULES"))
+    }
+
     /// Takes a policy out of force; no session may use it any more.
     pub fn uninstall(&mut self, policy: u32, revision: u32) -> Result<(), KernelError> {
         let maps = &mut self.maps;
@@ -272,6 +306,34 @@ impl Kernel {
         self.maps.states.set(session.slot, word, 0).map_err(failed("write", "SESSION_STATE"))
     }
 
+    /// Generation and state of a slot, as the programs have it: `STATE_*` in the second.
+    pub fn state(&self, slot: u32) -> Result<(u32, u32), KernelError> {
+        let word = entry(&self.maps.states, slot, "SESSION_STATE")?;
+        let low = u32::try_from(word & 0xffff_ffff).unwrap_or(0);
+        Ok((u32::try_from(word >> 32).unwrap_or(0), low))
+    }
+
+    /// What the session in a slot is held to, as the programs have it.
+    pub fn config(&self, slot: u32) -> Result<SessionConfig, KernelError> {
+        entry(&self.maps.configs, slot, "SESSION_CONFIG")
+    }
+
+    /// The revision of a policy that is in force; 0: none.
+    pub fn revision(&self, policy: u32) -> Result<u32, KernelError> {
+        Ok(entry(&self.maps.policies, policy, "POLICIES")?.revision)
+    }
+
+    /// The cgroups that have sessions, by id.
+    #[must_use]
+    pub fn session_cgroups(&self) -> Vec<(u64, SessionRef)> {
+        self.maps.cgroups.iter().filter_map(Result::ok).collect()
+    }
+
+    /// Makes one load of programs the one that speaks.
+    pub(super) fn set_speaker(&mut self, generation: u32) -> Result<(), KernelError> {
+        self.maps.generation.set(0, generation, 0).map_err(failed("write", "GENERATION"))
+    }
+
     /// What a session did so far.
     pub fn counters(&self, slot: u32) -> Result<SessionCounters, KernelError> {
         entry(&self.maps.counters, slot, "SESSION_COUNTERS")
@@ -322,8 +384,8 @@ impl Kernel {
 
     /// The two rings' descriptors, readable when there are records.
     #[must_use]
-    pub fn rings(&self) -> [BorrowedFd<'_>; 2] {
-        [self.maps.verdicts.as_fd(), self.maps.activity.as_fd()]
+    pub fn ring_descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.maps.rings.iter().flat_map(|rings| [rings.verdicts.as_fd(), rings.activity.as_fd()]).collect()
     }
 
     /// Says whether the rings are looked into without being told. While they are, no record wakes anybody.
@@ -337,16 +399,19 @@ impl Kernel {
     /// Whether nothing is in the rings, not even a record that is still being written.
     pub fn rings_are_empty(&self) -> io::Result<bool> {
         // the kernel compares how far was reserved with how far was read (`ringbuf_map_poll`, kernel/bpf/ringbuf.c)
-        let mut rings = self.rings().map(|ring| PollFd::new(ring, PollFlags::POLLIN));
-        Ok(poll(&mut rings, PollTimeout::ZERO)? == 0)
+        let polled = self.ring_descriptors().into_iter().map(|ring| PollFd::new(ring, PollFlags::POLLIN));
+        Ok(poll(&mut polled.collect::<Vec<_>>(), PollTimeout::ZERO)? == 0)
     }
 
-    /// Takes the next record, verdicts first.
-    pub fn next_event(&mut self) -> Option<Result<Event, DecodeError>> {
-        if let Some(item) = self.maps.verdicts.next() {
-            return Some(ring::decode(&item));
-        }
-        self.maps.activity.next().map(|item| ring::decode(&item))
+    /// Takes the rings out, so that a record can be handled while it still lies in its ring; give them back with
+    /// [`Kernel::return_rings`].
+    pub const fn lend_rings(&mut self) -> Option<Rings> {
+        self.maps.rings.take()
+    }
+
+    /// Takes the rings back.
+    pub fn return_rings(&mut self, rings: Rings) {
+        self.maps.rings = Some(rings);
     }
 }
 

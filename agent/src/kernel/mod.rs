@@ -3,6 +3,7 @@
 //!
 //! No policy is decided here and no process is killed from here.
 
+mod adopt;
 mod btf;
 mod cgroup;
 mod clock;
@@ -23,11 +24,11 @@ pub use error::KernelError;
 pub use identity::open_path;
 pub use leftover::Leftover;
 pub use load::{Kernel, Options, Tier};
-pub use maps::{AddressRules, LabelReader, Revision};
+pub use maps::{AddressRules, LabelReader, Revision, Rings};
 pub use members::Member;
 pub use pins::Pins;
 pub use sockets::Socket;
-pub use sys::{Urgent, boot_now, kill_pidfd, open_pidfd, raise_memlock, signal_pidfd, trim_heap};
+pub use sys::{Urgent, boot_now, kill_pidfd, open_pidfd, signal_pidfd, trim_heap};
 
 /// Version of the running kernel, as uname(2) has it.
 #[must_use]

@@ -1,6 +1,8 @@
-//! The pinned tree of one agent: links (which hold the programs), maps, and the lock that keeps a second agent away.
+//! The pinned tree of one host: maps, which outlive every agent, the links of each load of programs in a folder of its
+//! own, and the lock that keeps a second agent away.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -43,10 +45,10 @@ impl Pins {
         }
     }
 
-    /// Where a link is pinned.
+    /// Where a link of one load is pinned.
     #[must_use]
-    pub fn link(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("link_{name}"))
+    pub fn link(&self, generation: u32, name: &str) -> PathBuf {
+        self.folder(generation).join(format!("link_{name}"))
     }
 
     /// Where a map is pinned.
@@ -55,33 +57,67 @@ impl Pins {
         self.directory.join(format!("map_{name}"))
     }
 
-    /// Removes every pin of an earlier agent, or of this one: what the links hold is detached with them. Returns how
-    /// many there were.
-    pub fn clear(&self) -> Result<usize, KernelError> {
-        let mut paths = self.entries()?;
-        paths.sort(); // links before maps: nothing runs on maps that are gone
-        for path in &paths {
-            fs::remove_file(path).map_err(KernelError::file("remove", path))?;
-        }
-        Ok(paths.len())
+    /// Where the links of one load are pinned. (No dot: the kernel keeps names with dots for itself.)
+    fn folder(&self, generation: u32) -> PathBuf {
+        self.directory.join(format!("g{generation}"))
     }
 
-    /// Removes the links whose names begin with `prefix`.
-    pub fn clear_links(&self, prefix: &str) -> Result<(), KernelError> {
-        let start = format!("link_{prefix}");
-        for path in self
-            .entries()?
+    /// Makes the folder for the links of a load.
+    pub fn begin(&self, generation: u32) -> Result<(), KernelError> {
+        let folder = self.folder(generation);
+        fs::create_dir_all(&folder).map_err(KernelError::file("make", &folder))
+    }
+
+    /// The loads that have a folder, complete or not.
+    pub fn generations(&self) -> Result<Vec<u32>, KernelError> {
+        let number = |path: &PathBuf| name(path).strip_prefix('g')?.parse().ok();
+        Ok(entries(&self.directory)?.iter().filter_map(number).collect())
+    }
+
+    /// Removes the links of one load: its programs are detached.
+    pub fn remove_generation(&self, generation: u32) -> Result<(), KernelError> {
+        let folder = self.folder(generation);
+        if folder.exists() { clear(&folder, &mut 0) } else { Ok(()) }
+    }
+
+    /// Removes the links of one load whose names begin with `prefix`.
+    pub fn clear_links(&self, generation: u32, prefix: &str) -> Result<(), KernelError> {
+        self.links(generation, prefix)?
             .into_iter()
-            .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&start)))
-        {
-            fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
-        }
-        Ok(())
+            .try_for_each(|path| fs::remove_file(&path).map_err(KernelError::file("remove", &path)))
     }
 
-    fn entries(&self) -> Result<Vec<PathBuf>, KernelError> {
-        let entries = fs::read_dir(&self.directory).map_err(KernelError::file("read", &self.directory))?;
-        Ok(entries.filter_map(Result::ok).map(|e| e.path()).collect())
+    /// The links of one load whose names begin with `prefix`.
+    pub fn links(&self, generation: u32, prefix: &str) -> Result<Vec<PathBuf>, KernelError> {
+        let (folder, start) = (self.folder(generation), format!("link_{prefix}"));
+        if !folder.exists() {
+            return Ok(Vec::new());
+        }
+        Ok(entries(&folder)?.into_iter().filter(|path| name(path).starts_with(&start)).collect())
+    }
+
+    /// Directories of other layouts that hold pins: another version of Tipstaff is in force.
+    pub fn of_other_layouts(&self) -> Result<Vec<PathBuf>, KernelError> {
+        let layout = |path: &PathBuf| name(path).strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
+        let others = entries(&self.top)?.into_iter().filter(|path| *path != self.directory && layout(path));
+        Ok(others.filter(|path| entries(path).is_ok_and(|pins| !pins.is_empty())).collect())
+    }
+
+    /// Removes every pin, of this layout and of others: what the links hold is detached with them. Returns how many
+    /// there were.
+    pub fn clear(&self) -> Result<usize, KernelError> {
+        let mut count = 0;
+        for directory in self.of_other_layouts()?.iter().chain([&self.directory]) {
+            let mut paths = entries(directory)?;
+            paths.sort(); // links before maps: nothing runs on maps that are gone
+            for path in paths {
+                clear(&path, &mut count)?;
+            }
+            if *directory != self.directory {
+                fs::remove_dir(directory).map_err(KernelError::file("remove", directory))?;
+            }
+        }
+        Ok(count)
     }
 
     /// Gives up the lock, and the directories where they hold no pin of an earlier agent.
@@ -101,4 +137,23 @@ impl Pins {
             Ok(()) => Ok(count),
         }
     }
+}
+
+/// Removes a pin, or a folder of pins, and counts the pins.
+fn clear(path: &Path, count: &mut usize) -> Result<(), KernelError> {
+    if path.is_dir() {
+        entries(path)?.iter().try_for_each(|inner| clear(inner, count))?;
+        return fs::remove_dir(path).map_err(KernelError::file("remove", path));
+    }
+    *count += 1;
+    fs::remove_file(path).map_err(KernelError::file("remove", path))
+}
+
+fn entries(path: &Path) -> Result<Vec<PathBuf>, KernelError> {
+    let entries = fs::read_dir(path).map_err(KernelError::file("read", path))?;
+    Ok(entries.filter_map(Result::ok).map(|e| e.path()).collect())
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().and_then(OsStr::to_str).unwrap_or_default()
 }

@@ -65,13 +65,6 @@ pub fn remove_label(map: BorrowedFd<'_>, task: BorrowedFd<'_>) -> io::Result<()>
     }
 }
 
-/// Raises the limit of locked memory, which kernels before 5.11 account maps to. A refusal is for a warning, no more:
-/// the kernels that Tipstaff runs on account to the memory cgroup.
-pub fn raise_memlock() -> io::Result<()> {
-    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-    Ok(setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?)
-}
-
 /// Gives back what was allocated and is free again. The allocator keeps it for later otherwise, and the kernel's type
 /// information, which only the start reads, takes several times what the agent ever needs again.
 pub fn trim_heap() {

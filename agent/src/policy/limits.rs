@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use super::{
     problem::{Problems, quote},
+    types::AgentLoss,
     walk::{At, Field, Fields, Keys, boolean, fields, list, text, word},
     window::Window,
     yaml,
@@ -14,7 +15,8 @@ use crate::duration;
 
 const LIMITS: Keys = Keys { known: &["ttl", "idle", "windows", "renew", "warn", "leftovers"], later: &[] };
 const IDLE: Keys = Keys { known: &["after", "activity"], later: &[] };
-const ON: Keys = Keys { known: &["expiry"], later: &["violation", "agentLoss"] };
+const ON: Keys = Keys { known: &["expiry", "agentLoss"], later: &["violation"] };
+const AGENT_LOSS: [(&str, AgentLoss); 2] = [("continue", AgentLoss::Continue), ("end", AgentLoss::End)];
 const EXPIRY: Keys = Keys { known: &["term"], later: &[] };
 /// Windows of one policy.
 const WINDOWS: usize = 32;
@@ -77,6 +79,8 @@ pub struct Limits {
     pub leftovers: Duration,
     /// How long before a limit ends the session its members get `SIGTERM`; zero: they do not.
     pub term: Duration,
+    /// What a new agent does with a session of an earlier one.
+    pub agent_loss: AgentLoss,
 }
 
 impl Default for Limits {
@@ -88,6 +92,7 @@ impl Default for Limits {
             warn: None,
             leftovers: Duration::ZERO,
             term: Duration::ZERO,
+            agent_loss: AgentLoss::Continue,
         }
     }
 }
@@ -109,6 +114,9 @@ impl Limits {
         if !self.term.is_zero() {
             lines.push(format!("SIGTERM {} before a limit ends it", duration::format(self.term)));
         }
+        if self.agent_loss == AgentLoss::End {
+            lines.push("ends when its agent was lost".to_owned());
+        }
         lines
     }
 }
@@ -116,10 +124,9 @@ impl Limits {
 /// Reads `spec.limits` and `spec.on`: the time to live, and the rest.
 pub(super) fn read(spec: &Fields<'_>, problems: &mut Problems) -> Option<(Duration, Limits)> {
     let mut found = Limits::default();
-    if let Some(on) = spec.get("on").and_then(|on| fields(on.at(), ON, problems))
-        && let Some(expiry) = on.get("expiry")
-    {
-        found.term = read_expiry(&expiry, problems).unwrap_or_default();
+    if let Some(on) = spec.get("on").and_then(|on| fields(on.at(), ON, problems)) {
+        found.term = on.get("expiry").and_then(|expiry| read_expiry(&expiry, problems)).unwrap_or_default();
+        found.agent_loss = on.get("agentLoss").and_then(|f| word(f.at(), &AGENT_LOSS, problems)).unwrap_or_default();
     }
     let Some(limits) = spec.get("limits") else {
         problems.add(spec.at, "spec.limits.ttl", "is missing: every session ends; add limits: { ttl: 15m }");

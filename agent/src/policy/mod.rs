@@ -36,5 +36,5 @@ pub use scope::Classes;
 pub use summary::{RuleSummary, Summary};
 pub use table::{CompileProblem, NetKey, NetTable};
 pub use traffic::{Access, Addresses, Budgets, NetRule, PortRange, Protocol, UnixRule, UnixTarget};
-pub use types::{Effect, ExecRule, ExecTarget, Kind, Mode, Policy, reason_name};
+pub use types::{AgentLoss, Effect, ExecRule, ExecTarget, Kind, Mode, Policy, reason_name};
 pub use window::{Window, next_opening, open_until};

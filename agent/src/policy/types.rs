@@ -80,6 +80,17 @@ pub enum Mode {
     Observe,
 }
 
+/// What becomes of a session whose agent went away, when the next one comes. Until then the kernel holds it either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentLoss {
+    /// It goes on.
+    #[default]
+    Continue,
+    /// It ends, with the reason `agent-loss`.
+    End,
+}
+
 /// What a rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -44,8 +44,10 @@ fn refuse_exec(bprm: Binprm) -> bool {
     let (file, decision) = judge(&session, bprm);
     let decision = settle(decision, &session);
     // a script that is only observed is not seen again: the tracepoint sees its interpreter
-    if decision.refuses() || (decision.verdict == WOULD_DENY && bprm.is_script()) {
-        report(&session, bprm, file, decision, false);
+    if decision.refuses() {
+        emit::produce::<Exec>(&session, KIND_EXEC, Task::current(), decision, |place| fill(place, bprm, file, false));
+    } else if decision.verdict == WOULD_DENY && bprm.is_script() {
+        emit::record::<Exec>(&session, KIND_EXEC, Task::current(), decision, |place| fill(place, bprm, file, false));
     }
     decision.refuses()
 }
@@ -71,7 +73,9 @@ fn judge_new_image(bprm: Binprm) {
     let Some(session) = session::of_current() else { return };
     let task = Task::current();
     let label = TASK_LABELS.get(kernel::current_pointer(), false);
-    if let (false, Ok(number)) = (label.is_null(), task.exec_id()) {
+    // the load that does not speak judges, and leaves the claim and the record to the one that does
+    let speaks = kernel::speaks();
+    if let (true, false, Ok(number)) = (speaks, label.is_null(), task.exec_id()) {
         // SAFETY: points into the task's storage, which only this task's hooks write.
         let label = unsafe { &mut *label };
         if label.exec_id == number && label.flags & DOOMED == 0 {
@@ -92,7 +96,9 @@ fn judge_new_image(bprm: Binprm) {
             session.count_failed_signal();
         }
     }
-    report(&session, bprm, file, decision, true);
+    if speaks {
+        emit::produce::<Exec>(&session, KIND_EXEC, task, decision, |place| fill(place, bprm, file, true));
+    }
 }
 
 /// Decides on the program that `bprm` holds now.
@@ -205,27 +211,24 @@ fn rule_for(rules: &ExecRules, file: FileId, kind: u32) -> Option<Decision> {
     Some(Decision { verdict: found.verdict, rule: found.rule })
 }
 
-/// Records the exec. The arguments are read from the new program's own memory, which is in place only `after` the point
-/// of no return.
+/// Fills a record of an exec in. The arguments are read from the new program's own memory, which is in place only `after`
+/// the point of no return.
 #[inline(always)]
-fn report(session: &Session, bprm: Binprm, file: FileId, decision: Decision, after: bool) {
-    let task = Task::current();
-    emit::record::<Exec>(session, KIND_EXEC, task, decision, |place| {
-        // SAFETY: `place` has room for an `Exec`; the buffers lie inside it.
-        unsafe {
-            (&raw mut (*place).file).write(file);
-            (&raw mut (*place).pad).write(0);
-            let path = &mut (*place).path;
-            let length = match bprm.filename() {
-                Ok(name) => bpf_probe_read_kernel_str_bytes(name as *const u8, path).map_or(0, <[u8]>::len),
-                Err(_) => 0,
-            };
-            (&raw mut (*place).path_length).write((length & (PATH_BYTES - 1)) as u32);
-            let (length, total) = if after { read_arguments(task, &mut (*place).args) } else { (0, 0) };
-            (&raw mut (*place).args_length).write(length);
-            (&raw mut (*place).args_total).write(total);
-        }
-    });
+fn fill(place: *mut Exec, bprm: Binprm, file: FileId, after: bool) {
+    // SAFETY: `place` has room for an `Exec`; the buffers lie inside it.
+    unsafe {
+        (&raw mut (*place).file).write(file);
+        (&raw mut (*place).pad).write(0);
+        let path = &mut (*place).path;
+        let length = match bprm.filename() {
+            Ok(name) => bpf_probe_read_kernel_str_bytes(name as *const u8, path).map_or(0, <[u8]>::len),
+            Err(_) => 0,
+        };
+        (&raw mut (*place).path_length).write((length & (PATH_BYTES - 1)) as u32);
+        let (length, total) = if after { read_arguments(Task::current(), &mut (*place).args) } else { (0, 0) };
+        (&raw mut (*place).args_length).write(length);
+        (&raw mut (*place).args_total).write(total);
+    }
 }
 
 /// Copies the first bytes of the argument vector; how many, of how many.

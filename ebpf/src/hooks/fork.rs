@@ -50,7 +50,7 @@ fn refuse_fork(child: *mut c_void, flags: u64) -> bool {
         }
         return false;
     }
-    report_fork(&session, Task(0), flags, decision);
+    emit::produce::<Fork>(&session, KIND_FORK, Task::current(), decision, |place| fill_fork(place, Task(0), flags));
     true
 }
 
@@ -107,6 +107,10 @@ pub fn newtask_again(context: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn on_newtask(child: *mut c_void, flags: u64) {
+    if !kernel::speaks() {
+        // who writes the mirror's entry reports the birth; the load that speaks runs here too
+        return;
+    }
     let task = Task(child as u64);
     let Some(session) = session::of_current() else {
         adopt_newborn(child, task);
@@ -154,15 +158,18 @@ fn doom(task: *mut c_void) {
 
 #[inline(always)]
 fn report_fork(session: &Session, child: Task, flags: u64, decision: Decision) {
+    emit::produce::<Fork>(session, KIND_FORK, Task::current(), decision, |place| fill_fork(place, child, flags));
+}
+
+#[inline(always)]
+fn fill_fork(place: *mut Fork, child: Task, flags: u64) {
     let (child_tgid, child_tid) = (child.tgid().unwrap_or(0), child.tid().unwrap_or(0));
-    emit::record::<Fork>(session, KIND_FORK, Task::current(), decision, |place| {
-        // SAFETY: `place` has room for a `Fork`.
-        unsafe {
-            (&raw mut (*place).child_tgid).write(child_tgid);
-            (&raw mut (*place).child_tid).write(child_tid);
-            (&raw mut (*place).flags).write(flags);
-        }
-    });
+    // SAFETY: `place` has room for a `Fork`.
+    unsafe {
+        (&raw mut (*place).child_tgid).write(child_tgid);
+        (&raw mut (*place).child_tid).write(child_tid);
+        (&raw mut (*place).flags).write(flags);
+    }
 }
 
 /// HOOK: `cgroup_attach_task(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup)`,
@@ -176,6 +183,9 @@ pub fn cgroup_attach(context: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn on_attach(to: Cgroup, moved: *mut c_void) {
+    if !kernel::speaks() {
+        return;
+    }
     let task = Task(moved as u64);
     let there = session::of_cgroup(to);
     let label = TASK_LABELS.get(moved, false);
@@ -209,7 +219,7 @@ fn adopt(pointer: *mut c_void, task: Task, cgroup: Cgroup, found: SessionRef) {
 fn report_move(task: Task, label: Label, to: Cgroup, joined: bool) {
     let session = session::of_label(label);
     let cgroup = to.id().unwrap_or(0);
-    emit::record::<Move>(&session, KIND_MOVE, task, Decision::allow(REASON_DEFAULT), |place| {
+    emit::produce::<Move>(&session, KIND_MOVE, task, Decision::allow(REASON_DEFAULT), |place| {
         // SAFETY: `place` has room for a `Move`.
         unsafe {
             (&raw mut (*place).cgroup).write(cgroup);
@@ -228,12 +238,15 @@ pub fn exit(_context: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn on_exit() {
+    if !kernel::speaks() {
+        return;
+    }
     let task = Task::current();
     let Some(session) = session::of_label_of_current() else { return };
     // an entry that is not there is as good as one that was deleted
     let _ = MIRROR.remove(task.0);
     let (code, name) = (task.exit_code().unwrap_or(0), kernel::name());
-    emit::record::<Exit>(&session, KIND_EXIT, task, Decision::allow(REASON_DEFAULT), |place| {
+    emit::produce::<Exit>(&session, KIND_EXIT, task, Decision::allow(REASON_DEFAULT), |place| {
         // SAFETY: `place` has room for an `Exit`.
         unsafe {
             (&raw mut (*place).code).write(code);

@@ -7,6 +7,7 @@ use tipstaff_common::session::MODE_OBSERVE;
 use crate::{
     kernel,
     session::{self, Phase},
+    verdict::CANARY,
 };
 
 const DROP: i32 = 0;
@@ -32,6 +33,8 @@ fn drop(context: &SkBuffContext) -> bool {
     match session::of_subtree(id) {
         Ok(None) => false,
         Ok(Some(session)) if session.phase == Phase::Live || session.mode == MODE_OBSERVE => false,
+        // as in `settle`
+        Ok(Some(session)) if session.slot == CANARY && !kernel::speaks() => false,
         Ok(Some(session)) => {
             session.count_dropped_packet();
             true

@@ -14,6 +14,7 @@ pub(crate) struct Policy {
     ttl: &'static str,
     mode: &'static str,
     strict: bool,
+    agent_loss: Option<&'static str>,
     exec_allow: Vec<String>,
     exec_deny: Vec<String>,
     net_allow: Vec<String>,
@@ -33,6 +34,7 @@ impl Policy {
             ttl: "10m",
             mode: "enforce",
             strict: false,
+            agent_loss: None,
             exec_allow: Vec::new(),
             exec_deny: Vec::new(),
             net_allow: Vec::new(),
@@ -82,6 +84,12 @@ impl Policy {
 
     pub(crate) fn observe(mut self) -> Self {
         self.mode = "observe";
+        self
+    }
+
+    /// `on.agentLoss`
+    pub(crate) fn agent_loss(mut self, what: &'static str) -> Self {
+        self.agent_loss = Some(what);
         self
     }
 
@@ -144,6 +152,9 @@ impl Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "apiVersion: tipstaff.dev/v1alpha1\nkind: SessionPolicy\nmetadata:\n  name: {}", self.name)?;
         writeln!(f, "spec:\n  kind: {}\n  mode: {}\n  strict: {}", self.kind, self.mode, self.strict)?;
+        if let Some(what) = self.agent_loss {
+            writeln!(f, "  on: {{ agentLoss: {what} }}")?;
+        }
         self.spec.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
         writeln!(f, "  limits:\n    ttl: {}", self.ttl)?;
         self.limits.iter().try_for_each(|line| writeln!(f, "    {line}"))?;

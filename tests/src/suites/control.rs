@@ -180,11 +180,9 @@ fn stay(s: &mut Sandbox) -> Result<()> {
     // one that cannot be read is reported, and the agent starts all the same
     s.cli(&["revoke", "--policy", "red"])?.ended(0)?;
     s.stop_agent()?;
-    let folder = s.folder().join("state/stays");
-    let file = fs::read_dir(&folder)?.next().context("no stay is kept")??.path();
-    fs::write(&file, "{")?;
+    fs::write(s.folder().join("state/store.redb"), "{")?;
     s.start()?;
-    s.wait_evidence("the gap", |r| r["type"] == "gap" && r["detail"].to_string().contains("stay "))?;
+    s.wait_evidence("the gap", |r| r["type"] == "gap" && r["detail"].to_string().contains("every stay in it is lost"))?;
     starts(s)?.ended(0)?;
     Ok(())
 }

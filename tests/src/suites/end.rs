@@ -269,10 +269,11 @@ fn uninterruptible(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// The folder of this layout's pins.
+/// The folder of the links of the programs in force.
 fn layout(s: &Sandbox) -> Result<PathBuf> {
-    let entry = fs::read_dir(s.pins())?.next().context("no pins")??;
-    Ok(entry.path())
+    let layout = fs::read_dir(s.pins())?.next().context("no pins")??.path();
+    let folders = fs::read_dir(&layout)?.flatten().map(|entry| entry.path());
+    folders.into_iter().find(|path| path.is_dir()).context("no links")
 }
 
 /// Pins of the clock's links.

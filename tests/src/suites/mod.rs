@@ -9,8 +9,10 @@ mod exec;
 mod faults;
 mod flows;
 mod limits;
+mod losses;
 mod members;
 mod net;
+mod restart;
 mod rings;
 mod run;
 mod scene;
@@ -31,6 +33,8 @@ pub(crate) const ALL: &[&[Test]] = &[
     end::TESTS,
     faults::TESTS,
     flows::TESTS,
+    restart::TESTS,
+    losses::TESTS,
     run::TESTS,
     cli::TESTS,
     evidence::TESTS,

@@ -5,7 +5,7 @@ use std::{fs::File, io::Write, path::Path};
 
 use nix::sys::stat::Mode;
 
-use crate::harness::{prelude::*, server::Server};
+use crate::harness::{prelude::*, server::Server, wait::gone};
 
 /// The policy under which only `member` runs, and nothing is reached.
 pub(super) fn only(member: &str) -> Policy {
@@ -141,4 +141,51 @@ pub(super) fn report(file: &str, lines: usize) -> Result<Vec<String>> {
         let found: Vec<String> = text.lines().map(str::to_owned).collect();
         Ok((found.len() >= lines).then_some(found))
     })
+}
+
+/// A session whose member, each time it is woken, tries a program and an address that are out of scope and a program
+/// and an address in scope.
+pub(super) struct Wall {
+    pub(super) running: Running,
+    pub(super) session: String,
+    fifos: Vec<Fifo>,
+    pub(super) bad: Server,
+    woken: usize,
+}
+
+impl Wall {
+    pub(super) fn new(s: &Sandbox, times: usize) -> Result<Self> {
+        let (member, good, out) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+        let (server, bad) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+        let policy = only(&member).allow("good", &good).to("server", "127.0.0.1/32", server.port());
+        let fifos = (0..times).map(|_| Fifo::new(s)).collect::<Result<Vec<_>>>()?;
+        let tries = |fifo: &Fifo| {
+            format!(
+                "fifo {} spawn {out} --work nothing + spawn {good} --work nothing + connect tcp {} + connect tcp {}",
+                fifo.path,
+                bad.words(),
+                server.words()
+            )
+        };
+        let line = fifos.iter().map(tries).chain(["idle".to_owned()]).collect::<Vec<_>>().join(" + ");
+        let pid = s.file("pid");
+        let running = s.run(&s.policy(&policy)?, &member, &format!("pid {pid} say there + {line}"))?;
+        let session = running.session(s)?;
+        s.pid_in(&pid)?;
+        Ok(Self { running, session, fifos, bad, woken: 0 })
+    }
+
+    /// Wakes the member and checks each answer.
+    pub(super) fn holds(&mut self, s: &Sandbox) -> Result<()> {
+        self.fifos[self.woken].wake()?;
+        self.woken += 1;
+        let answers = format!("{}\nexit 0\nerrno 1\nok\n", refused_exec(s));
+        let expected = format!("there\n{}", answers.repeat(self.woken));
+        let said = until("the member to have tried all", patience(), || {
+            let said = self.running.said();
+            Ok((said.len() >= expected.len() || gone(self.running.pid())).then_some(said))
+        })?;
+        ensure!(said == expected, "the member was answered {said:?} where {expected:?} was expected");
+        Ok(())
+    }
 }

@@ -102,6 +102,31 @@ pub(super) fn connect_when_told(words: &[&str]) -> Result<u8> {
     Ok(0)
 }
 
+/// `flood COUNT ADDRESS PORT`: connects a UDP socket so many times; prints how often it worked.
+pub(super) fn flood(words: &[&str]) -> Result<u8> {
+    let (count, rest) = one(words)?;
+    let (address, _) = address(rest)?;
+    let socket = open(SockType::Datagram, &address)?;
+    let count = count.parse::<u32>()?;
+    let well = (0..count).filter(|_| connect_to(&socket, &address).is_ok()).count();
+    println!("{well} of {count}");
+    Ok(0)
+}
+
+/// An address and a port.
+pub(super) fn place(ip: &str, port: &str) -> Result<SocketAddr> {
+    Ok(address(&[ip, port])?.0)
+}
+
+/// Whether a TCP connection can be made; an answer other than a refusal by policy is an error.
+pub(super) fn reaches(address: &SocketAddr) -> Result<bool> {
+    match connect_to(&open(SockType::Stream, address)?, address) {
+        Ok(()) => Ok(true),
+        Err(Errno::EPERM) => Ok(false),
+        Err(errno) => bail!("{address}: {errno}"),
+    }
+}
+
 /// `flow ADDRESS PORT`: connects and for ever sends the time, `CLOCK_BOOTTIME` in 8 bytes, every 10 ms.
 pub(super) fn flow(words: &[&str]) -> Result<u8> {
     let (address, _) = address(words)?;

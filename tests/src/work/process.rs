@@ -97,6 +97,29 @@ pub(super) fn many(words: &[&str]) -> Result<u8> {
     Ok(0)
 }
 
+/// `besiege BAD MARK GOOD BAD-ADDRESS BAD-PORT GOOD-ADDRESS GOOD-PORT FILE`: until FILE exists, tries the program and the
+/// address that are out of scope, and those in scope. Prints how often each was tried and worked.
+pub(super) fn besiege(words: &[&str]) -> Result<u8> {
+    let [bad, mark, good, bad_ip, bad_port, good_ip, good_port, stop] = words else { bail!("besiege needs 8 words") };
+    let (bad_place, good_place) =
+        (super::network::place(bad_ip, bad_port)?, super::network::place(good_ip, good_port)?);
+    let runs = |program: &str, work: &[&str]| {
+        let mut command = Command::new(program);
+        command.arg("--work").args(work).stdin(Stdio::null()).stdout(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let (mut rounds, mut worked) = (0, [0; 4]);
+    while !std::fs::exists(stop)? {
+        rounds += 1;
+        worked[0] += u32::from(runs(bad, &["mark", mark]));
+        worked[1] += u32::from(runs(good, &["nothing"]));
+        worked[2] += u32::from(super::network::reaches(&bad_place)?);
+        worked[3] += u32::from(super::network::reaches(&good_place)?);
+    }
+    println!("{rounds} rounds, worked {worked:?}");
+    Ok(0)
+}
+
 /// `tree COUNT`: processes that idle, half of them in sessions of their own; this one ends.
 pub(super) fn tree(words: &[&str]) -> Result<u8> {
     let (count, _) = one(words)?;

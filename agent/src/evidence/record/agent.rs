@@ -1,6 +1,6 @@
 //! Records about the agent and about the log itself.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,9 +94,23 @@ pub struct Gap {
     /// Where it begins, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Mark>,
+    /// The session whose records are missing, where it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// How many of which type, where that is known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kinds: BTreeMap<String, u64>,
     /// More, for a reader: the file that holds what was set aside, an error's text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+impl Gap {
+    /// A gap of which no more is known.
+    #[must_use]
+    pub const fn new(cause: GapCause) -> Self {
+        Self { cause, lost: None, since: None, session: None, kinds: BTreeMap::new(), detail: None }
+    }
 }
 
 /// Why something is not in the log.

@@ -125,7 +125,7 @@ fn one_of_each() -> Vec<Body> {
             controls: vec![control],
         }),
         Body::AgentStop(AgentStop { reason: "SIGTERM".to_owned() }),
-        Body::Gap(Gap { cause: GapCause::AgentAbsent, lost: None, since: None, detail: None }),
+        Body::Gap(Gap::new(GapCause::AgentAbsent)),
         session_start(),
         state(1),
         exec(),

@@ -92,7 +92,7 @@ fn a_missing_or_unreadable_head_file_is_damage_only_where_one_belongs() {
 
 #[test]
 fn gaps_and_losses_are_added_up() {
-    let gap = |lost, since| Gap { cause: GapCause::NotWritten, lost, since, detail: None };
+    let gap = |lost, since| Gap { lost, since, ..Gap::new(GapCause::NotWritten) };
     let since = Mark { time: at(1).time, boot_ns: at(1).boot_ns, boot: "b7f0".to_owned() };
     let bodies = [
         Body::Gap(gap(Some(3), Some(since.clone()))),

@@ -191,9 +191,10 @@ fn the_keys_of_a_spec() {
     spec(
         "{kind: ci, frobnicate: 1, limits: {ttl: 1m}}",
         "4:18: spec.frobnicate",
-        "known here are kind, mode, strict, limits, scope, budgets",
+        "known here are kind, mode, strict, limits, scope, budgets, on",
     );
     spec("{kind: ci, \"a\\nb\": 1, limits: {ttl: 1m}}", "4:18: spec.\"a\\nb\"", "unknown key \"a\\nb\"");
+    spec("{kind: ci, on: {agentLoss: die}, limits: {ttl: 1m}}", "4:34: spec.on.agentLoss", "write continue, end");
     for key in ["select", "reviewBy"] {
         spec(
             &format!("{{kind: ci, {key}: 1, limits: {{ttl: 1m}}}}"),

@@ -1,0 +1,361 @@
+//! A new agent goes on with the sessions of an earlier one: their state from the store, what they did from the evidence
+//! and the counters, what is enforced from the kernel, which was never without it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
+
+use tipstaff_common::{
+    label::SessionRef,
+    session::{STATE_ACTIVE, STATE_ENDED, STATE_FREE},
+};
+use tracing::{info, warn};
+
+use super::{
+    Engine, Live, complain,
+    history::History,
+    limits::{self, Doings},
+    now,
+    recover::{RecoverError, end_orphan, end_unknown},
+    resolve,
+    start::{started, watch},
+};
+use crate::{
+    enforce::{Flows, SessionCgroup, Sweep},
+    evidence::{Body, Gap, GapCause, Log, Mark, Transition},
+    kernel::{boot_now, open_pidfd},
+    policy::{self, AgentLoss, Plan, Policy},
+    session::{Cause, EndReason, Input, Mode, SessionId, State},
+    store::Kept,
+};
+
+/// A record that was being written to its ring when the counters were read is there after this long.
+const SETTLE: Duration = Duration::from_millis(2);
+
+/// What the evidence says of the time before this agent; read before it writes.
+#[derive(Debug)]
+pub struct Past(History);
+
+impl Past {
+    /// Reads the evidence for the sessions that go on.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn read(log: &Log, going_on: &[Kept], in_force: bool) -> Result<Self, RecoverError> {
+        let ids: Vec<SessionId> = going_on.iter().map(|k| k.start.session).collect();
+        Ok(Self(History::read(log, &ids, in_force)?))
+    }
+}
+
+impl Engine {
+    /// Takes over what an earlier agent left in the kernel: sessions go on, or end for their own reasons; what nobody can
+    /// answer for is ended and said to be.
+    ///
+    /// # Errors
+    /// The maps or the evidence cannot be read or written.
+    pub fn adopt(&mut self, kept: &[Kept], past: Past) -> Result<(), RecoverError> {
+        let mut history = past.0;
+        let mut firsts = BTreeMap::new();
+        for session in kept {
+            if let Some(first) = self.take_over(session, &mut history)? {
+                firsts.insert(session.start.session, first);
+            }
+        }
+        self.catch_up(&mut history)?;
+        self.end_orphans(kept, &mut history)?;
+        for (id, first) in firsts {
+            self.resume(id, first, &mut history);
+        }
+        self.flush();
+        Ok(())
+    }
+
+    /// Makes one kept session live again. `None`: it is not.
+    fn take_over(&mut self, kept: &Kept, history: &mut History) -> Result<Option<Option<OwnedFd>>, RecoverError> {
+        let id = kept.start.session;
+        let reference = SessionRef { slot: kept.slot, generation: kept.generation };
+        let written = history.of(id);
+        let (generation, state) = self.parts.kernel.state(kept.slot)?;
+        let in_force = generation == kept.generation && matches!(state, STATE_ACTIVE | STATE_ENDED);
+        let cgroup = SessionCgroup::existing(kept.cgroup.clone());
+        // the agent may have died between the last record and the note that members are left
+        let over = kept.over || (written.ended && kept.machine.mode() == Mode::Observe);
+        if let (true, true, Some(cgroup)) = (over, in_force, &cgroup) {
+            self.slots.claim(reference);
+            complain("keeping a session", self.parts.store.keep(&Kept { over: true, ..kept.clone() }));
+            self.linger(id, reference, cgroup.clone());
+            return Ok(None);
+        }
+        // an end that was written only has to be tidied up after; a start that was not never had a member
+        if kept.over || written.ended || !written.started || !in_force {
+            if !kept.over && !written.ended && written.started {
+                self.gap(format!("session {id} is kept, and the kernel does not know it: it is not gone on with"));
+            }
+            complain("forgetting a session", self.parts.store.forget(id));
+            return Ok(None);
+        }
+        let config = self.parts.kernel.config(kept.slot)?;
+        let revision = self.parts.kernel.revision(config.policy)?;
+        let Some((cgroup, [began, policy], plan)) = self.whole(kept, cgroup, revision) else { return Ok(None) };
+        if !self.slots.claim(reference) {
+            return Ok(None);
+        }
+        self.policies.adopt(config.policy, revision);
+        let first = find_first(kept, |process| self.parts.kernel.label_of(process).ok().flatten() == Some(reference));
+        let first_again = first.as_ref().and_then(|f| f.try_clone().ok());
+        let mut doings = Doings::watch(&began, kept.first.pid);
+        let counters = self.parts.kernel.counters(kept.slot)?;
+        doings.go_on(&counters.produced, &counters.lost, &written.last);
+        let live = Live {
+            machine: kept.machine.clone(),
+            reference,
+            cgroup,
+            policy,
+            policy_text: kept.policy.clone(),
+            start_text: kept.start_policy.clone(),
+            rules: began.limits,
+            longest: began.ttl,
+            plan: Rc::new(plan),
+            policy_slot: config.policy,
+            start: kept.start.clone(),
+            winner: limits::winner(&kept.winner),
+            started: kept.started,
+            consumed: written.counts,
+            denied: written.denied,
+            verdicts: written.verdicts.clone(),
+            doings,
+            still: None,
+            sweep: Sweep::default(),
+            flows: Flows::default(),
+            confirmed: written.killed.iter().map(|pid| (*pid, Vec::new())).collect(),
+            next_round: None,
+            ending_since: None,
+            stuck: Vec::new(),
+            waiting: Vec::new(),
+            reported: written.reported,
+            reported_at: history.last.clone(),
+            first_process: kept.first,
+            first,
+        };
+        self.sessions.insert(id, live);
+        self.see_again(id);
+        Ok(Some(first_again))
+    }
+
+    /// What a session needs beside the kernel: its cgroup, the policies that it began under and is held to, and the plan
+    /// that is in force.
+    fn whole(
+        &mut self,
+        kept: &Kept,
+        cgroup: Option<SessionCgroup>,
+        revision: u32,
+    ) -> Option<(SessionCgroup, [Policy; 2], Plan)> {
+        let id = kept.start.session;
+        let read = cgroup.ok_or_else(|| "its cgroup is gone".to_owned()).and_then(|cgroup| {
+            let first = |problems: Vec<policy::Problem>| problems.first().map(ToString::to_string).unwrap_or_default();
+            let parse = |text: &str| policy::parse(&kept.start.policy.source, text.as_bytes()).map_err(first);
+            let (began, policy) = (parse(&kept.start_policy)?, parse(&kept.policy)?);
+            let plan = self.plan_in_force(&policy, revision)?;
+            Ok((cgroup, [began, policy], plan))
+        });
+        read.map_err(|why| self.gap(format!("session {id} cannot go on and is ended: {why}"))).ok()
+    }
+
+    /// The plan as it stands in the kernel: which files its rules name was settled when it was put there, whatever the
+    /// paths lead to by now.
+    fn plan_in_force(&mut self, policy: &Policy, revision: u32) -> Result<Plan, String> {
+        let kernel = &mut self.parts.kernel;
+        let files = resolve::rules(kernel, policy).map_err(|e| e.to_string())?;
+        let mut plan = policy::compile(policy, &files)
+            .map_err(|problems| problems.first().map(ToString::to_string).unwrap_or_default())?;
+        plan.exec = kernel.exec_rules(revision).map_err(|e| e.to_string())?.into_iter().collect();
+        plan.unix = kernel.unix_rules(revision).map_err(|e| e.to_string())?.into_iter().collect();
+        Ok(plan)
+    }
+
+    /// Reads what the rings kept while no agent ran, and says what they could not keep.
+    fn catch_up(&mut self, history: &mut History) -> Result<(), RecoverError> {
+        if self.sessions.is_empty() {
+            return Ok(());
+        }
+        self.written_already = history.last_record.take();
+        let mut before = BTreeMap::new();
+        for (id, live) in &self.sessions {
+            before.insert(*id, self.parts.kernel.counters(live.reference.slot)?);
+        }
+        let kept_before: u64 = self.sessions.values().map(|l| l.consumed.iter().sum::<u64>()).sum();
+        self.drain_some();
+        std::thread::sleep(SETTLE);
+        self.drain_some();
+        self.written_already = None;
+        let read: u64 = self.sessions.values().map(|l| l.consumed.iter().sum::<u64>()).sum::<u64>() - kept_before;
+        // what was produced, and neither read nor counted by the ring: taken by an agent that could not write it
+        let short = |(id, counters): (&SessionId, &tipstaff_common::session::SessionCounters)| {
+            let consumed: u64 = self.sessions.get(id).map_or(0, |l| l.consumed.iter().sum());
+            counters.produced.iter().sum::<u64>().saturating_sub(consumed + counters.lost.iter().sum::<u64>())
+        };
+        let lost = before.iter().map(short).sum();
+        let detail = format!("no agent ran; the rings kept {read} records, which were read now");
+        let gap = Gap {
+            lost: Some(lost),
+            since: history.last.clone(),
+            detail: Some(detail),
+            ..Gap::new(GapCause::AgentAbsent)
+        };
+        self.append(&Body::Gap(gap));
+        self.account();
+        Ok(())
+    }
+
+    /// Ends what the kernel holds and no kept session explains, and frees what it held.
+    fn end_orphans(&mut self, kept: &[Kept], history: &mut History) -> Result<(), RecoverError> {
+        let known: Vec<Kept> = kept.iter().filter(|k| self.slots.is_taken(k.slot)).cloned().collect();
+        let unknown = |reference: &SessionRef| {
+            known.iter().all(|k| k.slot != reference.slot || k.generation != reference.generation)
+        };
+        for (inode, reference) in self.parts.kernel.session_cgroups() {
+            if !unknown(&reference) {
+                continue;
+            }
+            let Some(cgroup) = find_cgroup(&self.parts.root.path, inode) else {
+                self.parts.kernel.release(reference, inode)?;
+                continue;
+            };
+            let id = end_orphan(&mut self.parts.kernel, reference, &cgroup, &mut self.parts.log, history)?;
+            match id {
+                // it only observed: what is left of it runs on
+                Some(id) if cgroup.is_populated() && self.slots.claim(reference) => {
+                    self.linger(id, reference, cgroup);
+                }
+                _ => {
+                    self.parts.kernel.release(reference, inode)?;
+                    self.leaving.push(cgroup);
+                }
+            }
+        }
+        end_unknown(&mut self.parts.kernel, &known, &mut self.parts.log)?;
+        for slot in (1..tipstaff_common::limits::SESSIONS).filter(|slot| !self.slots.is_taken(*slot)) {
+            let (generation, state) = self.parts.kernel.state(slot)?;
+            if state != STATE_FREE {
+                self.parts.kernel.release(SessionRef { slot, generation }, 0)?;
+            }
+        }
+        self.policies.sweep(&mut self.parts.kernel)?;
+        self.remove_cgroups();
+        Ok(())
+    }
+
+    /// Lets a session go on from where it was.
+    fn resume(&mut self, id: SessionId, first: Option<OwnedFd>, history: &mut History) {
+        let said = history.of(id).state.unwrap_or(State::Starting);
+        let Some(live) = self.sessions.get(&id) else { return };
+        let (state, reason, mode, reference) =
+            (live.machine.state(), live.machine.reason(), live.machine.mode(), live.reference);
+        let (deadline, limit) = (live.machine.armed().at_boot_ns, live.machine.armed().reason);
+        let in_grace = reason.is_some() && live.machine.wakes_at().is_some();
+        let ends = live.rules.agent_loss == AgentLoss::End;
+        info!("session {id} goes on, {state}");
+        if said != state {
+            // the agent died between the state and its record
+            let cause = reason.map_or(Cause::Labelled, Cause::End);
+            self.append_durable(&Body::State(Transition { session: id, from: said, to: state, cause }));
+        }
+        if reason.is_some() && !in_grace {
+            complain("ending a session in the kernel", self.parts.kernel.mark_ended(reference));
+            match mode {
+                Mode::Enforce => self.schedule(id),
+                Mode::Observe => self.count(id),
+            }
+            return;
+        }
+        // the caller was never answered
+        if state == State::Starting {
+            return self.feed(id, Input::StartFailed);
+        }
+        let now_boot_ns = boot_now();
+        let ended = self.parts.kernel.state(reference.slot).is_ok_and(|(_, state)| state == STATE_ENDED);
+        let kept_to = self.parts.kernel.config(reference.slot).map(|config| config.deadline);
+        match kept_to {
+            // what the kernel has expired stays so
+            Ok(kept_to) if kept_to <= now_boot_ns && !in_grace => return self.feed(id, Input::End { reason: limit }),
+            Ok(kept_to) if kept_to != deadline => {
+                complain("moving a deadline", self.parts.kernel.set_deadline(reference, deadline));
+            }
+            _ => {}
+        }
+        if state == State::Frozen {
+            self.set_frozen(id, true);
+        }
+        self.tick_session(id, now_boot_ns);
+        if ends || ended {
+            return self.feed(id, Input::End { reason: EndReason::AgentLoss });
+        }
+        match first.map(|process| watch(id, process, self.parts.notes.clone())) {
+            Some(Ok(())) => {}
+            Some(Err(problem)) => warn!("the first process of session {id} is not watched: {problem}"),
+            None => self.feed(id, Input::FirstExited { now_boot_ns }),
+        }
+    }
+
+    fn gap(&mut self, detail: String) {
+        warn!("{detail}");
+        self.append(&Body::Gap(Gap { detail: Some(detail), ..Gap::new(GapCause::AgentAbsent) }));
+    }
+
+    /// This moment, in this boot.
+    pub(super) fn mark(&self) -> Mark {
+        let moment = now();
+        Mark { time: moment.time, boot_ns: moment.boot_ns, boot: self.parts.store.boot().to_owned() }
+    }
+
+    /// Says what rings had no room for since it was last said.
+    pub(super) fn account(&mut self) {
+        let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for id in ids {
+            self.account_for(id);
+        }
+    }
+
+    /// As [`Engine::account`], for one session.
+    pub(super) fn account_for(&mut self, id: SessionId) {
+        let mark = self.mark();
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        let Some(counters) = complain("reading counters", self.parts.kernel.counters(live.reference.slot)) else {
+            return;
+        };
+        let since = live.reported_at.replace(mark);
+        let fresh: [u64; 8] = std::array::from_fn(|k| counters.lost[k].saturating_sub(live.reported[k]));
+        live.reported = counters.lost;
+        let lost = fresh.iter().sum();
+        if lost > 0 {
+            let mut kinds = super::finish::named(fresh);
+            kinds.retain(|_, count| *count > 0);
+            let gap = Gap { lost: Some(lost), since, session: Some(id), kinds, ..Gap::new(GapCause::RingFull) };
+            self.append(&Body::Gap(gap));
+        }
+    }
+}
+
+/// The session's first process, if it lives: by its number, its start and its label.
+fn find_first(kept: &Kept, is_member: impl Fn(std::os::fd::BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
+    let process = open_pidfd(kept.first.pid).ok()?;
+    // read with the pidfd open: the number cannot come to mean another process in between unnoticed, because that one
+    // has another start or no label
+    let same = started(kept.first.pid).is_none_or(|ticks| kept.first.started == 0 || ticks == kept.first.started);
+    (same && is_member(process.as_fd())).then_some(process)
+}
+
+/// The cgroup below `root` with this id.
+fn find_cgroup(root: &Path, id: u64) -> Option<SessionCgroup> {
+    let entries = fs::read_dir(root).ok()?.flatten().map(|e| e.path()).filter(|p| p.is_dir());
+    let found = entries.into_iter().find(|p| fs::metadata(p).is_ok_and(|m| m.ino() == id));
+    found.and_then(SessionCgroup::existing)
+}

@@ -1,0 +1,147 @@
+//! What the evidence says of sessions that an earlier agent began: the part of their state that was written down anyway.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::{
+    api::wire,
+    evidence::{Body, Error, GapCause, Log, Mark, Record, Verdict, read},
+    kernel::ring,
+    session::{SessionId, State},
+};
+
+/// Verdicts that are kept of a session, for `inspect`.
+pub(super) const LAST_VERDICTS: usize = 20;
+
+/// What the evidence holds of one session.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// Records of its members, by kind.
+    pub(super) counts: [u64; 8],
+    /// Its start was written.
+    pub(super) started: bool,
+    /// Its end was written.
+    pub(super) ended: bool,
+    /// The state that it was said to be in last.
+    pub(super) state: Option<State>,
+    /// Refusals, kills and would-be refusals.
+    pub(super) denied: u64,
+    /// The last of those.
+    pub(super) verdicts: VecDeque<wire::Verdict>,
+    /// Processes that were seen to end by SIGKILL once it was ending.
+    pub(super) killed: Vec<u32>,
+    /// When the last record of each kind was written, `CLOCK_BOOTTIME` nanoseconds.
+    pub(super) last: [u64; 8],
+    /// Losses that gap records speak of, by kind.
+    pub(super) reported: [u64; 8],
+}
+
+/// What the evidence holds of the sessions that have no end in it, and of those that were asked for.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    sessions: BTreeMap<SessionId, Written>,
+    /// When the last record was written.
+    pub(super) last: Option<Mark>,
+    /// The last record of the kernel, by session and number: an agent that was killed may have left it in its ring.
+    pub(super) last_record: Option<(SessionId, u64)>,
+}
+
+impl History {
+    /// Reads the log once, if there is a reason to: `wanted` are kept, or `always`.
+    pub(super) fn read(log: &Log, wanted: &[SessionId], always: bool) -> Result<Self, Error> {
+        let mut history = Self::default();
+        if wanted.is_empty() && !always {
+            return Ok(history);
+        }
+        for record in read(log.path())?.filter_map(Result::ok) {
+            history.take(&record, wanted);
+        }
+        Ok(history)
+    }
+
+    /// What is known of a session.
+    pub(super) fn of(&mut self, id: SessionId) -> &mut Written {
+        self.sessions.entry(id).or_default()
+    }
+
+    fn take(&mut self, record: &Record, wanted: &[SessionId]) {
+        self.last = Some(Mark { time: record.time, boot_ns: record.boot_ns, boot: record.boot.clone() });
+        let Some(id) = record.body.session() else { return };
+        if let Some(sequence) = sequence(&record.body) {
+            self.last_record = Some((id, sequence));
+        }
+        if matches!(record.body, Body::SessionEnd(_)) && !wanted.contains(&id) {
+            self.sessions.remove(&id);
+            return;
+        }
+        self.of(id).take(record);
+    }
+}
+
+impl Written {
+    fn take(&mut self, record: &Record) {
+        if let Some(last) = self.count(record.body.kind()).and_then(|kind| self.last.get_mut(kind)) {
+            *last = record.boot_ns;
+        }
+        match &record.body {
+            Body::SessionStart(_) => self.started = true,
+            Body::SessionEnd(_) => self.ended = true,
+            Body::State(transition) => self.state = Some(transition.to),
+            Body::Exit(exit) if exit.status == 9 && self.state == Some(State::Ending) => self.killed.push(exit.pid),
+            Body::Gap(gap) if gap.cause == GapCause::RingFull => {
+                for (kind, reported) in (0u16..).zip(&mut self.reported) {
+                    *reported += ring::kind_name(kind).and_then(|name| gap.kinds.get(name)).copied().unwrap_or(0);
+                }
+            }
+            _ => {}
+        }
+        if let Some(verdict) = verdict(record) {
+            self.denied += 1;
+            if self.verdicts.len() == LAST_VERDICTS {
+                self.verdicts.pop_front();
+            }
+            self.verdicts.push_back(verdict);
+        }
+    }
+
+    /// Counts a record by its kind's name; other records have none. The kind's number.
+    pub(super) fn count(&mut self, kind: &str) -> Option<usize> {
+        let index = (0u16..8).find(|k| ring::kind_name(*k) == Some(kind)).map(usize::from)?;
+        *self.counts.get_mut(index)? += 1;
+        Some(index)
+    }
+}
+
+/// The kernel's number of a record, if it is the kernel's.
+fn sequence(body: &Body) -> Option<u64> {
+    match body {
+        Body::Exec(body) => Some(body.seq),
+        Body::Connect(body) => Some(body.seq),
+        Body::Fork(body) => Some(body.seq),
+        Body::Exit(body) => Some(body.seq),
+        Body::Move(body) => Some(body.seq),
+        Body::Unix(body) => Some(body.seq),
+        Body::Socket(body) => Some(body.seq),
+        _ => None,
+    }
+}
+
+/// A record's verdict as `inspect` shows it, unless it was allowed.
+fn verdict(record: &Record) -> Option<wire::Verdict> {
+    let (pid, what, verdict, rule) = match &record.body {
+        Body::Exec(body) => (body.pid, body.path.to_string(), body.verdict, &body.rule),
+        Body::Connect(body) => (body.pid, body.to.to_string(), body.verdict, &body.rule),
+        Body::Fork(body) => (body.pid, format!("task {}", body.child), body.verdict, &body.rule),
+        Body::Unix(body) => (body.pid, body.to.to_string(), body.verdict, &body.rule),
+        Body::Socket(body) => (body.pid, format!("family {}", body.family), body.verdict, &body.rule),
+        _ => return None,
+    };
+    (verdict != Verdict::Allow).then(|| wire::Verdict {
+        time: record.time.to_string(),
+        kind: record.body.kind().into(),
+        pid,
+        what,
+        verdict: verdict.to_string(),
+        rule: rule.clone(),
+        remedy: None,
+    })
+}

@@ -1,0 +1,49 @@
+//! A session as it is kept for the next agent.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{evidence::SessionStart, session::Session};
+
+/// All that the next agent cannot ask the kernel or the evidence for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// The kernel's boot id.
+    pub boot: String,
+    /// Slot in the kernel's arrays.
+    pub slot: u32,
+    /// Generation of the slot.
+    pub generation: u32,
+    /// Its policy's number in `POLICIES`.
+    pub policy_slot: u32,
+    /// Its cgroup.
+    pub cgroup: PathBuf,
+    /// It has ended, and members of it run on: it only observed.
+    pub over: bool,
+    /// Where it is in its life.
+    pub machine: Session,
+    /// Its first record.
+    pub start: SessionStart,
+    /// The text of the policy that holds.
+    pub policy: String,
+    /// The text of the policy that it was started under, whose limits stay.
+    pub start_policy: String,
+    /// Whose limit is the shortest.
+    pub winner: String,
+    /// `CLOCK_BOOTTIME` nanoseconds at which it started.
+    pub started: u64,
+    /// Its first process.
+    pub first: First,
+}
+
+/// A process by number and start: no other has both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct First {
+    /// Process id in the root pid namespace.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot (`/proc/PID/stat`, field 22); 0: unknown.
+    pub started: u64,
+}

@@ -1,0 +1,137 @@
+//! Nothing is lost silently: what the kernel produced is in the evidence, or counted there by whoever could not keep it.
+
+use std::{fs, path::Path, time::Duration};
+
+use nix::{mount::MsFlags, sys::signal::Signal};
+use serde_json::Value;
+
+use super::scene::{Fifo, only};
+use crate::harness::{prelude::*, server::Server};
+
+pub(super) const TESTS: &[Test] =
+    &[Test::new("losses::flood-adds-up", WHEREVER, flood), Test::new("losses::full-disk", WHEREVER, full_disk)];
+
+/// More refusals than the ring of verdicts has room for.
+const REFUSALS: u64 = 20_000;
+const ALLOWED: u64 = 200;
+
+fn sum(kinds: &Value) -> u64 {
+    kinds.as_object().map_or(0, |kinds| kinds.values().filter_map(Value::as_u64).sum())
+}
+
+/// How the agent is kept from reading its rings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Away {
+    Not,
+    Stopped,
+    Killed,
+}
+
+/// Three counts that know nothing of each other must add up: what the kernel produced, the records in the file, and
+/// what the ring's own counter says it had no room for, which is what the gap records speak of.
+fn flood(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let (good, bad) = (Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?);
+    let policy = s.policy(&only(&member).to("good", "127.0.0.1/32", good.port()))?;
+    for away in [Away::Not, Away::Stopped, Away::Killed] {
+        let (mut fifo, mut last) = (Fifo::new(s)?, Fifo::new(s)?);
+        let line = format!(
+            "fifo {} flood {ALLOWED} {} + flood {REFUSALS} {} + fifo {} say done",
+            fifo.path,
+            good.words(),
+            bad.words(),
+            last.path
+        );
+        let running = s.run(&policy, &member, &line)?;
+        let session = running.session(s)?;
+        match away {
+            Away::Not => {}
+            Away::Stopped => s.signal_agent(Signal::SIGSTOP)?,
+            Away::Killed => s.kill_agent()?,
+        }
+        fifo.wake()?;
+        let said = format!("{ALLOWED} of {ALLOWED}\n0 of {REFUSALS}\n");
+        until("the flood to be over", 4 * patience(), || Ok((running.said() == said).then_some(())))?;
+        match away {
+            Away::Not => {}
+            Away::Stopped => {
+                std::thread::sleep(Duration::from_secs(1));
+                s.signal_agent(Signal::SIGCONT)?;
+            }
+            Away::Killed => s.start()?,
+        }
+        last.wake()?;
+        running.wait_for(4 * patience())?.ended(0)?;
+        let end = s.session_ended(&session, "completed").with_context(|| format!("{away:?}"))?;
+        adds_up(s, &session, &end, away).with_context(|| format!("agent {away:?}"))?;
+    }
+    bad.untouched()?;
+    s.cli(&["status"])?.ended(4)?.told(&["records were lost"])?;
+    s.cli(&["verify"])?.ended(0)?.told(&["intact, with", "ring-full"])?;
+    Ok(())
+}
+
+fn adds_up(s: &Sandbox, session: &str, end: &Value, away: Away) -> Result<()> {
+    let count = |part: &str| end[part]["connect"].as_u64().unwrap_or(0);
+    ensure!(count("produced") == REFUSALS + ALLOWED, "{} connects were produced", count("produced"));
+    let written = s.records(session, "connect")?;
+    let lines = u64::try_from(written.len())?;
+    ensure!(lines == count("consumed"), "{lines} connects in the evidence, {} consumed", count("consumed"));
+    let allowed = written.iter().filter(|r| r["verdict"] == "allow").count();
+    ensure!(u64::try_from(allowed)? == ALLOWED, "{allowed} connects that were allowed are in the evidence");
+    let gaps: Vec<Value> = s.records(session, "gap")?.into_iter().filter(|r| r["cause"] == "ring-full").collect();
+    let told: u64 = gaps.iter().filter_map(|gap| gap["kinds"]["connect"].as_u64()).sum();
+    ensure!(lines + told == REFUSALS + ALLOWED, "{lines} written and {told} told of do not make what was produced");
+    ensure!(sum(&end["lost"]) == told, "the end speaks of {} lost, the gaps of {told}", sum(&end["lost"]));
+    ensure!(away == Away::Not || told > 0, "the ring was never full");
+    for gap in gaps {
+        ensure!(gap["since"]["boot"] == gap["boot"] && gap["lost"] == sum(&gap["kinds"]), "{gap}");
+    }
+    Ok(())
+}
+
+/// With no room for evidence the session is held as before; what was not written is counted, shown, and told when there
+/// is room again.
+fn full_disk(s: &mut Sandbox) -> Result<()> {
+    let folder = s.folder().join("evidence");
+    let mount = |options: &str, flags: MsFlags| {
+        nix::mount::mount(Some("tmpfs"), &folder, Some("tmpfs"), flags, Some(options)).context("a small tmpfs")
+    };
+    mount("size=128k", MsFlags::empty())?;
+    s.start()?;
+    let (member, bad) = (s.program("member")?, s.program("bad")?);
+    let (server, refused) = (Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?);
+    let policy = s.policy(&only(&member).to("server", "127.0.0.1/32", server.port()))?;
+    let (mut fifo, mark) = (Fifo::new(s)?, s.file("mark"));
+    let line = format!(
+        "flood 1000 {} + spawn {bad} --work mark {mark} + connect udp {} + fifo {} connect udp {}",
+        refused.words(),
+        server.words(),
+        fifo.path,
+        server.words()
+    );
+    let running = s.run(&policy, &member, &line)?;
+    let session = running.session(s)?;
+    until("the member to have tried", patience(), || Ok((running.said().lines().count() >= 3).then_some(())))?;
+    let said = running.said();
+    ensure!(said.starts_with("0 of 1000\n") && said.ends_with("\nok\n"), "the member was answered {said:?}");
+    ensure!(!Path::new(&mark).exists(), "a program out of scope ran");
+    until("status to be degraded", patience(), || {
+        let status = s.cli(&["status"])?;
+        Ok((status.code == 4 && status.stdout.contains("could not be written")).then_some(()))
+    })?;
+    let before = fs::metadata(s.evidence_file())?.len();
+    ensure!(before <= 128 * 1024, "the disk was not full: {before} bytes");
+    mount("size=64m", MsFlags::MS_REMOUNT)?;
+    fifo.wake()?;
+    running.wait()?.ended(0)?;
+    s.session_ended(&session, "completed")?;
+    let gap = s.wait_evidence("what was not written", |r| r["type"] == "gap" && r["cause"] == "not-written")?;
+    let lost = gap["lost"].as_u64().unwrap_or(0);
+    ensure!(lost > 0 && gap["since"]["boot"] == gap["boot"], "{gap}");
+    let written = u64::try_from(s.records(&session, "connect")?.len())?;
+    ensure!(written < 1002 && written + lost >= 1002, "{written} connects were written and {lost} records were not");
+    s.cli(&["verify"])?.ended(0)?.told(&["intact, with", "not-written"])?;
+    Ok(())
+}
