@@ -36,6 +36,8 @@ impl Engine {
                 Effect::Freeze => self.set_frozen(id, true),
                 Effect::Thaw => self.set_frozen(id, false),
                 Effect::MarkEnded => {
+                    // whatever computes in it would be asked for the processors first
+                    self.urgent.get_or_insert_with(Urgent::begin);
                     self.mark_ended(id);
                     self.cut(id);
                 }
@@ -79,7 +81,7 @@ impl Engine {
         let Some(live) = self.sessions.get_mut(&id) else { return };
         live.next_round = None;
         let start = Instant::now();
-        let urgent = Urgent::begin();
+        let urgent = self.urgent.take().unwrap_or_else(Urgent::begin);
         let swept = live.sweep.round(&mut self.parts.kernel, live.reference, &live.cgroup);
         drop(urgent);
         // what could not be looked at is not gone
@@ -111,6 +113,7 @@ impl Engine {
     }
 
     pub(super) fn count(&mut self, id: SessionId) {
+        self.urgent = None;
         let Some(live) = self.sessions.get(&id) else { return };
         let reference = live.reference;
         let members = complain("counting members", self.parts.kernel.members());
@@ -122,6 +125,7 @@ impl Engine {
 
     /// Writes the end, answers who waits, frees what the session held.
     fn finish(&mut self, id: SessionId, reason: EndReason, members_left: u64) {
+        self.urgent = None;
         self.drain_some();
         let flows = self.confirm_cut(id);
         self.account_for(id);

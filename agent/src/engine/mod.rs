@@ -57,7 +57,7 @@ use crate::{
     evidence::{Body, Log, Mark, Moment, SessionStart},
     host_events::Processors,
     kernel::{
-        CgroupRoot, Kernel, Pins, boot_now,
+        CgroupRoot, Kernel, Pins, Urgent, boot_now,
         ring::{DecodeError, Event},
     },
     policy::{Limits, Plan, Policy},
@@ -129,6 +129,8 @@ pub struct Engine {
     undecodable: u64,
     /// Threads whose network namespace was looked at during this batch: once says as much as once for each record.
     looked_at: HashSet<(u32, u32)>,
+    /// Held from a session's mark until its first round is over.
+    urgent: Option<Urgent>,
     /// When appended records must be durable.
     flush_due: Option<u64>,
     /// Cgroups of sessions that are over.
@@ -220,6 +222,7 @@ impl Engine {
             ready: Instant::now(),
             undecodable: 0,
             looked_at: HashSet::new(),
+            urgent: None,
             flush_due: None,
             leaving: Vec::new(),
             removal_due: None,
@@ -294,8 +297,9 @@ impl Engine {
     /// them before this was known, so that the next record will tell.
     pub fn set_awake(&mut self, awake: bool) -> bool {
         let kernel = &mut self.parts.kernel;
-        complain("telling the programs whether the rings are read", kernel.set_reader_awake(awake)).is_some()
-            && complain("looking whether the rings are empty", kernel.rings_are_empty()).unwrap_or(false)
+        let told =
+            complain("telling the programs whether the rings are read", kernel.set_reader_awake(awake)).is_some();
+        told && complain("looking whether the rings are empty", kernel.rings_are_empty()).unwrap_or(false)
     }
 
     fn take_any(&mut self, event: Result<Event, DecodeError>) {

@@ -87,6 +87,7 @@ pub(crate) fn quiet(pid: u32) -> Result<()> {
 /// What is measured on, for the head of a report: nothing that names the machine.
 pub(super) fn machine() -> Result<serde_json::Value> {
     let kernel = nix::sys::utsname::uname()?;
+    let release = kernel.release().to_string_lossy().into_owned();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
@@ -96,7 +97,7 @@ pub(super) fn machine() -> Result<serde_json::Value> {
     let guest = field("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor"));
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     Ok(serde_json::json!({
-        "kernel": kernel.release().to_string_lossy(),
+        "kernel": release.split('-').next(),
         "architecture": kernel.machine().to_string_lossy(),
         "processors": processors,
         "virtual": guest,
