@@ -26,10 +26,11 @@ use nix::{
 use super::wait::GUEST;
 
 /// File system type and mount point, in the order in which they are mounted.
-const MOUNTS: [(&str, &str); 8] = [
+const MOUNTS: [(&str, &str); 9] = [
     ("proc", "/proc"),
     ("sysfs", "/sys"),
     ("devtmpfs", "/dev"),
+    ("devpts", "/dev/pts"),
     ("securityfs", "/sys/kernel/security"),
     ("cgroup2", "/sys/fs/cgroup"),
     ("bpf", "/sys/fs/bpf"),

@@ -10,12 +10,14 @@ use serde_json::Value;
 
 use super::scene::{Fifo, only};
 use crate::harness::{
+    launch::bare,
     prelude::*,
     wait::{all_gone, gone, in_guest, wall_clock},
 };
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("limits::idle-ends-what-does-nothing", WHEREVER, idle),
+    Test::new("limits::terminal-counts-as-activity", WHEREVER, terminal),
     Test::new("limits::windows-and-credentials-at-the-start", WHEREVER, at_the_start),
     Test::new("limits::stepped-clock-moves-windows-and-credentials", WHEREVER, stepped).guests_only("sets the clock"),
     Test::new("limits::credential-ends-its-session", WHEREVER, credential),
@@ -78,6 +80,40 @@ fn idle(s: &mut Sandbox) -> Result<()> {
     ensure!(last.elapsed() >= Duration::from_secs(after) / 2, "idle for {:?} only", last.elapsed());
     ensure!(end["produced"]["exec"].as_u64() >= Some(WAKES as u64), "it did not do what it was woken for: {end}");
     running.wait()?.ended(137)?;
+    Ok(())
+}
+
+/// Who types is not idle, however little the session does otherwise. The kernel keeps the times of a terminal in steps
+/// of eight seconds, so nothing shorter can be asked for.
+fn terminal(s: &mut Sandbox) -> Result<()> {
+    const AFTER: u64 = 11;
+    s.start()?;
+    let member = s.program("member")?;
+    let limit = format!("idle: {{ after: {AFTER}s, activity: [terminal] }}");
+    let policy = s.policy(&only(&member).limit(limit))?;
+    let pty = nix::pty::openpty(None, None).context("openpty")?;
+    let terminal = nix::unistd::ttyname(&pty.slave).context("ttyname")?.display().to_string();
+    let caller = s.tipstaff();
+    let mut command = bare(member.as_ref());
+    command.args(["--work", "terminal", &terminal, "exec"]).arg(caller.get_program());
+    command.args(["run", "--policy", &policy, "--", &member, "--work", "cat"]);
+    command.envs(caller.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let running = Running::spawn(s, command, None)?;
+    let session = running.session(s)?;
+    let typed = Instant::now();
+    while typed.elapsed() < Duration::from_secs(AFTER + 9) {
+        nix::unistd::write(&pty.master, b"a\n").context("typing")?;
+        let next = Instant::now() + Duration::from_secs(1);
+        until("a second to pass", patience(), || Ok((Instant::now() > next).then_some(())))?;
+        ensure!(!gone(running.pid()), "a session was ended as idle after {:?} of typing", typed.elapsed());
+    }
+    s.session_ended(&session, "idle")?;
+    running.wait()?.ended(137)?;
+    // without a terminal there is nothing to wait for, and that is said
+    let none = s.run(&policy, &member, "idle")?;
+    let session = none.session(s)?;
+    s.cli(&["end", &session])?.ended(0)?;
+    none.wait()?.complained(&["only a terminal counts as activity, and the session has none"])?;
     Ok(())
 }
 

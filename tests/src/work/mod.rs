@@ -72,6 +72,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "traced" => stubborn::traced(rest),
         "bomb" => stubborn::bomb(rest),
         "append" => stubborn::append(rest),
+        "terminal" => stubborn::terminal(rest),
         "cgroup" => place::cgroup(rest),
         "nest" => place::nest(rest),
         "clone-into" => place::clone_into(rest),

@@ -9,7 +9,7 @@ use nix::{
         signal::{SigHandler, SigSet, SigmaskHow, Signal, raise, signal, sigprocmask},
         wait::waitpid,
     },
-    unistd::pause,
+    unistd::{dup2_stdin, pause, setsid},
 };
 
 use super::{one, process, run};
@@ -94,5 +94,15 @@ pub(super) fn append(words: &[&str]) -> Result<u8> {
     let (path, rest) = one(words)?;
     let mut file = File::options().append(true).open(path).with_context(|| format!("{path} cannot be opened"))?;
     file.write_all(b"x")?;
+    Ok(run(rest))
+}
+
+/// `terminal FILE REST`: the terminal is its controlling terminal and its input, and it does the rest.
+pub(super) fn terminal(words: &[&str]) -> Result<u8> {
+    let (path, rest) = one(words)?;
+    // the leader of a session without a terminal gets the first that it opens
+    setsid()?;
+    let file = File::options().read(true).write(true).open(path).with_context(|| format!("{path} cannot be opened"))?;
+    dup2_stdin(&file)?;
     Ok(run(rest))
 }
