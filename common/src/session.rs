@@ -14,13 +14,15 @@ pub const MODE_OBSERVE: u32 = 0;
 /// Decide and refuse.
 pub const MODE_ENFORCE: u32 = 1;
 
-/// `SESSION_CONFIG`: written by the agent before the session's state becomes active; only the deadline moves afterwards.
+/// `SESSION_CONFIG`: written by the agent before the session's state becomes active. Afterwards the agent changes
+/// single words of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionConfig {
     /// `MODE_OBSERVE` or `MODE_ENFORCE`.
     pub mode: u32,
-    /// Index into `POLICIES`.
+    /// Index into `POLICIES`; the one word that is flipped when the session is narrowed. An entry of `POLICIES` does not
+    /// change while a session uses it.
     pub policy: u32,
     /// `CLOCK_BOOTTIME` nanoseconds after which nothing starts and nothing is sent.
     pub deadline: u64,
@@ -87,7 +89,7 @@ pub struct SessionCounters {
 }
 const _: () = assert!(size_of::<SessionCounters>() == 208);
 
-/// `POLICIES`: the revision of a policy that is in force. One word is flipped to change it.
+/// `POLICIES`: a policy that is in force. An entry does not change while a session uses it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PolicyEntry {

@@ -183,9 +183,13 @@ pub static CGROUP_SESSIONS: HashMap<u64, SessionRef, { limits::SESSIONS as usize
 #[btf_map]
 pub static SESSION_STATE: Array<u64, { limits::SESSIONS as usize }> = Array::new();
 
-/// What a session is held to. Written by the agent before the state becomes active.
+/// `BPF_F_MMAPABLE` (5.5): the agent maps the array into its memory, so that one word of it changes in one step.
+const MMAPABLE: usize = 1 << 10;
+
+/// What a session is held to. Written by the agent before the state becomes active; `policy` is one word of its own that
+/// changes afterwards, when the session is narrowed.
 #[btf_map]
-pub static SESSION_CONFIG: Array<SessionConfig, { limits::SESSIONS as usize }> = Array::new();
+pub static SESSION_CONFIG: Array<SessionConfig, { limits::SESSIONS as usize }, MMAPABLE> = Array::new();
 
 /// What a session did. Written by the programs; the agent clears it while the slot is free.
 #[btf_map]

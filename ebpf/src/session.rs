@@ -66,7 +66,10 @@ impl Session {
         } else {
             Phase::Live
         };
-        Self { slot, generation, flags, mode: config.mode, policy: config.policy, phase }
+        // SAFETY: points into the map. VERIFIER: volatile, because the agent may change the word meanwhile: all of one
+        // decision is made under the policy that is read here.
+        let policy = unsafe { core::ptr::read_volatile(&raw const config.policy) };
+        Self { slot, generation, flags, mode: config.mode, policy, phase }
     }
 
     /// The session's counters.

@@ -35,8 +35,29 @@ pub enum Reply {
     Revoked(Revoked),
     /// To `Stays` and `Lift`.
     Stays(Stays),
+    /// To `Narrow`.
+    Narrowed(Narrowed),
     /// To `Disarm`.
     Disarmed(Disarmed),
+}
+
+/// Reply to `Narrow`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Narrowed {
+    /// The session's id.
+    pub session: String,
+    /// How many scopes it has had, this one included.
+    pub revision: u32,
+    /// Digest of the policy before.
+    pub from: String,
+    /// Digest of the policy that holds now.
+    pub to: String,
+    /// The rules that were removed.
+    pub removed: Vec<String>,
+    /// What the caller should know.
+    pub notes: Vec<String>,
+    /// Until the new scope held, milliseconds.
+    pub ms: u64,
 }
 
 /// Reply to `Ps`.
@@ -109,6 +130,9 @@ pub struct PolicyInfo {
     pub digest: String,
     /// Where it was read.
     pub source: String,
+    /// How many scopes the session has had; more than 1: it was narrowed.
+    #[serde(default)]
+    pub revision: u32,
     /// What it allows and denies, one line each.
     pub summary: Vec<String>,
 }

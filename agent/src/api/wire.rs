@@ -12,8 +12,8 @@ pub use super::{
     error::{ApiError, Problem},
     reply::{
         Context, Control, ControlState, Counters, Disarmed, Ended, Event, EvidenceInfo, Frozen, Inspect, LimitsInfo,
-        Member, PolicyInfo, Principal, Probe, Ps, Renewed, Reply, Revoked, RevokedRow, SessionRow, Started, Status,
-        Stay, Stays, Verdict,
+        Member, Narrowed, PolicyInfo, Principal, Probe, Ps, Renewed, Reply, Revoked, RevokedRow, SessionRow, Started,
+        Status, Stay, Stays, Verdict,
     },
 };
 
@@ -60,6 +60,9 @@ pub enum Request {
     /// Lifts a stay before its time: answers [`Stays`] with that one.
     #[serde(rename = "dev.tipstaff.Lift")]
     Lift(Lift),
+    /// Gives a session a stricter scope: answers [`Narrowed`].
+    #[serde(rename = "dev.tipstaff.Narrow")]
+    Narrow(Narrow),
     /// Removes every trace of enforcement from the host: answers [`Disarmed`].
     #[serde(rename = "dev.tipstaff.Disarm")]
     Disarm {},
@@ -76,6 +79,7 @@ impl Request {
             Self::Run(_)
             | Self::End(_)
             | Self::Renew(_)
+            | Self::Narrow(_)
             | Self::Freeze(_)
             | Self::Thaw(_)
             | Self::Revoke(_)
@@ -180,6 +184,23 @@ pub struct Lift {
     pub id: String,
 }
 
+/// Parameters of `Narrow`: a policy, or rules to remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Narrow {
+    /// The session's id or any unambiguous prefix of it.
+    pub id: String,
+    /// The text of a policy that allows nothing that the session's does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Where the caller read it, for messages and evidence; never opened by the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_source: Option<String>,
+    /// Ids of allow rules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remove: Vec<String>,
+}
+
 /// Parameters of `Run`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -274,6 +295,7 @@ fn decode_request(method: &str, parameters: Option<&RawValue>) -> Result<Request
         "dev.tipstaff.Revoke" => Request::Revoke(parse(method, raw)?),
         "dev.tipstaff.Stays" => none(method, raw).map(|()| Request::Stays {})?,
         "dev.tipstaff.Lift" => Request::Lift(parse(method, raw)?),
+        "dev.tipstaff.Narrow" => Request::Narrow(parse(method, raw)?),
         "dev.tipstaff.Disarm" => none(method, raw).map(|()| Request::Disarm {})?,
         _ => return Err(ApiError::BadRequest { message: format!("there is no method {method:?}") }),
     })

@@ -51,6 +51,10 @@ fn details(kind: &str, record: &Map<String, Value>) -> String {
     match kind {
         "agent-start" => format!("version {}, kernel {}, tier {}", get("version"), get("kernel"), get("tier")),
         "session-start" => session_start(record),
+        "session-narrowed" => {
+            let policy = |key: &str| shown(record.get(key).and_then(|policy| policy.get("digest")));
+            format!("revision {}, policy {:.12} -> {:.12}", get("revision"), policy("from"), policy("to"))
+        }
         "state" => format!("{} -> {} ({})", get("from"), get("to"), get("cause")),
         "exec" => {
             let arguments = command(record.get("args"));

@@ -49,6 +49,7 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
             format!("{} ({}) from {}", printable(&policy.name), printable(&session.kind), printable(&policy.source)),
         ),
         ("digest", printable(&policy.digest)),
+        ("revision", policy.revision.to_string()),
         ("ends first by", printable(&limits.winner)),
         ("limits", limit_list(limits)),
         ("age", span(session.age_ms)),

@@ -11,6 +11,7 @@ mod events;
 pub mod exit;
 mod freeze;
 mod inspect;
+mod narrow;
 pub mod policy;
 mod print;
 mod probe;
@@ -127,6 +128,8 @@ enum Verb {
     /// End the sessions of a principal, policy or label, and keep it from starting again
     #[command(after_help = revoke::HELP)]
     Revoke(revoke::Flags),
+    /// Give a live session a stricter scope
+    Narrow(narrow::Flags),
     /// Print the evidence
     Events(events::Flags),
     /// Say how the agent is; exits with 4 if it is degraded
@@ -172,6 +175,7 @@ fn dispatch(cli: Cli, host: &Host) -> Result<Exit, Failure> {
         Verb::Freeze(flags) => freeze::freeze(&config, &flags),
         Verb::Thaw(flags) => freeze::thaw(&config, &flags),
         Verb::Revoke(flags) => revoke::execute(&config, &flags),
+        Verb::Narrow(flags) => narrow::execute(&config, &flags),
         Verb::Events(flags) => events::execute(&config, &flags),
         Verb::Status(print) => status::execute(&config, print.output),
         Verb::Probe(print) => probe::execute(&config, print.output, host),

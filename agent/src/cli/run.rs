@@ -131,7 +131,7 @@ fn refusal(error: ClientError) -> Failure {
 
 /// The policy's source, absolute, and its text. A name without a slash that is no file here is looked up in the policy
 /// directory.
-fn read_policy(given: &OsStr, directory: &Path) -> Result<(String, String), Failure> {
+pub(super) fn read_policy(given: &OsStr, directory: &Path) -> Result<(String, String), Failure> {
     let mut path = PathBuf::from(given);
     if !given.as_bytes().contains(&b'/') && !path.exists() {
         let mut file = given.to_owned();

@@ -32,9 +32,9 @@ use crate::{
     enforce::{Flows, SessionCgroup, Sweep},
     evidence::{Body, Gap, GapCause, Log, Mark, Transition},
     kernel::{boot_now, open_pidfd},
-    policy::{self, AgentLoss, Plan, Policy},
+    policy::{self, AgentLoss, Plan, Policy, Resolved},
     session::{Cause, EndReason, Input, Mode, SessionId, State},
-    store::Kept,
+    store::{Kept, Narrowed},
 };
 
 /// A record that was being written to its ring when the counters were read is there after this long.
@@ -104,7 +104,7 @@ impl Engine {
         }
         let config = self.parts.kernel.config(kept.slot)?;
         let revision = self.parts.kernel.revision(config.policy)?;
-        let Some((cgroup, [began, policy], plan)) = self.whole(kept, cgroup, revision) else { return Ok(None) };
+        let Some((cgroup, [began, policy], host, plan)) = self.whole(kept, cgroup, revision) else { return Ok(None) };
         if !self.slots.claim(reference) {
             return Ok(None);
         }
@@ -114,6 +114,8 @@ impl Engine {
         let mut doings = Doings::watch(&began, kept.first.pid);
         let counters = self.parts.kernel.counters(kept.slot)?;
         doings.go_on(&counters.produced, &counters.lost, &written.last);
+        let policy = Policy { budgets: policy::Budgets::from_kernel(config.budgets), ..policy };
+        let narrowed = kept.narrowed.clone();
         let live = Live {
             machine: kept.machine.clone(),
             reference,
@@ -121,6 +123,11 @@ impl Engine {
             policy,
             policy_text: kept.policy.clone(),
             start_text: kept.start_policy.clone(),
+            source: narrowed.as_ref().map_or_else(|| kept.start.policy.source.clone(), |n| n.source.clone()),
+            revision: narrowed.as_ref().map_or(1, |n| n.revision),
+            removed: narrowed.map(|n| n.removed).unwrap_or_default(),
+            host,
+            retired: Vec::new(),
             rules: began.limits,
             longest: began.ttl,
             plan: Rc::new(plan),
@@ -157,28 +164,41 @@ impl Engine {
         kept: &Kept,
         cgroup: Option<SessionCgroup>,
         revision: u32,
-    ) -> Option<(SessionCgroup, [Policy; 2], Plan)> {
+    ) -> Option<(SessionCgroup, [Policy; 2], Resolved, Plan)> {
         let id = kept.start.session;
         let read = cgroup.ok_or_else(|| "its cgroup is gone".to_owned()).and_then(|cgroup| {
             let first = |problems: Vec<policy::Problem>| problems.first().map(ToString::to_string).unwrap_or_default();
             let parse = |text: &str| policy::parse(&kept.start.policy.source, text.as_bytes()).map_err(first);
             let (began, policy) = (parse(&kept.start_policy)?, parse(&kept.policy)?);
-            let plan = self.plan_in_force(&policy, revision)?;
-            Ok((cgroup, [began, policy], plan))
+            let (policy, host, plan) = self.plan_in_force(policy, kept.narrowed.as_ref(), revision)?;
+            Ok((cgroup, [began, policy], host, plan))
         });
         read.map_err(|why| self.gap(format!("session {id} cannot go on and is ended: {why}"))).ok()
     }
 
     /// The plan as it stands in the kernel: which files its rules name was settled when it was put there, whatever the
     /// paths lead to by now.
-    fn plan_in_force(&mut self, policy: &Policy, revision: u32) -> Result<Plan, String> {
+    fn plan_in_force(
+        &mut self,
+        mut policy: Policy,
+        narrowed: Option<&Narrowed>,
+        revision: u32,
+    ) -> Result<(Policy, Resolved, Plan), String> {
         let kernel = &mut self.parts.kernel;
-        let files = resolve::rules(kernel, policy).map_err(|e| e.to_string())?;
-        let mut plan = policy::compile(policy, &files)
+        let mut host = resolve::rules(kernel, &policy).map_err(|e| e.to_string())?;
+        if let Some(narrowed) = narrowed {
+            let less = policy.without(&host, &narrowed.removed);
+            (policy, host) = less.map_err(|(rule, _)| format!("its policy has no rule {rule} to be without"))?;
+            policy.digest.clone_from(&narrowed.digest);
+        }
+        let mut plan = policy::compile(&policy, &host)
             .map_err(|problems| problems.first().map(ToString::to_string).unwrap_or_default())?;
+        if let Some(narrowed) = narrowed {
+            plan = plan.renumbered(&narrowed.rules).ok_or("its policies had too many rules")?;
+        }
         plan.exec = kernel.exec_rules(revision).map_err(|e| e.to_string())?.into_iter().collect();
         plan.unix = kernel.unix_rules(revision).map_err(|e| e.to_string())?.into_iter().collect();
-        Ok(plan)
+        Ok((policy, host, plan))
     }
 
     /// Reads what the rings kept while no agent ran, and says what they could not keep.

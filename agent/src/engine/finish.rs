@@ -161,7 +161,9 @@ impl Engine {
 
     /// A slot is used again only when nothing carries its label: members of an observed session run on with it.
     pub(super) fn free(&mut self, id: SessionId, live: &Live, members_left: u64) {
-        complain("releasing a policy", self.policies.release(&mut self.parts.kernel, live.policy_slot));
+        for slot in live.retired.iter().chain([&live.policy_slot]) {
+            complain("releasing a policy", self.policies.release(&mut self.parts.kernel, *slot));
+        }
         if members_left > 0 {
             complain("keeping a session", self.parts.store.keep(&Kept { over: true, ..self.kept(live) }));
             self.linger(id, live.reference, live.cgroup.clone());

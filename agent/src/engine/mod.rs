@@ -10,6 +10,7 @@ mod history;
 mod judge;
 mod limits;
 mod linger;
+mod narrow;
 mod record;
 mod recover;
 mod report;
@@ -60,7 +61,7 @@ use crate::{
         CgroupRoot, Kernel, Pins, Urgent, boot_now,
         ring::{DecodeError, Event},
     },
-    policy::{Limits, Plan, Policy},
+    policy::{Limits, Plan, Policy, Resolved},
     session::{EndReason, Input, Session, SessionId},
     store::{First, Store},
 };
@@ -168,8 +169,18 @@ struct Live {
     policy_text: String,
     /// The text of the policy that it was started under.
     start_text: String,
+    /// Where the policy was read.
+    source: String,
+    /// The rules of the text that were removed.
+    removed: Vec<String>,
+    /// What the policy's rules name on this host.
+    host: Resolved,
     plan: Rc<Plan>,
     policy_slot: u32,
+    /// Policies that the session used before and that a program may still read.
+    retired: Vec<u32>,
+    /// How many scopes it has had.
+    revision: u32,
     start: SessionStart,
     /// Its limits at the start: they stay what they were, whatever becomes of its policy.
     rules: Limits,
@@ -276,6 +287,7 @@ impl Engine {
             Request::Revoke(revoke) => self.revoke(&revoke, &peer, reply),
             Request::Stays {} => reply.finish(Ok(Reply::Stays(self.list_stays()))),
             Request::Lift(lift) => reply.finish(self.lift(&lift, &peer).map(Reply::Stays)),
+            Request::Narrow(narrow) => reply.finish(self.narrow(&narrow, &peer)),
             Request::Disarm {} => self.disarm(&peer, reply),
         }
     }

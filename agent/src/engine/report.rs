@@ -58,9 +58,10 @@ impl Engine {
         Ok(Reply::Inspect(Box::new(wire::Inspect {
             session: self.row(id, live, &members),
             policy: wire::PolicyInfo {
-                name: start.policy.name.clone(),
-                digest: start.policy.digest.clone(),
-                source: start.policy.source.clone(),
+                name: live.policy.name.clone(),
+                digest: live.policy.digest.clone(),
+                source: live.source.clone(),
+                revision: live.revision,
                 summary: summary(&live.policy),
             },
             limits: live.limits_info(),

@@ -41,6 +41,7 @@ const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "ut
 /// A policy that was checked against this host.
 struct Checked {
     policy: Policy,
+    host: Resolved,
     plan: Plan,
     ttl: Duration,
     winner: &'static str,
@@ -91,8 +92,13 @@ impl Engine {
             policy: checked.policy,
             policy_text: run.policy.clone(),
             start_text: run.policy.clone(),
+            source: run.policy_source.clone(),
+            host: checked.host,
+            removed: Vec::new(),
             plan,
             policy_slot,
+            retired: Vec::new(),
+            revision: 1,
             start,
             winner: checked.winner,
             started: at.boot_ns,
@@ -153,7 +159,7 @@ impl Engine {
         notes.extend(self.check_controls(&policy)?);
         let refused = self.judge(run, peer, &policy, &files)?;
         notes.extend(refused);
-        Ok(Checked { policy, plan, ttl, winner, notes })
+        Ok(Checked { policy, host: files, plan, ttl, winner, notes })
     }
 
     /// The shortest limit wins and is named.
@@ -189,7 +195,7 @@ impl Engine {
     }
 
     /// Under `strict`, refuses what asks for a control that is not there; else says what is weaker.
-    fn check_controls(&self, policy: &Policy) -> Result<Vec<String>, ApiError> {
+    pub(super) fn check_controls(&self, policy: &Policy) -> Result<Vec<String>, ApiError> {
         let mut notes = Vec::new();
         for name in controls::asked(policy, |path| resolve::interpreter(path).is_some()) {
             let Some(control) = self.parts.controls.iter().find(|c| c.control == name) else { continue };
@@ -310,6 +316,7 @@ impl Engine {
             start: live.start.clone(),
             policy: live.policy_text.clone(),
             start_policy: live.start_text.clone(),
+            narrowed: live.narrowed(),
             winner: live.winner.to_owned(),
             started: live.started,
             first: live.first_process,
@@ -396,11 +403,7 @@ fn session_start(
     SessionStart {
         session,
         kind: policy.kind.to_string(),
-        policy: PolicyRef {
-            name: policy.name.clone(),
-            digest: policy.digest.clone(),
-            source: run.policy_source.clone(),
-        },
+        policy: policy_ref(policy, &run.policy_source),
         mode: if policy.mode == Mode::Enforce { session::Mode::Enforce } else { session::Mode::Observe },
         principal: principal(peer),
         context: Context {
@@ -419,12 +422,17 @@ fn session_start(
     }
 }
 
+/// A policy as the evidence names it.
+pub(super) fn policy_ref(policy: &Policy, source: &str) -> PolicyRef {
+    PolicyRef { name: policy.name.clone(), digest: policy.digest.clone(), source: source.to_owned() }
+}
+
 pub(super) fn fresh_id() -> Result<SessionId, ApiError> {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).map_err(|e| failed(format!("no random bytes for a session id: {e}")))?;
     Ok(SessionId::from_random(bytes))
 }
 
-fn failed(problem: impl std::fmt::Display) -> ApiError {
+pub(super) fn failed(problem: impl std::fmt::Display) -> ApiError {
     ApiError::Failed { message: problem.to_string() }
 }

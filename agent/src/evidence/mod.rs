@@ -28,8 +28,8 @@ pub use read::{Records, read};
 pub use record::{
     Act, AgentStart, AgentStop, Body, Command, Connect, Context, Control, ControlState, CutCause, CutOutcome, Disarm,
     Exec, Exit, FileRef, FlowsCut, Fork, Gap, GapCause, Lift, Mark, Moment, Move, PolicyRef, Principal, RECEIPTS_MAX,
-    Receipt, Receipts, Record, Refused, Revoke, SessionEnd, SessionStart, Socket, SocketReceipt, StartLimits, StayRef,
-    Stuck, StuckTask, Terminate, Tier, Transition, Unix, Verdict, Via, Warning,
+    Receipt, Receipts, Record, Refused, Revoke, SessionEnd, SessionNarrowed, SessionStart, Socket, SocketReceipt,
+    StartLimits, StayRef, Stuck, StuckTask, Terminate, Tier, Transition, Unix, Verdict, Via, Warning,
 };
 pub use report::{Damage, NotedGap, Report, Soundness};
 pub use text::Text;

@@ -8,6 +8,7 @@ mod agent;
 mod control;
 mod flows;
 mod life;
+mod narrow;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ pub use life::{
     Context, PolicyRef, Principal, RECEIPTS_MAX, Receipt, Receipts, Refused, SessionEnd, SessionStart, StartLimits,
     Transition,
 };
+pub use narrow::SessionNarrowed;
 
 use super::chain::Hash;
 use crate::session::SessionId;
@@ -63,6 +65,8 @@ pub enum Body {
     SessionStart(SessionStart),
     /// A session changed its state.
     State(Transition),
+    /// A live session got a stricter scope.
+    SessionNarrowed(SessionNarrowed),
     /// A member started a program, or tried to.
     Exec(Exec),
     /// A member connected, or sent without connecting, or tried to.
@@ -111,6 +115,7 @@ impl Body {
             Self::Gap(_) => "gap",
             Self::SessionStart(_) => "session-start",
             Self::State(_) => "state",
+            Self::SessionNarrowed(_) => "session-narrowed",
             Self::Exec(_) => "exec",
             Self::Connect(_) => "connect",
             Self::Fork(_) => "fork",
@@ -138,6 +143,7 @@ impl Body {
         match self {
             Self::SessionStart(body) => Some(body.session),
             Self::State(body) => Some(body.session),
+            Self::SessionNarrowed(body) => Some(body.session),
             Self::Exec(body) => Some(body.session),
             Self::Connect(body) => Some(body.session),
             Self::Fork(body) => Some(body.session),

@@ -4,21 +4,26 @@
 use std::{
     fmt::Display,
     io,
+    mem::offset_of,
     os::fd::{AsFd as _, BorrowedFd},
     sync::atomic::{Ordering, fence},
+    thread,
 };
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{
+        Array, HashMap, HashOfMaps, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
+        lpm_trie::Key,
+    },
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tipstaff_common::{
     label::{CONFINED, Label, Mirrored, SessionRef},
     rule::{ExecEntry, ExecKey, NetEntry, UnixKey},
     session::{
-        HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, PolicyEntry, STATE_ACTIVE, STATE_ENDED, STATE_FREE,
-        SessionConfig, SessionCounters, state_word,
+        Budgets, HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, PolicyEntry, STATE_ACTIVE, STATE_ENDED,
+        STATE_FREE, SessionConfig, SessionCounters, state_word,
     },
     socket::Destination,
 };
@@ -26,7 +31,7 @@ use tipstaff_common::{
 use super::{
     Kernel, KernelError,
     ring::{self, DecodeError, Event},
-    sys,
+    sys::{self, MappedArray},
 };
 
 type ExecRules = HashMap<MapData, ExecKey, ExecEntry>;
@@ -166,8 +171,11 @@ fn put_hash<K: Pod>(
     name: &'static str,
 ) -> Result<(), KernelError> {
     let mut inner = HashMap::create(room(rules.len()), 0).map_err(failed("make", name))?;
-    for (key, value) in rules {
-        inner.insert(key, value, 0).map_err(failed("write", name))?;
+    let (keys, values): (Vec<K>, Vec<ExecEntry>) = rules.iter().copied().unzip();
+    if !sys::update_batch(&inner, &keys, &values).map_err(failed("write", name))? {
+        for (key, value) in rules {
+            inner.insert(key, value, 0).map_err(failed("write", name))?;
+        }
     }
     outer.insert(revision, &inner, 0).map_err(failed("write", name))
 }
@@ -180,8 +188,12 @@ fn put_trie(
     name: &'static str,
 ) -> Result<(), KernelError> {
     let mut inner = NetRules::create(room(rules.len()), NO_PREALLOC).map_err(failed("make", name))?;
-    for (length, address, value) in rules {
-        inner.insert(&Key::new(*length, *address), value, 0).map_err(failed("write", name))?;
+    let split = rules.iter().map(|(length, address, value)| (Key::new(*length, *address), *value));
+    let (keys, values): (Vec<_>, Vec<NetEntry>) = split.unzip();
+    if !sys::update_batch(&inner, &keys, &values).map_err(failed("write", name))? {
+        for (key, value) in keys.iter().zip(&values) {
+            inner.insert(key, value, 0).map_err(failed("write", name))?;
+        }
     }
     outer.insert(revision, &inner, 0).map_err(failed("write", name))
 }
@@ -193,20 +205,35 @@ impl Kernel {
         let maps = &mut self.maps;
         let mut entry = revision.entry;
         let number = entry.revision;
-        put_hash(&mut maps.exec_rules, number, revision.exec, "EXEC_RULES")?;
-        put_trie(&mut maps.net_rules, number, revision.net, "NET_RULES")?;
-        if !revision.listen.is_empty() {
-            entry.flags |= HAS_LISTEN_RULES;
-            put_trie(&mut maps.listen_rules, number, revision.listen, "LISTEN_RULES")?;
+        for (empty, flag) in [
+            (revision.listen.is_empty(), HAS_LISTEN_RULES),
+            (revision.inbound.is_empty(), HAS_INBOUND_RULES),
+            (revision.unix.is_empty(), HAS_UNIX_RULES),
+        ] {
+            entry.flags |= if empty { 0 } else { flag };
         }
-        if !revision.inbound.is_empty() {
-            entry.flags |= HAS_INBOUND_RULES;
-            put_trie(&mut maps.inbound_rules, number, revision.inbound, "INBOUND_RULES")?;
-        }
-        if !revision.unix.is_empty() {
-            entry.flags |= HAS_UNIX_RULES;
-            put_hash(&mut maps.unix_rules, number, revision.unix, "UNIX_RULES")?;
-        }
+        let has = |flag: u32| entry.flags & flag != 0;
+        // each update of an outer map waits for RCU: side by side they wait once
+        thread::scope(|scope| {
+            let exec = &mut maps.exec_rules;
+            let mut parts = vec![scope.spawn(move || put_hash(exec, number, revision.exec, "EXEC_RULES"))];
+            for (wanted, outer, rules, name) in [
+                (true, &mut maps.net_rules, revision.net, "NET_RULES"),
+                (has(HAS_LISTEN_RULES), &mut maps.listen_rules, revision.listen, "LISTEN_RULES"),
+                (has(HAS_INBOUND_RULES), &mut maps.inbound_rules, revision.inbound, "INBOUND_RULES"),
+            ] {
+                if wanted {
+                    parts.push(scope.spawn(move || put_trie(outer, number, rules, name)));
+                }
+            }
+            if has(HAS_UNIX_RULES) {
+                let unix = &mut maps.unix_rules;
+                parts.push(scope.spawn(move || put_hash(unix, number, revision.unix, "UNIX_RULES")));
+            }
+            parts.into_iter().try_for_each(|part| {
+                part.join().map_err(|_panic| failed("write", "EXEC_RULES")("a thread panicked"))?
+            })
+        })?;
         maps.policies.set(policy, entry, 0).map_err(failed("write", "POLICIES"))
     }
 
@@ -260,6 +287,24 @@ impl Kernel {
     pub fn set_deadline(&mut self, session: SessionRef, deadline: u64) -> Result<(), KernelError> {
         let config = entry(&self.maps.configs, session.slot, "SESSION_CONFIG")?;
         let config = SessionConfig { deadline, ..config };
+        self.maps.configs.set(session.slot, config, 0).map_err(failed("write", "SESSION_CONFIG"))
+    }
+
+    /// Holds a session to another policy: one word, which every decision reads once.
+    pub fn set_policy(&mut self, session: SessionRef, policy: u32) -> Result<(), KernelError> {
+        let configs = self.maps.configs.map().fd().as_fd();
+        let entries = tipstaff_common::limits::SESSIONS as usize;
+        let mapped = MappedArray::new(configs, size_of::<SessionConfig>(), entries);
+        let mapped = mapped.map_err(failed("map", "SESSION_CONFIG"))?;
+        if mapped.store(session.slot as usize, offset_of!(SessionConfig, policy), policy) {
+            return Ok(());
+        }
+        Err(failed("write", "SESSION_CONFIG")(format!("there is no slot {}", session.slot)))
+    }
+
+    /// Holds a session to other budgets. Each is a word of its own.
+    pub fn set_budgets(&mut self, session: SessionRef, budgets: Budgets) -> Result<(), KernelError> {
+        let config = SessionConfig { budgets, ..entry(&self.maps.configs, session.slot, "SESSION_CONFIG")? };
         self.maps.configs.set(session.slot, config, 0).map_err(failed("write", "SESSION_CONFIG"))
     }
 

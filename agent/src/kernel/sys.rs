@@ -2,16 +2,25 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
+use aya::{Pod, maps::IterableMap};
 use nix::sys::signal::Signal;
 use tipstaff_common::label::Label;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+/// Since 5.6; for tries since 5.13.
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+/// The kernel's own errno for an operation that a type of map does not have (`include/linux/errno.h`).
+const ENOTSUPP: i32 = 524;
 const BPF_LINK_CREATE: libc::c_long = 28;
+/// `MEMBARRIER_CMD_GLOBAL` (`include/uapi/linux/membarrier.h`)
+const MEMBARRIER_GLOBAL: libc::c_long = 1;
 const BPF_ITER_CREATE: libc::c_long = 33;
 /// `enum bpf_attach_type`
 const BPF_TRACE_ITER: u32 = 28;
@@ -64,6 +73,113 @@ pub fn remove_label(map: BorrowedFd<'_>, task: BorrowedFd<'_>) -> io::Result<()>
         _ => Ok(()),
     }
 }
+
+/// `union bpf_attr` for operations on many elements (as [`Element`]).
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: *const libc::c_void,
+    values: *const libc::c_void,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Writes many elements in one call. False: this kernel has no such call for this type of map, and nothing was written.
+///
+/// # Errors
+/// An element could not be written; those before it were.
+///
+/// # Panics
+/// There are not as many values as keys.
+pub fn update_batch<K: Pod, V: Pod>(map: &impl IterableMap<K, V>, keys: &[K], values: &[V]) -> io::Result<bool> {
+    assert_eq!(keys.len(), values.len(), "each key has its value");
+    let mut attribute = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr().cast(),
+        values: values.as_ptr().cast(),
+        count: u32::try_from(keys.len()).map_err(io::Error::other)?,
+        map: map.map().fd().as_fd().as_raw_fd().cast_unsigned(),
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the attribute, the keys and the values live through the call; the kernel reads `count` of each, and writes
+    // how many it took into the attribute. The map's handle was made for keys and values of these sizes.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut attribute, size_of::<Batch>()) };
+    if result == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EINVAL | ENOTSUPP) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+/// Returns when every program that ran on any CPU has ended: what it looked up may go (`synchronize_rcu` in
+/// `kernel/sched/membarrier.c`, 6.18).
+///
+/// # Errors
+/// This kernel does not have it, or not with its `nohz_full`.
+pub fn wait_for_programs() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// An array map (`BPF_F_MMAPABLE`) in this process's memory, of which single words can be changed in one step.
+#[derive(Debug)]
+pub struct MappedArray {
+    start: NonNull<u8>,
+    stride: usize,
+    entries: usize,
+    length: usize,
+}
+
+impl MappedArray {
+    /// Maps an array of `entries` values of `size` bytes.
+    ///
+    /// # Errors
+    /// The map does not have the flag, or not this size.
+    pub fn new(map: BorrowedFd<'_>, size: usize, entries: usize) -> io::Result<Self> {
+        let stride = size.next_multiple_of(8);
+        let length = (stride * entries).next_multiple_of(4096);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at a place of the kernel's choice; the kernel refuses more than the map has.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
+        Ok(Self { start, stride, entries, length })
+    }
+
+    /// Changes the word at `offset` bytes into value `index`, in one step. False: there is no such word.
+    #[must_use]
+    pub fn store(&self, index: usize, offset: usize, value: u32) -> bool {
+        if index >= self.entries || offset + size_of::<u32>() > self.stride || !offset.is_multiple_of(4) {
+            return false;
+        }
+        // SAFETY: inside the mapping, which lives as long as `self`, and aligned: the mapping begins on a page and the
+        // stride is a multiple of 8. Others change it through the kernel only, which atomics allow for.
+        let word = unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(index * self.stride + offset).cast()) };
+        word.store(value, Ordering::Release);
+        true
+    }
+}
+
+impl Drop for MappedArray {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody has a reference into it.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+// SAFETY: the memory is shared with the kernel and changed by atomics only, from whatever thread.
+unsafe impl Send for MappedArray {}
 
 /// Gives back what was allocated and is free again. The allocator keeps it for later otherwise, and the kernel's type
 /// information, which only the start reads, takes several times what the agent ever needs again.
@@ -182,5 +298,50 @@ fn schedule(policy: libc::c_int, priority: libc::c_int) {
     let done = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
     if done != 0 {
         tracing::debug!("the scheduling cannot be changed: {}", io::Error::last_os_error());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
+
+    use super::*;
+
+    /// `None` where this user may not make maps.
+    fn made<M>(map: Result<M, MapError>) -> Option<M> {
+        match map {
+            Ok(map) => Some(map),
+            Err(MapError::CreateError { .. }) if !nix::unistd::geteuid().is_root() => None,
+            Err(error) => panic!("no map: {error}"),
+        }
+    }
+
+    #[test]
+    fn a_batch_is_in_the_map() {
+        let Some(hash) = made(HashMap::<MapData, u32, u64>::create(3, 0)) else { return };
+        let written = update_batch(&hash, &[1u32, 2, 3], &[10u64, 20, 30]).expect("a batch");
+        assert!(written, "hashes take batches since 5.6");
+        assert_eq!([1, 2, 3].map(|key| hash.get(&key, 0).ok()), [Some(10), Some(20), Some(30)]);
+        // one too many: an error, not a silent part
+        assert!(update_batch(&hash, &[4u32], &[40u64]).is_err());
+        let Some(trie) = made(LpmTrie::<MapData, [u8; 4], u64>::create(2, 1)) else { return };
+        let keys = [Key::new(8, [10, 0, 0, 0]), Key::new(16, [10, 1, 0, 0])];
+        if update_batch(&trie, &keys, &[8u64, 16]).expect("a batch") {
+            assert_eq!(trie.get(&Key::new(32, [10, 1, 2, 3]), 0).ok(), Some(16));
+            assert_eq!(trie.get(&Key::new(32, [10, 2, 2, 3]), 0).ok(), Some(8));
+        }
+    }
+
+    #[test]
+    fn a_word_of_an_array_changes_alone() {
+        let Some(mut array) = made(Array::<MapData, [u32; 5]>::create(4, 1 << 10)) else { return };
+        array.set(2, [1, 2, 3, 4, 5], 0).expect("a value");
+        let mapped = MappedArray::new(array.map().fd().as_fd(), 20, 4).expect("a mapping");
+        assert!(mapped.store(2, 8, 33));
+        assert_eq!(array.get(&2, 0).ok(), Some([1, 2, 33, 4, 5]));
+        assert_eq!(array.get(&1, 0).ok(), Some([0; 5]));
+        assert!(!mapped.store(4, 0, 1) && !mapped.store(0, 24, 1) && !mapped.store(0, 2, 1));
+        let Some(plain) = made(Array::<MapData, u64>::create(4, 0)) else { return };
+        assert!(MappedArray::new(plain.map().fd().as_fd(), 8, 4).is_err());
     }
 }

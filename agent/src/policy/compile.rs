@@ -104,6 +104,44 @@ impl Plan {
         }
     }
 
+    /// The same plan with the rule numbers that `names` gives, so that records of a policy before it and of this one are
+    /// told apart by nobody: an id that `names` has keeps its number, the others come after. `None`: there are more names
+    /// than numbers.
+    #[must_use]
+    pub fn renumbered(mut self, names: &[String]) -> Option<Self> {
+        let mut all = names.to_vec();
+        let mut numbers: HashMap<String, u16> = HashMap::with_capacity(all.len());
+        for (number, name) in names.iter().enumerate() {
+            numbers.entry(name.clone()).or_insert(u16::try_from(number).ok()?);
+        }
+        let mut own = Vec::with_capacity(self.rules.len());
+        for name in &self.rules {
+            let number = match numbers.get(name) {
+                Some(number) => *number,
+                None => {
+                    let number = u16::try_from(all.len()).ok().filter(|number| *number < rule::PORT_REASONS)?;
+                    all.push(name.clone());
+                    numbers.insert(name.clone(), number);
+                    number
+                }
+            };
+            own.push(number);
+        }
+        let of = |number: usize| own.get(number).copied();
+        for entry in self.exec.values_mut().chain(self.unix.values_mut()) {
+            entry.rule = u32::from(of(usize::try_from(entry.rule).ok()?)?);
+        }
+        for table in [&mut self.net, &mut self.listen, &mut self.inbound] {
+            for port in table.values_mut().flat_map(|entry| &mut entry.ports[..entry.count as usize]) {
+                if port.rule < rule::PORT_REASONS {
+                    port.rule = of(usize::from(port.rule))?;
+                }
+            }
+        }
+        self.rules = all;
+        Some(self)
+    }
+
     /// As `Policy::rule_name`.
     #[must_use]
     pub fn rule_name(&self, code: u32) -> &str {

@@ -1,12 +1,10 @@
 //! The whole document: text → [`Policy`], or every problem in it. Owns the keys of the format other than rules.
 
-use sha2::{Digest, Sha256};
-
 use super::{
     budgets, limits,
     problem::{Problem, Problems, quote},
     scope,
-    types::{Kind, Mode, Policy},
+    types::{Kind, Mode, Policy, hex_digest},
     walk::{At, Fields, Keys, boolean, fields, text, word},
     yaml,
 };
@@ -68,7 +66,7 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
         unix: scope.unix,
         sockets: scope.sockets,
         budgets,
-        digest: Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect(),
+        digest: hex_digest(bytes),
     })
 }
 

@@ -268,6 +268,19 @@ impl Budgets {
         }
     }
 
+    /// From the kernel's form.
+    #[must_use]
+    pub fn from_kernel(kept: session::Budgets) -> Self {
+        let some = |count: u64| (count > 0).then_some(count);
+        Self {
+            connects: some(kept.connects),
+            connects_per_second: some(kept.connects_per_second),
+            destinations: some(kept.destinations),
+            egress_bytes: some(kept.egress_bytes),
+            egress_bytes_per_second: some(kept.egress_bytes_per_second),
+        }
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

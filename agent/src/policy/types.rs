@@ -3,9 +3,11 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tipstaff_common::rule;
 
 use super::{
+    compile::Resolved,
     limits::Limits,
     scope::Classes,
     traffic::{Access, Budgets, NetRule, UnixRule},
@@ -191,7 +193,8 @@ pub struct Policy {
     pub sockets: Option<Classes>,
     /// What all members together may use up.
     pub budgets: Budgets,
-    /// SHA-256 of the policy's text, in lower-case hex.
+    /// SHA-256 of the policy's text, in lower-case hex. Of a policy without some of its rules: of the digest before, and
+    /// a blank, a minus and the id for each.
     pub digest: String,
 }
 
@@ -228,6 +231,41 @@ impl Policy {
         self.inbound_number(self.inbound.rules.len() + index)
     }
 
+    /// The policy without some of its rules, and what the others name on this host. `Err` has the first of `ids` that is no
+    /// rule, or one that denies, which nobody may take away from a session.
+    ///
+    /// # Errors
+    /// The id, and whether there is such a rule.
+    pub fn without<'i>(&self, host: &Resolved, ids: &'i [String]) -> Result<(Self, Resolved), (&'i str, bool)> {
+        for id in ids {
+            let effects = self.effects().filter(|(own, _)| *own == id).map(|(_, effect)| effect).collect::<Vec<_>>();
+            if effects.is_empty() || effects.contains(&Effect::Deny) {
+                return Err((id, !effects.is_empty()));
+            }
+        }
+        let kept = |id: &String| !ids.contains(id);
+        let mut policy = self.clone();
+        let mut host = host.clone();
+        let mut exec = self.exec.iter();
+        host.files.retain(|_| exec.next().is_none_or(|rule| kept(&rule.id)));
+        policy.exec.retain(|rule| kept(&rule.id));
+        for rules in [&mut policy.net, &mut policy.listen.rules, &mut policy.inbound.rules] {
+            rules.retain(|rule| kept(&rule.id));
+        }
+        let mut unix = self.unix_rules().iter();
+        host.unix.retain(|_| unix.next().is_none_or(|rule| kept(&rule.id)));
+        policy.unix.iter_mut().for_each(|rules| rules.retain(|rule| kept(&rule.id)));
+        let text = ids.iter().fold(self.digest.clone(), |text, id| format!("{text} -{id}"));
+        policy.digest = hex_digest(text.as_bytes());
+        Ok((policy, host))
+    }
+
+    fn effects(&self) -> impl Iterator<Item = (&String, Effect)> {
+        let net = self.net.iter().chain(&self.listen.rules).chain(&self.inbound.rules).map(|r| (&r.id, r.effect));
+        let unix = self.unix_rules().iter().map(|r| (&r.id, r.effect));
+        self.exec.iter().map(|r| (&r.id, r.effect)).chain(net).chain(unix)
+    }
+
     /// What happens to a bind or listen that no rule names.
     #[must_use]
     pub fn listen_default(&self) -> Effect {
@@ -253,6 +291,11 @@ impl Policy {
         let id = usize::try_from(code).ok().and_then(|index| self.rules().nth(index));
         id.unwrap_or_else(|| reason_name(code))
     }
+}
+
+/// SHA-256 in lower-case hex.
+pub(super) fn hex_digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A rule's index as the kernel holds it. A checked policy has at most `RULES` rules.

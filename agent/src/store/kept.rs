@@ -30,12 +30,31 @@ pub struct Kept {
     pub policy: String,
     /// The text of the policy that it was started under, whose limits stay.
     pub start_policy: String,
+    /// What became of its scope since then; none: it was never narrowed.
+    #[serde(default)]
+    pub narrowed: Option<Narrowed>,
     /// Whose limit is the shortest.
     pub winner: String,
     /// `CLOCK_BOOTTIME` nanoseconds at which it started.
     pub started: u64,
     /// Its first process.
     pub first: First,
+}
+
+/// A scope that is not the one that the session started with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Narrowed {
+    /// How many scopes the session has had.
+    pub revision: u32,
+    /// Where its policy was read.
+    pub source: String,
+    /// The digest of its policy.
+    pub digest: String,
+    /// The rules of the text that it does not have.
+    pub removed: Vec<String>,
+    /// The id of each rule number in the kernel.
+    pub rules: Vec<String>,
 }
 
 /// A process by number and start: no other has both.

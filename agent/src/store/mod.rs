@@ -18,7 +18,7 @@ use redb::{AccessGuard, Builder, Database, DatabaseError, ReadableDatabase as _,
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
-pub use kept::{First, Kept};
+pub use kept::{First, Kept, Narrowed};
 
 use crate::session::SessionId;
 

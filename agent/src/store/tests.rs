@@ -46,6 +46,7 @@ fn sample(n: u8) -> Kept {
         start,
         policy: format!("text of a policy {n}\n").repeat(40),
         start_policy: "text of a policy".into(),
+        narrowed: None,
         winner: "policy".into(),
         started: 3,
         first: First { pid: 7, started: 99 },

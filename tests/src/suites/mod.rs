@@ -11,6 +11,7 @@ mod flows;
 mod limits;
 mod losses;
 mod members;
+mod narrow;
 mod net;
 mod restart;
 mod rings;
@@ -27,6 +28,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     members::TESTS,
     net::TESTS,
     scope::TESTS,
+    narrow::TESTS,
     time::TESTS,
     limits::TESTS,
     control::TESTS,

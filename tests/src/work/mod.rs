@@ -86,6 +86,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "connect-when-told" => network::connect_when_told(rest),
         "flood" => network::flood(rest),
         "flow" => network::flow(rest),
+        "flips" => network::flips(rest),
         "hold" => network::hold(rest),
         "open" => flows::open(rest),
         "serve" => flows::serve(rest),

@@ -206,3 +206,30 @@ fn send_to(socket: &OwnedFd, address: &SocketAddr, flags: MsgFlags) -> Result<()
     };
     sent.map(drop)
 }
+
+/// `flips FILE ADDRESS PORT…`: until FILE is there, connects a UDP socket, which sends nothing, to one port after the
+/// other. For each port: how often that was allowed, refused, allowed again after it was refused, and anything else.
+pub(super) fn flips(words: &[&str]) -> Result<u8> {
+    let (file, rest) = one(words)?;
+    let (ip, ports) = one(rest)?;
+    let mut counts = vec![[0u64; 4]; ports.len()];
+    let addresses = ports.iter().map(|port| Ok(SocketAddr::new(ip.parse()?, port.parse()?)));
+    let addresses = addresses.collect::<Result<Vec<_>>>()?;
+    while !std::path::Path::new(file).exists() {
+        for (address, count) in addresses.iter().zip(&mut counts) {
+            let socket = open(SockType::Datagram, address)?;
+            let place = match connect_to(&socket, address) {
+                Ok(()) if count[1] > 0 => 2,
+                Ok(()) => 0,
+                Err(Errno::EPERM) => 1,
+                Err(_) => 3,
+            };
+            count[place] += 1;
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    for (port, [allowed, refused, back, other]) in ports.iter().zip(counts) {
+        println!("{port} allowed {allowed} refused {refused} back {back} other {other}");
+    }
+    Ok(0)
+}

@@ -161,6 +161,14 @@ fn one_of_each() -> Vec<Body> {
             verdict: Verdict::Deny,
             rule: "default".into(),
         }),
+        Body::SessionNarrowed(SessionNarrowed {
+            session,
+            principal: principal(),
+            from: PolicyRef { name: "a".into(), digest: "00".into(), source: "/a.yaml".into() },
+            to: PolicyRef { name: "b".into(), digest: "11".into(), source: "/b.yaml".into() },
+            removed: vec!["net.allow[0]".into()],
+            revision: 2,
+        }),
         Body::Refused(Refused {
             principal: principal(),
             command: vec![Text::from("curl")],

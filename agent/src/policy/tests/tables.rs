@@ -234,6 +234,48 @@ fn listen_and_inbound_have_defaults_words_and_rules() {
 }
 
 #[test]
+fn what_is_removed_and_renumbered_keeps_its_names() {
+    let scope = concat!(
+        "{exec: {allow: [{path: /a, id: a}, {path: /b, id: b}]}, ",
+        "net: {allow: [{to: 10.1.0.0/16, id: one}, {to: 10.2.0.0/16, id: two}], deny: [{to: 10.1.1.0/24, id: no}], ",
+        "listen: [{ports: [80], id: web}]}, unix: {allow: [{name: '@n', id: n}]}}",
+    );
+    let policy = policy("ci", scope);
+    let unix = vec![UnixFound::default()];
+    let host = Resolved { files: vec![vec![id(1)], vec![id(2)]], unix, ..Resolved::default() };
+    let plan = compile(&policy, &host).expect("a plan");
+    let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+    for (bad, there) in [("no", true), ("nobody", false)] {
+        assert_eq!(policy.without(&host, &ids(&["one", bad])), Err((bad, there)));
+    }
+    let (less, less_host) = policy.without(&host, &ids(&["a", "one", "n"])).expect("allow rules");
+    assert_ne!(less.digest, policy.digest);
+    assert_eq!(less_host.files, [vec![id(2)]]);
+    assert_eq!(less.rules().collect::<Vec<_>>(), ["b", "two", "no", "web"]);
+    let after = compile(&less, &less_host).expect("a plan").renumbered(&plan.rules).expect("few rules");
+    assert_eq!(after.rules, plan.rules);
+    let tcp = |plan: &crate::policy::Plan, to: &str| {
+        let judged = plan.judge_net(to.parse().expect(to), 80, TCP);
+        (judged.verdict, plan.rule_name(judged.rule).to_owned())
+    };
+    for (to, before, now) in [
+        ("10.1.0.1", allowed("one"), denied("default")),
+        ("10.1.1.1", denied("no"), denied("no")),
+        ("10.2.0.1", allowed("two"), allowed("two")),
+        ("169.254.169.254", denied("metadata"), denied("metadata")),
+    ] {
+        assert_eq!((tcp(&plan, to), tcp(&after, to)), (before, now), "{to}");
+    }
+    assert_eq!(after.judge_exec(id(1), &[]).rule, REASON_DEFAULT);
+    assert_eq!(after.rule_name(after.judge_exec(id(2), &[]).rule), "b");
+    let more = plan.clone().renumbered(&ids(&["x", "two"])).expect("few rules");
+    assert_eq!(more.rules, ids(&["x", "two", "a", "b", "one", "no", "web", "n"]));
+    assert_eq!(tcp(&more, "10.2.0.1"), allowed("two"));
+    assert_eq!(tcp(&more, "10.1.1.1"), denied("no"));
+    assert!(plan.renumbered(&vec!["x".to_owned(); 70_000]).is_none());
+}
+
+#[test]
 fn rules_that_do_nothing_are_noted() {
     let scope = concat!(
         "{net: {allow: [{to: 10.1.0.0/16, ports: [22]}, {to: 10.1.0.0/16, ports: [22]}, {to: 10.2.0.0/16}, ",

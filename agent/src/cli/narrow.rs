@@ -1,0 +1,54 @@
+//! `tipstaff narrow`: gives a live session a stricter scope.
+
+use std::{ffi::OsString, time::Duration};
+
+use super::{
+    Exit, Failure, Print, complain, operate,
+    print::{self, printable, span},
+    run::read_policy,
+};
+use crate::{
+    api::wire::{Narrow, Narrowed, Request},
+    config::Config,
+};
+
+/// The kernel takes the rules of the largest policy, on a slow host.
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+#[group(id = "to", required = true, multiple = false, args = ["policy", "remove"])]
+pub(super) struct Flags {
+    /// The session's id, or the beginning of it
+    id: String,
+    /// Policy file, or the name of one in the policy directory: everything that it allows must be allowed now
+    #[arg(long, value_name = "FILE|NAME")]
+    policy: Option<OsString>,
+    /// Ids of allow rules to remove
+    #[arg(long, value_name = "RULE", num_args = 1..)]
+    remove: Vec<String>,
+    #[command(flatten)]
+    print: Print,
+}
+
+pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
+    let read = flags.policy.as_ref().map(|name| read_policy(name, &config.paths.policies)).transpose()?;
+    let (policy_source, policy) = read.unzip();
+    let request = Narrow { id: flags.id.clone(), policy, policy_source, remove: flags.remove.clone() };
+    let narrowed: Narrowed = operate(config, LIMIT)?.call(&Request::Narrow(request))?;
+    for note in &narrowed.notes {
+        complain(&printable(note));
+    }
+    print::show(flags.print.output, &narrowed, text)?;
+    Ok(Exit::Ok)
+}
+
+fn text(narrowed: &Narrowed) -> String {
+    format!(
+        "session {} narrowed to revision {} in {}\npolicy before {}\npolicy now    {}\n",
+        printable(&narrowed.session),
+        narrowed.revision,
+        span(narrowed.ms),
+        printable(&narrowed.from),
+        printable(&narrowed.to),
+    )
+}

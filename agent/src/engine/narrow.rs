@@ -1,0 +1,275 @@
+//! `narrow`: a live session gets a stricter scope. The new rules are complete in the kernel before one word of the
+//! session makes them count; sessions that shared the old rules keep them.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use tipstaff_common::rule::FileId;
+use tracing::warn;
+
+use super::{
+    Engine, Live, complain,
+    resolve::{self, identities},
+    start::{self, failed},
+};
+use crate::{
+    api::{
+        server::Peer,
+        wire::{self, ApiError, Reply},
+    },
+    evidence::{Body, SessionNarrowed},
+    kernel::{Kernel, KernelError, boot_now, wait_for_programs},
+    policy::{self, Candidate, ExecTarget, Limits, Plan, Policy, Resolved, UnixTarget},
+    session::{Input, SessionId, State},
+    store::Narrowed,
+};
+
+/// Files that are open at once.
+const CHUNK: usize = 256;
+
+/// What a session is to be narrowed to.
+struct Narrower {
+    /// The text of the policy; the rules that were removed from it.
+    text: Option<String>,
+    policy: Policy,
+    /// Where the policy came from.
+    source: String,
+    host: Resolved,
+    plan: Plan,
+    removed: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Engine {
+    /// Narrows a session, or refuses and changes nothing.
+    pub(super) fn narrow(&mut self, request: &wire::Narrow, peer: &Peer) -> Result<Reply, ApiError> {
+        let began = Instant::now();
+        let id = self.find(&request.id)?;
+        let Some(live) = self.sessions.get(&id) else {
+            return Err(ApiError::NotFound { message: format!("session {id} is over") });
+        };
+        if live.machine.reason().is_some() || live.machine.state() == State::Starting {
+            let message = format!("session {id} is {}: only a session that runs can be narrowed", live.machine.state());
+            return Err(ApiError::BadRequest { message });
+        }
+        let narrower = match (&request.policy, request.remove.as_slice()) {
+            (Some(text), []) => self.narrower_by_policy(id, text, request.policy_source.as_deref().unwrap_or("-"))?,
+            (None, ids @ [_, ..]) => self.narrower_by_removal(id, ids)?,
+            _ => {
+                let message = "narrow takes either a policy or the ids of rules to remove".to_owned();
+                return Err(ApiError::BadRequest { message });
+            }
+        };
+        self.put_in_force(id, narrower, peer, began)
+    }
+
+    fn narrower_by_policy(&mut self, id: SessionId, text: &str, source: &str) -> Result<Narrower, ApiError> {
+        let policy = policy::parse(source, text.as_bytes()).map_err(|problems| ApiError::BadPolicy { problems })?;
+        let mut host = resolve::rules(&mut self.parts.kernel, &policy).map_err(failed)?;
+        let above = above(&mut self.parts.kernel, &policy, &host).map_err(failed)?;
+        let Some(live) = self.sessions.get(&id) else {
+            return Err(ApiError::NotFound { message: format!("session {id} is over") });
+        };
+        // the resolvers are those that the session started with
+        host.resolvers.clone_from(&live.host.resolvers);
+        let plan = compiled(&policy, &host)?;
+        let candidate = Candidate { policy: &policy, host: &host, plan: &plan, above: &above };
+        if let Some(wider) = policy::wider(&live.plan, live.policy.mode, &candidate) {
+            let message = format!("policy {} is wider than the session's: {wider}", policy.name);
+            let remedy = "a session can only be narrowed: allow less, or start another".into();
+            return Err(ApiError::Refused { message, rule: None, remedy });
+        }
+        check_limits(&policy, &live.rules)?;
+        let mut notes: Vec<String> = plan.notes.iter().map(ToString::to_string).collect();
+        notes.extend(self.check_controls(&policy)?);
+        notes.sort();
+        Ok(Narrower {
+            text: Some(text.to_owned()),
+            policy,
+            source: source.to_owned(),
+            host,
+            plan,
+            removed: Vec::new(),
+            notes,
+        })
+    }
+
+    fn narrower_by_removal(&self, id: SessionId, ids: &[String]) -> Result<Narrower, ApiError> {
+        let Some(live) = self.sessions.get(&id) else {
+            return Err(ApiError::NotFound { message: format!("session {id} is over") });
+        };
+        let (policy, host) = live.policy.without(&live.host, ids).map_err(|(rule, there)| {
+            if there {
+                let message = format!("rule {rule} denies: without it the session could do more");
+                let remedy = "a session can only be narrowed: remove rules that allow".into();
+                return ApiError::Refused { message, rule: Some(rule.to_owned()), remedy };
+            }
+            let message = format!("the session's policy has no rule {rule:?}: see `tipstaff inspect`");
+            ApiError::BadRequest { message }
+        })?;
+        let plan = compiled(&policy, &host)?;
+        let source = live.source.clone();
+        Ok(Narrower { text: None, policy, source, host, plan, removed: ids.to_vec(), notes: Vec::new() })
+    }
+
+    /// Rules first, then the one word, then the record.
+    fn put_in_force(
+        &mut self,
+        id: SessionId,
+        narrower: Narrower,
+        peer: &Peer,
+        began: Instant,
+    ) -> Result<Reply, ApiError> {
+        let gone = || ApiError::NotFound { message: format!("session {id} is over") };
+        let live = self.sessions.get(&id).ok_or_else(gone)?;
+        let plan = narrower.plan.renumbered(&live.plan.rules).ok_or_else(|| ApiError::Refused {
+            message: "the session's policies had more rules than there are numbers for".into(),
+            rule: None,
+            remedy: "start another session".into(),
+        })?;
+        let reference = live.reference;
+        let budgets = narrower.policy.budgets.stricter(live.policy.budgets);
+        let (slot, plan) = self.policies.acquire(&mut self.parts.kernel, plan).map_err(failed)?;
+        let budgets_set = self.parts.kernel.set_budgets(reference, budgets.for_kernel());
+        if let Err(problem) = budgets_set.and_then(|()| self.parts.kernel.set_policy(reference, slot)) {
+            complain("releasing a policy", self.policies.release(&mut self.parts.kernel, slot));
+            return Err(failed(problem));
+        }
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let live = self.sessions.get_mut(&id).ok_or_else(gone)?;
+        let old_slot = std::mem::replace(&mut live.policy_slot, slot);
+        let before = start::policy_ref(&live.policy, &live.source);
+        let ttl = live.longest.min(narrower.policy.ttl);
+        live.longest = ttl;
+        live.rules.renew &= narrower.policy.limits.renew;
+        live.policy = Policy { budgets, ttl, limits: live.rules.clone(), ..narrower.policy };
+        (live.plan, live.host, live.source) = (plan, narrower.host, narrower.source);
+        live.revision += 1;
+        match narrower.text {
+            Some(text) => (live.policy_text, live.removed) = (text, Vec::new()),
+            None => live.removed.extend(narrower.removed.iter().cloned()),
+        }
+        let narrowed = SessionNarrowed {
+            session: id,
+            principal: start::principal(peer),
+            from: before,
+            to: start::policy_ref(&live.policy, &live.source),
+            removed: narrower.removed,
+            revision: live.revision,
+        };
+        let reply = wire::Narrowed {
+            session: id.to_string(),
+            revision: live.revision,
+            from: narrowed.from.digest.clone(),
+            to: narrowed.to.digest.clone(),
+            removed: narrowed.removed.clone(),
+            notes: narrower.notes,
+            ms,
+        };
+        self.keep(id);
+        self.append_durable(&Body::SessionNarrowed(narrowed));
+        self.shorten(id, ttl);
+        self.after_narrow(id);
+        self.retire(id, old_slot);
+        Ok(Reply::Narrowed(reply))
+    }
+
+    /// The time to live counts from the session's start, and never becomes longer by this.
+    fn shorten(&mut self, id: SessionId, ttl: Duration) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        let end = live.started.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
+        if end < live.machine.limits().ttl_boot_ns {
+            self.feed(id, Input::Renew { now_boot_ns: boot_now(), ttl_boot_ns: end });
+        }
+    }
+
+    /// What is open was judged by the scope before: here it is judged again. From the flip on, the kernel programs refuse
+    /// what is new by the new scope.
+    fn after_narrow(&mut self, _id: SessionId) {}
+
+    /// Lets go of a policy that a session does not use any more, once no program that read it before the flip can run.
+    fn retire(&mut self, id: SessionId, slot: u32) {
+        if let Err(problem) = wait_for_programs() {
+            warn!("the policy in slot {slot} is kept until its session ends: {problem}");
+            if let Some(live) = self.sessions.get_mut(&id) {
+                live.retired.push(slot);
+            }
+            return;
+        }
+        complain("releasing a policy", self.policies.release(&mut self.parts.kernel, slot));
+    }
+}
+
+impl Live {
+    /// The scope as the next agent has to know it.
+    pub(super) fn narrowed(&self) -> Option<Narrowed> {
+        (self.revision > 1).then(|| Narrowed {
+            revision: self.revision,
+            source: self.source.clone(),
+            digest: self.policy.digest.clone(),
+            removed: self.removed.clone(),
+            rules: self.plan.rules.clone(),
+        })
+    }
+}
+
+/// A session keeps the idle limit and the windows that it started with: a policy with others is not what would hold.
+fn check_limits(new: &Policy, old: &Limits) -> Result<(), ApiError> {
+    let idle = new.limits.idle.is_some() && new.limits.idle != old.idle;
+    let windows = !new.limits.windows.is_empty() && new.limits.windows != old.windows;
+    if !idle && !windows {
+        return Ok(());
+    }
+    let what = if idle { "idle limit" } else { "windows" };
+    let message = format!("policy {} has another {what} than the session's", new.name);
+    let remedy = "narrow changes no limit but the time to live: leave it out, or as it is".into();
+    Err(ApiError::Refused { message, rule: None, remedy })
+}
+
+fn compiled(policy: &Policy, host: &Resolved) -> Result<Plan, ApiError> {
+    policy::compile(policy, host).map_err(|problems| {
+        let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        ApiError::Refused { message, rule: None, remedy: "split the policy".into() }
+    })
+}
+
+/// The directories above what the rules of a policy name, each in its own file system, the nearest first.
+fn above(kernel: &mut Kernel, policy: &Policy, host: &Resolved) -> Result<HashMap<FileId, Vec<FileId>>, KernelError> {
+    let mut named: Vec<(FileId, PathBuf)> = Vec::new();
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    for (index, rule) in policy.exec.iter().enumerate() {
+        let (ExecTarget::Path(path) | ExecTarget::Dir(path)) = &rule.target;
+        named.extend(host.of(index).first().map(|id| (*id, real(path))));
+    }
+    for (index, rule) in policy.unix_rules().iter().enumerate() {
+        let found = host.of_unix(index);
+        match &rule.target {
+            UnixTarget::Dir(path) => named.extend(found.and_then(|f| f.files.first()).map(|id| (*id, real(path)))),
+            UnixTarget::Path(path) => {
+                let place = found.and_then(|found| found.place.as_ref());
+                let directory = real(path).parent().map(Path::to_owned);
+                named.extend(place.zip(directory).map(|((id, _), directory)| (*id, directory)));
+            }
+            UnixTarget::Abstract(_) => {}
+        }
+    }
+    let above = |path: &Path| path.ancestors().skip(1).map(Path::to_owned).collect::<Vec<_>>();
+    let wanted: Vec<PathBuf> =
+        named.iter().flat_map(|(_, path)| above(path)).collect::<BTreeSet<_>>().into_iter().collect();
+    let mut known: HashMap<PathBuf, FileId> = HashMap::new();
+    for chunk in wanted.chunks(CHUNK) {
+        let paths: Vec<&Path> = chunk.iter().map(PathBuf::as_path).collect();
+        let ids = identities(kernel, &paths)?;
+        known.extend(chunk.iter().cloned().zip(ids).filter_map(|(path, id)| Some((path, id?))));
+    }
+    let tree = |(id, path): (FileId, PathBuf)| {
+        let ids =
+            above(&path).into_iter().map_while(|path| known.get(&path).filter(|own| own.device == id.device).copied());
+        (id, ids.collect::<Vec<_>>())
+    };
+    Ok(named.into_iter().map(tree).collect())
+}
