@@ -175,7 +175,7 @@ fn verdict(header: &Header) -> Verdict {
 }
 
 fn body(session: SessionId, live: &Live, event: &Event) -> Body {
-    translate(session, event, |code| live.policy.rule_name(code).to_owned())
+    translate(session, event, |code| live.plan.rule_name(code).to_owned())
 }
 
 /// The record of evidence for a record of the kernel; `rule_name` names its rule.
