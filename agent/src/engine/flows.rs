@@ -1,6 +1,6 @@
 //! The flows of a session: where they are looked for while it lives, and the cut with its receipts.
 
-use std::os::fd::AsFd as _;
+use std::{os::fd::AsFd as _, rc::Rc};
 
 use tipstaff_common::label::SessionRef;
 use tracing::debug;
@@ -10,6 +10,7 @@ use crate::{
     enforce::{Cut, Failure, Find, Flows, Found, Registry, SessionCgroup, explain, protocol_name},
     evidence::{Body, CutCause, CutOutcome, FlowsCut, RECEIPTS_MAX, SocketReceipt},
     kernel::{Kernel, KernelError, Member, Socket, open_pidfd, ring::Event},
+    policy::{self, Plan},
     session::{Mode, SessionId},
 };
 
@@ -53,15 +54,35 @@ impl Engine {
         if live.machine.mode() == Mode::Observe {
             return;
         }
-        let (kernel, reference) = (&mut self.parts.kernel, live.reference);
-        let (cgroups, labelled) = (live.cgroup.ids(), labelled(kernel, reference));
-        let what = Find { cgroups: &cgroups, labelled: &labelled };
+        let (kernel, reference, cgroups) = (&mut self.parts.kernel, live.reference, live.cgroup.ids());
         // where they are known to be first: looking for more takes longer
-        live.flows.cut(&mut self.namespaces, &what, |_| true);
-        let walked = live.flows.namespaces.walk(&mut self.namespaces, || of(kernel.members()?, reference));
+        let mut labels = || labelled(kernel, reference);
+        let mut what = Find { cgroups: &cgroups, labelled: &mut labels };
+        live.flows.cut(&mut self.namespaces, &mut what, |_| true);
+        let walked = live.flows.namespaces.walk(&mut self.namespaces, || of(self.parts.kernel.members()?, reference));
         if complain("looking for network namespaces", walked) == Some(true) {
-            live.flows.cut(&mut self.namespaces, &what, |_| true);
+            let mut labels = || labelled(&mut self.parts.kernel, reference);
+            let mut what = Find { cgroups: &cgroups, labelled: &mut labels };
+            live.flows.cut(&mut self.namespaces, &mut what, |_| true);
         }
+    }
+
+    /// Judges a session's open flows by the scope that it was narrowed to. What fails is refused packet by packet since
+    /// the flip; here it is destroyed, and the rest goes on.
+    pub(super) fn cut_out_of_scope(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        if live.machine.mode() == Mode::Observe {
+            return;
+        }
+        let (kernel, reference, cgroups) = (&mut self.parts.kernel, live.reference, live.cgroup.ids());
+        let walked = live.flows.namespaces.walk(&mut self.namespaces, || of(kernel.members()?, reference));
+        complain("looking for network namespaces", walked);
+        let (plan, mut labels) = (Rc::clone(&live.plan), || labelled(kernel, reference));
+        let mut what = Find { cgroups: &cgroups, labelled: &mut labels };
+        live.flows.cut(&mut self.namespaces, &mut what, |found| !in_scope(&plan, found));
+        live.flows.confirm(&mut self.namespaces, &mut what, |found| !in_scope(&plan, found));
+        let receipts = receipts(live.flows.take());
+        records(id, CutCause::Narrow, &receipts).iter().for_each(|record| self.append_durable(record));
     }
 
     /// Looks for a session's sockets once more, and writes a receipt for each. How many were cut, and how many are left.
@@ -70,13 +91,27 @@ impl Engine {
         if live.machine.mode() == Mode::Observe {
             return (0, 0);
         }
-        let (cgroups, labelled) = (live.cgroup.ids(), labelled(&mut self.parts.kernel, live.reference));
-        let what = Find { cgroups: &cgroups, labelled: &labelled };
-        live.flows.confirm(&mut self.namespaces, &what, |_| true);
+        let (kernel, reference, cgroups) = (&mut self.parts.kernel, live.reference, live.cgroup.ids());
+        let mut labels = || labelled(kernel, reference);
+        let mut what = Find { cgroups: &cgroups, labelled: &mut labels };
+        live.flows.confirm(&mut self.namespaces, &mut what, |_| true);
         let receipts = receipts(live.flows.take());
         records(id, CutCause::End, &receipts).iter().for_each(|record| self.append(record));
         counts(&receipts)
     }
+}
+
+/// Whether a plan lets an open socket be: one that came in by its peer, one that went out by its destination, one that
+/// listens by its own address. Of datagram sockets without a peer and of raw sockets each packet is judged.
+fn in_scope(plan: &Plan, found: &Found) -> bool {
+    let (local, remote, protocol) = (found.socket.local, found.socket.remote, found.socket.protocol);
+    let decision = match (remote.port(), found.passive) {
+        (0, true) => plan.judge_listen(local.ip(), local.port(), protocol),
+        (0, false) => return true,
+        (_, true) => plan.judge_inbound(remote.ip(), local.port(), protocol),
+        (_, false) => plan.judge_net(remote.ip(), remote.port(), protocol),
+    };
+    decision.verdict != policy::Effect::Deny
 }
 
 /// The sockets that carry a session's label.
@@ -109,12 +144,13 @@ impl LeftFlows {
     pub(super) fn cut(&mut self, force: &mut impl InForce, session: SessionRef, cgroup: &SessionCgroup) {
         let walked = self.flows.namespaces.walk(&mut self.namespaces, || of(force.labelled()?, session));
         complain("looking for network namespaces", walked);
-        self.flows.cut(&mut self.namespaces, &Find { cgroups: &cgroup.ids(), labelled: &[] }, |_| true);
+        self.flows.cut(&mut self.namespaces, &mut Find { cgroups: &cgroup.ids(), labelled: &mut Vec::new }, |_| true);
     }
 
     /// Looks for them once more; a receipt for each.
     pub(super) fn confirm(&mut self, cgroup: &SessionCgroup) -> Vec<SocketReceipt> {
-        self.flows.confirm(&mut self.namespaces, &Find { cgroups: &cgroup.ids(), labelled: &[] }, |_| true);
+        self.flows
+            .confirm(&mut self.namespaces, &mut Find { cgroups: &cgroup.ids(), labelled: &mut Vec::new }, |_| true);
         receipts(self.flows.take())
     }
 }

@@ -173,7 +173,7 @@ impl Engine {
         self.keep(id);
         self.append_durable(&Body::SessionNarrowed(narrowed));
         self.shorten(id, ttl);
-        self.after_narrow(id);
+        self.cut_out_of_scope(id);
         self.retire(id, old_slot);
         Ok(Reply::Narrowed(reply))
     }
@@ -186,10 +186,6 @@ impl Engine {
             self.feed(id, Input::Renew { now_boot_ns: boot_now(), ttl_boot_ns: end });
         }
     }
-
-    /// What is open was judged by the scope before: here it is judged again. From the flip on, the kernel programs refuse
-    /// what is new by the new scope.
-    fn after_narrow(&mut self, _id: SessionId) {}
 
     /// Lets go of a policy that a session does not use any more, once no program that read it before the flip can run.
     fn retire(&mut self, id: SessionId, slot: u32) {

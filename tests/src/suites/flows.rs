@@ -13,7 +13,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::scene::only;
+use super::scene::{only, report};
 use crate::harness::{
     prelude::*,
     server::Server,
@@ -27,6 +27,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("flows::namespace-of-a-member", WHEREVER, namespace),
     Test::new("flows::agent-killed-and-back", WHEREVER, agent_killed),
     Test::new("flows::silenced-where-it-cannot-be-destroyed", WHEREVER, silenced),
+    Test::new("flows::narrowing-cuts-what-is-out-of-scope", WHEREVER, narrowed),
     Test::new("flows::observed-session-keeps-its-flows", WHEREVER, observed),
 ];
 
@@ -215,6 +216,46 @@ fn listen_sctp(address: &SocketAddr) -> Result<(OwnedFd, u16), Errno> {
     let own: SockaddrStorage = getsockname(socket.as_raw_fd())?;
     let port = own.as_sockaddr_in().map(SockaddrIn::port).or_else(|| own.as_sockaddr_in6().map(SockaddrIn6::port));
     Ok((socket, port.unwrap_or(0)))
+}
+
+/// Of the open flows those that a narrower scope does not name are destroyed, their owner and the other end are told, and
+/// the others go on.
+fn narrowed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let (stays, goes, udp) = (Server::tcp(address)?, Server::tcp(address)?, Server::udp(address)?);
+        let policy = only(&member).to("stays", prefix, stays.port()).to("goes", prefix, goes.port());
+        let policy = policy.to("udp", prefix, udp.port());
+        let (kept, lost, lost_udp, pid) = (s.file("kept"), s.file("lost"), s.file("lost"), s.file("pid"));
+        let line = format!(
+            "background report {kept} chat {} + background report {lost} chat {} + background report {lost_udp} \
+             listen-to {} + pid {pid} idle",
+            stays.words(),
+            goes.words(),
+            udp.words()
+        );
+        let running = s.run(&s.policy(&policy)?, &member, &line)?;
+        let session = running.session(s)?;
+        s.pid_in(&pid)?;
+        for (server, bytes) in [(&stays, 1), (&goes, 1), (&udp, 1)] {
+            until("the flows to be open", patience(), || Ok((server.received().len() >= bytes).then_some(())))?;
+        }
+        s.cli(&["narrow", &session, "--remove", "goes", "udp"])?.ended(0)?;
+        let told = |file: &str| Ok::<_, anyhow::Error>(report(file, 2)?.swap_remove(1));
+        ensure!(told(&lost)? == format!("errno {}", libc::ECONNABORTED), "the owner was told {}", told(&lost)?);
+        ensure!(told(&lost_udp)? == format!("errno {}", libc::ECONNABORTED), "UDP: {}", told(&lost_udp)?);
+        let receipts = receipts(s, &session)?;
+        all_destroyed(&receipts, 2)?;
+        let to = |server: &Server| receipts.iter().filter(|r| r["to"] == server.address()).count();
+        ensure!((to(&goes), to(&udp), to(&stays)) == (1, 1, 0), "receipts: {receipts:?}");
+        let cause = s.records(&session, "flows-cut")?[0]["cause"].clone();
+        ensure!(cause == "narrow", "the cause is {cause}");
+        stays.send(b"y")?;
+        ensure!(told(&kept)? == "received 1", "the flow in scope: {}", told(&kept)?);
+        s.cli(&["end", &session])?.ended(0)?;
+    }
+    Ok(())
 }
 
 /// Nothing is cut where a policy only observes.

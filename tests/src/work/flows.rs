@@ -10,12 +10,14 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
-    sys::socket::{MsgFlags, SockType, send},
+    sys::socket::{MsgFlags, SockType, recv, send},
 };
 
 use super::{
     network::{address, connect_to, open as socket},
-    one, run, say,
+    one,
+    process::idle,
+    run, say,
 };
 use crate::harness::guest::raise_loopback;
 
@@ -67,6 +69,20 @@ pub(super) fn serve(words: &[&str]) -> Result<u8> {
     stream.write_all(b"yes")?;
     say(Ok(()));
     Ok(run(rest))
+}
+
+/// `chat ADDRESS PORT` by TCP, `listen-to ADDRESS PORT` by UDP: connects, sends one byte, and waits for what comes back:
+/// bytes, or an error.
+pub(super) fn chat(words: &[&str], kind: SockType) -> Result<u8> {
+    let (address, _) = address(words)?;
+    let socket = socket(kind, &address)?;
+    connect_to(&socket, &address)?;
+    say(send(socket.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL).map(drop));
+    match recv(socket.as_raw_fd(), &mut [0; 8], MsgFlags::empty()) {
+        Ok(length) => println!("received {length}"),
+        Err(errno) => drop(say(Err(errno))),
+    }
+    idle()
 }
 
 /// `loopback REST`: raises the loopback interface first.

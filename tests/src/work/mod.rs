@@ -16,7 +16,7 @@ pub(crate) mod victims;
 use std::{fs, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
+use nix::{errno::Errno, sys::socket::SockType};
 
 /// The exit status of a workload that was not understood.
 const MISUSE: u8 = 99;
@@ -90,6 +90,8 @@ fn act(words: &[&str]) -> Result<u8> {
         "hold" => network::hold(rest),
         "open" => flows::open(rest),
         "serve" => flows::serve(rest),
+        "chat" => flows::chat(rest, SockType::Stream),
+        "listen-to" => flows::chat(rest, SockType::Datagram),
         "loopback" => flows::loopback(rest),
         "call" => network::call(rest),
         _ => inform::act(word, rest),

@@ -41,7 +41,7 @@ pub struct Flows {
 
 impl Flows {
     /// Destroys the session's sockets that `fails` is true for. Those in a namespace that was not seen yet wait.
-    pub fn cut(&mut self, registry: &mut Registry, what: &Find<'_>, fails: impl Fn(&Found) -> bool) {
+    pub fn cut(&mut self, registry: &mut Registry, what: &mut Find<'_>, fails: impl Fn(&Found) -> bool) {
         for found in find(&self.namespaces, registry, what) {
             let waits = found.hidden == Some(Hidden::Unreachable);
             if !waits && !self.cut.contains_key(&found.socket.cookie) && fails(&found) {
@@ -51,7 +51,7 @@ impl Flows {
     }
 
     /// Looks again. What is new is destroyed too, and then looked for.
-    pub fn confirm(&mut self, registry: &mut Registry, what: &Find<'_>, fails: impl Fn(&Found) -> bool) {
+    pub fn confirm(&mut self, registry: &mut Registry, what: &mut Find<'_>, fails: impl Fn(&Found) -> bool) {
         let mut left = find(&self.namespaces, registry, what);
         let is_new = |f: &&Found| !self.cut.contains_key(&f.socket.cookie) && fails(f);
         let news: Vec<Found> = left.iter().filter(is_new).cloned().collect();

@@ -29,12 +29,11 @@ const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 const CLOSED: u16 = 7;
 
 /// What makes a socket a session's.
-#[derive(Debug, Clone, Copy)]
 pub struct Find<'a> {
     /// It was made in one of these cgroups.
     pub cgroups: &'a [u64],
-    /// It is one of these, which carry the session's label.
-    pub labelled: &'a [Labelled],
+    /// It is one of these, which carry the session's label at that moment.
+    pub labelled: &'a mut dyn FnMut() -> Vec<Labelled>,
 }
 
 /// A socket of a session.
@@ -60,12 +59,13 @@ pub enum Hidden {
 }
 
 /// All open sockets of a session.
-pub(super) fn find(namespaces: &Namespaces, registry: &mut Registry, find: &Find<'_>) -> Vec<Found> {
+pub(super) fn find(namespaces: &Namespaces, registry: &mut Registry, find: &mut Find<'_>) -> Vec<Found> {
+    let labelled = (find.labelled)();
     let mut found = made_in(namespaces, registry, find.cgroups);
     let known: BTreeSet<u64> = found.iter().map(|f| f.socket.cookie).collect();
-    let others = find.labelled.iter().filter(|row| is_open(row) && !known.contains(&row.cookie));
+    let others = labelled.iter().filter(|row| is_open(row) && !known.contains(&row.cookie));
     found.extend(crossed(namespaces, registry, others));
-    let labels: BTreeMap<u64, &Labelled> = find.labelled.iter().map(|row| (row.cookie, row)).collect();
+    let labels: BTreeMap<u64, &Labelled> = labelled.iter().map(|row| (row.cookie, row)).collect();
     let listening: BTreeSet<(u64, u16)> =
         found.iter().filter(|f| f.socket.state == LISTEN).map(|f| (f.namespace, f.socket.local.port())).collect();
     for one in &mut found {
