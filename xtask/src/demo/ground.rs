@@ -70,7 +70,7 @@ impl Ground {
 
     /// Starts the agent in its own cgroup, confined to the demo's, and waits until it answers.
     pub(super) fn start_agent(&self) -> Result<()> {
-        let log = fs::File::create(self.folder.join("agent.log"))?;
+        let log = fs::File::options().append(true).create(true).open(self.folder.join("agent.log"))?;
         let mut command = self.inside("agent");
         command
             .arg("daemon")
@@ -88,9 +88,22 @@ impl Ground {
             }
             thread::sleep(GLANCE);
         }
+        Ok(())
+    }
+
+    /// Says what the agent found that it can enforce here.
+    pub(super) fn show_controls(&self) -> Result<()> {
         for line in output(&mut self.tipstaff(&["probe"]))?.lines() {
             println!("  {line}");
         }
+        Ok(())
+    }
+
+    /// Kills the agent as a crash would.
+    pub(super) fn kill_agent(&self) -> Result<()> {
+        let mut agent = self.running.take().context("there is no agent")?;
+        agent.kill()?;
+        agent.wait()?;
         Ok(())
     }
 

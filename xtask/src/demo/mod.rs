@@ -3,6 +3,7 @@
 
 mod ground;
 mod server;
+mod stream;
 mod timeline;
 
 use std::{
@@ -10,6 +11,8 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, ExitCode, ExitStatus},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -22,9 +25,15 @@ use crate::{
 };
 use ground::Ground;
 use server::Server;
+use stream::{Fate, Stream};
 
 /// How long the demo's session may last.
-const TTL: &str = "6s";
+const TTL: &str = "20s";
+/// When the agent is killed, after the start.
+const KILLED: Duration = Duration::from_secs(8);
+/// When it is looked what became of the session without an agent: a moment after its end.
+const LOOKED: Duration = Duration::from_millis(22_000);
+const GLANCE: Duration = Duration::from_millis(50);
 /// Programs that the workload is made of, and Debian's packages for them.
 const PROGRAMS: [(&str, &str); 3] = [("git", "git"), ("curl", "curl"), ("setsid", "util-linux")];
 
@@ -41,9 +50,20 @@ say "curl to a server out of scope, IPv6: $(try curl -gsf -m 3 "$BAD6")"
 say "curl to the metadata address:        $(try curl -sf -m 3 http://169.254.169.254/latest/meta-data/)"
 say "tee, a program out of scope:         $(try tee marker </dev/null)"
 setsid -f ./daemon.sh </dev/null >/dev/null 2>&1
-say "a child daemonised and went its own way; now everything waits for the end of the ttl"
+say "a child daemonised and went its own way"
+./spin.sh & echo $! > spinner
+sleep 300 | curl -sN "telnet://127.0.0.1:$STREAM" >/dev/null 2>&1 &
+curl -s --retry 90 --retry-delay 1 --retry-connrefused "http://127.0.0.1:$LATER/" >/dev/null 2>&1 &
+./late.sh </dev/null >/dev/null 2>&1 &
+say "one child computes, one holds a connection open, one asks each second for a server that is not there yet"
 exec sleep 300
 "#;
+
+/// A child that only computes.
+const SPIN: &str = "#!/bin/sh\nwhile :; do :; done\n";
+
+/// A child that wakes after the session's end and tries a program that was in its scope.
+const LATE: &str = "#!/bin/sh\nsleep 20.6\ngit --version > late-marker\nsleep 300\n";
 
 /// What the double-forked child runs.
 const DAEMON: &str = "#!/bin/sh\nsleep 1\ntee daemon-marker </dev/null\nsleep 300\n";
@@ -74,35 +94,85 @@ fn play(ground: &Ground) -> Result<()> {
         say("this host has no IPv6 loopback: those lines of the workload fail for that reason");
     }
     let [good6, bad6] = six;
+    let (stream, later) = (Stream::start()?, Server::free_port()?);
     prepare_work(&ground.work())?;
     let policy = ground.policy();
     let port6 = good6.as_ref().map_or(good4.port, |s| s.port);
-    fs::write(&policy, policy_text(&ground.work(), good4.port, port6)?).context("cannot write the policy")?;
+    fs::write(&policy, policy_text(&ground.work(), [good4.port, stream.port, later], port6)?)
+        .context("cannot write the policy")?;
     ground.start_agent()?;
+    ground.show_controls()?;
 
     heading("A program out of scope is refused before anything starts");
     let refused = ground.run(&policy).args(["env"]).status().context("cannot start tipstaff run")?;
     ensure!(refused.code() == Some(125), "`tipstaff run -- env` ended with {refused}, and should have with 125");
 
     heading(&format!("A session of {TTL}: what the workload itself says"));
+    let start = Instant::now();
     let mut workload = ground.run(&policy);
     workload.arg("./work.sh").current_dir(ground.work());
     workload.env("GOOD4", good4.url()).env("BAD4", bad4.url());
     workload.env("GOOD6", good6.as_ref().map_or_else(String::new, Server::url));
     workload.env("BAD6", bad6.as_ref().map_or_else(String::new, Server::url));
-    let status = workload.status().context("cannot start tipstaff run")?;
+    workload.env("STREAM", stream.port.to_string()).env("LATER", later.to_string());
+    let mut workload = workload.spawn().context("cannot start tipstaff run")?;
+    let refused = without_agent(ground, start, &stream, later)?;
+
+    heading("A new agent starts");
+    ground.start_agent()?;
+    let status = workload.wait().context("cannot wait for tipstaff run")?;
     ground.wait_for_end()?;
 
     heading("The same from the kernel: the evidence");
     timeline::print(&ground.evidence())?;
     heading("What is left");
-    check(ground, status, &[&bad4], &[&good4])?;
+    check(ground, status, &[&bad4, &refused], &[&good4])?;
+    ensure!(stream.fate() != Fate::Open, "the connection of the session still stands");
+    println!("  the open connection is {}", if stream.fate() == Fate::Reset { "reset" } else { "closed" });
     heading("The evidence");
     println!("  {}", ground.evidence().display());
-    for line in output(&mut ground.tipstaff(&["verify"]))?.lines() {
+    let verified = output(&mut ground.tipstaff(&["verify"]))?;
+    for line in verified.lines() {
         println!("  {line}");
     }
+    ensure!(verified.contains("intact, with 1 gap") && verified.contains("agent-absent"), "verify names no gap");
     Ok(())
+}
+
+/// From the agent's death to after the session's end: what the kernel holds alone. The server that the session asks for
+/// each second is there only after the end.
+fn without_agent(ground: &Ground, start: Instant, stream: &Stream, later: u16) -> Result<Server> {
+    let wait = |until: Duration| thread::sleep(until.saturating_sub(start.elapsed()));
+    let spinner = || fs::read_to_string(ground.work().join("spinner")).ok()?.trim().parse::<u32>().ok();
+    let mut pid = None;
+    while pid.is_none() && start.elapsed() < KILLED {
+        pid = spinner();
+        thread::sleep(GLANCE);
+    }
+    let pid = pid.context("the workload was not ready before its agent died")?;
+    wait(KILLED);
+    heading("After 8 s the agent is killed; nobody takes its place");
+    ensure!(stream.fate() == Fate::Open, "the session has no open connection");
+    ground.kill_agent()?;
+    let ttl = Duration::from_secs(20);
+    wait(ttl + Duration::from_millis(300));
+    let server = Server::start_on("127.0.0.1", later)?;
+    wait(LOOKED);
+    println!("  22 s after the start, 2 s after its end, and 14 s after the agent's death:");
+    ensure!(!Path::new("/proc").join(pid.to_string()).exists() || is_dead(pid), "the child that computes lives");
+    println!("  the child that computed is dead: the kernel's clock killed it");
+    ensure!(!ground.work().join("late-marker").exists(), "a program ran after the session's end");
+    println!("  a child woke and tried git, which was in scope: it did not run");
+    ensure!(server.connections() == 0, "a member reached a server after the session's end");
+    println!("  a child asked for a server in scope, which is there now: it was not reached");
+    println!("  {} processes of it sleep on; what sleeps needs an agent to be removed", ground.members()?.len());
+    Ok(server)
+}
+
+/// Whether a process only waits to be reaped.
+fn is_dead(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 fn heading(text: &str) {
@@ -121,7 +191,7 @@ fn prepare_work(work: &Path) -> Result<()> {
     fs::write(origin.join("README"), "a repository\n")?;
     git(&["add", "README"])?;
     git(&["commit", "-q", "-m", "one commit"])?;
-    for (name, text) in [("work.sh", WORKLOAD), ("daemon.sh", DAEMON)] {
+    for (name, text) in [("work.sh", WORKLOAD), ("daemon.sh", DAEMON), ("spin.sh", SPIN), ("late.sh", LATE)] {
         fs::write(work.join(name), text)?;
         fs::set_permissions(work.join(name), fs::Permissions::from_mode(0o755))?;
     }
@@ -129,7 +199,7 @@ fn prepare_work(work: &Path) -> Result<()> {
 }
 
 /// The workload's scope: these programs and these two servers, and nothing else.
-fn policy_text(work: &Path, port4: u16, port6: u16) -> Result<String> {
+fn policy_text(work: &Path, [port4, stream, later]: [u16; 3], port6: u16) -> Result<String> {
     let path = |program: &str| {
         let found = which(program).with_context(|| format!("{program} is not on the PATH"))?;
         Ok::<String, anyhow::Error>(found.display().to_string())
@@ -155,9 +225,11 @@ spec:
         - {{ path: {}, id: sleep }}
         - {{ path: {work}/work.sh, id: workload }}
         - {{ path: {work}/daemon.sh, id: daemon }}
+        - {{ path: {work}/spin.sh, id: computes }}
+        - {{ path: {work}/late.sh, id: late }}
     net:
       allow:
-        - {{ to: 127.0.0.1, ports: [{port4}], proto: tcp, id: server }}
+        - {{ to: 127.0.0.1, ports: [{port4}, {stream}, {later}], proto: tcp, id: server }}
         - {{ to: \"::1\", ports: [{port6}], proto: tcp, id: server-6 }}
 ",
         path("sh")?,
@@ -174,7 +246,7 @@ spec:
 fn check(ground: &Ground, status: ExitStatus, refused: &[&Server], reached: &[&Server]) -> Result<()> {
     use std::os::unix::process::ExitStatusExt as _;
     ensure!(status.signal() == Some(9), "the workload ended with {status}, and should have been killed at its ttl");
-    println!("  the workload was killed at the end of its ttl");
+    println!("  the new agent removed what slept");
     for marker in ["marker", "daemon-marker"] {
         ensure!(!ground.work().join(marker).exists(), "{marker} exists: a program out of scope ran");
     }

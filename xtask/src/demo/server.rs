@@ -25,8 +25,13 @@ pub(super) struct Server {
 impl Server {
     /// Listens on a free port of a loopback address.
     pub(super) fn start(address: &str) -> Result<Self> {
+        Self::start_on(address, 0)
+    }
+
+    /// Listens on a port of a loopback address.
+    pub(super) fn start_on(address: &str, port: u16) -> Result<Self> {
         let address: IpAddr = address.parse().with_context(|| format!("{address} is no address"))?;
-        let listener = TcpListener::bind((address, 0)).with_context(|| format!("cannot listen on {address}"))?;
+        let listener = TcpListener::bind((address, port)).with_context(|| format!("cannot listen on {address}"))?;
         let port = listener.local_addr()?.port();
         let count = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&count);
@@ -40,6 +45,12 @@ impl Server {
             }
         });
         Ok(Self { address, port, count })
+    }
+
+    /// A port that is free now, for a server that comes later.
+    pub(super) fn free_port() -> Result<u16> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).context("cannot listen on the loopback address")?;
+        Ok(listener.local_addr()?.port())
     }
 
     /// How many connections it accepted.

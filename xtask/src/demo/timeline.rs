@@ -41,6 +41,8 @@ fn describe(record: &Value) -> Option<String> {
             verdict(record, "exec", pid, &shorten(&arguments, 60))
         }
         "connect" => verdict(record, "connect", pid, &format!("{} {}", text("protocol"), text("to"))),
+        "agent-start" => "an agent is in force".into(),
+        "gap" => format!("gap: {}, {} records lost; {}", text("cause"), record["lost"], text("detail")),
         "state" => format!("{} -> {} ({})", text("from"), text("to"), text("cause")),
         "session-end" => format!(
             "ended: {}; {} killed, {} left; {} records, {} lost; {} packets dropped",
