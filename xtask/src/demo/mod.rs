@@ -1,5 +1,5 @@
-//! `./x demo`: the main job on real input. An agent with a throw-away state, a policed workload of real programs, a
-//! readable timeline from its evidence, and nothing left behind.
+//! `./x demo`: the main job on real input. An agent with a throw-away state, a policed workload of real programs that
+//! outlives it, a new agent that ends what is left, a readable timeline from the evidence, and nothing left behind.
 
 mod ground;
 mod server;
@@ -8,7 +8,8 @@ mod timeline;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    io::Write as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
     process::{Command, ExitCode, ExitStatus},
     thread,
@@ -31,8 +32,10 @@ use stream::{Fate, Stream};
 const TTL: &str = "20s";
 /// When the agent is killed, after the start.
 const KILLED: Duration = Duration::from_secs(8);
-/// When it is looked what became of the session without an agent: a moment after its end.
-const LOOKED: Duration = Duration::from_millis(22_000);
+/// When a member is woken and a server that it asks for is there: the session is over.
+const WOKEN: Duration = Duration::from_millis(20_200);
+/// When it is looked what came of that: everybody had the time to try.
+const LOOKED: Duration = Duration::from_millis(21_400);
 const GLANCE: Duration = Duration::from_millis(50);
 /// Programs that the workload is made of, and Debian's packages for them.
 const PROGRAMS: [(&str, &str); 3] = [("git", "git"), ("curl", "curl"), ("setsid", "util-linux")];
@@ -53,7 +56,7 @@ setsid -f ./daemon.sh </dev/null >/dev/null 2>&1
 say "a child daemonised and went its own way"
 ./spin.sh & echo $! > spinner
 sleep 300 | curl -sN "telnet://127.0.0.1:$STREAM" >/dev/null 2>&1 &
-curl -s --retry 90 --retry-delay 1 --retry-connrefused "http://127.0.0.1:$LATER/" >/dev/null 2>&1 &
+curl -s --retry 90 --retry-delay 1 --retry-all-errors "http://127.0.0.1:$LATER/" >/dev/null 2>&1 &
 ./late.sh </dev/null >/dev/null 2>&1 &
 say "one child computes, one holds a connection open, one asks each second for a server that is not there yet"
 exec sleep 300
@@ -62,8 +65,8 @@ exec sleep 300
 /// A child that only computes.
 const SPIN: &str = "#!/bin/sh\nwhile :; do :; done\n";
 
-/// A child that wakes after the session's end and tries a program that was in its scope.
-const LATE: &str = "#!/bin/sh\nsleep 20.6\ngit --version > late-marker\nsleep 300\n";
+/// A child that is woken after the session's end and tries a program that was in its scope.
+const LATE: &str = "#!/bin/sh\nread line < wake\n: > woken\ngit --version && : > late-marker\nread line < wake\n";
 
 /// What the double-forked child runs.
 const DAEMON: &str = "#!/bin/sh\nsleep 1\ntee daemon-marker </dev/null\nsleep 300\n";
@@ -127,8 +130,9 @@ fn play(ground: &Ground) -> Result<()> {
     timeline::print(&ground.evidence())?;
     heading("What is left");
     check(ground, status, &[&bad4, &refused], &[&good4])?;
-    ensure!(stream.fate() != Fate::Open, "the connection of the session still stands");
-    println!("  the open connection is {}", if stream.fate() == Fate::Reset { "reset" } else { "closed" });
+    ensure!(timeline::destroyed(&ground.evidence(), stream.port)?, "no receipt says that the connection is destroyed");
+    let told = if stream.fate() == Fate::Reset { "was reset" } else { "was not told" };
+    println!("  the open connection is destroyed, with a receipt; its other end {told}");
     heading("The evidence");
     println!("  {}", ground.evidence().display());
     let verified = output(&mut ground.tipstaff(&["verify"]))?;
@@ -154,15 +158,20 @@ fn without_agent(ground: &Ground, start: Instant, stream: &Stream, later: u16) -
     heading("After 8 s the agent is killed; nobody takes its place");
     ensure!(stream.fate() == Fate::Open, "the session has no open connection");
     ground.kill_agent()?;
-    let ttl = Duration::from_secs(20);
-    wait(ttl + Duration::from_millis(300));
+    wait(WOKEN);
     let server = Server::start_on("127.0.0.1", later)?;
+    let wake = ground.work().join("wake");
+    let mut wake = fs::File::options().write(true).custom_flags(nix::libc::O_NONBLOCK).open(wake)?;
+    wake.write_all(b"now\n").context("no child waits to be woken")?;
     wait(LOOKED);
-    println!("  22 s after the start, 2 s after its end, and 14 s after the agent's death:");
+    println!("  the session was over 1.4 s ago, and the agent died 13.4 s ago:");
     ensure!(!Path::new("/proc").join(pid.to_string()).exists() || is_dead(pid), "the child that computes lives");
     println!("  the child that computed is dead: the kernel's clock killed it");
     ensure!(!ground.work().join("late-marker").exists(), "a program ran after the session's end");
-    println!("  a child woke and tried git, which was in scope: it did not run");
+    match ground.work().join("woken").exists() {
+        true => println!("  a child woke and tried git, which was in scope: it did not run"),
+        false => println!("  a child was woken, and was dead before it could try git"),
+    }
     ensure!(server.connections() == 0, "a member reached a server after the session's end");
     println!("  a child asked for a server in scope, which is there now: it was not reached");
     println!("  {} processes of it sleep on; what sleeps needs an agent to be removed", ground.members()?.len());
@@ -195,6 +204,7 @@ fn prepare_work(work: &Path) -> Result<()> {
         fs::write(work.join(name), text)?;
         fs::set_permissions(work.join(name), fs::Permissions::from_mode(0o755))?;
     }
+    nix::unistd::mkfifo(&work.join("wake"), nix::sys::stat::Mode::S_IRWXU).context("cannot make a fifo")?;
     Ok(())
 }
 

@@ -22,6 +22,16 @@ pub(super) fn print(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether a receipt says that the connection to a port of this host was destroyed and is gone.
+pub(super) fn destroyed(path: &Path, port: u16) -> Result<bool> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let to = format!("127.0.0.1:{port}");
+    let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let cuts = records.filter(|record| record["type"] == "flows-cut");
+    let mut sockets = cuts.flat_map(|record| record["sockets"].as_array().cloned().unwrap_or_default());
+    Ok(sockets.any(|socket| socket["to"] == to && socket["outcome"] == "destroyed" && socket["gone"] == true))
+}
+
 /// One line for a record; `None` for those that say nothing to a first reader.
 fn describe(record: &Value) -> Option<String> {
     let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
@@ -44,6 +54,7 @@ fn describe(record: &Value) -> Option<String> {
         "agent-start" => "an agent is in force".into(),
         "gap" => format!("gap: {}, {} records lost; {}", text("cause"), record["lost"], text("detail")),
         "state" => format!("{} -> {} ({})", text("from"), text("to"), text("cause")),
+        "flows-cut" => format!("{} open connections cut", record["sockets"].as_array().map_or(0, Vec::len)),
         "session-end" => format!(
             "ended: {}; {} killed, {} left; {} records, {} lost; {} packets dropped",
             text("reason"),
