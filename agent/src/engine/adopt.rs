@@ -103,12 +103,18 @@ impl Engine {
             return Ok(None);
         }
         let config = self.parts.kernel.config(kept.slot)?;
-        let revision = self.parts.kernel.revision(config.policy)?;
+        // a narrowing is kept before it is in force: one that was begun is finished
+        let begun = config.policy != kept.policy_slot && self.parts.kernel.revision(kept.policy_slot)? != 0;
+        let policy_slot = if begun { kept.policy_slot } else { config.policy };
+        if begun {
+            self.parts.kernel.set_policy(reference, policy_slot)?;
+        }
+        let revision = self.parts.kernel.revision(policy_slot)?;
         let Some((cgroup, [began, policy], host, plan)) = self.whole(kept, cgroup, revision) else { return Ok(None) };
         if !self.slots.claim(reference) {
             return Ok(None);
         }
-        self.policies.adopt(config.policy, revision);
+        self.policies.adopt(policy_slot, revision);
         let first = find_first(kept, |process| self.parts.kernel.label_of(process).ok().flatten() == Some(reference));
         let first_again = first.as_ref().and_then(|f| f.try_clone().ok());
         let mut doings = Doings::watch(&began, kept.first.pid);
@@ -131,7 +137,7 @@ impl Engine {
             rules: began.limits,
             longest: began.ttl,
             plan: Rc::new(plan),
-            policy_slot: config.policy,
+            policy_slot,
             start: kept.start.clone(),
             winner: limits::winner(&kept.winner),
             started: kept.started,
@@ -311,9 +317,10 @@ impl Engine {
             }
             _ => {}
         }
-        if state == State::Frozen {
-            self.set_frozen(id, true);
-        }
+        // as it was said to be: an agent that died at it may have left the cgroup otherwise
+        self.set_frozen(id, state == State::Frozen);
+        // the wall clock may have been stepped while nobody looked
+        self.rearm(id);
         self.tick_session(id, now_boot_ns);
         if ends || ended {
             return self.feed(id, Input::End { reason: EndReason::AgentLoss });

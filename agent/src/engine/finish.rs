@@ -31,7 +31,11 @@ impl Engine {
         for effect in effects {
             match effect {
                 Effect::SetDeadline { at_boot_ns } => self.set_deadline(id, at_boot_ns),
-                Effect::Warn { due, left_ns } => self.warn(id, due, left_ns),
+                Effect::Warn { due, left_ns } => {
+                    self.warn(id, due, left_ns);
+                    // the next agent does not warn again
+                    self.keep(id);
+                }
                 Effect::Terminate { until_boot_ns } => self.terminate(id, until_boot_ns),
                 Effect::Freeze => self.set_frozen(id, true),
                 Effect::Thaw => self.set_frozen(id, false),

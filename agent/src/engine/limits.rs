@@ -286,8 +286,9 @@ impl Engine {
         self.tick();
     }
 
-    fn rearm(&mut self, id: SessionId) {
-        let Some(live) = self.sessions.get(&id) else { return };
+    /// Says where what a session is held to on the wall clock lies now.
+    pub(super) fn rearm(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get(&id).filter(|live| live.is_on_wall_clock()) else { return };
         let (at, limits) = (now(), live.machine.limits());
         let windows = &live.rules.windows;
         // outside every window its time is over now
@@ -339,6 +340,8 @@ impl Engine {
         }
         live.winner = if ttl_boot_ns == capped { "host cap" } else { "renew" };
         self.feed(id, Input::Renew { now_boot_ns, ttl_boot_ns });
+        // also where another limit comes first and the kernel's deadline stays
+        self.keep(id);
         let Some(live) = self.sessions.get(&id) else { return Err(over(&id.to_string())) };
         let mut notes = Vec::new();
         if live.winner == "host cap" {

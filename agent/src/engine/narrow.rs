@@ -25,7 +25,7 @@ use crate::{
     kernel::{Kernel, KernelError, boot_now, wait_for_programs},
     policy::{self, Candidate, ExecTarget, Limits, Plan, Policy, Resolved, UnixTarget},
     session::{Input, SessionId, State},
-    store::Narrowed,
+    store::{Kept, Narrowed},
 };
 
 /// Files that are open at once.
@@ -39,7 +39,6 @@ struct Narrower {
     /// Where the policy came from.
     source: String,
     host: Resolved,
-    plan: Plan,
     removed: Vec<String>,
     notes: Vec<String>,
 }
@@ -67,7 +66,7 @@ impl Engine {
         self.put_in_force(id, narrower, peer, began)
     }
 
-    fn narrower_by_policy(&mut self, id: SessionId, text: &str, source: &str) -> Result<Narrower, ApiError> {
+    fn narrower_by_policy(&mut self, id: SessionId, text: &str, source: &str) -> Result<(Narrower, Plan), ApiError> {
         let policy = policy::parse(source, text.as_bytes()).map_err(|problems| ApiError::BadPolicy { problems })?;
         let mut host = resolve::rules(&mut self.parts.kernel, &policy).map_err(failed)?;
         let above = above(&mut self.parts.kernel, &policy, &host).map_err(failed)?;
@@ -87,18 +86,11 @@ impl Engine {
         let mut notes: Vec<String> = plan.notes.iter().map(ToString::to_string).collect();
         notes.extend(self.check_controls(&policy)?);
         notes.sort();
-        Ok(Narrower {
-            text: Some(text.to_owned()),
-            policy,
-            source: source.to_owned(),
-            host,
-            plan,
-            removed: Vec::new(),
-            notes,
-        })
+        let (text, source) = (Some(text.to_owned()), source.to_owned());
+        Ok((Narrower { text, policy, source, host, removed: Vec::new(), notes }, plan))
     }
 
-    fn narrower_by_removal(&self, id: SessionId, ids: &[String]) -> Result<Narrower, ApiError> {
+    fn narrower_by_removal(&self, id: SessionId, ids: &[String]) -> Result<(Narrower, Plan), ApiError> {
         let Some(live) = self.sessions.get(&id) else {
             return Err(ApiError::NotFound { message: format!("session {id} is over") });
         };
@@ -113,20 +105,21 @@ impl Engine {
         })?;
         let plan = compiled(&policy, &host)?;
         let source = live.source.clone();
-        Ok(Narrower { text: None, policy, source, host, plan, removed: ids.to_vec(), notes: Vec::new() })
+        Ok((Narrower { text: None, policy, source, host, removed: ids.to_vec(), notes: Vec::new() }, plan))
     }
 
-    /// Rules first, then the one word, then the record.
+    /// Rules first, then the store, then the one word, then the record: an agent that dies on the way leaves the scope
+    /// before, or one that the next agent puts in force.
     fn put_in_force(
         &mut self,
         id: SessionId,
-        narrower: Narrower,
+        (narrower, plan): (Narrower, Plan),
         peer: &Peer,
         began: Instant,
     ) -> Result<Reply, ApiError> {
         let gone = || ApiError::NotFound { message: format!("session {id} is over") };
         let live = self.sessions.get(&id).ok_or_else(gone)?;
-        let plan = narrower.plan.renumbered(&live.plan.rules).ok_or_else(|| ApiError::Refused {
+        let plan = plan.renumbered(&live.plan.rules).ok_or_else(|| ApiError::Refused {
             message: "the session's policies had more rules than there are numbers for".into(),
             rule: None,
             remedy: "start another session".into(),
@@ -134,8 +127,12 @@ impl Engine {
         let reference = live.reference;
         let budgets = narrower.policy.budgets.stricter(live.policy.budgets);
         let (slot, plan) = self.policies.acquire(&mut self.parts.kernel, plan).map_err(failed)?;
+        let live = self.sessions.get(&id).ok_or_else(gone)?;
+        let begun = self.kept_narrower(live, &narrower, &plan, slot);
+        complain("keeping a session", self.parts.store.keep(&begun));
         let budgets_set = self.parts.kernel.set_budgets(reference, budgets.for_kernel());
         if let Err(problem) = budgets_set.and_then(|()| self.parts.kernel.set_policy(reference, slot)) {
+            self.keep(id);
             complain("releasing a policy", self.policies.release(&mut self.parts.kernel, slot));
             return Err(failed(problem));
         }
@@ -176,6 +173,24 @@ impl Engine {
         self.cut_out_of_scope(id);
         self.retire(id, old_slot);
         Ok(Reply::Narrowed(reply))
+    }
+
+    /// The session as the next agent has to know it once it is narrowed.
+    fn kept_narrower(&self, live: &Live, narrower: &Narrower, plan: &Plan, slot: u32) -> Kept {
+        let kept = self.kept(live);
+        let removed = match narrower.text {
+            Some(_) => Vec::new(),
+            None => live.removed.iter().chain(&narrower.removed).cloned().collect(),
+        };
+        let narrowed = Narrowed {
+            revision: live.revision + 1,
+            source: narrower.source.clone(),
+            digest: narrower.policy.digest.clone(),
+            removed,
+            rules: plan.rules.clone(),
+        };
+        let policy = narrower.text.clone().unwrap_or_else(|| kept.policy.clone());
+        Kept { policy_slot: slot, policy, narrowed: Some(narrowed), ..kept }
     }
 
     /// The time to live counts from the session's start, and never becomes longer by this.

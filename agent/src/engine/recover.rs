@@ -167,6 +167,7 @@ fn end(
     let cgroup = SessionCgroup::existing(session.cgroup.clone());
     let reference = SessionRef { slot: session.slot, generation: session.generation };
     let enforce = session.machine.mode() == Mode::Enforce;
+    let counted = leftover.is_some();
     match (leftover, cgroup) {
         (Some(leftover), cgroup) => {
             killing = kill(leftover, reference, enforce, cgroup.as_ref(), &mut flows)?;
@@ -177,10 +178,19 @@ fn end(
             counters = leftover.counters(session.slot)?;
         }
         (None, Some(cgroup)) if reason != EndReason::Reboot => {
-            gap(log, format!("the pins of session {id} are gone: what it did is not counted, its cgroup is killed"))?;
+            warn!("the pins of session {id} are gone: its cgroup is killed");
             killing = kill_cgroup(&cgroup, enforce)?;
         }
         _ => {}
+    }
+    if !counted {
+        // the kernel's counts are gone: what is known to have been produced is what was written
+        counters.produced = history.of(id).counts;
+        let detail =
+            format!("the kernel's counts of session {id} are gone: what it did and was not written is not known");
+        let since = history.last.clone();
+        let body = Gap { since, session: Some(id), detail: Some(detail), ..Gap::new(GapCause::AgentAbsent) };
+        log.append(&Body::Gap(body), now())?;
     }
     write_end(id, reason, killing, &counters, history.of(id).counts, log)
 }

@@ -59,7 +59,7 @@ fn not_root(s: &mut Sandbox) -> Result<()> {
 
 /// A mount namespace of its own, from which nothing gets out. `places` are all mount points: in a chroot, `/` is none of
 /// them, and what lies above it is out of reach.
-fn own_mounts(places: &[PathBuf]) -> nix::Result<()> {
+pub(super) fn own_mounts(places: &[PathBuf]) -> nix::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let private = |place: &Path| mount(None::<&str>, place, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>);
     places.iter().try_for_each(|place| match private(place) {

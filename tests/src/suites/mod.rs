@@ -1,5 +1,6 @@
 //! The tests, one file a subject.
 
+mod adopt;
 mod badinput;
 mod cli;
 mod control;
@@ -36,6 +37,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     faults::TESTS,
     flows::TESTS,
     restart::TESTS,
+    adopt::TESTS,
     losses::TESTS,
     run::TESTS,
     cli::TESTS,

@@ -1,0 +1,221 @@
+//! What a new agent makes of what it finds: sessions in every state that they can be in, and what is of an earlier boot.
+
+use std::{fs, os::unix::process::CommandExt as _, path::Path};
+
+use nix::mount::{MsFlags, mount};
+use serde_json::Value;
+
+use super::{
+    badinput::own_mounts,
+    scene::{Fifo, Wall, only, report},
+};
+use crate::harness::{
+    mounts,
+    prelude::*,
+    server::Server,
+    wait::{all_gone, gone, in_guest, wall_clock},
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("adopt::every-state-goes-on", WHEREVER, states),
+    Test::new("adopt::narrowed-stays-narrow", WHEREVER, narrowed),
+    Test::new("adopt::reboot-ends-sessions-and-keeps-stays", WHEREVER, reboot),
+    Test::new("adopt::newer-store-and-other-cgroup-are-refused", WHEREVER, not_its_own),
+];
+
+/// A session as `inspect` shows it.
+fn shown(s: &Sandbox, session: &str) -> Result<Value> {
+    s.json(&["inspect", session])
+}
+
+fn state(s: &Sandbox, session: &str, state: &str) -> Result<()> {
+    let shown = shown(s, session)?["session"]["state"].clone();
+    ensure!(shown == state, "session {session} is {shown} where {state} was expected");
+    Ok(())
+}
+
+/// Frozen, in its grace, with an idle limit and renewed, warned: each is the same for the next agent.
+fn states(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, server) = (s.program("member")?, Server::tcp("127.0.0.1")?);
+    let scope = || only(&member).to("server", "127.0.0.1/32", server.port());
+    let calls = |fifo: &Fifo| format!("fifo {} connect tcp {}", fifo.path, server.words());
+
+    let mut asleep = Fifo::new(s)?;
+    let frozen = s.run(&s.policy(&scope())?, &member, &format!("{} + idle", calls(&asleep)))?;
+    let frozen_id = frozen.session(s)?;
+    s.cli(&["freeze", &frozen_id])?.ended(0)?;
+
+    let (mut left, pid) = (Fifo::new(s)?, s.file("pid"));
+    let policy = s.policy(&scope().limit("leftovers: 1h").ttl("2h"))?;
+    let line = format!("daemonise pid {pid} {} + daemonise idle + await {pid} nothing", calls(&left));
+    let first = s.run(&policy, &member, &line)?;
+    let grace_id = first.session(s)?;
+    first.wait()?.ended(0)?;
+    until("the grace to begin", patience(), || Ok(state(s, &grace_id, "ending").is_ok().then_some(())))?;
+    let grace_end = shown(s, &grace_id)?["limits"]["deadline_boot_ns"].clone();
+
+    let after = if in_guest() { 40 } else { 6 };
+    let limit = format!("idle: {{ after: {after}s, activity: [exec, connect] }}");
+    let idle = s.launch(&s.policy(&scope().limit(limit))?, &member, "idle").ttl("5m").start()?;
+    let idle_id = idle.session(s)?;
+    s.cli(&["renew", &idle_id, "--ttl", "9m"])?.ended(0)?;
+    let renewed = shown(s, &idle_id)?["limits"]["ttl_ms"].clone();
+
+    let warned = s.launch(&s.policy(&scope())?, &member, "idle").ttl("61s").start()?;
+    let warned_id = warned.session(s)?;
+    // of the first of the two that it gets: a minute before its end, not ten seconds
+    let warnings = |s: &Sandbox| -> Result<usize> {
+        let all = s.records(&warned_id, "warning")?;
+        Ok(all.iter().filter(|warning| warning["left_ms"].as_u64() > Some(10_000)).count())
+    };
+    until("a warning", patience(), || Ok((warnings(s)? == 1).then_some(())))?;
+
+    s.kill_agent()?;
+    asleep.wake()?;
+    s.start()?;
+    let answer = s.cli(&["end", &warned_id])?;
+    ensure!(matches!(answer.code, 0 | 5), "end answered {}", answer.code);
+    ensure!(warnings(s)? == 1, "it was warned {} times", warnings(s)?);
+
+    let limits = shown(s, &idle_id)?["limits"].clone();
+    ensure!(limits["ttl_ms"] == renewed && limits["winner"] == "idle", "{limits}, and it was renewed to {renewed}");
+    ensure!(limits["activity"] == serde_json::json!(["exec", "connect"]), "{limits}");
+
+    state(s, &grace_id, "ending")?;
+    let now = shown(s, &grace_id)?["limits"]["deadline_boot_ns"].clone();
+    ensure!(now == grace_end, "the grace lasts until {now} and not until {grace_end}");
+    let leftover = s.pid_in(&pid)?;
+    ensure!(!gone(leftover), "what was left has no grace with another agent");
+    left.wake()?;
+    server.accepted(1).context("what is left, in its scope")?;
+    s.cli(&["end", &grace_id])?.ended(0)?;
+    s.session_ended(&grace_id, "completed")?;
+    all_gone(&[leftover])?;
+
+    state(s, &frozen_id, "frozen")?;
+    ensure!(s.records(&frozen_id, "connect")?.is_empty(), "a frozen member went on without an agent");
+    s.cli(&["thaw", &frozen_id])?.ended(0)?;
+    server.accepted(2).context("the member that was thawed")?;
+    ensure!(!gone(frozen.pid()), "it is another process");
+    s.cli(&["end", &frozen_id])?.ended(0)?;
+
+    s.session_ended(&idle_id, "idle")?;
+    idle.wait()?.ended(137)?;
+    Ok(())
+}
+
+/// The scope that a session was narrowed to is its scope for the next agent, in the kernel, in `inspect`, in records, and
+/// for what may be narrowed further.
+fn narrowed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (one, two, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?, s.program("member")?);
+    let policy = only(&member).to("one", "127.0.0.1/32", one.port()).to("two", "127.0.0.1/32", two.port());
+    let policy = s.policy(&policy)?;
+    let (answers, again, last) = (s.file("answers"), s.file("again"), s.file("last"));
+    let both = format!("connect tcp {} + connect tcp {}", one.words(), two.words());
+    let line = format!("report {answers} {both} + await {again} {both} + await {last} {both} + idle");
+    let running = s.run(&policy, &member, &line)?;
+    let session = running.session(s)?;
+    ensure!(report(&answers, 2)? == ["ok", "ok"], "before: not both");
+    s.cli(&["narrow", &session, "--remove", "two"])?.ended(0)?;
+    let before = shown(s, &session)?["policy"].clone();
+    s.kill_agent()?;
+    s.start()?;
+    ensure!(shown(s, &session)?["policy"] == before, "{before} became {}", shown(s, &session)?["policy"]);
+    fs::write(&again, "now")?;
+    ensure!(report(&answers, 4)?[2..] == ["ok", "errno 1"], "after: {:?}", report(&answers, 4)?);
+    s.wait_evidence("who allowed it", |r| {
+        r["session"] == session && r["to"] == one.address() && r["rule"] == "one" && r["n"].as_u64() > Some(3)
+    })?;
+    s.cli(&["narrow", &session, "--policy", &policy])?.ended(3)?.complained(&["is wider than the session's"])?;
+    s.cli(&["narrow", &session, "--remove", "two"])?.ended(2)?.complained(&["has no rule \"two\""])?;
+    s.cli(&["narrow", &session, "--remove", "one"])?.ended(0)?.told(&["revision 3"])?;
+    fs::write(&last, "now")?;
+    ensure!(report(&answers, 6)?[4..] == ["errno 1", "errno 1"], "at last: {:?}", report(&answers, 6)?);
+    s.cli(&["end", &session])?.ended(0)?;
+    Ok(())
+}
+
+/// The power goes, and with it every process, pin and cgroup; the host comes up with another boot id. (This host is not
+/// taken down for it: what a reboot removes is removed, and the new agent is shown another boot id.)
+fn reboot(s: &mut Sandbox) -> Result<()> {
+    let _clock = wall_clock(false)?;
+    s.start()?;
+    let member = s.program("member")?;
+    let running = s.run(&s.policy(&only(&member))?, &member, "say there + idle")?;
+    let session = running.session(s)?;
+    until("the member to run", patience(), || Ok((running.said() == "there\n").then_some(())))?;
+    s.wait_evidence("its start", |r| r["type"] == "exec" && r["session"] == session)?;
+    s.cli(&["revoke", "--policy", "red"])?.ended(0)?;
+    s.kill_agent()?;
+    let cgroup = s.part("sessions").path().join(&session);
+    fs::write(cgroup.join("cgroup.kill"), "1")?;
+    running.wait()?.ended(137)?;
+    until("the cgroup to be gone", patience(), || Ok(fs::remove_dir(&cgroup).is_ok().then_some(())))?;
+    fs::remove_dir_all(s.pins()).context("the pins cannot be removed")?;
+
+    let (places, boot) = (mounts::below(Path::new("/"))?, s.file("boot"));
+    fs::write(&boot, "01234567-89ab-cdef-0123-456789abcdef\n")?;
+    let mut daemon = s.daemon();
+    let other_boot = move || {
+        own_mounts(&places)?;
+        let place = "/proc/sys/kernel/random/boot_id";
+        Ok(mount(Some(boot.as_str()), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+    };
+    // SAFETY: between fork and exec only system calls are made; what they need was allocated before.
+    unsafe { daemon.pre_exec(other_boot) };
+    s.start_as(daemon)?;
+    let end = s.session_ended(&session, "reboot")?;
+    ensure!(end["members_left"] == 0 && end["rounds"] == serde_json::json!([]), "{end}");
+    let gap = s.wait_evidence("what is not known", |r| r["type"] == "gap" && r["session"] == session)?;
+    let boots = [&gap["since"]["boot"], &gap["boot"]];
+    ensure!(boots[0].is_string() && boots[0] != boots[1], "the gap does not span two boots: {gap}");
+    let starts = |name| s.run(&s.policy(&only(&member).name(name))?, &member, "say again")?.wait();
+    starts("red")?.ended(125)?.complained(&["policy red is revoked until"])?;
+    starts("blue")?.ended(0)?.said("again")?;
+    s.cli(&["verify"])?.ended(0)?.told(&["intact, with 1 gap"])?;
+    Ok(())
+}
+
+/// What this agent cannot go on with it leaves alone: one message, and what is in force stays in force.
+fn not_its_own(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let mut wall = Wall::new(s, 3)?;
+    s.kill_agent()?;
+    let ours = version(s, |version| version)?;
+    version(s, |version| version + 1)?;
+    let newer = format!("store.redb is of version {}, this program reads {ours}", ours + 1);
+    let refuses = |daemon, code: i32, parts: &[&str]| -> Result<()> {
+        let finished = Running::spawn(s, daemon, None)?.wait()?;
+        finished.ended(code)?.complained(&["tipstaff: "])?.complained(parts)?;
+        ensure!(finished.stderr.trim_end().lines().count() == 1, "more than one line: {}", finished.stderr);
+        Ok(())
+    };
+    refuses(s.daemon(), 6, &[&newer, "use the newer program"])?;
+    wall.holds(s)?;
+    version(s, |version| version - 1)?;
+    let mut elsewhere = s.daemon();
+    let other = s.part("sessions").path().join("other");
+    elsewhere.env("TIPSTAFF_CGROUP", &other);
+    refuses(elsewhere, 2, &[&wall.session, "stands in ", "start it with the earlier one's --cgroup"])?;
+    wall.holds(s)?;
+    s.start()?;
+    wall.holds(s)?;
+    s.cli(&["end", &wall.session])?.ended(0)?;
+    Ok(())
+}
+
+/// Changes the version of what the store holds; the one before.
+fn version(s: &Sandbox, change: impl Fn(u64) -> u64) -> Result<u64> {
+    let database = redb::Database::open(s.folder().join("state/store.redb"))?;
+    let transaction = database.begin_write()?;
+    let before = {
+        let mut meta = transaction.open_table(redb::TableDefinition::<&str, u64>::new("meta"))?;
+        let before = redb::ReadableTable::get(&meta, "version")?.context("the store has no version")?.value();
+        meta.insert("version", change(before))?;
+        before
+    };
+    transaction.commit()?;
+    Ok(before)
+}
