@@ -3,12 +3,13 @@
 use std::{
     fs,
     io::{BufWriter, Write},
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
 
-use crate::{modules, workspace::Workspace};
+use crate::{exec::run, modules, workspace::Workspace};
 
 const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
@@ -19,7 +20,7 @@ const DEVICE: u32 = 0o020_600;
 /// in loading order by `/modules/order`. There is nothing else: the tests bring their own workloads.
 pub(crate) fn write(workspace: &Workspace, modules: Option<&Path>, to: &Path) -> Result<()> {
     let file = fs::File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
-    let mut archive = Archive { out: BufWriter::new(file), entries: 0 };
+    let mut archive = Archive { out: BufWriter::new(file), entries: 0, scratch: to.with_extension("stripped") };
     fill(workspace, modules, &mut archive).with_context(|| format!("cannot write {}", to.display()))
 }
 
@@ -52,12 +53,18 @@ fn fill<W: Write>(workspace: &Workspace, modules: Option<&Path>, archive: &mut A
 struct Archive<W: Write> {
     out: W,
     entries: u32,
+    /// Where a program lies while it is stripped: another archive may be in the making.
+    scratch: PathBuf,
 }
 
 impl<W: Write> Archive<W> {
-    /// Adds a file of this machine.
+    /// Adds a program of this machine, without its debug information: the guest has it in memory, and the tests copy
+    /// theirs for every program that they need.
     fn program(&mut self, name: &str, from: &Path) -> Result<()> {
-        let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+        let stripped = self.scratch.clone();
+        run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(from))?;
+        let bytes = fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))?;
+        fs::remove_file(&stripped).with_context(|| format!("cannot remove {}", stripped.display()))?;
         self.entry(name, PROGRAM, &bytes, (0, 0))
     }
 
@@ -95,11 +102,13 @@ impl<W: Write> Archive<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::{Archive, FILE};
 
     #[test]
     fn an_entry_is_a_header_a_name_and_a_content_each_padded_to_four() {
-        let mut archive = Archive { out: Vec::new(), entries: 0 };
+        let mut archive = Archive { out: Vec::new(), entries: 0, scratch: PathBuf::new() };
         archive.entry("etc/hosts", FILE, b"hello", (0, 0)).unwrap();
         let text = String::from_utf8(archive.out).unwrap();
         let header = "070701\

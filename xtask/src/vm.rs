@@ -24,6 +24,11 @@ use crate::{
 
 /// A boot takes about ten seconds without hardware virtualisation; one that takes this long hangs.
 const BOOT: Duration = Duration::from_secs(90);
+/// What makes an emulated kernel faster. qemu keeps the code that it translated by its virtual address: a program that is
+/// mapped elsewhere each time is translated each time. A look at the HPET, which the kernel prefers here, leaves the
+/// emulated processor; the TSC does not. Debian's kernels clear all memory that they hand out. A test took 2.3 s of
+/// processor instead of 3.8 s.
+const EMULATED: &str = "norandmaps clocksource=tsc tsc=reliable init_on_alloc=0";
 /// The kernel cuts a longer command line without a word.
 const COMMAND_LINE: usize = 2047;
 
@@ -118,7 +123,7 @@ impl Guest<'_> {
     fn qemu(&self, initramfs: &Path) -> Result<Command> {
         let args: Vec<String> = self.args.iter().map(|arg| percent_encode(arg)).collect();
         let (lsm, tier) = (self.lsm.command_line(), self.tier());
-        let mut line = format!("console=ttyS0 quiet panic=-1 {lsm} tipstaff.tier={tier}");
+        let mut line = format!("console=ttyS0 quiet panic=-1 {EMULATED} {lsm} tipstaff.tier={tier}");
         if !args.is_empty() {
             line += &format!(" tipstaff.args={}", args.join(","));
         }

@@ -1,6 +1,10 @@
 //! What tests ask of the evidence. The file is read as it stands, never through the agent.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{Seek, SeekFrom},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -11,12 +15,19 @@ use super::{
 };
 
 impl Sandbox {
-    /// Every finished record.
+    /// Every finished record of the test's time.
     pub(crate) fn evidence(&self) -> Result<Vec<Value>> {
-        let text = fs::read_to_string(self.evidence_file()).unwrap_or_default();
+        let text = self.since_start().unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let parsed = whole.lines().map(|line| serde_json::from_str(line).with_context(|| format!("record {line:?}")));
         parsed.collect()
+    }
+
+    /// What was written since the test began.
+    fn since_start(&self) -> std::io::Result<String> {
+        let mut file = File::open(self.evidence_file())?;
+        file.seek(SeekFrom::Start(self.since))?;
+        std::io::read_to_string(file)
     }
 
     /// The records of one type about one session.
@@ -27,7 +38,15 @@ impl Sandbox {
 
     /// Waits for a record that fits.
     pub(crate) fn wait_evidence(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Result<Value> {
-        let found = until(what, patience(), || Ok(self.evidence()?.into_iter().find(&fits)));
+        let mut seen = None;
+        let found = until(what, patience(), || {
+            let size = fs::metadata(self.evidence_file()).ok().map(|file| file.len());
+            if size == seen {
+                return Ok(None);
+            }
+            seen = size;
+            Ok(self.evidence()?.into_iter().find(&fits))
+        });
         found.with_context(|| format!("no evidence of {what}"))
     }
 
@@ -79,7 +98,8 @@ impl Sandbox {
     /// Every session ended once, and for each kind of record what was produced was consumed or counted as lost.
     pub(crate) fn evidence_adds_up(&self) -> Result<()> {
         let all = self.evidence()?;
-        for (n, record) in (1_u64..).zip(&all) {
+        let first = if self.since == 0 { 1 } else { all.first().and_then(|record| record["n"].as_u64()).unwrap_or(1) };
+        for (n, record) in (first..).zip(&all) {
             ensure!(record["n"] == n, "record {n} of the evidence calls itself {}", record["n"]);
         }
         let of = |kind: &'static str| all.iter().filter(move |r| r["type"] == kind);

@@ -14,6 +14,7 @@ pub(crate) mod report;
 pub(crate) mod runner;
 pub(crate) mod sandbox;
 pub(crate) mod server;
+pub(crate) mod shared;
 pub(crate) mod sweep;
 pub(crate) mod wait;
 

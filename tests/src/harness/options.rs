@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use super::{registry::Tier, wait::in_guest};
+use super::{registry::Tier, shared::Shared, wait::in_guest};
 
 const USAGE: &str = "usage: tipstaff-tests [--list] [--filter SUBSTRING] [--tier full|no-lsm|old|auto] [--agent FILE] \
                      [--jobs N]";
@@ -21,6 +21,8 @@ pub(crate) struct Options {
     pub(crate) agent: Option<PathBuf>,
     /// Tests that run at the same time.
     pub(crate) jobs: usize,
+    /// The agent that the one test is to use.
+    pub(crate) shared: Option<Shared>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +33,14 @@ pub(crate) enum Task {
     One(String),
     /// Start an agent and print the tier that it found; the runner starts this.
     AskTier,
+    /// Start an agent that tests share; the runner starts these.
+    Host,
 }
 
 impl Options {
     pub(crate) fn parse(words: &[String]) -> Result<Self> {
-        let mut options = Self { task: Task::Run, filter: None, tier: None, agent: None, jobs: default_jobs() };
+        let mut options =
+            Self { task: Task::Run, filter: None, tier: None, agent: None, jobs: default_jobs(), shared: None };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} needs a value; {USAGE}"));
@@ -43,6 +48,11 @@ impl Options {
                 "--list" => options.task = Task::List,
                 "--one" => options.task = Task::One(value()?.clone()),
                 "--ask-tier" => options.task = Task::AskTier,
+                "--host" => options.task = Task::Host,
+                "--shared" => {
+                    let text = value()?;
+                    options.shared = Some(Shared::parse(text).with_context(|| format!("--shared {text:?}; {USAGE}"))?);
+                }
                 "--filter" => options.filter = Some(value()?.clone()),
                 "--tier" => {
                     let name = value()?;

@@ -60,12 +60,24 @@ pub(crate) struct Test {
     pub(crate) since: Option<Since>,
     /// What it does to a whole host, so that it runs in guests only; elsewhere it is skipped, and that is said.
     pub(crate) guests: Option<&'static str>,
+    /// Whether it can use an agent that other tests used before.
+    pub(crate) shares: bool,
     pub(crate) run: fn(&mut Sandbox) -> Result<()>,
 }
 
 impl Test {
     pub(crate) const fn new(name: &'static str, tiers: &'static [Tier], run: fn(&mut Sandbox) -> Result<()>) -> Self {
-        Self { name, tiers, since: None, guests: None, run }
+        Self { name, tiers, since: None, guests: None, shares: false, run }
+    }
+
+    /// One that only starts sessions and asks: it neither stops, signals nor configures its agent, and ends its sessions.
+    /// So the agent may be one that other tests used and will use.
+    pub(crate) const fn sharing(
+        name: &'static str,
+        tiers: &'static [Tier],
+        run: fn(&mut Sandbox) -> Result<()>,
+    ) -> Self {
+        Self { shares: true, ..Self::new(name, tiers, run) }
     }
 
     pub(crate) const fn since(mut self, kernel: (u32, u32), feature: &'static str) -> Self {

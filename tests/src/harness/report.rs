@@ -38,9 +38,19 @@ impl Report {
             Outcome::Fail(_) => self.failed.push(test.name),
             Outcome::Skip(_) => self.skipped += 1,
         }
+        self.print(test.name, result, why, ms);
+    }
+
+    fn print(&self, name: &str, result: &str, why: &str, ms: u128) {
         let (tier, kernel) = (self.tier.name(), &self.kernel);
-        let line = json!({"name": test.name, "tier": tier, "kernel": kernel, "result": result, "why": why, "ms": ms});
+        let line = json!({"name": name, "tier": tier, "kernel": kernel, "result": result, "why": why, "ms": ms});
         println!("TIPSTAFF-TEST {line}");
+    }
+
+    /// Adds a failure that is no test's.
+    pub(crate) fn fail(&mut self, name: &'static str, why: &str) {
+        self.failed.push(name);
+        self.print(name, "fail", why, 0);
     }
 
     /// Prints the counts; whether all is well.

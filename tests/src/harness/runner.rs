@@ -21,6 +21,7 @@ use super::{
     registry::{self, Test, Tier},
     report::{Outcome, Report},
     sandbox::Sandbox,
+    shared::{self, Host},
     sweep,
     wait::in_guest,
 };
@@ -37,6 +38,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Run => run(options),
+        Task::Host => alone(options.tier.context("--host needs --tier")?, options, shared::host),
         Task::One(name) => {
             let test = registry::find(name)?;
             let tier = options.tier.context("--one needs --tier")?;
@@ -71,11 +73,16 @@ fn run(options: &Options) -> Result<ExitCode> {
     thread::scope(|scope| {
         for _ in 0..options.jobs {
             scope.spawn(|| {
+                let mut worker = Worker { tier, agent: &agent, release: &release, host: None };
                 while let Some(test) = tests.get(next.fetch_add(1, Ordering::SeqCst)) {
                     let start = Instant::now();
-                    let outcome = judge(test, tier, &agent, &release);
+                    let outcome = worker.judge(test);
                     let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
                     report.add(test, &outcome, start.elapsed().as_millis());
+                }
+                if let Some(Err(error)) = worker.host.map(Host::end) {
+                    let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+                    report.fail("harness::shared-agent", &format!("{error:#}"));
                 }
             });
         }
@@ -101,17 +108,41 @@ fn settle_tier(asked: Option<Tier>, agent: &Path) -> Result<Tier> {
     }
 }
 
-fn judge(test: &Test, tier: Tier, agent: &Path, release: &str) -> Outcome {
-    if let Some(since) = test.since.filter(|since| version(release).is_some_and(|kernel| kernel < since.kernel)) {
-        let (major, minor) = since.kernel;
-        return Outcome::Skip(format!("{} is there from {major}.{minor} on", since.feature));
+/// Runs tests one after the other; those that share an agent have this worker's.
+struct Worker<'a> {
+    tier: Tier,
+    agent: &'a Path,
+    release: &'a str,
+    host: Option<Host>,
+}
+
+impl Worker<'_> {
+    fn judge(&mut self, test: &Test) -> Outcome {
+        let kernel = version(self.release);
+        if let Some(since) = test.since.filter(|since| kernel.is_some_and(|kernel| kernel < since.kernel)) {
+            let (major, minor) = since.kernel;
+            return Outcome::Skip(format!("{} is there from {major}.{minor} on", since.feature));
+        }
+        if let Some(what) = test.guests.filter(|_| !in_guest()) {
+            return Outcome::Skip(format!("it {what}: in guests only"));
+        }
+        let words = ["--one", test.name, "--tier", self.tier.name()];
+        let done = if test.shares { self.on_shared(&words) } else { in_child(&words, self.agent).map(drop) };
+        match done {
+            Ok(()) => Outcome::Pass,
+            Err(error) => Outcome::Fail(format!("{error:#}")),
+        }
     }
-    if let Some(what) = test.guests.filter(|_| !in_guest()) {
-        return Outcome::Skip(format!("it {what}: in guests only"));
-    }
-    match in_child(&["--one", test.name, "--tier", tier.name()], agent) {
-        Ok(_) => Outcome::Pass,
-        Err(error) => Outcome::Fail(format!("{error:#}")),
+
+    /// After a failure nobody knows what its agent is in: the next test gets another.
+    fn on_shared(&mut self, words: &[&str]) -> Result<()> {
+        let host = match self.host.take() {
+            Some(host) => host,
+            None => Host::start(self.tier, self.agent)?,
+        };
+        in_child(&[words, &["--shared", &host.shared().to_string()]].concat(), self.agent)?;
+        self.host = Some(host);
+        Ok(())
     }
 }
 
@@ -135,7 +166,7 @@ fn in_child(words: &[&str], agent: &Path) -> Result<String> {
     }
 }
 
-fn wait_or_kill(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+pub(super) fn wait_or_kill(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     let start = Instant::now();
     while start.elapsed() < limit {
         if let Some(status) = child.try_wait()? {
@@ -152,7 +183,10 @@ fn wait_or_kill(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
 fn alone(tier: Tier, options: &Options, body: impl FnOnce(&mut Sandbox) -> Result<()>) -> Result<ExitCode> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     let agent: PathBuf = options.agent()?;
-    let mut sandbox = Sandbox::new(tier, &agent)?;
+    let mut sandbox = match &options.shared {
+        Some(shared) => Sandbox::join(tier, &agent, shared.clone())?,
+        None => Sandbox::new(tier, &agent)?,
+    };
     let Err(error) = body(&mut sandbox) else { return Ok(ExitCode::SUCCESS) };
     println!("{error:#}");
     eprintln!("--- {:?}: {error:#}", options.task);

@@ -7,10 +7,9 @@
 use std::{
     cell::Cell,
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -24,6 +23,7 @@ use super::{
     mounts,
     policy::Policy,
     registry::Tier,
+    shared::Shared,
     sweep,
     wait::{in_guest, patience, until},
 };
@@ -33,16 +33,25 @@ pub(crate) const READERS: u32 = 64_100;
 /// The group that may start and end sessions; nobody's on any host.
 pub(crate) const OPERATORS: u32 = 64_101;
 
+/// Name of the agent's binary in its folder.
+const NEAR: &str = "tipstaff";
+
 /// A test's own world. It has no agent until [`Sandbox::start`].
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) tier: Tier,
+    /// The agent's folder.
+    home: PathBuf,
+    /// The test's folder; the same where the agent is the test's own.
     folder: PathBuf,
     pins: PathBuf,
     cgroup: Cgroup,
     callers: Cgroup,
     binary: PathBuf,
     agent: Option<Agent>,
+    shared: Option<Shared>,
+    /// Where in the evidence the test begins.
+    pub(super) since: u64,
     armed: bool,
     damaged: bool,
     count: Cell<u32>,
@@ -66,17 +75,55 @@ impl Sandbox {
             None => own_bpffs(&folder.join("bpf"))?,
         };
         let cgroup = Cgroup::create(mounts::cgroup2()?.join(&name))?;
-        let callers = cgroup.child("callers")?;
-        for part in ["agent", "elsewhere", "sessions"] {
+        for part in ["callers", "agent", "elsewhere", "sessions"] {
             cgroup.child(part)?;
         }
         let binary = within_reach(binary, &folder)?;
-        let count = Cell::new(0);
-        Ok(Self { tier, folder, pins, cgroup, callers, binary, agent: None, armed: false, damaged: false, count })
+        Ok(Self::of(tier, folder.clone(), folder, pins, cgroup, binary))
     }
 
-    /// Starts the agent and waits until it answers.
+    /// With the agent of another sandbox, which is there already.
+    pub(crate) fn join(tier: Tier, binary: &Path, shared: Shared) -> Result<Self> {
+        let (home, folder) = (sweep::folder(&shared.name), shared.folder(std::process::id()));
+        fs::create_dir(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        for part in ["bin", "work"] {
+            fs::create_dir(folder.join(part))?;
+        }
+        fs::set_permissions(folder.join("work"), PermissionsExt::from_mode(0o1777))?;
+        let pins = sweep::shared_pins(&shared.name).unwrap_or_else(|| home.join("bpf/tipstaff"));
+        let cgroup = Cgroup::at(mounts::cgroup2()?.join(&shared.name));
+        let near = home.join(NEAR);
+        let binary = if near.exists() { near } else { binary.to_owned() };
+        let mut sandbox = Self::of(tier, home, folder, pins, cgroup, binary);
+        sandbox.since = fs::metadata(sandbox.evidence_file()).map_or(0, |file| file.len());
+        sandbox.shared = Some(shared);
+        Ok(sandbox)
+    }
+
+    fn of(tier: Tier, home: PathBuf, folder: PathBuf, pins: PathBuf, cgroup: Cgroup, binary: PathBuf) -> Self {
+        let callers = Cgroup::at(cgroup.path().join("callers"));
+        Self {
+            tier,
+            home,
+            folder,
+            pins,
+            cgroup,
+            callers,
+            binary,
+            agent: None,
+            shared: None,
+            since: 0,
+            armed: false,
+            damaged: false,
+            count: Cell::new(0),
+        }
+    }
+
+    /// Starts the agent and waits until it answers; one that is shared does already.
     pub(crate) fn start(&mut self) -> Result<()> {
+        if self.shared.is_some() {
+            return Ok(());
+        }
         self.start_as(self.daemon())
     }
 
@@ -88,11 +135,14 @@ impl Sandbox {
 
     /// As [`Sandbox::start`], with a command that was made from [`Sandbox::daemon`].
     pub(crate) fn start_as(&mut self, daemon: Command) -> Result<()> {
+        ensure!(self.shared.is_none(), "a test that starts an agent in its own way cannot share one");
         let mut agent = Agent::start(daemon, &self.part("agent"), &self.log())?;
         self.armed = true;
+        // its socket is there long before it answers; asking more than once costs more than waiting
+        let socket = self.home.join("run/read.sock");
         let ready = until("the agent to answer", patience(), || {
             agent.alive()?;
-            Ok((self.cli(&["status"])?.code != 7).then_some(()))
+            Ok((UnixStream::connect(&socket).is_ok() && self.cli(&["status"])?.code != 7).then_some(()))
         });
         ready.with_context(|| format!("the agent said: {}", self.said_by_agent()))?;
         self.agent = Some(agent);
@@ -121,13 +171,13 @@ impl Sandbox {
     pub(crate) fn tipstaff(&self) -> Command {
         let mut command = bare(&self.binary);
         command
-            .env("TIPSTAFF_CONFIG", self.folder.join("tipstaff.toml"))
-            .env("TIPSTAFF_STATE_DIR", self.folder.join("state"))
-            .env("TIPSTAFF_RUNTIME_DIR", self.folder.join("run"))
+            .env("TIPSTAFF_CONFIG", self.home.join("tipstaff.toml"))
+            .env("TIPSTAFF_STATE_DIR", self.home.join("state"))
+            .env("TIPSTAFF_RUNTIME_DIR", self.home.join("run"))
             .env("TIPSTAFF_PIN_DIR", &self.pins)
             .env("TIPSTAFF_CGROUP", self.cgroup.path().join("sessions"))
-            .env("TIPSTAFF_POLICY_DIR", self.folder.join("policies"))
-            .env("TIPSTAFF_EVIDENCE_DIR", self.folder.join("evidence"));
+            .env("TIPSTAFF_POLICY_DIR", self.home.join("policies"))
+            .env("TIPSTAFF_EVIDENCE_DIR", self.home.join("evidence"));
         command
     }
 
@@ -204,6 +254,7 @@ impl Sandbox {
         Ok(path.display().to_string())
     }
 
+    /// The test's folder, in which an agent of its own has its folders too.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -213,11 +264,11 @@ impl Sandbox {
     }
 
     pub(crate) fn evidence_file(&self) -> PathBuf {
-        self.folder.join("evidence/evidence.jsonl")
+        self.home.join("evidence/evidence.jsonl")
     }
 
     pub(crate) fn log(&self) -> PathBuf {
-        self.folder.join("agent.log")
+        self.home.join("agent.log")
     }
 
     pub(crate) fn said_by_agent(&self) -> String {
@@ -234,6 +285,9 @@ impl Sandbox {
     }
 
     pub(crate) fn agent_pid(&self) -> Result<u32> {
+        if let Some(shared) = &self.shared {
+            return Ok(shared.agent);
+        }
         Ok(self.agent.as_ref().context("there is no agent")?.pid())
     }
 
@@ -259,13 +313,18 @@ impl Sandbox {
         self.damaged = true;
     }
 
-    /// Stops the agent, disarms, and fails where anything is left or the evidence does not add up.
+    /// Stops the agent, disarms, and fails where anything is left or the evidence does not add up. A shared agent stays.
     pub(crate) fn finish(&mut self) -> Result<()> {
-        let answers = self.agent.is_some() && self.cli(&["status"])?.code != 7;
+        if let Some(shared) = &self.shared {
+            return self.hand_back(shared);
+        }
+        let status = self.agent.is_some().then(|| self.cli(&["status", "-o", "json"])).transpose()?;
         // an agent that a test disarmed is about to go
-        if let (true, Ok(status)) = (answers, self.json(&["status"])) {
+        if let Some(status) = status.filter(|status| status.code != 7) {
+            let said: Value =
+                serde_json::from_str(&status.stdout).with_context(|| format!("status said {status:?}"))?;
             // a verdict on a task that this test's agent was not the first to label: never carried out, never to happen
-            ensure!(status["foreign"] == 0, "{} decisions fell on tasks outside the confinement", status["foreign"]);
+            ensure!(said["foreign"] == 0, "{} decisions fell on tasks outside the confinement", said["foreign"]);
         }
         if let Some(mut agent) = self.agent.take() {
             agent.alive()?;
@@ -291,13 +350,7 @@ impl Sandbox {
 
     /// Fails where a process, a session's cgroup or a pin is left.
     pub(crate) fn nothing_is_left(&self) -> Result<()> {
-        // a killed task stays in cgroup.procs until it is reaped
-        let empty = until("the processes to be gone", Duration::from_secs(5), || {
-            Ok(self.cgroup.processes().is_empty().then_some(()))
-        });
-        empty.with_context(|| {
-            format!("left over: {:?}", self.cgroup.processes().iter().map(describe).collect::<Vec<_>>())
-        })?;
+        self.empty(&self.cgroup)?;
         self.nothing_of_sessions_is_left()?;
         let pins = files_below(&self.pins);
         ensure!(pins.is_empty(), "left over: {pins:?}");
@@ -310,7 +363,7 @@ fn within_reach(binary: &Path, folder: &Path) -> Result<PathBuf> {
     if in_guest() {
         return Ok(binary.to_owned());
     }
-    let near = folder.join("tipstaff");
+    let near = folder.join(NEAR);
     if fs::hard_link(binary, &near).is_err() {
         fs::copy(binary, &near).with_context(|| format!("{} cannot be copied", binary.display()))?;
     }
@@ -324,11 +377,6 @@ fn own_bpffs(path: &Path) -> Result<PathBuf> {
         bail!("bpffs is not at {} although it was mounted there", path.display());
     }
     Ok(path.join("tipstaff"))
-}
-
-fn describe(pid: &u32) -> String {
-    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    format!("{pid} {}", String::from_utf8_lossy(&command).replace('\0', " "))
 }
 
 fn files_below(path: &Path) -> Vec<PathBuf> {

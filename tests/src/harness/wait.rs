@@ -40,9 +40,15 @@ pub(crate) fn slack() -> Duration {
     Duration::from_millis(if in_guest() { 1000 } else { 150 })
 }
 
-/// Asks `probe` until it answers, at most for `limit`.
+/// The longest pause between two looks. In a guest, looking costs what is looked for its time.
+fn longest_pause() -> Duration {
+    Duration::from_millis(if in_guest() { 40 } else { 5 })
+}
+
+/// Asks `probe` until it answers, at most for `limit`; the longer it takes, the less often.
 pub(crate) fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
+    let mut pause = Duration::from_millis(2);
     loop {
         if let Some(answer) = probe()? {
             return Ok(answer);
@@ -50,7 +56,8 @@ pub(crate) fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> R
         if start.elapsed() > limit {
             bail!("waited {} s for {what}", limit.as_secs());
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(longest_pause());
     }
 }
 

@@ -5,10 +5,10 @@ use crate::harness::prelude::*;
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("cli::ps-and-inspect-show-a-live-session", WHEREVER, ps_and_inspect),
-    Test::new("cli::events-follow", WHEREVER, events),
+    Test::sharing("cli::events-follow", WHEREVER, events),
     Test::new("cli::status-and-probe-agree", WHEREVER, status_and_probe),
     Test::new("cli::policy-check-accepts", WHEREVER, policy_check),
-    Test::new("cli::strict-refuses-what-is-unavailable", WHEREVER, strict),
+    Test::sharing("cli::strict-refuses-what-is-unavailable", WHEREVER, strict),
     Test::new("cli::refused-lsm-is-tier-no-lsm", NO_LSM, refused_lsm),
 ];
 

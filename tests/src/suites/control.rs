@@ -13,8 +13,8 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("control::frozen-stands-still-and-thawed-goes-on", WHEREVER, freeze),
-    Test::new("control::deadline-holds-while-frozen", WHEREVER, frozen_deadline),
+    Test::sharing("control::frozen-stands-still-and-thawed-goes-on", WHEREVER, freeze),
+    Test::sharing("control::deadline-holds-while-frozen", WHEREVER, frozen_deadline),
     Test::new("control::revoked-by-label-policy-and-principal", WHEREVER, revoke),
     Test::new("control::stay-outlives-the-agent", WHEREVER, stay),
 ];

@@ -10,8 +10,8 @@ use super::scene::only;
 use crate::harness::prelude::*;
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("evidence::session-start-says-who-and-what", WHEREVER, session_start),
-    Test::new("evidence::thousand-execs", WHEREVER, thousand),
+    Test::sharing("evidence::session-start-says-who-and-what", WHEREVER, session_start),
+    Test::sharing("evidence::thousand-execs", WHEREVER, thousand),
     Test::new("evidence::chain-can-be-recomputed", WHEREVER, chain),
     Test::new("evidence::goes-on-after-a-restart", WHEREVER, restart),
     Test::new("evidence::tampering-is-found", WHEREVER, tampering),

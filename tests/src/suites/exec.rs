@@ -9,18 +9,18 @@ use super::scene::{attempt, only};
 use crate::harness::prelude::*;
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("exec::path-allows-and-default-denies", WHEREVER, by_path),
-    Test::new("exec::deny-rule-beats-allowed-folder", WHEREVER, deny_beats_folder),
-    Test::new("exec::folder-allows-all-below", WHEREVER, by_folder),
-    Test::new("exec::denied-folder-beats-allowed-folder", WHEREVER, denied_folder),
-    Test::new("exec::symlink-is-judged-by-its-target", WHEREVER, by_symlink),
-    Test::new("exec::hard-link-is-the-same-program", WHEREVER, by_hard_link),
-    Test::new("exec::name-of-an-allowed-program-is-not-enough", WHEREVER, renamed),
-    Test::new("exec::by-descriptor-and-relative-path", WHEREVER, by_relative_path),
-    Test::new("exec::observe-lets-run-and-records", WHEREVER, observe),
-    Test::new("exec::run-refuses-a-command-out-of-scope", WHEREVER, run_refuses),
-    Test::new("exec::script-is-judged", FULL, script),
-    Test::new("exec::interpreter-is-judged", WHEREVER, interpreter),
+    Test::sharing("exec::path-allows-and-default-denies", WHEREVER, by_path),
+    Test::sharing("exec::deny-rule-beats-allowed-folder", WHEREVER, deny_beats_folder),
+    Test::sharing("exec::folder-allows-all-below", WHEREVER, by_folder),
+    Test::sharing("exec::denied-folder-beats-allowed-folder", WHEREVER, denied_folder),
+    Test::sharing("exec::symlink-is-judged-by-its-target", WHEREVER, by_symlink),
+    Test::sharing("exec::hard-link-is-the-same-program", WHEREVER, by_hard_link),
+    Test::sharing("exec::name-of-an-allowed-program-is-not-enough", WHEREVER, renamed),
+    Test::sharing("exec::by-descriptor-and-relative-path", WHEREVER, by_relative_path),
+    Test::sharing("exec::observe-lets-run-and-records", WHEREVER, observe),
+    Test::sharing("exec::run-refuses-a-command-out-of-scope", WHEREVER, run_refuses),
+    Test::sharing("exec::script-is-judged", FULL, script),
+    Test::sharing("exec::interpreter-is-judged", WHEREVER, interpreter),
 ];
 
 fn by_path(s: &mut Sandbox) -> Result<()> {

@@ -22,12 +22,12 @@ use crate::harness::{
 use crate::work::flows::sctp;
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("flows::end-destroys-every-socket", WHEREVER, end),
-    Test::new("flows::accepted-from-outside", WHEREVER, accepted),
-    Test::new("flows::namespace-of-a-member", WHEREVER, namespace),
+    Test::sharing("flows::end-destroys-every-socket", WHEREVER, end),
+    Test::sharing("flows::accepted-from-outside", WHEREVER, accepted),
+    Test::sharing("flows::namespace-of-a-member", WHEREVER, namespace),
     Test::new("flows::agent-killed-and-back", WHEREVER, agent_killed),
-    Test::new("flows::silenced-where-it-cannot-be-destroyed", WHEREVER, silenced),
-    Test::new("flows::narrowing-cuts-what-is-out-of-scope", WHEREVER, narrowed),
+    Test::sharing("flows::silenced-where-it-cannot-be-destroyed", WHEREVER, silenced),
+    Test::sharing("flows::narrowing-cuts-what-is-out-of-scope", WHEREVER, narrowed),
     Test::new("flows::observed-session-keeps-its-flows", WHEREVER, observed),
 ];
 

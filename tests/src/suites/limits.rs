@@ -16,14 +16,14 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("limits::idle-ends-what-does-nothing", WHEREVER, idle),
-    Test::new("limits::terminal-counts-as-activity", WHEREVER, terminal),
+    Test::sharing("limits::idle-ends-what-does-nothing", WHEREVER, idle),
+    Test::sharing("limits::terminal-counts-as-activity", WHEREVER, terminal),
     Test::new("limits::windows-and-credentials-at-the-start", WHEREVER, at_the_start),
     Test::new("limits::stepped-clock-moves-windows-and-credentials", WHEREVER, stepped).guests_only("sets the clock"),
     Test::new("limits::credential-ends-its-session", WHEREVER, credential),
     Test::new("limits::renewed-and-refused", WHEREVER, renewed),
-    Test::new("limits::warned-before-the-end", WHEREVER, warned),
-    Test::new("limits::nonsense-is-refused", WHEREVER, nonsense),
+    Test::sharing("limits::warned-before-the-end", WHEREVER, warned),
+    Test::sharing("limits::nonsense-is-refused", WHEREVER, nonsense),
 ];
 
 fn secs(native: u64, guest: u64) -> u64 {

@@ -9,18 +9,18 @@ use super::scene::{Fifo, attempt, only, reach, refusal, refused_exec, report};
 use crate::harness::{launch::bare, mounts, prelude::*, server::Server};
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("members::daemonised-child", WHEREVER, daemonised),
-    Test::new("members::vfork", WHEREVER, vfork),
-    Test::new("members::threads", WHEREVER, threads),
-    Test::new("members::exec-from-another-thread", WHEREVER, exec_from_thread),
-    Test::new("members::nested-cgroup", WHEREVER, nested),
-    Test::new("members::moved-by-itself", WHEREVER, moved_by_itself),
-    Test::new("members::moved-by-root", WHEREVER, moved_by_root),
-    Test::new("members::born-in-another-cgroup", WHEREVER, clone_into).since((5, 7), "CLONE_INTO_CGROUP"),
-    Test::new("members::moved-in-becomes-member", WHEREVER, moved_in),
-    Test::new("members::new-namespaces", WHEREVER, namespaces),
-    Test::new("members::two-sessions-of-one-user", WHEREVER, two_sessions),
-    Test::new("members::outsiders-pay-nothing", WHEREVER, outsiders),
+    Test::sharing("members::daemonised-child", WHEREVER, daemonised),
+    Test::sharing("members::vfork", WHEREVER, vfork),
+    Test::sharing("members::threads", WHEREVER, threads),
+    Test::sharing("members::exec-from-another-thread", WHEREVER, exec_from_thread),
+    Test::sharing("members::nested-cgroup", WHEREVER, nested),
+    Test::sharing("members::moved-by-itself", WHEREVER, moved_by_itself),
+    Test::sharing("members::moved-by-root", WHEREVER, moved_by_root),
+    Test::sharing("members::born-in-another-cgroup", WHEREVER, clone_into).since((5, 7), "CLONE_INTO_CGROUP"),
+    Test::sharing("members::moved-in-becomes-member", WHEREVER, moved_in),
+    Test::sharing("members::new-namespaces", WHEREVER, namespaces),
+    Test::sharing("members::two-sessions-of-one-user", WHEREVER, two_sessions),
+    Test::sharing("members::outsiders-pay-nothing", WHEREVER, outsiders),
     Test::new("members::callers-outside-the-confinement", WHEREVER, confinement),
 ];
 

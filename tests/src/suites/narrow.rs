@@ -6,11 +6,11 @@ use super::scene::{only, report};
 use crate::harness::{prelude::*, server::Server, wait::in_guest};
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("narrow::rules-are-removed", WHEREVER, removal),
-    Test::new("narrow::to-a-stricter-policy", WHEREVER, policy),
-    Test::new("narrow::never-wider", WHEREVER, wider),
-    Test::new("narrow::what-cannot-be-narrowed", WHEREVER, bad),
-    Test::new("narrow::ten-thousand-rules-flip-under-load", WHEREVER, flip),
+    Test::sharing("narrow::rules-are-removed", WHEREVER, removal),
+    Test::sharing("narrow::to-a-stricter-policy", WHEREVER, policy),
+    Test::sharing("narrow::never-wider", WHEREVER, wider),
+    Test::sharing("narrow::what-cannot-be-narrowed", WHEREVER, bad),
+    Test::sharing("narrow::ten-thousand-rules-flip-under-load", WHEREVER, flip),
 ];
 
 /// Waits for a record of a connect by `session` that was decided so, and is not one of `before`.

@@ -4,20 +4,20 @@ use super::scene::{only, reach, report};
 use crate::harness::{prelude::*, server::Server, wait::in_guest};
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("net::tcp-v4", WHEREVER, tcp_v4),
-    Test::new("net::tcp-v6", WHEREVER, tcp_v6),
-    Test::new("net::udp-connect", WHEREVER, udp_connect),
-    Test::new("net::udp-send-without-connect", WHEREVER, udp_send),
-    Test::new("net::v4-mapped-address-is-v4", WHEREVER, mapped),
-    Test::new("net::v4-address-on-a-v6-socket", WHEREVER, v4_on_v6),
-    Test::new("net::tcp-fast-open", WHEREVER, fast_open),
-    Test::new("net::second-connect-is-judged", WHEREVER, reconnect),
-    Test::new("net::port-range", WHEREVER, port_range),
-    Test::new("net::protocol", WHEREVER, protocol),
-    Test::new("net::deny-beats-allow", WHEREVER, deny_beats_allow),
-    Test::new("net::metadata-address", WHEREVER, metadata),
-    Test::new("net::daemonised-child", WHEREVER, daemonised),
-    Test::new("net::observe-lets-through-and-records", WHEREVER, observe),
+    Test::sharing("net::tcp-v4", WHEREVER, tcp_v4),
+    Test::sharing("net::tcp-v6", WHEREVER, tcp_v6),
+    Test::sharing("net::udp-connect", WHEREVER, udp_connect),
+    Test::sharing("net::udp-send-without-connect", WHEREVER, udp_send),
+    Test::sharing("net::v4-mapped-address-is-v4", WHEREVER, mapped),
+    Test::sharing("net::v4-address-on-a-v6-socket", WHEREVER, v4_on_v6),
+    Test::sharing("net::tcp-fast-open", WHEREVER, fast_open),
+    Test::sharing("net::second-connect-is-judged", WHEREVER, reconnect),
+    Test::sharing("net::port-range", WHEREVER, port_range),
+    Test::sharing("net::protocol", WHEREVER, protocol),
+    Test::sharing("net::deny-beats-allow", WHEREVER, deny_beats_allow),
+    Test::sharing("net::metadata-address", WHEREVER, metadata),
+    Test::sharing("net::daemonised-child", WHEREVER, daemonised),
+    Test::sharing("net::observe-lets-through-and-records", WHEREVER, observe),
 ];
 
 /// A member does `how` with the address of a server that is in scope, and with that of one that is not.

@@ -10,12 +10,12 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("run::exit-status-and-signals", WHEREVER, status),
-    Test::new("run::input-output-environment-folder", WHEREVER, surroundings),
-    Test::new("run::user-and-groups", WHEREVER, user),
-    Test::new("run::no-descriptor-beyond-0-to-2", WHEREVER, descriptors),
-    Test::new("run::no-such-command", WHEREVER, no_such_command),
-    Test::new("run::many-at-once", WHEREVER, many),
+    Test::sharing("run::exit-status-and-signals", WHEREVER, status),
+    Test::sharing("run::input-output-environment-folder", WHEREVER, surroundings),
+    Test::sharing("run::user-and-groups", WHEREVER, user),
+    Test::sharing("run::no-descriptor-beyond-0-to-2", WHEREVER, descriptors),
+    Test::sharing("run::no-such-command", WHEREVER, no_such_command),
+    Test::sharing("run::many-at-once", WHEREVER, many),
 ];
 
 fn status(s: &mut Sandbox) -> Result<()> {

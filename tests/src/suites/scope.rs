@@ -6,11 +6,11 @@ use super::scene::{only, reach};
 use crate::harness::{prelude::*, server::Server};
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("scope::names-need-the-resolver", WHEREVER, names),
-    Test::new("scope::metadata-is-denied-in-every-kind", WHEREVER, metadata),
-    Test::new("scope::ten-thousand-rules", WHEREVER, ten_thousand_rules),
-    Test::new("scope::strict-asks-for-what-is-written", WHEREVER, strict),
-    Test::new("scope::too-many-port-rules-name-the-network", WHEREVER, too_many_port_rules),
+    Test::sharing("scope::names-need-the-resolver", WHEREVER, names),
+    Test::sharing("scope::metadata-is-denied-in-every-kind", WHEREVER, metadata),
+    Test::sharing("scope::ten-thousand-rules", WHEREVER, ten_thousand_rules),
+    Test::sharing("scope::strict-asks-for-what-is-written", WHEREVER, strict),
+    Test::sharing("scope::too-many-port-rules-name-the-network", WHEREVER, too_many_port_rules),
 ];
 
 /// The first resolver of this host, as resolv.conf(5) has it.

@@ -11,13 +11,13 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("time::ttl-ends-everything", WHEREVER, ttl),
-    Test::new("time::shorter-ttl-wins", WHEREVER, shorter_wins),
+    Test::sharing("time::ttl-ends-everything", WHEREVER, ttl),
+    Test::sharing("time::shorter-ttl-wins", WHEREVER, shorter_wins),
     Test::new("time::flow-stops-at-the-deadline", WHEREVER, flow_stops),
     Test::new("time::deadline-holds-without-the-agent", WHEREVER, without_agent),
-    Test::new("time::end-by-operator", WHEREVER, by_operator),
-    Test::new("time::main-process-ends-the-session", WHEREVER, completed),
-    Test::new("time::crowd-ends-to-zero", WHEREVER, crowd),
+    Test::sharing("time::end-by-operator", WHEREVER, by_operator),
+    Test::sharing("time::main-process-ends-the-session", WHEREVER, completed),
+    Test::sharing("time::crowd-ends-to-zero", WHEREVER, crowd),
 ];
 
 /// Long enough for a session to get going, short enough to wait for.
