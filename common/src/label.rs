@@ -6,6 +6,11 @@ use crate::pod;
 pub const DOOMED: u32 = 1;
 /// The label was given to a task that was first seen below the confinement cgroup (`Settings::confine_cgroup`).
 pub const CONFINED: u32 = 2;
+/// The label was given to a tree that ran already: whatever descends from this task is a member, also what was born
+/// before the label.
+pub const TREE: u32 = 4;
+/// In a row of the walk over such trees: the thread could not be labelled.
+pub const UNLABELLED: u32 = 1 << 31;
 
 /// The value in `TASK_LABELS`, one for each labelled thread.
 #[repr(C)]
@@ -15,7 +20,7 @@ pub struct Label {
     pub slot: u32,
     /// The slot's generation that the label was given for; a label of another generation names an ended session.
     pub generation: u32,
-    /// `DOOMED`, `CONFINED`.
+    /// `DOOMED`, `CONFINED`, `TREE`.
     pub flags: u32,
     /// `task_struct.self_exec_id` of the last exec that was judged.
     pub exec_id: u32,

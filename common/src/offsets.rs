@@ -35,6 +35,8 @@ pub struct Offsets {
     pub task_pid: u32,
     /// `task_struct.group_leader`
     pub task_leader: u32,
+    /// `task_struct.real_parent`
+    pub task_parent: u32,
     /// `task_struct.mm`
     pub task_mm: u32,
     /// `task_struct.exit_code`
@@ -112,6 +114,6 @@ pub struct Offsets {
     /// `inode.i_mode`
     pub inode_mode: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 52 * 4);
+const _: () = assert!(size_of::<Offsets>() == 53 * 4);
 
 pod!(Offsets);

@@ -8,6 +8,8 @@ pub const STATE_FREE: u32 = 0;
 pub const STATE_ACTIVE: u32 = 1;
 /// The session is over: every hook denies.
 pub const STATE_ENDED: u32 = 2;
+/// The session never came to be: the walk over trees takes its labels off again. Its mode is `MODE_OBSERVE` meanwhile.
+pub const STATE_UNDONE: u32 = 3;
 
 /// Decide and record, refuse nothing.
 pub const MODE_OBSERVE: u32 = 0;

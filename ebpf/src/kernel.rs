@@ -112,6 +112,12 @@ impl Task {
         read(self.0, offset_of!(Offsets, task_leader)).map(Self)
     }
 
+    /// The thread that made it, or who took it in since.
+    #[inline(always)]
+    pub fn parent(self) -> Result<Self, Fault> {
+        read(self.0, offset_of!(Offsets, task_parent)).map(Self)
+    }
+
     /// Counts the execs of this task; raised before `sched_process_exec` fires.
     #[inline(always)]
     pub fn exec_id(self) -> Result<u32, Fault> {

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, HashOfMaps, LpmTrie, PerCpuArray, RingBuf},
-    helpers::{bpf_sk_storage_get, bpf_task_storage_get},
+    helpers::{bpf_sk_storage_get, bpf_task_storage_delete, bpf_task_storage_get},
     macros::btf_map,
 };
 use tipstaff_common::{
@@ -37,6 +37,7 @@ pub static OFFSETS: Offsets = Offsets {
     task_tgid: 0,
     task_pid: 0,
     task_leader: 0,
+    task_parent: 0,
     task_mm: 0,
     task_exit_code: 0,
     task_exit_state: 0,
@@ -115,6 +116,15 @@ impl<T> TaskStorage<T> {
             )
             .cast()
         }
+    }
+}
+
+impl<T> TaskStorage<T> {
+    /// Takes the task's value away.
+    #[inline(always)]
+    pub fn remove(&self, task: *mut c_void) {
+        // SAFETY: as in `get`. One that is not there is as good as removed.
+        let _ = unsafe { bpf_task_storage_delete(core::ptr::from_ref(self).cast_mut().cast(), task.cast()) };
     }
 }
 

@@ -8,7 +8,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_get_current_ancestor_cgroup_id;
 use tipstaff_common::{
     label::{CONFINED, DOOMED, Label, Mirrored, SessionRef},
-    session::{MODE_ENFORCE, STATE_ACTIVE, SessionCounters},
+    session::{MODE_ENFORCE, STATE_ACTIVE, STATE_UNDONE, SessionCounters, state_word},
 };
 
 use crate::{
@@ -108,7 +108,7 @@ impl Session {
 
 /// The mirror's word on a task. An entry of a task that is gone (its exit was not seen) does not count.
 #[inline(always)]
-fn mirrored(task: Task) -> Option<Mirrored> {
+pub fn mirrored(task: Task) -> Option<Mirrored> {
     // SAFETY: copied out at once; a concurrent delete can at worst give a value that the thread id then refuses.
     let entry = *unsafe { MIRROR.get(task.0) }?;
     match task.tid() {
@@ -196,6 +196,13 @@ pub fn of_subtree(id: u64) -> Result<Option<Session>, Fault> {
     }
     let found = by_cgroup_id(id).ok_or(Fault::NoEntry)?;
     Ok(Some(Session::load(found.slot, found.generation, CONFINED)))
+}
+
+/// True while the labels of this session are to be taken off again.
+#[inline(always)]
+pub fn is_undone(label: Label) -> bool {
+    let word = SESSION_STATE.get(label.slot).copied().unwrap_or(0);
+    word == state_word(label.generation, STATE_UNDONE)
 }
 
 /// Gives a task its label, in storage and in the mirror. True: it had no entry in the mirror before.

@@ -25,6 +25,8 @@ pub enum Reply {
     Probe(Probe),
     /// To `Run`.
     Started(Started),
+    /// To `Attach`.
+    Attached(Box<Attached>),
     /// To `End`.
     Ended(Ended),
     /// To `Renew`.
@@ -199,6 +201,9 @@ pub struct Context {
     pub cgroup: String,
     /// Inode numbers of its namespaces, by name.
     pub namespaces: BTreeMap<String, u64>,
+    /// What ran before it was the session's: a process or a cgroup. What it did before is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached: Option<String>,
 }
 
 /// A session's counters, by kind of record.
@@ -348,6 +353,59 @@ pub struct Started {
     pub ttl_ms: u64,
     /// What the caller should know, one line each (a control that is best-effort here, a ttl that was capped).
     pub notes: Vec<String>,
+}
+
+/// Reply to `Attach`: who was meant is a member now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The session's id.
+    pub session: String,
+    /// The deadline, `CLOCK_BOOTTIME` nanoseconds.
+    pub deadline_boot_ns: u64,
+    /// Time to live in milliseconds.
+    pub ttl_ms: u64,
+    /// Processes that became members.
+    pub processes: u64,
+    /// Threads of them.
+    pub threads: u64,
+    /// Internet sockets that they held, but for those that listen.
+    pub open: Vec<InheritedSocket>,
+    /// Sockets that they listened on.
+    pub listening: Vec<InheritedSocket>,
+    /// Unix sockets that they held.
+    pub unix: Vec<InheritedUnix>,
+    /// Sockets of other kinds, and those that were made and not used.
+    pub others: u64,
+    /// What the caller should know, one line each.
+    pub notes: Vec<String>,
+}
+
+/// An internet socket that was made before its session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InheritedSocket {
+    /// A process that holds it.
+    pub pid: u32,
+    /// `tcp`, `udp` and so on.
+    pub protocol: String,
+    /// The end on this host.
+    pub from: String,
+    /// The other end, where it has one.
+    pub to: Option<String>,
+    /// Whether it was destroyed.
+    pub destroyed: bool,
+}
+
+/// A unix socket that was made before its session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InheritedUnix {
+    /// A process that holds it.
+    pub pid: u32,
+    /// `stream`, `dgram` or `seqpacket`.
+    pub kind: String,
+    /// `listening`, `connected` or `unconnected`.
+    pub state: String,
+    /// What it is bound to, with `@` before an abstract name; empty: nothing.
+    pub name: String,
 }
 
 /// Reply to `End`.

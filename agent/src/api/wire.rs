@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 pub use super::{
     error::{ApiError, Problem},
     reply::{
-        Context, Control, ControlState, Counters, Disarmed, Ended, Event, EvidenceInfo, Frozen, Inspect, LimitsInfo,
-        Member, Narrowed, PolicyInfo, Principal, Probe, Ps, Renewed, Reply, Revoked, RevokedRow, SessionRow, Started,
-        Status, Stay, Stays, Verdict,
+        Attached, Context, Control, ControlState, Counters, Disarmed, Ended, Event, EvidenceInfo, Frozen,
+        InheritedSocket, InheritedUnix, Inspect, LimitsInfo, Member, Narrowed, PolicyInfo, Principal, Probe, Ps,
+        Renewed, Reply, Revoked, RevokedRow, SessionRow, Started, Status, Stay, Stays, Verdict,
     },
 };
 
@@ -39,6 +39,9 @@ pub enum Request {
     /// Makes the caller the first member of a new session: answers [`Started`].
     #[serde(rename = "dev.tipstaff.Run")]
     Run(Run),
+    /// Makes running processes members of a new session: answers [`Attached`].
+    #[serde(rename = "dev.tipstaff.Attach")]
+    Attach(Attach),
     /// Ends a session and waits for it: answers [`Ended`].
     #[serde(rename = "dev.tipstaff.End")]
     End(End),
@@ -77,6 +80,7 @@ impl Request {
                 false
             }
             Self::Run(_)
+            | Self::Attach(_)
             | Self::End(_)
             | Self::Renew(_)
             | Self::Narrow(_)
@@ -227,6 +231,34 @@ pub struct Run {
     pub tty: Option<String>,
 }
 
+/// Parameters of `Attach`: a process or a cgroup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    /// A process, with all that descends from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// A cgroup by its path: what runs in it and below it, with all that descends from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// The caller named it twice: its own login may be in it.
+    #[serde(default)]
+    pub twice: bool,
+    /// The policy's text.
+    pub policy: String,
+    /// Where the caller read it, for messages and evidence; never opened by the agent.
+    pub policy_source: String,
+    /// As in [`Run`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    /// As in [`Run`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential_expires: Option<String>,
+    /// As in [`Run`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
 /// The command of a `Run`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -288,6 +320,7 @@ fn decode_request(method: &str, parameters: Option<&RawValue>) -> Result<Request
         "dev.tipstaff.Status" => none(method, raw).map(|()| Request::Status {})?,
         "dev.tipstaff.Probe" => none(method, raw).map(|()| Request::Probe {})?,
         "dev.tipstaff.Run" => Request::Run(parse(method, raw)?),
+        "dev.tipstaff.Attach" => Request::Attach(parse(method, raw)?),
         "dev.tipstaff.End" => Request::End(parse(method, raw)?),
         "dev.tipstaff.Renew" => Request::Renew(parse(method, raw)?),
         "dev.tipstaff.Freeze" => Request::Freeze(parse(method, raw)?),

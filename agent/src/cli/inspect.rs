@@ -56,6 +56,13 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
         ("left", span(session.left_ms)),
         ("principal", format!("uid {}, gid {}, login uid {login}", principal.uid, principal.gid)),
         ("command", print::command(&context.command, None)),
+        (
+            "attached",
+            context.attached.as_deref().map_or_else(
+                || "no".to_owned(),
+                |what| format!("{}, {} ago; what it did before is unknown", printable(what), span(session.age_ms)),
+            ),
+        ),
         ("first pid", context.pid.to_string()),
         ("directory", printable(&context.cwd)),
         ("terminal", context.tty.as_deref().map_or_else(|| "none".to_owned(), printable)),

@@ -4,6 +4,7 @@
 //! (the agent itself, the kernel) is handed in by `main` as [`Host`].
 #![forbid(unsafe_code)]
 
+mod attach;
 mod daemon;
 mod disarm;
 mod end;
@@ -113,6 +114,9 @@ enum Verb {
     /// Become a new session's first member and run a command
     #[command(after_help = run::HELP)]
     Run(run::Flags),
+    /// Make running processes members of a new session
+    #[command(after_help = attach::HELP)]
+    Attach(attach::Flags),
     /// List the sessions that live
     Ps(Print),
     /// Show one session in full
@@ -168,6 +172,7 @@ fn dispatch(cli: Cli, host: &Host) -> Result<Exit, Failure> {
     match cli.verb {
         Verb::Daemon(flags) => daemon::execute(&config, &flags, host),
         Verb::Run(flags) => run::execute(&config, &flags),
+        Verb::Attach(flags) => attach::execute(&config, &flags),
         Verb::Ps(print) => ps::execute(&config, print.output),
         Verb::Inspect(flags) => inspect::execute(&config, &flags),
         Verb::End(flags) => end::execute(&config, &flags),

@@ -65,7 +65,7 @@ pub(super) fn time_to_live(text: &str) -> Result<String, String> {
     duration::parse(text).map(|_| text.to_owned()).map_err(|error| format!("{text:?} {error}"))
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
     pair.ok_or_else(|| format!("{text:?} is no label: write key=value"))
 }
@@ -118,7 +118,7 @@ fn become_command(path: &Path, argv: &[OsString]) -> Failure {
 }
 
 /// An agent's answer as a message for whoever wanted to run the command.
-fn refusal(error: ClientError) -> Failure {
+pub(super) fn refusal(error: ClientError) -> Failure {
     match error {
         ClientError::Api(ApiError::BadPolicy { problems }) => {
             let list: String = problems.iter().map(|problem| format!("\n{problem}")).collect();

@@ -128,3 +128,16 @@ pub fn cgroup_of(pid: u32, mount: &Path) -> io::Result<PathBuf> {
     let line = line.ok_or_else(|| io::Error::other(format!("/proc/{pid}/cgroup has no line for cgroup2")))?;
     Ok(mount.join(line.trim_start_matches('/')))
 }
+
+/// The processes in the cgroup `path` and below it. A cgroup that is gone has none.
+#[must_use]
+pub fn processes_below(path: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    // 0: a process of a pid namespace that this one does not see
+    let mut found: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect();
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    for entry in entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())) {
+        found.extend(processes_below(&entry.path()));
+    }
+    found
+}

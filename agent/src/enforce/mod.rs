@@ -7,8 +7,13 @@ mod cgroup;
 mod freezer;
 mod sockets;
 mod sweep;
+mod tree;
 
 pub use canary::{Song, VERB, child, prove};
-pub use cgroup::{SessionCgroup, cgroup_of};
-pub use sockets::{Cut, Failure, Find, Flows, Found, Registry, explain, protocol_name, prove_destroy};
+pub use cgroup::{SessionCgroup, cgroup_of, processes_below};
+pub use sockets::{
+    Cut, Failure, Find, Flows, Found, Held, HeldUnix, Inheritance, Registry, explain, inheritance, protocol_name,
+    prove_destroy,
+};
 pub use sweep::{Killed, Sweep, signal_members};
+pub use tree::{Host, Refusal, Target, cgroup_named, outside, whom};

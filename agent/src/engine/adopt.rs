@@ -20,7 +20,9 @@ use tipstaff_common::{
 use tracing::{info, warn};
 
 use super::{
-    Engine, Live, complain,
+    Engine, Live,
+    attach::undo,
+    complain,
     history::History,
     limits::{self, Doings},
     now,
@@ -288,6 +290,7 @@ impl Engine {
         let (deadline, limit) = (live.machine.armed().at_boot_ns, live.machine.armed().reason);
         let in_grace = reason.is_some() && live.machine.wakes_at().is_some();
         let ends = live.rules.agent_loss == AgentLoss::End;
+        let ran_before = live.start.attached.is_some().then(|| (live.cgroup.clone(), live.home()));
         info!("session {id} goes on, {state}");
         if said != state {
             // the agent died between the state and its record
@@ -304,6 +307,10 @@ impl Engine {
         }
         // the caller was never answered
         if state == State::Starting {
+            if let Some((cgroup, home)) = ran_before {
+                // and runs on
+                undo(&mut self.parts.kernel, (reference, &cgroup), &BTreeMap::new(), &home);
+            }
             return self.feed(id, Input::StartFailed);
         }
         let now_boot_ns = boot_now();
@@ -328,7 +335,7 @@ impl Engine {
         match first.map(|process| watch(id, process, self.parts.notes.clone())) {
             Some(Ok(())) => {}
             Some(Err(problem)) => warn!("the first process of session {id} is not watched: {problem}"),
-            None => self.feed(id, Input::FirstExited { now_boot_ns }),
+            None => self.first_gone(id, now_boot_ns),
         }
     }
 

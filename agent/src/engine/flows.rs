@@ -162,7 +162,7 @@ fn of(members: Vec<Member>, session: SessionRef) -> Result<Vec<Member>, KernelEr
 }
 
 /// A receipt for each socket that was cut.
-fn receipts(cut: Vec<Cut>) -> Vec<SocketReceipt> {
+pub(super) fn receipts(cut: Vec<Cut>) -> Vec<SocketReceipt> {
     cut.into_iter().map(receipt).collect()
 }
 

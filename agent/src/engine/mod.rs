@@ -2,11 +2,13 @@
 //! machine asks for. It runs on one task; nothing else touches a session.
 
 mod adopt;
+mod attach;
 mod control;
 mod controls;
 mod finish;
 mod flows;
 mod history;
+mod inherited;
 mod judge;
 mod limits;
 mod linger;
@@ -112,6 +114,8 @@ pub enum Drained {
 pub enum Note {
     /// A session's first process ended.
     FirstExited(SessionId),
+    /// A member was moved out of the session's cgroup, and its policy ends it for that.
+    Moved(SessionId),
     /// A follower of the evidence has been sent the records up to this number.
     CaughtUp(Answer, u64),
 }
@@ -280,6 +284,7 @@ impl Engine {
                 let result = self.start(&run, &peer);
                 reply.finish(result.map(Reply::Started));
             }
+            Request::Attach(attach) => reply.finish(self.attach(&attach, &peer)),
             Request::End(end) => self.end(&end, &peer, reply),
             Request::Renew(renew) => reply.finish(self.renew_for(&renew, &peer)),
             Request::Freeze(id) => reply.finish(self.freeze(&id.id, &peer)),
@@ -336,7 +341,8 @@ impl Engine {
     /// A helper saw something.
     pub fn note(&mut self, note: Note) {
         match note {
-            Note::FirstExited(id) => self.feed(id, Input::FirstExited { now_boot_ns: boot_now() }),
+            Note::FirstExited(id) => self.first_gone(id, boot_now()),
+            Note::Moved(id) => self.feed(id, Input::End { reason: EndReason::Violation }),
             Note::CaughtUp(follower, sent) if sent >= self.parts.log.last() => self.followers.push(follower),
             Note::CaughtUp(follower, sent) => self.send_records(follower, sent, true),
         }

@@ -9,7 +9,7 @@ use tipstaff_common::{
 };
 use tracing::debug;
 
-use super::{Engine, LAST_VERDICTS, Live, complain, now};
+use super::{Engine, LAST_VERDICTS, Live, Note, complain, now};
 use crate::{
     api::wire,
     enforce::cgroup_of,
@@ -45,10 +45,17 @@ impl Engine {
         }
         session.count(&header, event);
         let body = body(*id, session, event);
+        let moved = session.rules.moved_ends
+            && session.machine.mode() == Mode::Enforce
+            && matches!(event, Event::Move(moved) if moved.joined == 0);
         let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
         let (id, reference, cgroup) = (*id, session.reference, session.cgroup.path().to_owned());
         self.append(&body);
         self.see_namespace(id, event);
+        if moved {
+            // by a note: what ends a session reads the rings, which are being read
+            let _ = self.parts.notes.send(Note::Moved(id));
+        }
         if let Some(pid) = doomed {
             self.see_to(pid, reference, &cgroup);
         }

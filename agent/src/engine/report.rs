@@ -74,6 +74,10 @@ impl Engine {
                 labels: start.labels.clone(),
                 cgroup: start.context.cgroup.to_string(),
                 namespaces: start.context.namespaces.clone(),
+                attached: start.attached.as_ref().map(|how| match &how.cgroup {
+                    Some(cgroup) => format!("cgroup {cgroup}"),
+                    None => format!("process {}", start.context.pid),
+                }),
             },
             counters: wire::Counters { produced, lost, packets_dropped: counters.packets_dropped },
             controls: self.asked(live).into_iter().map(wire_control).collect(),

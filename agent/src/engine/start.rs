@@ -27,7 +27,7 @@ use crate::{
     },
     duration,
     enforce::{Flows, SessionCgroup, Sweep, cgroup_of},
-    evidence::{Body, Context, ControlState, PolicyRef, Principal, Refused, SessionStart, Text},
+    evidence::{Attachment, Body, Context, ControlState, PolicyRef, Principal, Refused, SessionStart, Text},
     kernel::{KernelError, open_pidfd},
     policy::{self, Mode, Plan, Policy, Resolved},
     readable::Readable,
@@ -39,13 +39,29 @@ use crate::{
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 
 /// A policy that was checked against this host.
-struct Checked {
-    policy: Policy,
-    host: Resolved,
+pub(super) struct Checked {
+    pub(super) policy: Policy,
+    pub(super) host: Resolved,
     plan: Plan,
-    ttl: Duration,
+    pub(super) ttl: Duration,
     winner: &'static str,
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
+}
+
+/// Who is to become a session's first member, and for whom.
+pub(super) struct Subject {
+    pub(super) pid: u32,
+    pub(super) process: OwnedFd,
+    pub(super) principal: Principal,
+    /// It runs already.
+    pub(super) attached: Option<Attachment>,
+}
+
+/// A session that is recorded and has no member yet.
+pub(super) struct Begun {
+    pub(super) id: SessionId,
+    pub(super) deadline: u64,
+    pub(super) notes: Vec<String>,
 }
 
 impl Engine {
@@ -61,7 +77,25 @@ impl Engine {
         }
         let home = cgroup_of(peer.pid, &self.parts.mount).map_err(failed)?;
         self.check_confinement(peer, &home)?;
-        let checked = self.check(run, peer)?;
+        let principal = principal(peer);
+        let mut checked = self.check(run, principal)?;
+        checked.notes.extend(self.judge(run, peer, &checked.policy, &checked.host)?);
+        let ttl = checked.ttl;
+        let subject = Subject { pid: peer.pid, process: first, principal, attached: None };
+        let Begun { id, deadline, notes } = self.begin(run, subject, checked)?;
+        if let Err(problem) = self.admit(id, peer) {
+            self.undo(id, peer, &home);
+            self.feed(id, Input::StartFailed);
+            return Err(ApiError::Failed { message: format!("the session could not be started: {problem}") });
+        }
+        self.feed(id, Input::Labelled);
+        info!("session {id} started for uid {} pid {}", peer.uid, peer.pid);
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        Ok(Started { session: id.to_string(), deadline_boot_ns: deadline, ttl_ms, notes })
+    }
+
+    /// Gives a session its place on the host, in the kernel, in the store and in the evidence. It has no member yet.
+    pub(super) fn begin(&mut self, run: &wire::Run, subject: Subject, checked: Checked) -> Result<Begun, ApiError> {
         let id = fresh_id()?;
         let at = now();
         let held = limits::at_start(&checked.policy, run, checked.ttl, at)?;
@@ -79,9 +113,9 @@ impl Engine {
                 return Err(problem);
             }
         };
-        let start = session_start(id, run, peer, &checked.policy, &cgroup, checked.ttl);
+        let start = session_start(id, run, &subject, &checked.policy, &cgroup, checked.ttl);
         let start = SessionStart { deadline_boot_ns: deadline, limits: Box::new(held.start), ..start };
-        let doings = Doings::watch(&checked.policy, peer.pid);
+        let doings = Doings::watch(&checked.policy, subject.pid);
         notes.extend(doings.missing(&checked.policy));
         let live = Live {
             machine,
@@ -116,8 +150,8 @@ impl Engine {
             waiting: Vec::new(),
             reported: [0; 8],
             reported_at: Some(self.mark()),
-            first_process: First { pid: peer.pid, started: started(peer.pid).unwrap_or(0) },
-            first: Some(first),
+            first_process: First { pid: subject.pid, started: started(subject.pid).unwrap_or(0) },
+            first: Some(subject.process),
         };
         // kept before it is recorded: a session that is recorded always has an end, whoever writes it
         if let Err(error) = self.parts.store.keep(&self.kept(&live)) {
@@ -127,28 +161,20 @@ impl Engine {
         }
         self.append_durable(&Body::SessionStart(live.start.clone()));
         self.sessions.insert(id, live);
-        if let Err(problem) = self.admit(id, peer) {
-            self.undo(id, peer, &home);
-            self.feed(id, Input::StartFailed);
-            return Err(ApiError::Failed { message: format!("the session could not be started: {problem}") });
-        }
-        self.feed(id, Input::Labelled);
-        info!("session {id} started for uid {} pid {}", peer.uid, peer.pid);
         notes.sort();
-        let ttl_ms = u64::try_from(checked.ttl.as_millis()).unwrap_or(u64::MAX);
-        Ok(Started { session: id.to_string(), deadline_boot_ns: deadline, ttl_ms, notes })
+        Ok(Begun { id, deadline, notes })
     }
 
-    /// Parses, resolves, compiles and judges; touches nothing that lasts.
-    fn check(&mut self, run: &wire::Run, peer: &Peer) -> Result<Checked, ApiError> {
+    /// Parses, resolves and compiles; touches nothing that lasts.
+    pub(super) fn check(&mut self, run: &wire::Run, principal: Principal) -> Result<Checked, ApiError> {
         let policy = policy::parse(&run.policy_source, run.policy.as_bytes())
             .map_err(|problems| ApiError::BadPolicy { problems })?;
         let (ttl, winner) = self.ttl(&policy, run.ttl.as_deref())?;
         limits::check_labels(&run.labels)?;
-        self.check_stays(run, peer, &policy.name)?;
+        self.check_stays(run, principal, &policy.name)?;
         // asked again when the session starts: nothing is made for one that may not
         let held = limits::at_start(&policy, run, ttl, now());
-        held.map_err(|problem| self.record_refusal(run, peer, problem))?;
+        held.map_err(|problem| self.record_refusal(run, principal, problem))?;
         let files = resolve::rules(&mut self.parts.kernel, &policy).map_err(failed)?;
         let plan = policy::compile(&policy, &files).map_err(|problems| {
             let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
@@ -157,8 +183,6 @@ impl Engine {
         let mut notes: Vec<String> = self.cap_note(&policy, run, winner).into_iter().collect();
         notes.extend(plan.notes.iter().map(ToString::to_string));
         notes.extend(self.check_controls(&policy)?);
-        let refused = self.judge(run, peer, &policy, &files)?;
-        notes.extend(refused);
         Ok(Checked { policy, host: files, plan, ttl, winner, notes })
     }
 
@@ -184,11 +208,11 @@ impl Engine {
     }
 
     /// Writes a refusal that no rule made into the evidence.
-    fn record_refusal(&mut self, run: &wire::Run, peer: &Peer, problem: ApiError) -> ApiError {
+    pub(super) fn record_refusal(&mut self, run: &wire::Run, principal: Principal, problem: ApiError) -> ApiError {
         if let ApiError::Refused { message, .. } = &problem {
             let (command, _) = Text::list(&run.command.argv, super::report::COMMAND);
             let (policy, message) = (run.policy_source.clone(), message.clone());
-            let refused = Refused { principal: principal(peer), command, policy, rule: None, message };
+            let refused = Refused { principal, command, policy, rule: None, message };
             self.append_durable(&Body::Refused(refused));
         }
         problem
@@ -382,15 +406,19 @@ pub fn pidfd_of(peer: &Peer) -> Result<OwnedFd, ApiError> {
 
 /// Who the caller is, as the kernel says.
 pub(super) fn principal(peer: &Peer) -> Principal {
-    let text = fs::read_to_string(format!("/proc/{}/loginuid", peer.pid)).unwrap_or_default();
-    let login_uid = text.trim().parse().ok().filter(|uid| *uid != u32::MAX);
-    Principal { uid: peer.uid, gid: peer.gid, login_uid }
+    Principal { uid: peer.uid, gid: peer.gid, login_uid: login_uid(peer.pid) }
+}
+
+/// The user id of the login that a process descends from.
+pub(super) fn login_uid(pid: u32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/loginuid")).unwrap_or_default();
+    text.trim().parse().ok().filter(|uid| *uid != u32::MAX)
 }
 
 fn session_start(
     session: SessionId,
     run: &wire::Run,
-    peer: &Peer,
+    subject: &Subject,
     policy: &Policy,
     cgroup: &SessionCgroup,
     ttl: Duration,
@@ -398,16 +426,16 @@ fn session_start(
     let (command, cut) = Text::list(&run.command.argv, super::report::COMMAND);
     let namespaces: BTreeMap<String, u64> = NAMESPACES
         .iter()
-        .filter_map(|n| Some(((*n).to_owned(), fs::metadata(format!("/proc/{}/ns/{n}", peer.pid)).ok()?.ino())))
+        .filter_map(|n| Some(((*n).to_owned(), fs::metadata(format!("/proc/{}/ns/{n}", subject.pid)).ok()?.ino())))
         .collect();
     SessionStart {
         session,
         kind: policy.kind.to_string(),
         policy: policy_ref(policy, &run.policy_source),
         mode: if policy.mode == Mode::Enforce { session::Mode::Enforce } else { session::Mode::Observe },
-        principal: principal(peer),
+        principal: subject.principal,
         context: Context {
-            pid: peer.pid,
+            pid: subject.pid,
             command,
             command_cut: cut || run.command.argv_cut,
             cwd: run.cwd.as_str().into(),
@@ -419,6 +447,7 @@ fn session_start(
         deadline_boot_ns: 0,
         limits: Box::default(),
         labels: run.labels.clone(),
+        attached: subject.attached.clone(),
     }
 }
 

@@ -86,9 +86,8 @@ impl Engine {
     }
 
     /// Refuses what a stay keeps from starting, and records it.
-    pub(super) fn check_stays(&mut self, run: &wire::Run, peer: &Peer, policy: &str) -> Result<(), ApiError> {
+    pub(super) fn check_stays(&mut self, run: &wire::Run, principal: Principal, policy: &str) -> Result<(), ApiError> {
         self.drop_past_stays();
-        let principal = principal(peer);
         // the longest one is what the caller has to wait for
         let held = self.stays.iter().filter(|stay| stay.holds(&principal, policy)).max_by_key(|stay| stay.until);
         let Some(stay) = held else { return Ok(()) };

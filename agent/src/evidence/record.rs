@@ -5,6 +5,7 @@
 
 mod activity;
 mod agent;
+mod attach;
 mod control;
 mod flows;
 mod life;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use activity::{Act, Connect, Exec, Exit, FileRef, Fork, Move, Socket, Unix, Verdict, Via};
 pub use agent::{AgentStart, AgentStop, Control, ControlState, Disarm, Gap, GapCause, Tier};
+pub use attach::{Attached, Attachment, InheritedSocket, InheritedUnix};
 pub use control::{Command, Lift, Revoke, StayRef, Stuck, StuckTask, Terminate, Warning};
 pub use flows::{CutCause, CutOutcome, FlowsCut, SocketReceipt};
 pub use life::{
@@ -63,6 +65,8 @@ pub enum Body {
     Gap(Gap),
     /// A session has an entry in the kernel.
     SessionStart(SessionStart),
+    /// Running processes became a session's members.
+    Attached(Box<Attached>),
     /// A session changed its state.
     State(Transition),
     /// A live session got a stricter scope.
@@ -114,6 +118,7 @@ impl Body {
             Self::AgentStop(_) => "agent-stop",
             Self::Gap(_) => "gap",
             Self::SessionStart(_) => "session-start",
+            Self::Attached(_) => "attached",
             Self::State(_) => "state",
             Self::SessionNarrowed(_) => "session-narrowed",
             Self::Exec(_) => "exec",
@@ -142,6 +147,7 @@ impl Body {
     pub fn session(&self) -> Option<SessionId> {
         match self {
             Self::SessionStart(body) => Some(body.session),
+            Self::Attached(body) => Some(body.session),
             Self::State(body) => Some(body.session),
             Self::SessionNarrowed(body) => Some(body.session),
             Self::Exec(body) => Some(body.session),

@@ -97,7 +97,8 @@ const ADDRESSES: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
     [("egress", CgroupSkbAttachType::Egress), ("ingress", CgroupSkbAttachType::Ingress)];
 /// Iterators: program, kind.
-const ITERATORS: [(&str, &str); 3] = [("members", "task"), ("files", "task_file"), ("sockets", "bpf_sk_storage_map")];
+const ITERATORS: [(&str, &str); 4] =
+    [("members", "task"), ("heirs", "task"), ("files", "task_file"), ("sockets", "bpf_sk_storage_map")];
 
 impl Kernel {
     /// Checks what the host must have, whatever the tier.

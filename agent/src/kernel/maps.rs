@@ -19,11 +19,11 @@ use aya::{
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tipstaff_common::{
-    label::{CONFINED, Label, Mirrored, SessionRef},
+    label::{CONFINED, Label, Mirrored, SessionRef, TREE},
     rule::{ExecEntry, ExecKey, NetEntry, UnixKey},
     session::{
-        Budgets, HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, PolicyEntry, STATE_ACTIVE, STATE_ENDED,
-        STATE_FREE, SessionConfig, SessionCounters, state_word,
+        Budgets, HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, MODE_OBSERVE, PolicyEntry, STATE_ACTIVE,
+        STATE_ENDED, STATE_FREE, STATE_UNDONE, SessionConfig, SessionCounters, state_word,
     },
     socket::Destination,
 };
@@ -401,9 +401,27 @@ impl Kernel {
 
     /// Labels a process's main thread.
     pub fn label(&mut self, task: BorrowedFd<'_>, session: SessionRef) -> Result<(), KernelError> {
+        self.label_with(task, session, CONFINED)
+    }
+
+    /// As [`Kernel::label`]; what descends from the process is labelled by [`Kernel::label_heirs`].
+    pub fn label_tree(&mut self, task: BorrowedFd<'_>, session: SessionRef) -> Result<(), KernelError> {
+        self.label_with(task, session, CONFINED | TREE)
+    }
+
+    fn label_with(&mut self, task: BorrowedFd<'_>, session: SessionRef, flags: u32) -> Result<(), KernelError> {
         let SessionRef { slot, generation } = session;
-        let label = Label { slot, generation, flags: CONFINED, exec_id: NEVER_JUDGED };
+        let label = Label { slot, generation, flags, exec_id: NEVER_JUDGED };
         sys::set_label(self.labels()?, task, label).map_err(failed("write", "TASK_LABELS"))
+    }
+
+    /// Makes a session that never came to be one whose labels [`Kernel::label_heirs`] takes off again; nothing is refused
+    /// to who still carries one.
+    pub fn mark_undone(&mut self, session: SessionRef) -> Result<(), KernelError> {
+        let config = entry(&self.maps.configs, session.slot, "SESSION_CONFIG")?;
+        let config = SessionConfig { mode: MODE_OBSERVE, deadline: u64::MAX, ..config };
+        self.maps.configs.set(session.slot, config, 0).map_err(failed("write", "SESSION_CONFIG"))?;
+        self.set_state(session, STATE_UNDONE)
     }
 
     /// Takes a label back that was given a moment ago.

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 
 use aya::programs::Iter;
-use tipstaff_common::label::MemberRow;
+use tipstaff_common::label::{MemberRow, UNLABELLED};
 
 use super::{Kernel, KernelError};
 
@@ -20,7 +20,30 @@ pub struct Member {
     pub tid: u32,
 }
 
+/// What one walk over trees that became a session's found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Walk {
+    /// Threads that were labelled, or whose label was taken off.
+    pub changed: u64,
+    /// Threads that could not be labelled.
+    pub failed: u64,
+}
+
 impl Kernel {
+    /// One walk over all tasks: labels who descends from a task that [`Kernel::label_tree`] labelled, and takes off the
+    /// labels of what [`Kernel::mark_undone`] marked. A walk that changes nothing was the last that is needed: children
+    /// of who carries a label are labelled at birth.
+    pub fn label_heirs(&mut self) -> Result<Walk, KernelError> {
+        let rows = self.iterate("heirs")?;
+        let mut walk = Walk::default();
+        for row in rows.chunks_exact(size_of::<MemberRow>()) {
+            let flags = row[8..].first_chunk().map_or(0, |b| u32::from_ne_bytes(*b));
+            let count = if flags & UNLABELLED == 0 { &mut walk.changed } else { &mut walk.failed };
+            *count += 1;
+        }
+        Ok(walk)
+    }
+
     /// Every labelled thread of the host, of any session.
     pub fn members(&mut self) -> Result<Vec<Member>, KernelError> {
         Ok(decode_rows(&self.iterate("members")?))

@@ -25,7 +25,7 @@ pub use identity::open_path;
 pub use leftover::Leftover;
 pub use load::{Kernel, Options, Tier};
 pub use maps::{AddressRules, LabelReader, Revision, Rings};
-pub use members::Member;
+pub use members::{Member, Walk};
 pub use pins::Pins;
 pub use sockets::Socket;
 pub use sys::{Urgent, boot_now, kill_pidfd, open_pidfd, signal_pidfd, trim_heap, wait_for_programs};

@@ -53,6 +53,7 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         task_tgid: at("task_struct", "tgid")?,
         task_pid: at("task_struct", "pid")?,
         task_leader: at("task_struct", "group_leader")?,
+        task_parent: at("task_struct", "real_parent")?,
         task_mm: at("task_struct", "mm")?,
         task_exit_code: at("task_struct", "exit_code")?,
         task_exit_state: at("task_struct", "exit_state")?,

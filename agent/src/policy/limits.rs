@@ -15,8 +15,9 @@ use crate::duration;
 
 const LIMITS: Keys = Keys { known: &["ttl", "idle", "windows", "renew", "warn", "leftovers"], later: &[] };
 const IDLE: Keys = Keys { known: &["after", "activity"], later: &[] };
-const ON: Keys = Keys { known: &["expiry", "agentLoss"], later: &["violation"] };
+const ON: Keys = Keys { known: &["expiry", "agentLoss", "moved"], later: &["violation"] };
 const AGENT_LOSS: [(&str, AgentLoss); 2] = [("continue", AgentLoss::Continue), ("end", AgentLoss::End)];
+const MOVED: [(&str, bool); 2] = [("record", false), ("end", true)];
 const EXPIRY: Keys = Keys { known: &["term"], later: &[] };
 /// Windows of one policy.
 const WINDOWS: usize = 32;
@@ -81,6 +82,8 @@ pub struct Limits {
     pub term: Duration,
     /// What a new agent does with a session of an earlier one.
     pub agent_loss: AgentLoss,
+    /// A member that was moved out of the session's cgroup ends the session.
+    pub moved_ends: bool,
 }
 
 impl Default for Limits {
@@ -93,6 +96,7 @@ impl Default for Limits {
             leftovers: Duration::ZERO,
             term: Duration::ZERO,
             agent_loss: AgentLoss::Continue,
+            moved_ends: false,
         }
     }
 }
@@ -117,6 +121,9 @@ impl Limits {
         if self.agent_loss == AgentLoss::End {
             lines.push("ends when its agent was lost".to_owned());
         }
+        if self.moved_ends {
+            lines.push("ends when a member is moved out of its cgroup".to_owned());
+        }
         lines
     }
 }
@@ -126,6 +133,7 @@ pub(super) fn read(spec: &Fields<'_>, problems: &mut Problems) -> Option<(Durati
     let mut found = Limits::default();
     if let Some(on) = spec.get("on").and_then(|on| fields(on.at(), ON, problems)) {
         found.term = on.get("expiry").and_then(|expiry| read_expiry(&expiry, problems)).unwrap_or_default();
+        found.moved_ends = on.get("moved").and_then(|f| word(f.at(), &MOVED, problems)).unwrap_or_default();
         found.agent_loss = on.get("agentLoss").and_then(|f| word(f.at(), &AGENT_LOSS, problems)).unwrap_or_default();
     }
     let Some(limits) = spec.get("limits") else {

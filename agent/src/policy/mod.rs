@@ -4,6 +4,7 @@
 //! is found elsewhere and comes in as [`Resolved`]; what a plan says goes into the kernel's maps elsewhere.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod budgets;
 mod compile;
 mod decide;
@@ -25,6 +26,7 @@ mod walk;
 mod window;
 mod yaml;
 
+pub use attach::Inherited;
 pub use compile::{Note, Plan, Resolved, UnixFound, compile};
 pub use decide::{Decision, UnixSocket, decide_exec, decide_inbound, decide_listen, decide_net, decide_unix};
 pub use limits::{Activity, IdleLimit, Limits};

@@ -1,7 +1,7 @@
 //! The whole document: text → [`Policy`], or every problem in it. Owns the keys of the format other than rules.
 
 use super::{
-    budgets, limits,
+    attach, budgets, limits,
     problem::{Problem, Problems, quote},
     scope,
     types::{Kind, Mode, Policy, hex_digest},
@@ -13,8 +13,10 @@ const API_VERSION: &str = "tipstaff.dev/v1alpha1";
 
 const DOCUMENT: Keys = Keys { known: &["apiVersion", "kind", "metadata", "spec"], later: &["status"] };
 const METADATA: Keys = Keys { known: &["name"], later: &["labels", "annotations", "namespace"] };
-const SPEC: Keys =
-    Keys { known: &["kind", "mode", "strict", "limits", "scope", "budgets", "on"], later: &["select", "reviewBy"] };
+const SPEC: Keys = Keys {
+    known: &["kind", "mode", "strict", "limits", "scope", "budgets", "on", "attach"],
+    later: &["select", "reviewBy"],
+};
 
 const KINDS: [(&str, Kind); 5] = [
     ("service", Kind::Service),
@@ -51,6 +53,7 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
     let limits = limits::read(&spec, problems);
     let scope = scope::read(spec.get("scope"), problems);
     let budgets = budgets::read(&spec, problems);
+    let attach = attach::read(&spec, problems);
     let (ttl, limits) = limits?;
     Some(Policy {
         name: name?,
@@ -66,6 +69,7 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
         unix: scope.unix,
         sockets: scope.sockets,
         budgets,
+        attach,
         digest: hex_digest(bytes),
     })
 }

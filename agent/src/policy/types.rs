@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 use tipstaff_common::rule;
 
 use super::{
+    attach::Inherited,
     compile::Resolved,
     limits::Limits,
     scope::Classes,
@@ -193,6 +194,8 @@ pub struct Policy {
     pub sockets: Option<Classes>,
     /// What all members together may use up.
     pub budgets: Budgets,
+    /// What becomes of what a workload holds that is attached.
+    pub attach: Inherited,
     /// SHA-256 of the policy's text, in lower-case hex. Of a policy without some of its rules: of the digest before, and
     /// a blank, a minus and the id for each.
     pub digest: String,

@@ -31,6 +31,7 @@ fn sample(n: u8) -> Kept {
             namespaces: std::collections::BTreeMap::new(),
         },
         labels: std::collections::BTreeMap::new(),
+        attached: None,
         ttl_ms: 1000,
         deadline_boot_ns: 5,
         limits: Box::default(),

@@ -17,8 +17,8 @@ use crate::{
 /// `struct bpf_iter__task`
 #[repr(C)]
 pub struct TaskContext {
-    meta: *const *mut c_void,
-    task: *mut c_void,
+    pub(super) meta: *const *mut c_void,
+    pub(super) task: *mut c_void,
 }
 
 /// `struct bpf_iter__task_file`
@@ -123,7 +123,7 @@ pub extern "C" fn sockets(context: *const SocketContext) -> i32 {
 }
 
 #[inline(always)]
-fn write<T>(meta: *const *mut c_void, row: &mut T) {
+pub(super) fn write<T>(meta: *const *mut c_void, row: &mut T) {
     // SAFETY: the first field of `struct bpf_iter_meta` is the `seq_file`; a full buffer makes the kernel call again
     // with a larger one, so the helper's answer needs no look.
     unsafe { bpf_seq_write((*meta).cast(), core::ptr::from_mut(row).cast(), size_of::<T>() as u32) };

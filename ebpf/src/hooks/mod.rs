@@ -4,5 +4,6 @@ mod clock;
 mod connect;
 mod exec;
 mod fork;
+mod heirs;
 mod iterate;
 mod packet;

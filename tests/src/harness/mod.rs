@@ -2,6 +2,7 @@
 //! init. Knows nothing of what any test is about.
 
 pub(crate) mod agent;
+pub(crate) mod bpf;
 pub(crate) mod cgroup;
 pub(crate) mod evidence;
 pub(crate) mod guest;

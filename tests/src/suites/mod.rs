@@ -1,6 +1,7 @@
 //! The tests, one file a subject.
 
 mod adopt;
+mod attach;
 mod badinput;
 mod cli;
 mod control;
@@ -10,12 +11,14 @@ mod exec;
 mod faults;
 mod flows;
 mod limits;
+mod losing;
 mod losses;
 mod members;
 mod narrow;
 mod net;
 mod restart;
 mod rings;
+mod routes;
 mod run;
 mod scene;
 mod scope;
@@ -27,6 +30,8 @@ use crate::harness::registry::Test;
 pub(crate) const ALL: &[&[Test]] = &[
     exec::TESTS,
     members::TESTS,
+    routes::TESTS,
+    attach::TESTS,
     net::TESTS,
     scope::TESTS,
     narrow::TESTS,
@@ -35,6 +40,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     control::TESTS,
     end::TESTS,
     faults::TESTS,
+    losing::TESTS,
     flows::TESTS,
     restart::TESTS,
     adopt::TESTS,

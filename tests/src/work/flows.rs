@@ -85,6 +85,25 @@ pub(super) fn chat(words: &[&str], kind: SockType) -> Result<u8> {
     idle()
 }
 
+/// `unix PATH REST`: listens on a unix socket, holds one end of a pair, and does the rest.
+pub(super) fn unix(words: &[&str]) -> Result<u8> {
+    let (path, rest) = one(words)?;
+    let _listener = std::os::unix::net::UnixListener::bind(path)?;
+    let _pair = std::os::unix::net::UnixDatagram::pair()?;
+    Ok(run(rest))
+}
+
+/// `listen ADDRESS FILE REST`: listens, writes the port to FILE, and does the rest.
+pub(super) fn listen(words: &[&str]) -> Result<u8> {
+    let (ip, rest) = one(words)?;
+    let (file, rest) = one(rest)?;
+    let listener = TcpListener::bind(SocketAddr::new(ip.parse()?, 0))?;
+    let part = format!("{file}.part");
+    fs::write(&part, listener.local_addr()?.port().to_string())?;
+    fs::rename(part, file)?;
+    Ok(run(rest))
+}
+
 /// `loopback REST`: raises the loopback interface first.
 pub(super) fn loopback(rest: &[&str]) -> Result<u8> {
     raise_loopback()?;

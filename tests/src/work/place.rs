@@ -33,13 +33,67 @@ pub(super) fn nest(rest: &[&str]) -> Result<u8> {
 pub(super) fn clone_into(words: &[&str]) -> Result<u8> {
     let (directory, rest) = one(words)?;
     let directory = fs::File::open(directory).with_context(|| format!("{directory} cannot be opened"))?;
+    let mut arguments = arguments(CLONE_INTO_CGROUP, libc::SIGCHLD)?;
+    arguments.cgroup = u64::try_from(directory.as_raw_fd())?;
+    clone3(&arguments, rest)
+}
+
+/// `cloned clone|clone3|parent REST`: a child that was made by that system call does the rest and is waited for;
+/// `parent`: it is this process's sibling (`CLONE_PARENT`), and its parent waits for it or not.
+pub(super) fn cloned(words: &[&str]) -> Result<u8> {
+    let (how, rest) = one(words)?;
+    match how {
+        "clone" => {
+            // SAFETY: without CLONE_VM this is a fork, and workloads have one thread; no pointer is given.
+            let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+            either(pid, rest, true)
+        }
+        "clone3" => clone3(&arguments(0, libc::SIGCHLD)?, rest),
+        "parent" => {
+            let arguments = arguments(u64::try_from(libc::CLONE_PARENT)?, 0)?;
+            // SAFETY: as in `clone3`.
+            let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+            either(pid, rest, false)
+        }
+        _ => bail!("there is no way {how:?} to make a child"),
+    }
+}
+
+/// `numbered PID REST`: a child with that process id does the rest and is waited for. Tries again while the number is
+/// taken.
+pub(super) fn numbered(words: &[&str]) -> Result<u8> {
+    let (pid, rest) = one(words)?;
+    let number: libc::pid_t = pid.parse()?;
+    let mut arguments = arguments(0, libc::SIGCHLD)?;
+    arguments.set_tid = (&raw const number) as u64;
+    arguments.set_tid_size = 1;
+    for _ in 0..200 {
+        // SAFETY: as in `clone3`; `number` outlives the call.
+        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+        if pid >= 0 || Errno::last() != Errno::EEXIST {
+            return either(pid, rest, true);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(say(Err(Errno::EEXIST)))
+}
+
+fn arguments(flags: u64, signal: libc::c_int) -> Result<libc::clone_args> {
     // SAFETY: an all-zero clone_args is a value of it: integers only.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = CLONE_INTO_CGROUP;
-    arguments.exit_signal = u64::try_from(libc::SIGCHLD)?;
-    arguments.cgroup = u64::try_from(directory.as_raw_fd())?;
+    arguments.flags = flags;
+    arguments.exit_signal = u64::try_from(signal)?;
+    Ok(arguments)
+}
+
+fn clone3(arguments: &libc::clone_args, rest: &[&str]) -> Result<u8> {
     // SAFETY: without CLONE_VM this is a fork, and workloads have one thread; the structure outlives the call.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_ref(arguments), size_of::<libc::clone_args>()) };
+    either(pid, rest, true)
+}
+
+/// In the child, does the rest; in the parent, waits for it.
+fn either(pid: libc::c_long, rest: &[&str], waits: bool) -> Result<u8> {
     match pid {
         0 => {
             let status = run(rest);
@@ -47,6 +101,7 @@ pub(super) fn clone_into(words: &[&str]) -> Result<u8> {
             unsafe { libc::_exit(i32::from(status)) }
         }
         -1 => Ok(say(Err(Errno::last()))),
+        _ if !waits => Ok(0),
         pid => process::tell_wait(waitpid(Pid::from_raw(i32::try_from(pid)?), None)?),
     }
 }

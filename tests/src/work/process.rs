@@ -135,6 +135,33 @@ pub(super) fn tree(words: &[&str]) -> Result<u8> {
     Ok(0)
 }
 
+/// `storm FILE`: until FILE exists, makes a child that makes a child, and waits for both.
+pub(super) fn storm(words: &[&str]) -> Result<u8> {
+    let (stop, _) = one(words)?;
+    while !std::fs::exists(stop)? {
+        let child = in_child(|| match in_child(|| 0).map(|child| waitpid(child, None)) {
+            Ok(Ok(WaitStatus::Exited(_, 0))) => 0,
+            _ => 1,
+        })?;
+        waitpid(child, None)?;
+    }
+    Ok(0)
+}
+
+/// `attach-itself TIMES PROGRAM POLICY`: the program is `tipstaff`, a child, and attaches this process, which it names so
+/// often.
+pub(super) fn attach_itself(words: &[&str]) -> Result<u8> {
+    let [times, program, policy] = words else { bail!("attach-itself needs 3 words") };
+    let own = std::process::id().to_string();
+    let mut command = Command::new(program);
+    command.args(["attach", "--policy", policy]);
+    for _ in 0..times.parse::<u32>()? {
+        command.args(["--pid", &own]);
+    }
+    tell(command.stdin(Stdio::null()).stdout(Stdio::null()).status()?);
+    Ok(0)
+}
+
 /// `fork REST`: a child does the rest and is waited for.
 pub(super) fn fork(rest: &[&str]) -> Result<u8> {
     let child = in_child(|| run(rest))?;

@@ -50,6 +50,18 @@ impl Flows {
         }
     }
 
+    /// Destroys sockets that were found in another way, and looks for them once more.
+    pub fn cut_these(
+        &mut self,
+        registry: &mut Registry,
+        these: Vec<Found>,
+        again: impl FnOnce(&Namespaces, &mut Registry) -> Vec<Found>,
+    ) {
+        these.into_iter().for_each(|found| self.destroy(registry, found));
+        let left = again(&self.namespaces, registry);
+        self.settle(&left);
+    }
+
     /// Looks again. What is new is destroyed too, and then looked for.
     pub fn confirm(&mut self, registry: &mut Registry, what: &mut Find<'_>, fails: impl Fn(&Found) -> bool) {
         let mut left = find(&self.namespaces, registry, what);
@@ -59,6 +71,10 @@ impl Flows {
             news.into_iter().for_each(|found| self.destroy(registry, found));
             left = find(&self.namespaces, registry, what);
         }
+        self.settle(&left);
+    }
+
+    fn settle(&mut self, left: &[Found]) {
         let left: BTreeMap<u64, &Found> = left.iter().map(|found| (found.socket.cookie, found)).collect();
         for (cookie, cut) in &mut self.cut {
             // a datagram socket that was destroyed stays open, bound to its port and connected to nobody

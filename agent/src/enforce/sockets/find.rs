@@ -24,7 +24,7 @@ const PROTOCOLS: [(&str, i32); 6] = [
     ("DCCP", libc::IPPROTO_DCCP),
     ("RAW", libc::IPPROTO_RAW),
 ];
-const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
+pub(super) const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 /// `TCP_CLOSE` (`include/net/tcp_states.h`)
 const CLOSED: u16 = 7;
 
@@ -120,7 +120,7 @@ fn crossed<'a>(
     found
 }
 
-fn taken(listed: io::Result<Vec<Socket>>, protocol: i32, registry: &mut Registry) -> Vec<Socket> {
+pub(super) fn taken(listed: io::Result<Vec<Socket>>, protocol: i32, registry: &mut Registry) -> Vec<Socket> {
     listed.unwrap_or_else(|error| {
         if error.raw_os_error() == Some(libc::ENOENT) {
             registry.unlisted.insert(protocol);
@@ -147,12 +147,12 @@ fn is_open(row: &Labelled) -> bool {
 }
 
 /// The protocols that this kernel has at present.
-fn present() -> Vec<i32> {
+pub(super) fn present() -> Vec<i32> {
     let table = fs::read_to_string("/proc/net/protocols").unwrap_or_default();
     let names: BTreeSet<&str> = table.lines().filter_map(|line| line.split_whitespace().next()).collect();
     PROTOCOLS.iter().filter(|(name, _)| names.contains(name)).map(|(_, protocol)| *protocol).collect()
 }
 
-fn number(n: i32) -> u8 {
+pub(super) fn number(n: i32) -> u8 {
     u8::try_from(n).unwrap_or(0)
 }

@@ -5,12 +5,14 @@
 mod cut;
 mod diag;
 mod find;
+mod inherit;
 mod namespaces;
 mod prove;
 mod wire;
 
 pub use cut::{Cut, Failure, Flows};
 pub use find::{Find, Found, Hidden};
+pub use inherit::{Held, HeldUnix, Inheritance, inheritance};
 pub use namespaces::Registry;
 pub use prove::prove_destroy;
 

@@ -65,6 +65,8 @@ pub struct Socket {
     pub cookie: u64,
     /// Bytes received and sent: of payload for TCP; of packets for others, where the socket has a label.
     pub bytes: Option<(u64, u64)>,
+    /// Inode number, which the links in `/proc/PID/fd` name; 0: not known.
+    pub inode: u32,
     /// Id of the cgroup that it was made in; 0: not known.
     pub cgroup: u64,
     /// How the kernel is told which one is meant.
@@ -89,7 +91,7 @@ impl Socket {
         (local, remote): (SocketAddr, SocketAddr),
         cookie: u64,
     ) -> Self {
-        Self { family, protocol, state, local, remote, cookie, bytes: None, cgroup: 0, id: [0; ID] }
+        Self { family, protocol, state, local, remote, cookie, bytes: None, inode: 0, cgroup: 0, id: [0; ID] }
     }
 }
 
@@ -195,6 +197,7 @@ fn socket(body: &[u8], protocol: u8) -> Option<Socket> {
     let local = end(family, &id[4..20], &id[0..2])?;
     let remote = end(family, &id[20..36], &id[2..4])?;
     let cookie = u64::from(word(&id, 40)?) | u64::from(word(&id, 44)?) << 32;
+    let inode = word(body, MESSAGE - 4)?;
     let told = body.get(MESSAGE..)?;
     let value = |wanted| attributes(told).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
     let (info, cgroup) = (value(INFO), value(CGROUP_ID).and_then(|id| long(id, 0)).unwrap_or(0));
@@ -204,7 +207,7 @@ fn socket(body: &[u8], protocol: u8) -> Option<Socket> {
         let sent = long(info, BYTES_SENT)?.saturating_sub(long(info, BYTES_RETRANS)?);
         Some((long(info, BYTES_RECEIVED)?, sent))
     });
-    Some(Socket { family, protocol, state, local, remote, cookie, bytes, cgroup, id })
+    Some(Socket { family, protocol, state, local, remote, cookie, bytes, inode, cgroup, id })
 }
 
 /// One end of a socket. A mapped IPv4 address is IPv4.

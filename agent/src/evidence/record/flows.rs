@@ -25,6 +25,8 @@ pub enum CutCause {
     End,
     /// Its scope was narrowed, and they are not in it any more.
     Narrow,
+    /// They were made before their holders became the session's, and the scope does not allow them.
+    Attach,
 }
 
 /// A socket was cut.

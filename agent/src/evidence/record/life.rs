@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::super::text::Text;
+use super::{super::text::Text, attach::Attachment};
 use crate::session::{Cause, EndReason, Mode, Round, SessionId, State};
 
 /// A session has an entry in the kernel.
@@ -33,6 +33,9 @@ pub struct SessionStart {
     /// The labels that it was started with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// How it came to be, where its members ran before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached: Option<Attachment>,
 }
 
 /// What a session is held to beside its time to live.

@@ -34,6 +34,7 @@ pub(super) fn session_start() -> Body {
             credential_expires: Some(at(8).time),
         }),
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
+        attached: Some(Attachment { by: principal(), home: Text::from("/work"), cgroup: Some(Text::from("/work")) }),
     })
 }
 
@@ -82,6 +83,35 @@ fn flows_cut() -> Body {
     Body::FlowsCut(FlowsCut { session: session(), cause: CutCause::Narrow, sockets: vec![socket, silenced] })
 }
 
+fn attached() -> Body {
+    let socket = InheritedSocket {
+        pid: 42,
+        protocol: "tcp".to_owned(),
+        netns: 4_026_531_840,
+        from: "127.0.0.1:40000".parse().expect("an address"),
+        to: Some("10.0.0.1:443".parse().expect("an address")),
+        destroyed: true,
+    };
+    Body::Attached(Box::new(Attached {
+        session: session(),
+        how: Attachment { by: principal(), home: Text::from("/work"), cgroup: None },
+        history: "unknown".to_owned(),
+        processes: 2,
+        threads: 3,
+        walks: 2,
+        open: vec![socket.clone()],
+        listening: vec![InheritedSocket { to: None, destroyed: false, ..socket }],
+        unix: vec![InheritedUnix {
+            pid: 42,
+            kind: "stream".to_owned(),
+            state: "listening".to_owned(),
+            name: Text::from(&b"@a\xff"[..]),
+        }],
+        others: 1,
+        unlisted: 0,
+    }))
+}
+
 fn exec() -> Body {
     Body::Exec(Exec {
         session: session(),
@@ -127,6 +157,7 @@ fn one_of_each() -> Vec<Body> {
         Body::AgentStop(AgentStop { reason: "SIGTERM".to_owned() }),
         Body::Gap(Gap::new(GapCause::AgentAbsent)),
         session_start(),
+        attached(),
         state(1),
         exec(),
         connect("1.2.3.4:80"),

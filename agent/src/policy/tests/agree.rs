@@ -35,6 +35,7 @@ fn policy(kind: Kind) -> Policy {
         unix: None,
         sockets: None,
         budgets: Budgets::default(),
+        attach: crate::policy::Inherited::default(),
         digest: String::new(),
     }
 }

@@ -1,0 +1,172 @@
+//! What processes that become a session's hold already: sockets that were made before it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::ffi::OsStrExt as _,
+};
+
+use super::{
+    find::{FAMILIES, Found, number, present, taken},
+    namespaces::{Namespaces, Registry},
+    wire::LISTEN,
+};
+
+/// Type and states of unix sockets in `/proc/net/unix` (`include/linux/net.h`, `include/uapi/linux/net.h`).
+const TYPES: [(u32, &str); 3] = [(1, "stream"), (2, "dgram"), (5, "seqpacket")];
+const CONNECTED: u32 = 3;
+/// `SO_ACCEPTCON`, the flag of one that listens.
+const ACCEPTS: u32 = 1 << 16;
+
+/// An internet socket that a process holds.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// A process that holds it.
+    pub pid: u32,
+    /// The socket.
+    pub found: Found,
+}
+
+impl Held {
+    /// True where it takes connections.
+    #[must_use]
+    pub const fn listens(&self) -> bool {
+        self.found.socket.state == LISTEN
+    }
+}
+
+/// A unix socket that a process holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldUnix {
+    /// A process that holds it.
+    pub pid: u32,
+    /// `stream`, `dgram` or `seqpacket`.
+    pub kind: &'static str,
+    /// `listening`, `connected` or `unconnected`.
+    pub state: &'static str,
+    /// What it is bound to, with `@` before an abstract name; empty: nothing.
+    pub name: Vec<u8>,
+}
+
+/// Everything of that kind.
+#[derive(Debug, Default)]
+pub struct Inheritance {
+    /// Internet sockets that the kernel lists: connected, listening, bound.
+    pub inet: Vec<Held>,
+    /// Unix sockets.
+    pub unix: Vec<HeldUnix>,
+    /// Sockets that are in none of these lists: netlink, packet, and those that were made and not used.
+    pub others: u64,
+}
+
+/// The sockets that `processes` hold, in the network namespaces that they were seen in.
+pub fn inheritance(namespaces: &Namespaces, registry: &mut Registry, processes: &BTreeSet<u32>) -> Inheritance {
+    let mut holders: BTreeMap<u64, u32> = BTreeMap::new();
+    for pid in processes {
+        for inode in sockets_of(*pid) {
+            holders.entry(inode).or_insert(*pid);
+        }
+    }
+    let inet = inet(namespaces, registry, &holders);
+    let mut unix: BTreeMap<u64, HeldUnix> = BTreeMap::new();
+    let mut read: BTreeSet<u64> = BTreeSet::new();
+    for pid in processes {
+        if namespace_of(*pid).is_none_or(|inode| !read.insert(inode)) {
+            continue;
+        }
+        let table = fs::read(format!("/proc/{pid}/net/unix")).unwrap_or_default();
+        unix.extend(table.split(|b| *b == b'\n').skip(1).filter_map(|line| unix_row(line, &holders)));
+    }
+    let known: BTreeSet<u64> =
+        inet.iter().map(|held| u64::from(held.found.socket.inode)).chain(unix.keys().copied()).collect();
+    let others = holders.keys().filter(|inode| !known.contains(inode)).count() as u64;
+    Inheritance { inet, unix: unix.into_values().collect(), others }
+}
+
+fn inet(namespaces: &Namespaces, registry: &mut Registry, holders: &BTreeMap<u64, u32>) -> Vec<Held> {
+    let mut held = Vec::new();
+    let present = present();
+    for (namespace, diag) in namespaces.each() {
+        for (protocol, family) in present.iter().flat_map(|p| FAMILIES.map(|f| (*p, f))) {
+            if registry.unlisted.contains(&protocol) {
+                continue;
+            }
+            let listed = diag.borrow_mut().list_all(number(family), number(protocol));
+            for socket in taken(listed, protocol, registry) {
+                if let Some(pid) = holders.get(&u64::from(socket.inode)) {
+                    held.push(Held { pid: *pid, found: Found { socket, namespace, passive: false, hidden: None } });
+                }
+            }
+        }
+    }
+    let port = |held: &Held| (held.found.namespace, held.found.socket.local.port());
+    let listening: BTreeSet<(u64, u16)> = held.iter().filter(|h| h.listens()).map(port).collect();
+    for one in &mut held {
+        one.found.passive = listening.contains(&port(one));
+    }
+    held
+}
+
+/// Inode numbers of the sockets that a process has open.
+fn sockets_of(pid: u32) -> Vec<u64> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    links.filter_map(|link| inode(link.as_os_str().as_bytes(), "socket:[")).collect()
+}
+
+fn namespace_of(pid: u32) -> Option<u64> {
+    let link = fs::read_link(format!("/proc/{pid}/ns/net")).ok()?;
+    inode(link.as_os_str().as_bytes(), "net:[")
+}
+
+fn inode(link: &[u8], before: &str) -> Option<u64> {
+    let digits = link.strip_prefix(before.as_bytes())?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// `Num RefCount Protocol Flags Type St Inode Path`, the path after one blank and as it is.
+fn unix_row(line: &[u8], holders: &BTreeMap<u64, u32>) -> Option<(u64, HeldUnix)> {
+    let mut rest = line;
+    let mut word = || {
+        let start = rest.iter().position(|b| *b != b' ')?;
+        let end = rest[start..].iter().position(|b| *b == b' ').map_or(rest.len(), |length| start + length);
+        let word = std::str::from_utf8(&rest[start..end]).ok();
+        rest = &rest[end..];
+        word
+    };
+    let hex = |word: &str| u32::from_str_radix(word, 16).ok();
+    let (_number, _count, _protocol) = (word()?, word()?, word()?);
+    let (flags, kind, state) = (hex(word()?)?, hex(word()?)?, hex(word()?)?);
+    let inode = word()?.parse().ok()?;
+    let pid = *holders.get(&inode)?;
+    let name = rest.get(1..).unwrap_or_default().to_vec();
+    let kind = TYPES.iter().find(|(number, _)| *number == kind).map_or("unknown", |(_, name)| name);
+    let state = match state {
+        _ if flags & ACCEPTS != 0 => "listening",
+        CONNECTED => "connected",
+        _ => "unconnected",
+    };
+    Some((inode, HeldUnix { pid, kind, state, name }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_the_unix_table() {
+        let holders = BTreeMap::from([(4026, 7), (12, 8), (13, 9)]);
+        let row = |line: &str| unix_row(line.as_bytes(), &holders).map(|(_, held)| held);
+        let listening = row("0000000000000000: 00000002 00000000 00010000 0001 01  4026 /run/a socket 4026").unwrap();
+        assert_eq!((listening.pid, listening.kind, listening.state), (7, "stream", "listening"));
+        let abstracted = row("0000000000000000: 00000002 00000000 00000000 0002 01 12 @name").unwrap();
+        assert_eq!(
+            (abstracted.kind, abstracted.state, abstracted.name.as_slice()),
+            ("dgram", "unconnected", &b"@name"[..])
+        );
+        let pair = row("0000000000000000: 00000003 00000000 00000000 0001 03 13").unwrap();
+        assert_eq!((pair.state, pair.name.as_slice()), ("connected", &b""[..]));
+        assert_eq!(row("0000000000000000: 00000003 00000000 00000000 0001 03 14"), None);
+        assert_eq!(row("Num       RefCount Protocol Flags    Type St Inode Path"), None);
+    }
+}

@@ -1,0 +1,450 @@
+//! `attach`: a workload that runs becomes a session's, to a fixed point. Every thread of it is labelled and every process
+//! moved, or nothing of it stays and it runs on as before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStringExt as _,
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use tipstaff_common::label::SessionRef;
+use tracing::{info, warn};
+
+use super::{
+    Engine, complain,
+    inherited::Inventory,
+    judge,
+    start::{Begun, Checked, Subject, failed, login_uid, principal, watch},
+};
+use crate::{
+    api::{
+        server::Peer,
+        wire::{self, ApiError, Reply},
+    },
+    enforce::{Flows, Host, Refusal, SessionCgroup, Target, cgroup_named, cgroup_of, outside, processes_below, whom},
+    evidence::{Attached, Attachment, Body, Principal, Text},
+    kernel::{Kernel, KernelError, open_pidfd},
+    policy::{Inherited, Mode},
+    session::{Input, SessionId},
+};
+
+/// How long a tree may go on growing faster than it is labelled.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Programs out of scope that the caller is told of.
+const NOTES: usize = 8;
+
+/// What was taken into a session.
+#[derive(Default)]
+struct Taken {
+    /// Walks over all tasks.
+    walks: u64,
+    /// Where each process that was moved was before.
+    homes: BTreeMap<u32, PathBuf>,
+}
+
+impl Engine {
+    /// Makes running processes members of a new session, or refuses and changes nothing.
+    pub(super) fn attach(&mut self, attach: &wire::Attach, peer: &Peer) -> Result<Reply, ApiError> {
+        if self.disarming.is_some() {
+            return Err(ApiError::Busy { message: "the agent is being disarmed and starts nothing".into() });
+        }
+        let target = self.target(attach)?;
+        let by = principal(peer);
+        let found = self.whom(&target, attach.twice, peer);
+        let processes = found.map_err(|problem| self.record_refusal(&as_run(attach, None), by, problem))?;
+        let (pid, first) = first_of(&target, &processes)?;
+        let run = as_run(attach, Some(pid));
+        let whose = owner(pid).ok_or_else(|| absent(pid))?;
+        let mut checked = self.check(&run, whose)?;
+        self.look_before(&checked, &processes).map_err(|problem| self.record_refusal(&run, by, problem))?;
+        checked.notes.extend(self.out_of_scope(&checked, &processes)?);
+        let cgroup = match &target {
+            Target::Cgroup(path) => Some(Text::from(path.as_os_str().as_encoded_bytes())),
+            Target::Process(_) => None,
+        };
+        let home = cgroup_of(pid, &self.parts.mount).map_err(|_gone| absent(pid))?;
+        let home = Text::from(home.as_os_str().as_encoded_bytes());
+        let how = Attachment { by, home, cgroup };
+        let (ttl, treatment) = (checked.ttl, (checked.policy.attach, checked.policy.mode));
+        let subject = Subject { pid, process: first, principal: whose, attached: Some(how.clone()) };
+        let begun = self.begin(&run, subject, checked)?;
+        let walks = match self.take_in(begun.id, &target) {
+            Ok(walks) => walks,
+            Err(problem) => {
+                self.feed(begun.id, Input::StartFailed);
+                let message = format!("nothing was attached: {problem}");
+                return Err(ApiError::Failed { message });
+            }
+        };
+        self.feed(begun.id, Input::Labelled);
+        let mut attached = self.settle_in(&begun, how, walks, treatment)?;
+        attached.ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        Ok(Reply::Attached(Box::new(attached)))
+    }
+
+    fn target(&self, attach: &wire::Attach) -> Result<Target, ApiError> {
+        match (attach.pid, &attach.cgroup) {
+            (Some(pid), None) => Ok(Target::Process(pid)),
+            (None, Some(name)) => cgroup_named(name, &self.parts.mount).map(Target::Cgroup).map_err(refused),
+            _ => Err(ApiError::BadRequest { message: "attach takes either a process or a cgroup".into() }),
+        }
+    }
+
+    /// The processes that are meant, all of which may become a session's.
+    fn whom(&mut self, target: &Target, twice: bool, peer: &Peer) -> Result<BTreeSet<u32>, ApiError> {
+        let agent = std::process::id();
+        let host = Host {
+            mount: &self.parts.mount,
+            sessions: &self.parts.root.path,
+            agent_cgroup: cgroup_of(agent, &self.parts.mount).map_err(failed)?,
+            agent,
+            caller: peer.pid,
+            twice,
+            processes: Host::read(),
+        };
+        let found = whom(&host, target, processes_below).map_err(refused)?;
+        if let Some(confine) = &self.parts.confine
+            && let Some((pid, place)) = outside(&found, &self.parts.mount, |cgroup| confine.holds(cgroup))
+        {
+            let message = format!("process {pid} is in {}, outside the confinement", place.display());
+            let remedy = format!("attach what runs below {}", confine.path.display());
+            return Err(ApiError::Refused { message, rule: None, remedy });
+        }
+        let members = self.parts.kernel.members().map_err(failed)?;
+        if let Some(member) = members.iter().find(|member| found.contains(&member.tgid)) {
+            let own = |live: &super::Live| {
+                live.reference.slot == member.slot && live.reference.generation == member.generation
+            };
+            let session = self.sessions.iter().find(|(_, live)| own(live));
+            let session = session.map_or_else(|| "another session".into(), |(id, _)| format!("session {id}"));
+            let message = format!("process {} is in {session} already", member.tgid);
+            return Err(ApiError::Refused { message, rule: None, remedy: "end that session first".into() });
+        }
+        Ok(found)
+    }
+
+    /// Under `sockets: refuse`, who holds one is not attached.
+    fn look_before(&mut self, checked: &Checked, processes: &BTreeSet<u32>) -> Result<(), ApiError> {
+        if checked.policy.attach != Inherited::Refuse {
+            return Ok(());
+        }
+        let mut flows = Flows::default();
+        for pid in processes {
+            let Ok(process) = open_pidfd(*pid) else { continue };
+            // who is gone holds nothing
+            let _ = flows.namespaces.see(&mut self.namespaces, process.as_fd(), (*pid, *pid));
+        }
+        let held = Inventory::of(&flows, &mut self.namespaces, processes);
+        let Some(socket) = held.first() else { return Ok(()) };
+        let message = format!("process {} holds {socket}, and policy {} refuses that", socket.pid, checked.policy.name);
+        let remedy = "have it closed first, or write `attach: { sockets: judge }`".into();
+        Err(ApiError::Refused { message, rule: None, remedy })
+    }
+
+    /// Programs that run already and that the policy does not let run.
+    fn out_of_scope(&mut self, checked: &Checked, processes: &BTreeSet<u32>) -> Result<Vec<String>, ApiError> {
+        let mut programs: BTreeMap<PathBuf, u32> = BTreeMap::new();
+        for pid in processes {
+            if let Ok(program) = fs::read_link(format!("/proc/{pid}/exe")) {
+                programs.entry(program).or_insert(*pid);
+            }
+        }
+        let mut notes = Vec::new();
+        for (program, pid) in programs {
+            let root = format!("/proc/{pid}/root");
+            let (kernel, policy) = (&mut self.parts.kernel, &checked.policy);
+            let refusal = judge::command(kernel, policy, &checked.host, Path::new(&root), &program).map_err(failed)?;
+            if refusal.is_some() && notes.len() < NOTES {
+                let program = program.display();
+                notes.push(format!(
+                    "process {pid} runs {program} already, which policy {} does not let run: it goes on",
+                    policy.name
+                ));
+            }
+        }
+        Ok(notes)
+    }
+
+    /// Labels and moves until a walk finds nobody new. Whatever fails is taken back.
+    fn take_in(&mut self, id: SessionId, target: &Target) -> Result<u64, String> {
+        let Some(live) = self.sessions.get_mut(&id) else { return Err("the session is gone".into()) };
+        let (reference, cgroup) = (live.reference, live.cgroup.clone());
+        let Some(first) = live.first.as_ref().and_then(|first| first.try_clone().ok()) else {
+            return Err("the first process cannot be watched".into());
+        };
+        let first_pid = live.first_process.pid;
+        let home = live.home();
+        let mut taken = Taken::default();
+        let kernel = &mut self.parts.kernel;
+        let result = taken.fill(kernel, &self.parts.mount, (reference, &cgroup), target, (first_pid, &first));
+        let result = result.and_then(|()| watch(id, first, self.parts.notes.clone()));
+        match result {
+            Ok(()) => Ok(taken.walks),
+            Err(problem) => {
+                undo(&mut self.parts.kernel, (reference, &cgroup), &taken.homes, &home);
+                Err(problem)
+            }
+        }
+    }
+
+    /// Looks at what the new members hold, treats it as the policy says, and writes it all down.
+    fn settle_in(
+        &mut self,
+        begun: &Begun,
+        how: Attachment,
+        walks: u64,
+        (treatment, mode): (Inherited, Mode),
+    ) -> Result<wire::Attached, ApiError> {
+        let id = begun.id;
+        self.see_again(id);
+        let members = self.parts.kernel.members().map_err(failed)?;
+        let Some(live) = self.sessions.get_mut(&id) else {
+            return Err(ApiError::Failed { message: format!("session {id} ended at once") });
+        };
+        let own =
+            |m: &&crate::kernel::Member| m.slot == live.reference.slot && m.generation == live.reference.generation;
+        let threads = members.iter().filter(own).count() as u64;
+        let processes: BTreeSet<u32> = members.iter().filter(own).map(|member| member.tgid).collect();
+        let mut held = Inventory::of(&live.flows, &mut self.namespaces, &processes);
+        let receipts = if mode == Mode::Enforce {
+            held.treat(treatment, &live.policy, &live.host, &mut live.flows, &mut self.namespaces, &processes)
+        } else {
+            Vec::new()
+        };
+        let mut notes = begun.notes.clone();
+        notes.extend(held.notes());
+        let lists = held.lists();
+        let attached = Attached {
+            session: id,
+            how,
+            history: "unknown".into(),
+            processes: processes.len() as u64,
+            threads,
+            walks,
+            open: lists.open,
+            listening: lists.listening,
+            unix: lists.unix,
+            others: lists.others,
+            unlisted: lists.unlisted,
+        };
+        let reply = wire::Attached {
+            session: id.to_string(),
+            deadline_boot_ns: begun.deadline,
+            ttl_ms: 0,
+            processes: attached.processes,
+            threads,
+            open: attached.open.iter().map(super::inherited::wire_socket).collect(),
+            listening: attached.listening.iter().map(super::inherited::wire_socket).collect(),
+            unix: attached.unix.iter().map(super::inherited::wire_unix).collect(),
+            others: attached.others,
+            notes,
+        };
+        info!("session {id}: attached {} processes, {threads} threads", attached.processes);
+        self.append_durable(&Body::Attached(Box::new(attached)));
+        receipts.iter().for_each(|body| self.append(&body.with_session(id)));
+        Ok(reply)
+    }
+
+    /// The first process of a session is gone. One that was attached by its cgroup goes on with another of its processes.
+    pub(super) fn first_gone(&mut self, id: SessionId, now_boot_ns: u64) {
+        if let Some((pid, process)) = self.another_first(id) {
+            match watch(id, process, self.parts.notes.clone()) {
+                Ok(()) => return,
+                Err(problem) => warn!("process {pid} of session {id} is not watched: {problem}"),
+            }
+        }
+        self.feed(id, Input::FirstExited { now_boot_ns });
+    }
+
+    fn another_first(&mut self, id: SessionId) -> Option<(u32, OwnedFd)> {
+        let live = self.sessions.get(&id)?;
+        live.start.attached.as_ref()?.cgroup.as_ref()?;
+        let reference = live.reference;
+        let members = complain("listing members", self.parts.kernel.members())?;
+        let own = |m: &&crate::kernel::Member| m.slot == reference.slot && m.generation == reference.generation;
+        members.iter().filter(own).find_map(|member| {
+            let process = open_pidfd(member.tgid).ok()?;
+            let label = self.parts.kernel.label_of(process.as_fd()).ok().flatten();
+            (label == Some(reference)).then_some((member.tgid, process))
+        })
+    }
+}
+
+impl Taken {
+    fn fill(
+        &mut self,
+        kernel: &mut Kernel,
+        mount: &Path,
+        (session, cgroup): (SessionRef, &SessionCgroup),
+        target: &Target,
+        (first_pid, first): (u32, &OwnedFd),
+    ) -> Result<(), String> {
+        let text = |error: KernelError| error.to_string();
+        kernel
+            .label_tree(first.as_fd(), session)
+            .map_err(|e| format!("process {first_pid} cannot be labelled: {e}"))?;
+        let began = Instant::now();
+        loop {
+            let mut still = true;
+            if let Target::Cgroup(path) = target {
+                for pid in processes_below(path) {
+                    still &= !self.take(kernel, mount, (session, cgroup), pid)?;
+                }
+            }
+            let walk = kernel.label_heirs().map_err(text)?;
+            self.walks += 1;
+            if walk.failed > 0 {
+                return Err(format!("{} threads cannot be labelled: the kernel has no room for more", walk.failed));
+            }
+            for member in kernel.members().map_err(text)? {
+                if member.slot == session.slot && member.generation == session.generation {
+                    still &= !self.relocate(mount, cgroup, member.tgid)?;
+                }
+            }
+            if walk.changed == 0 && still {
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(format!("it still grows after {} walks: stop or freeze it first", self.walks));
+            }
+        }
+    }
+
+    /// Labels and moves a process that is in the cgroup. False: that was done before, or it is gone.
+    fn take(
+        &mut self,
+        kernel: &mut Kernel,
+        mount: &Path,
+        (session, cgroup): (SessionRef, &SessionCgroup),
+        pid: u32,
+    ) -> Result<bool, String> {
+        if self.homes.contains_key(&pid) {
+            return Ok(false);
+        }
+        let Ok(process) = open_pidfd(pid) else { return Ok(false) };
+        match kernel.label_of(process.as_fd()) {
+            Ok(None) => {
+                kernel.label_tree(process.as_fd(), session).or_else(|e| if is_gone(pid) { Ok(()) } else { Err(e) })
+            }
+            Ok(Some(_)) => Ok(()),
+            Err(_) if is_gone(pid) => Ok(()),
+            Err(error) => Err(error),
+        }
+        .map_err(|e| format!("process {pid} cannot be labelled: {e}"))?;
+        self.relocate(mount, cgroup, pid)
+    }
+
+    /// Moves a member into the session's cgroup. False: it is there, or was moved before, or is gone.
+    fn relocate(&mut self, mount: &Path, cgroup: &SessionCgroup, pid: u32) -> Result<bool, String> {
+        if self.homes.contains_key(&pid) {
+            return Ok(false);
+        }
+        let Ok(home) = cgroup_of(pid, mount) else { return Ok(false) };
+        if home.starts_with(cgroup.path()) {
+            return Ok(false);
+        }
+        match cgroup.take(pid) {
+            Ok(()) => {
+                self.homes.insert(pid, home);
+                Ok(true)
+            }
+            Err(_) if is_gone(pid) => Ok(false),
+            Err(error) => Err(format!("process {pid} cannot be moved from {}: {error}", home.display())),
+        }
+    }
+}
+
+impl super::Live {
+    /// Where its first process was before it was the session's.
+    pub(super) fn home(&self) -> PathBuf {
+        let home = self.start.attached.as_ref().map(|how| how.home.as_bytes().to_vec());
+        PathBuf::from(std::ffi::OsString::from_vec(home.unwrap_or_default()))
+    }
+}
+
+/// Takes every label of a session off again and moves everybody back: to where it was, or to the first process's home.
+pub(super) fn undo(
+    kernel: &mut Kernel,
+    (session, cgroup): (SessionRef, &SessionCgroup),
+    homes: &BTreeMap<u32, PathBuf>,
+    home: &Path,
+) {
+    complain("taking labels back", kernel.mark_undone(session));
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        match complain("taking labels back", kernel.label_heirs()) {
+            Some(walk) if walk.changed > 0 => {}
+            _ => break,
+        }
+    }
+    for pid in processes_below(cgroup.path()) {
+        let home = homes.get(&pid).map_or(home, PathBuf::as_path);
+        let places = home.ancestors().take_while(|path| path.join("cgroup.procs").exists());
+        if !places.into_iter().any(|place| fs::write(place.join("cgroup.procs"), pid.to_string()).is_ok()) {
+            warn!("process {pid} cannot be moved back to {}", home.display());
+        }
+    }
+}
+
+fn is_gone(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// The process that the session is known by: the one that was named, or the oldest of the cgroup.
+fn first_of(target: &Target, processes: &BTreeSet<u32>) -> Result<(u32, OwnedFd), ApiError> {
+    let started = |pid: &u32| super::start::started(*pid).unwrap_or(u64::MAX);
+    let pid = match target {
+        Target::Process(pid) => *pid,
+        Target::Cgroup(path) => {
+            let oldest = processes.iter().copied().min_by_key(started);
+            oldest.ok_or_else(|| ApiError::NotFound { message: format!("cgroup {} is empty", path.display()) })?
+        }
+    };
+    Ok((pid, open_pidfd(pid).map_err(|_gone| absent(pid))?))
+}
+
+fn absent(pid: u32) -> ApiError {
+    ApiError::NotFound { message: format!("there is no process {pid}") }
+}
+
+fn refused(refusal: Refusal) -> ApiError {
+    match refusal {
+        Refusal::Absent(message) => ApiError::NotFound { message },
+        Refusal::Never(message, remedy) => ApiError::Refused { message, rule: None, remedy },
+    }
+}
+
+/// Who a process acts for: its effective user and group, and its login.
+fn owner(pid: u32) -> Option<Principal> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let effective = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    Some(Principal { uid: effective("Uid:")?, gid: effective("Gid:")?, login_uid: login_uid(pid) })
+}
+
+/// What a `run` would have said of a process that runs.
+fn as_run(attach: &wire::Attach, pid: Option<u32>) -> wire::Run {
+    let file = |name: &str| pid.map(|pid| format!("/proc/{pid}/{name}"));
+    let link = |name: &str| file(name).and_then(|path| fs::read_link(path).ok()).map(|path| path.display().to_string());
+    let line = file("cmdline").and_then(|path| fs::read(path).ok()).unwrap_or_default();
+    let words = line.strip_suffix(b"\0").unwrap_or(&line).split(|b| *b == 0);
+    let argv = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    wire::Run {
+        policy: attach.policy.clone(),
+        policy_source: attach.policy_source.clone(),
+        ttl: attach.ttl.clone(),
+        credential_expires: attach.credential_expires.clone(),
+        labels: attach.labels.clone(),
+        command: wire::Command { path: link("exe").unwrap_or_default(), argv, argv_cut: false },
+        cwd: link("cwd").unwrap_or_default(),
+        tty: link("fd/0").filter(|path| path.starts_with("/dev/pts/") || path.starts_with("/dev/tty")),
+    }
+}

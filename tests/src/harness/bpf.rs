@@ -1,0 +1,197 @@
+//! The few calls of bpf(2) that tests make themselves, on maps that the sandbox's own agent pinned: to bring about what
+//! the kernel cannot be asked for.
+
+use std::{
+    ffi::CString,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::sandbox::Sandbox;
+
+/// `enum bpf_cmd` (`include/uapi/linux/bpf.h`, 6.18).
+const LOOKUP: libc::c_int = 1;
+const DELETE: libc::c_int = 3;
+const GET_NEXT_KEY: libc::c_int = 4;
+const OBJ_GET: libc::c_int = 7;
+const UPDATE_BATCH: libc::c_int = 26;
+const DELETE_BATCH: libc::c_int = 27;
+
+/// A pinned map.
+#[derive(Debug)]
+pub(crate) struct Map(OwnedFd);
+
+/// As `BPF_OBJ_GET` reads it.
+#[repr(C)]
+struct ObjGet {
+    path: u64,
+    descriptor: u32,
+    flags: u32,
+}
+
+/// As the operations on one element read it.
+#[repr(C)]
+struct Element {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// As the operations on many elements read it.
+#[repr(C)]
+struct Batch {
+    input: u64,
+    output: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+impl Map {
+    /// The map `name` of the sandbox's agent.
+    pub(crate) fn of(s: &Sandbox, name: &str) -> Result<Self> {
+        let found = find(s.pins(), &format!("map_{name}")).with_context(|| format!("no map {name} is pinned"))?;
+        let path = CString::new(found.as_os_str().as_encoded_bytes())?;
+        let request = ObjGet { path: path.as_ptr() as u64, descriptor: 0, flags: 0 };
+        let fd = libc::c_int::try_from(call(OBJ_GET, &request)?)?;
+        // SAFETY: the kernel just made this descriptor for us.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    fn number(&self) -> u32 {
+        self.0.as_raw_fd().cast_unsigned()
+    }
+
+    /// Takes the value of a task's first thread out of task storage.
+    pub(crate) fn remove_of(&self, process: BorrowedFd<'_>) -> Result<()> {
+        let key = process.as_raw_fd();
+        let request = Element { map: self.number(), pad: 0, key: (&raw const key) as u64, value: 0, flags: 0 };
+        call(DELETE, &request).map(drop)
+    }
+
+    /// Takes the entries of 16 bytes out of a hash with keys of 8 bytes whose last four bytes are `number`. How many.
+    pub(crate) fn remove_where_last_is(&self, number: u32) -> Result<u32> {
+        let (mut key, mut removed) = (None::<u64>, 0);
+        loop {
+            let mut next = 0_u64;
+            let at = key.as_ref().map_or(0, |key| std::ptr::from_ref(key) as u64);
+            let step = Element { map: self.number(), pad: 0, key: at, value: (&raw mut next) as u64, flags: 0 };
+            if call(GET_NEXT_KEY, &step).is_err() {
+                return Ok(removed);
+            }
+            let mut value = [0_u32; 4];
+            let look = Element {
+                map: self.number(),
+                pad: 0,
+                key: (&raw const next) as u64,
+                value: (&raw mut value) as u64,
+                flags: 0,
+            };
+            if call(LOOKUP, &look).is_ok() && value[3] == number {
+                let gone = Element { map: self.number(), pad: 0, key: (&raw const next) as u64, value: 0, flags: 0 };
+                call(DELETE, &gone)?;
+                removed += 1;
+                key = None;
+            } else {
+                key = Some(next);
+            }
+        }
+    }
+
+    /// Whether a task's first thread has a value in task storage of 16 bytes.
+    pub(crate) fn has(&self, process: BorrowedFd<'_>) -> bool {
+        let (key, mut value) = (process.as_raw_fd(), [0_u8; 16]);
+        let request = Element {
+            map: self.number(),
+            pad: 0,
+            key: (&raw const key) as u64,
+            value: (&raw mut value) as u64,
+            flags: 0,
+        };
+        call(LOOKUP, &request).is_ok()
+    }
+
+    /// Puts in keys of 8 bytes with values of 16 zeros, until there is no room for more. How many.
+    pub(crate) fn fill(&self, keys: &[u64]) -> Result<u32> {
+        let values = vec![[0_u8; 16]; keys.len()];
+        let mut request = self.batch(keys, values.as_ptr() as u64)?;
+        // a map that becomes full says so, and how far it came
+        let _ = call(UPDATE_BATCH, &mut request);
+        Ok(request.count)
+    }
+
+    /// Takes those keys out again.
+    pub(crate) fn empty(&self, keys: &[u64]) -> Result<()> {
+        let mut request = self.batch(keys, 0)?;
+        call(DELETE_BATCH, &mut request).map(drop)
+    }
+
+    fn batch(&self, keys: &[u64], values: u64) -> Result<Batch> {
+        Ok(Batch {
+            input: 0,
+            output: 0,
+            keys: keys.as_ptr() as u64,
+            values,
+            count: u32::try_from(keys.len())?,
+            map: self.number(),
+            element_flags: 0,
+            flags: 0,
+        })
+    }
+}
+
+/// The first file of that name.
+pub(crate) fn find(below: &Path, name: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(below).ok()?.flatten().map(|entry| entry.path());
+    entries.into_iter().find_map(|path| {
+        if path.is_dir() {
+            return find(&path, name);
+        }
+        (path.file_name()?.to_str()? == name).then_some(path)
+    })
+}
+
+/// `T` is what the command reads and writes; what it points to lives as long as the call.
+fn call<T>(command: libc::c_int, attributes: T) -> Result<i64>
+where
+    T: Attributes,
+{
+    let (at, size) = attributes.place();
+    // SAFETY: the kernel reads and writes at most `size` bytes of integers, and what they point to.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, command, at, size) };
+    ensure!(done >= 0, "bpf({command}): {}", std::io::Error::last_os_error());
+    Ok(done)
+}
+
+/// A structure that a command takes.
+trait Attributes {
+    fn place(self) -> (u64, usize);
+}
+
+impl<T> Attributes for &T {
+    fn place(self) -> (u64, usize) {
+        (std::ptr::from_ref(self) as u64, size_of::<T>())
+    }
+}
+
+impl<T> Attributes for &mut T {
+    fn place(self) -> (u64, usize) {
+        (std::ptr::from_mut(self) as u64, size_of::<T>())
+    }
+}
+
+/// A descriptor of a process.
+pub(crate) fn pidfd(pid: u32) -> Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    ensure!(fd >= 0, "process {pid}: {}", std::io::Error::last_os_error());
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
+}

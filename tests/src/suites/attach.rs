@@ -1,0 +1,366 @@
+//! A workload that runs becomes a session's: all of it, with what it holds, or nothing.
+
+use std::{collections::BTreeSet, fs, os::fd::AsFd as _, process::Command};
+
+use serde_json::Value;
+
+use super::scene::{Fifo, only, refusal, refused_exec, report};
+use crate::harness::{
+    bpf::{Map, pidfd},
+    launch::bare,
+    prelude::*,
+    server::Server,
+    wait::{all_gone, gone, in_guest},
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("attach::tree-to-a-fixed-point", WHEREVER, tree),
+    Test::new("attach::what-it-holds", WHEREVER, holds),
+    Test::new("attach::cgroup", WHEREVER, cgroup),
+    Test::new("attach::refused", WHEREVER, refusals),
+    Test::new("attach::host-is-refused", WHEREVER, host)
+        .guests_only("names the root cgroup, process 1 and kernel threads"),
+    Test::new("attach::failed-leaves-nothing", WHEREVER, failed),
+];
+
+/// Starts a workload beside the sessions.
+fn workload(s: &Sandbox, program: &str, line: &str) -> Result<Running> {
+    let mut command = bare(program.as_ref());
+    command.arg("--work").args(line.split_whitespace());
+    Running::spawn(s, command, None)
+}
+
+fn attach(s: &Sandbox, policy: &str, pid: u32) -> Result<Value> {
+    s.json(&["attach", "--policy", policy, "--pid", &pid.to_string()])
+}
+
+fn session_of(attached: &Value) -> Result<String> {
+    Ok(attached["session"].as_str().context("no session")?.to_owned())
+}
+
+/// The processes that descend from `pid`, and itself.
+fn family(pid: u32) -> Result<BTreeSet<u32>> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(child) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        parents.extend(parent.map(|parent: u32| (parent, child)));
+    }
+    let mut found = BTreeSet::from([pid]);
+    loop {
+        let more: Vec<u32> = parents.iter().filter(|(parent, _)| found.contains(parent)).map(|(_, c)| *c).collect();
+        let before = found.len();
+        found.extend(more);
+        if found.len() == before {
+            return Ok(found);
+        }
+    }
+}
+
+/// Process and thread ids that a session lists.
+fn members(s: &Sandbox, session: &str) -> Result<BTreeSet<(u32, u32)>> {
+    let inspected = s.json(&["inspect", session])?;
+    let number = |m: &Value, key: &str| m[key].as_u64().and_then(|n| u32::try_from(n).ok());
+    let list = inspected["members"].as_array().context("no members")?;
+    Ok(list.iter().filter_map(|m| Some((number(m, "pid")?, number(m, "tid")?))).collect())
+}
+
+fn threads_of(pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok()).collect()
+}
+
+/// A tree that makes processes all the time, with threads and a child that were there before: each thread is a member,
+/// each tries a program out of scope, and nothing of it is left at the end.
+fn tree(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let (open, closed) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    let policy = only(&member).allow("good", &good).to("open", "127.0.0.1/32", open.port());
+    let policy = s.policy(&policy)?;
+    let marks = [s.file("mark"), s.file("mark"), s.file("mark")];
+    let answers = [s.file("answers"), s.file("answers")];
+    let (pid, stop) = (s.file("pid"), s.file("stop"));
+    let mut fifos = [Fifo::new(s)?, Fifo::new(s)?, Fifo::new(s)?];
+    let line = format!(
+        "background report {} fifo {} spawn {bad} --work mark {} + background report {} thread fifo {} spawn {bad} --work mark {} \
+         + background storm {stop} + background storm {stop} \
+         + pid {pid} fifo {} spawn {bad} --work mark {} + spawn {good} --work nothing + connect tcp {} + connect tcp {} + idle",
+        answers[0],
+        fifos[0].path,
+        marks[0],
+        answers[1],
+        fifos[1].path,
+        marks[1],
+        fifos[2].path,
+        marks[2],
+        closed.words(),
+        open.words(),
+    );
+    let running = workload(s, &member, &line)?;
+    s.pid_in(&pid)?;
+    let threaded = || Ok(family(running.pid())?.into_iter().find(|pid| threads_of(*pid).len() == 2));
+    let threaded = until("a process with two threads", patience(), threaded)?;
+    let attached = attach(s, &policy, running.pid())?;
+    let session = session_of(&attached)?;
+    let (before, listed) = (family(running.pid())?, members(s, &session)?);
+    for process in before.iter().filter(|pid| !gone(**pid)) {
+        ensure!(listed.iter().any(|(pid, _)| pid == process) || gone(*process), "process {process} is no member");
+    }
+    for thread in threads_of(threaded) {
+        ensure!(listed.contains(&(threaded, thread)), "thread {thread} of process {threaded} is no member");
+    }
+    ensure!(attached["threads"].as_u64() > attached["processes"].as_u64(), "threads are not counted: {attached}");
+    let record = s.wait_evidence("the attachment", |r| r["type"] == "attached" && r["session"] == session)?;
+    ensure!(record["history"] == "unknown" && record["by"]["uid"] == 0, "{record}");
+    let start = s.wait_evidence("its start", |r| r["type"] == "session-start" && r["session"] == session)?;
+    ensure!(start["context"]["pid"] == running.pid() && start["attached"]["home"].is_string(), "{start}");
+    let inspected = s.json(&["inspect", &session])?;
+    ensure!(inspected["context"]["attached"] == format!("process {}", running.pid()), "{}", inspected["context"]);
+    fifos.iter_mut().try_for_each(Fifo::wake)?;
+    for file in &answers {
+        ensure!(report(file, 1)?[0] == refused_exec(s), "a program out of scope ran: {:?}", report(file, 1)?);
+    }
+    let expected = format!("{}\nexit 0\nerrno 1\nok\n", refused_exec(s));
+    until("the first process to have tried all", patience(), || {
+        Ok((running.said().len() >= expected.len()).then_some(()))
+    })?;
+    ensure!(running.said() == expected, "the first process said {:?}", running.said());
+    for mark in &marks {
+        ensure!(!fs::exists(mark)?, "a program out of scope left its mark");
+    }
+    closed.untouched()?;
+    open.accepted(1)?;
+    s.saw_exec(&session, &bad, refusal(s), "default")?;
+    s.cli(&["end", &session])?.ended(0)?;
+    let end = s.session_ended(&session, "operator")?;
+    ensure!(end["members_left"] == 0, "members are left: {end}");
+    all_gone(&before.into_iter().collect::<Vec<_>>())
+}
+
+/// What it holds is listed; a connection out of scope is destroyed, one in scope is kept.
+fn holds(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let (open, closed) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    let base = only(&member).to("open", "127.0.0.1/32", open.port()).listening();
+    for (how, gone) in [("judge", true), ("keep", false)] {
+        let (pid, port, unix) = (s.file("pid"), s.file("port"), s.file("socket"));
+        let line = format!(
+            "open 1 tcp {} open 1 tcp {} listen 127.0.0.1 {port} unix {unix} pid {pid} idle",
+            open.words(),
+            closed.words()
+        );
+        let running = workload(s, &member, &line)?;
+        s.pid_in(&pid)?;
+        let policy = s.policy(&base.clone().spec(format!("attach: {{ sockets: {how} }}")))?;
+        let session = session_of(&attach(s, &policy, running.pid())?)?;
+        let record = s.wait_evidence("the attachment", |r| r["type"] == "attached" && r["session"] == session)?;
+        let to = |server: &Server| {
+            let mut open = record["open"].as_array().into_iter().flatten();
+            open.find(|socket| socket["to"] == server.address() && socket["pid"] == running.pid()).cloned()
+        };
+        let (good, bad) = (to(&open).context("no open")?, to(&closed).context("no closed")?);
+        ensure!(good["destroyed"] == false && bad["destroyed"] == gone, "{how}: {record}");
+        let listening = format!("127.0.0.1:{}", fs::read_to_string(&port)?);
+        let has = |list: &str, key: &str, value: &str| {
+            record[list].as_array().into_iter().flatten().any(|socket| socket[key] == value)
+        };
+        ensure!(has("listening", "from", &listening), "{listening} is not listed: {record}");
+        ensure!(has("unix", "name", &unix) && has("unix", "state", "connected"), "no unix sockets: {record}");
+        let cut: Vec<Value> =
+            s.records(&session, "flows-cut")?.into_iter().filter(|r| r["cause"] == "attach").collect();
+        ensure!(cut.len() == usize::from(gone), "{how}: {cut:?}");
+        for receipt in cut.iter().filter_map(|r| r["sockets"].as_array()).flatten() {
+            ensure!(receipt["to"] == closed.address() && receipt["outcome"] == "destroyed", "{receipt}");
+            ensure!(receipt["gone"] == true, "{receipt}");
+        }
+        s.cli(&["end", &session])?.ended(0)?;
+        s.session_ended(&session, "operator")?;
+    }
+    let pid = s.file("pid");
+    let running = workload(s, &member, &format!("open 1 tcp {} pid {pid} idle", open.words()))?;
+    s.pid_in(&pid)?;
+    let policy = s.policy(&base.spec("attach: { sockets: refuse }"))?;
+    let refused = s.cli(&["attach", "--policy", &policy, "--pid", &running.pid().to_string()])?;
+    refused.ended(3)?.complained(&["holds a tcp socket", &open.address(), "refuses that"])?;
+    ensure!(!gone(running.pid()), "who was refused was ended");
+    Ok(())
+}
+
+/// What runs in a cgroup and below it; the session goes on with what is left, with another agent too.
+fn cgroup(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = s.policy(&only(&member).allow("good", &good))?;
+    let (place, nested) = (s.part("elsewhere"), s.part("elsewhere").child("nested")?);
+    let mark = s.file("mark");
+    let fifos = [Fifo::new(s)?, Fifo::new(s)?, Fifo::new(s)?];
+    let line = format!("fifo {} spawn {bad} --work mark {mark} + spawn {good} --work nothing", fifos[0].path);
+    let first = workload(s, &member, &line)?;
+    let second = workload(s, &member, &format!("fifo {} spawn {bad} --work mark {mark}", fifos[1].path))?;
+    let bystander = workload(s, &member, &format!("fifo {} spawn {bad} --work nothing", fifos[2].path))?;
+    place.take(first.pid())?;
+    nested.take(second.pid())?;
+    let path = place.path().display().to_string();
+    let attached = s.json(&["attach", "--policy", &policy, "--from-cgroup", &path])?;
+    let session = session_of(&attached)?;
+    let listed: BTreeSet<u32> = members(s, &session)?.into_iter().map(|(pid, _)| pid).collect();
+    ensure!(listed == [first.pid(), second.pid()].into(), "{listed:?} are members");
+    ensure!(place.processes().is_empty(), "{:?} stayed behind", place.processes());
+    let inspected = s.json(&["inspect", &session])?;
+    ensure!(inspected["context"]["attached"] == format!("cgroup {path}"), "{}", inspected["context"]);
+    let [mut one, mut two, mut three] = fifos;
+    three.wake()?;
+    bystander.wait()?.said("exit 0")?;
+    one.wake()?;
+    first.wait()?.said(&format!("{}\nexit 0", refused_exec(s)))?;
+    s.kill_agent()?;
+    s.start()?;
+    let rows = s.json(&["ps"])?;
+    ensure!(rows["sessions"][0]["id"] == session, "the session ended with its first process: {rows}");
+    two.wake()?;
+    second.wait()?.said(refused_exec(s))?;
+    ensure!(!fs::exists(&mark)?, "a program out of scope ran");
+    s.session_ended(&session, "completed")?;
+    Ok(())
+}
+
+/// Everything that is refused wherever it is asked, with its message; what was asked for goes on as before.
+fn refusals(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, mark) = (s.program("member")?, s.file("mark"));
+    let bad = s.program("bad")?;
+    let policy = s.policy(&only(&member))?;
+    let refuse = |target: &[&str], code: i32, parts: &[&str]| -> Result<()> {
+        let words = [&["attach", "--policy", &policy], target].concat();
+        let told = s.cli(&words)?;
+        told.ended(code)?.complained(parts).map(drop).with_context(|| format!("{target:?}"))
+    };
+    let mut fifo = Fifo::new(s)?;
+    let ready = s.file("pid");
+    let line = format!("pid {ready} thread fifo {} spawn {bad} --work mark {mark}", fifo.path);
+    let running = workload(s, &member, &line)?;
+    s.pid_in(&ready)?;
+    let pid = running.pid();
+    let thread = until("a thread", patience(), || Ok(threads_of(pid).into_iter().find(|tid| *tid != pid)))?.to_string();
+    let (pid, agent) = (pid.to_string(), s.agent_pid()?.to_string());
+    let agents = s.part("agent").path().display().to_string();
+    let above = s.part("agent").path().parent().context("no parent")?.display().to_string();
+    let sessions = s.part("sessions").path().display().to_string();
+    let nobody = s.part("elsewhere").path().display().to_string();
+    refuse(&["--pid", "4000000"], 5, &["there is no process 4000000"])?;
+    refuse(&["--pid", &thread], 3, &["is a thread of process", &pid])?;
+    refuse(&["--pid", &agent], 3, &["is the agent itself"])?;
+    refuse(&["--from-cgroup", &agents], 3, &["holds the agent"])?;
+    refuse(&["--from-cgroup", &above], 3, &["holds Tipstaff's own"])?;
+    refuse(&["--from-cgroup", &sessions], 3, &["holds Tipstaff's own"])?;
+    refuse(&["--from-cgroup", &nobody], 3, &["no process is in cgroup"])?;
+    refuse(&["--from-cgroup", "/no/such/cgroup"], 5, &["there is no cgroup /no/such/cgroup"])?;
+    refuse(&["--pid", &pid, "--pid", &agent], 2, &["more than one"])?;
+    refuse(&["--pid", &pid, "--ttl", "never"], 2, &["never"])?;
+    refuse(&[], 2, &["--pid"])?;
+    let session = s.run(&policy, &member, "idle")?;
+    let id = session.session(s)?;
+    refuse(&["--pid", &session.pid().to_string()], 3, &["is in session", &id, "already"])?;
+    s.cli(&["end", &id])?.ended(0)?;
+    s.session_ended(&id, "operator")?;
+    ensure!(s.json(&["ps"])?["sessions"].as_array().is_some_and(Vec::is_empty), "something was attached");
+    fifo.wake()?;
+    running.wait()?.said("exit 0")?;
+    ensure!(fs::exists(&mark)?, "who was refused is held to a policy");
+    own_login(s, &member, &policy)
+}
+
+/// A caller that is in what it names has to name it twice.
+fn own_login(s: &Sandbox, member: &str, policy: &str) -> Result<()> {
+    for (times, answer) in [(1, "exit 3"), (2, "exit 0")] {
+        let tipstaff = s.tipstaff();
+        let mut command = Command::new(member);
+        command.env_clear().envs(tipstaff.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let program = tipstaff.get_program().to_string_lossy().into_owned();
+        command.args(["--work", "attach-itself", &times.to_string(), &program, policy]);
+        let finished = Running::spawn(s, command, None)?.wait()?;
+        finished.said(answer)?;
+        if times == 1 {
+            finished.complained(&["this is your own login", "name it twice"])?;
+        } else {
+            let start = |r: &Value| r["type"] == "session-start" && r["context"]["pid"] == finished.pid;
+            let session = s.wait_evidence("its session", start)?["session"].as_str().unwrap_or_default().to_owned();
+            s.session_ended(&session, "completed")?;
+        }
+    }
+    Ok(())
+}
+
+/// What the host stands on.
+fn host(s: &mut Sandbox) -> Result<()> {
+    ensure!(in_guest(), "not on a machine that others use");
+    s.start()?;
+    let policy = s.policy(&only(&s.program("member")?))?;
+    let root = crate::harness::mounts::cgroup2()?.display().to_string();
+    for (target, parts) in [
+        (["--from-cgroup", root.as_str()], &["the root cgroup holds the whole host"][..]),
+        (["--from-cgroup", "/"], &["the root cgroup"]),
+        (["--pid", "1"], &["process 1"]),
+        (["--pid", "2"], &["process 2 is a kernel thread"]),
+    ] {
+        let words = [&["attach", "--policy", &policy], &target[..]].concat();
+        s.cli(&words)?.ended(3)?.complained(parts)?;
+        let twice = [&words[..], &target[..]].concat();
+        s.cli(&twice)?.ended(3)?.complained(parts)?;
+    }
+    ensure!(s.json(&["ps"])?["sessions"].as_array().is_some_and(Vec::is_empty), "something was attached");
+    Ok(())
+}
+
+/// Where a thread cannot be labelled, nothing is attached: who was meant runs on as before, where it was.
+fn failed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, bad, mark) = (s.program("member")?, s.program("bad")?, s.file("mark"));
+    let policy = s.policy(&only(&member))?;
+    let (mirror, labels) = (Map::of(s, "MIRROR")?, Map::of(s, "TASK_LABELS")?);
+    let mut fifo = Fifo::new(s)?;
+    let ready = s.file("pid");
+    let running = workload(
+        s,
+        &member,
+        &format!("background idle + pid {ready} fifo {} spawn {bad} --work mark {mark}", fifo.path),
+    )?;
+    s.pid_in(&ready)?;
+    let place = || fs::read_to_string(format!("/proc/{}/cgroup", running.pid()));
+    let (before, process) = (place()?, pidfd(running.pid())?);
+    let keys: Vec<u64> = (1..=65_536).collect();
+    let filled = mirror.fill(&keys)?;
+    let words = ["attach", "--policy", &policy, "--pid", &running.pid().to_string()];
+    let told = s.cli(&words);
+    mirror.empty(&keys[..filled as usize])?;
+    told?.ended(1)?.complained(&["nothing was attached", "no room"])?;
+    ensure!(!labels.has(process.as_fd()), "a label was left");
+    ensure!(place()? == before, "it was moved to {} from {before}", place()?);
+    s.wait_evidence("the end of what was not attached", |r| {
+        r["type"] == "session-end"
+            && r["reason"] == "start-failed"
+            && r["receipts"].as_array().is_some_and(Vec::is_empty)
+    })?;
+    let family: Vec<u32> = family(running.pid())?.into_iter().collect();
+    ensure!(family.len() == 2 && family.iter().all(|pid| !gone(*pid)), "{family:?} are left");
+    fifo.wake()?;
+    until("the mark", patience(), || Ok(fs::exists(&mark)?.then_some(())))?;
+    // and with room it is attached
+    let again = workload(s, &member, "idle")?;
+    let session = session_of(&attach(s, &policy, again.pid())?)?;
+    ensure!(labels.has(pidfd(again.pid())?.as_fd()), "it has no label");
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
+    kill_all(&family)
+}
+
+fn kill_all(pids: &[u32]) -> Result<()> {
+    for pid in pids.iter().filter(|pid| !gone(**pid)) {
+        let _ =
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(*pid)?), nix::sys::signal::Signal::SIGKILL);
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Membership by every way to make a task, and what does not make a member: a process id that was one's.
+
+use std::fs;
+
+use super::scene::{Fifo, attempt, only, refusal, refused_exec, report};
+use crate::harness::{
+    launch::bare,
+    prelude::*,
+    wait::{all_gone, gone},
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("members::every-system-call-that-makes-a-task", WHEREVER, calls).since((5, 3), "clone3"),
+    Test::new("members::process-id-that-was-a-members", WHEREVER, reused).since((5, 5), "clone3 with a process id"),
+    Test::new("members::moved-ends-where-asked", WHEREVER, moved_ends),
+];
+
+/// clone, clone3, and a child that is its parent's sibling.
+fn calls(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = only(&member).allow("good", &good);
+    for how in ["cloned clone", "cloned clone3"] {
+        attempt(s, &policy, &member, &format!("{how} spawn"), &bad)?.was_refused(s, "default")?;
+        attempt(s, &policy, &member, &format!("{how} spawn"), &good)?.ran(s, "good")?;
+    }
+    let (answers, mark, pid) = (s.file("answers"), s.file("mark"), s.file("pid"));
+    let tries = format!("report {answers} pid {pid} fork spawn {bad} --work mark {mark}");
+    // the child of a child, so that its parent is the first process and not the test
+    let running = s.run(
+        &s.policy(&policy)?,
+        &member,
+        &format!("fork cloned parent {tries} + spawn {good} --work nothing + idle"),
+    )?;
+    let session = running.session(s)?;
+    let answer = report(&answers, 1)?;
+    ensure!(answer[0] == refused_exec(s), "a sibling ran a program out of scope: {answer:?}");
+    ensure!(!fs::exists(&mark)?, "a sibling ran a program out of scope");
+    let sibling = s.pid_in(&pid)?;
+    s.saw_exec(&session, &bad, refusal(s), "default")?;
+    s.saw_exec(&session, &good, "allow", "good")?;
+    s.wait_evidence("the sibling's birth", |r| {
+        r["type"] == "fork" && r["session"] == session && r["child"] == sibling
+    })?;
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
+    all_gone(&[running.pid()])
+}
+
+/// A process outside gets the number of a member that ended: it is nobody's, and the session's end does not reach it.
+fn reused(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let (number, ready, mark, stop) = (s.file("pid"), s.file("pid"), s.file("mark"), Fifo::new(s)?);
+    let policy = s.policy(&only(&member).allow("good", &good))?;
+    let running = s.run(&policy, &member, &format!("spawn {good} --work pid {number} nothing + idle"))?;
+    let session = running.session(s)?;
+    let number = s.pid_in(&number)?;
+    s.wait_evidence("the member's exit", |r| r["type"] == "exit" && r["session"] == session && r["pid"] == number)?;
+    until("the member to be reaped", patience(), || Ok((running.said() == "exit 0\n").then_some(())))?;
+    let mut outsider = bare(member.as_ref());
+    let line = format!(
+        "--work numbered {number} pid {ready} exec {member} --work spawn {bad} --work mark {mark} + fifo {} nothing",
+        stop.path
+    );
+    outsider.args(line.split_whitespace());
+    let mut stop = stop;
+    let outsider = Running::spawn(s, outsider, None)?;
+    ensure!(s.pid_in(&ready)? == number, "it got another number");
+    until("the mark", patience(), || Ok(fs::exists(&mark)?.then_some(())))?;
+    s.cli(&["end", &session])?.ended(0)?;
+    let end = s.session_ended(&session, "operator")?;
+    let killed = end["receipts"].as_array().into_iter().flatten().any(|receipt| receipt["pid"] == number);
+    ensure!(!killed, "the end reached process {number}: {end}");
+    let about = s.evidence()?.into_iter().filter(|r| r["path"] == bad).count();
+    ensure!(about == 0, "{about} records about a process that is in no session");
+    ensure!(!gone(outsider.pid()), "who waits for it is gone");
+    stop.wake()?;
+    outsider.wait()?.ended(0)?;
+    Ok(())
+}
+
+/// A member that is moved ends its session where the policy says so, and only there.
+fn moved_ends(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let elsewhere = s.part("elsewhere");
+    for (what, ends) in [("end", true), ("record", false)] {
+        let policy = s.policy(&only(&member).spec(format!("on: {{ moved: {what} }}")))?;
+        let running =
+            s.run(&policy, &member, &format!("background cgroup {} idle + idle", elsewhere.path().display()))?;
+        let session = running.session(s)?;
+        s.wait_evidence("the move", |r| r["type"] == "move" && r["session"] == session && r["joined"] == false)?;
+        if ends {
+            let end = s.session_ended(&session, "violation")?;
+            ensure!(end["members_left"] == 0, "{end}");
+            all_gone(&[running.pid()])?;
+            continue;
+        }
+        s.cli(&["inspect", &session])?.ended(0)?;
+        ensure!(!gone(running.pid()), "a move that is only recorded ended its session");
+        s.cli(&["end", &session])?.ended(0)?;
+        s.session_ended(&session, "operator")?;
+    }
+    Ok(())
+}
