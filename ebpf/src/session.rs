@@ -28,7 +28,7 @@ pub enum Phase {
     Live,
     /// The deadline has passed.
     Expired,
-    /// The agent ended it, or the label is of an earlier session in this slot.
+    /// The agent ended it, or the label is of an earlier session in this slot, or the task is doomed.
     Ended,
 }
 
@@ -59,7 +59,8 @@ impl Session {
             return ended;
         }
         let Some(config) = SESSION_CONFIG.get(slot) else { return ended };
-        let phase = if word as u32 != STATE_ACTIVE {
+        // a kill that could not be delivered: what is left of the task does nothing more, and the clock finds it
+        let phase = if word as u32 != STATE_ACTIVE || flags & DOOMED != 0 {
             Phase::Ended
         } else if kernel::now() > config.deadline {
             Phase::Expired
