@@ -19,6 +19,7 @@ use crate::harness::{
 pub(super) const TESTS: &[Test] = &[
     Test::new("adopt::every-state-goes-on", WHEREVER, states),
     Test::new("adopt::narrowed-stays-narrow", WHEREVER, narrowed),
+    Test::new("adopt::narrowing-is-whole-or-not-at-all", WHEREVER, cut_short),
     Test::new("adopt::reboot-ends-sessions-and-keeps-stays", WHEREVER, reboot),
     Test::new("adopt::newer-store-and-other-cgroup-are-refused", WHEREVER, not_its_own),
 ];
@@ -134,6 +135,56 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
     fs::write(&last, "now")?;
     ensure!(report(&answers, 6)?[4..] == ["errno 1", "errno 1"], "at last: {:?}", report(&answers, 6)?);
     s.cli(&["end", &session])?.ended(0)?;
+    Ok(())
+}
+
+/// The agent dies somewhere in a narrowing: what the next one shows is what the kernel holds, the scope before or the one
+/// after, and each record has its rule's name.
+fn cut_short(s: &mut Sandbox) -> Result<()> {
+    let (count, step) = if in_guest() { (300, 400) } else { (5_000, 60) };
+    s.start()?;
+    let member = s.program("member")?;
+    let ports = [1001, 1002, 1003];
+    // the first `denied` of the ports are denied by a rule of their own, in the midst of many rules
+    let scope = |denied: usize| {
+        let each = (0..count).map(|n| (n, format!("10.{}.{}.1/32", n % 200, n / 200)));
+        let many = each.fold(only(&member), |policy, (n, net)| policy.to(&format!("r{n}"), &net, 443));
+        let open = ports.iter().fold(many, |policy, port| policy.to(&format!("open-{port}"), "127.0.0.0/8", port));
+        ports[..denied].iter().fold(open, |policy, port| policy.not_to(&format!("shut-{port}"), "127.0.0.1/32", port))
+    };
+    let mut fifos = (0..ports.len()).map(|_| Fifo::new(s)).collect::<Result<Vec<_>>>()?;
+    let tries = ports.map(|port| format!("connect tcp 127.0.0.1 {port}")).join(" + ");
+    let line: Vec<String> = fifos.iter().map(|fifo| format!("fifo {} {tries}", fifo.path)).collect();
+    let answers = s.file("answers");
+    let running = s.run(&s.policy(&scope(0))?, &member, &format!("report {answers} {} + idle", line.join(" + ")))?;
+    let session = running.session(s)?;
+    let mut denied = 0;
+    for (round, fifo) in fifos.iter_mut().enumerate() {
+        let before = shown(s, &session)?["policy"]["revision"].as_u64();
+        let mut narrow = s.tipstaff();
+        narrow.args(["narrow", &session, "--policy", &s.policy(&scope(denied + 1))?]);
+        let narrow = Running::spawn(s, narrow, None)?;
+        std::thread::sleep(std::time::Duration::from_millis(step * (1 + u64::try_from(round)?)));
+        s.kill_agent()?;
+        narrow.wait()?;
+        s.start()?;
+        let after = shown(s, &session)?["policy"]["revision"].as_u64();
+        denied += usize::from(after > before);
+        fifo.wake()?;
+        let lines = (round + 1) * ports.len();
+        let said = report(&answers, lines)?;
+        let expected: Vec<String> = (0..ports.len())
+            .map(|n| format!("errno {}", if n < denied { libc::EPERM } else { libc::ECONNREFUSED }))
+            .collect();
+        ensure!(said[lines - ports.len()..] == expected, "revision {after:?} after {before:?}: {said:?}");
+    }
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
+    for record in s.records(&session, "connect")? {
+        let port = record["to"].as_str().and_then(|to| to.rsplit(':').next()).unwrap_or_default();
+        let verb = if record["verdict"] == "allow" { "open" } else { "shut" };
+        ensure!(record["rule"] == format!("{verb}-{port}"), "{record}");
+    }
     Ok(())
 }
 
