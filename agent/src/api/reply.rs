@@ -312,6 +312,10 @@ pub struct Status {
     pub lost: BTreeMap<String, u64>,
     /// Decisions that were not carried out, because the task lies outside the confinement.
     pub foreign: u64,
+    /// Runs of tracepoint programs that the kernel skipped since this agent's programs were loaded, by program. Those that
+    /// see births and execs are attached twice, so that one sees what the other missed.
+    #[serde(default)]
+    pub skipped: BTreeMap<String, u64>,
     /// The evidence file.
     pub evidence: EvidenceInfo,
     /// A control that a live session asked for is not in force, or records were lost.

@@ -24,6 +24,7 @@ fn text(status: &Status) -> String {
         ("kernel", format!("{}, tier {}", printable(&status.kernel), printable(&status.tier))),
         ("sessions", status.sessions.to_string()),
         ("records lost", lost.to_string()),
+        ("runs skipped", status.skipped.values().sum::<u64>().to_string()),
         (
             "evidence",
             format!("{}, {} records, {} unwritten", printable(&evidence.path), evidence.n, evidence.unwritten),

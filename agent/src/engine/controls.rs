@@ -25,7 +25,7 @@ pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
     let membership = match tier {
         Tier::Full => control("membership", ControlState::Enforced, "every task is labelled before it exists"),
         Tier::NoLsm => {
-            let why = "a tracepoint that some kernels skip under load labels new tasks; it is attached twice";
+            let why = "a tracepoint that some kernels skip under load labels new tasks; it is attached twice, and `status` counts what is skipped";
             control("membership", ControlState::BestEffort, why)
         }
     };

@@ -97,6 +97,7 @@ impl Engine {
     pub(super) fn status(&self) -> Reply {
         let why = self.degraded();
         let lost = self.lost();
+        let skipped = complain("counting skipped runs", self.parts.kernel.skipped()).unwrap_or_default();
         Reply::Status(Box::new(wire::Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -106,6 +107,7 @@ impl Engine {
             sessions: self.sessions.len() as u64,
             controls: self.parts.controls.iter().map(wire_control).collect(),
             lost,
+            skipped: skipped.into_iter().map(|(name, runs)| (name.to_owned(), runs)).collect(),
             foreign: complain("counting foreign tasks", self.parts.kernel.foreign()).unwrap_or(0),
             evidence: wire::EvidenceInfo {
                 path: self.parts.log.path().display().to_string(),

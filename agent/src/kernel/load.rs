@@ -2,9 +2,10 @@
 //! decide: that is for the canary to prove, and what it proves is the tier.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     fs::{self, File},
-    os::unix::fs::MetadataExt as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::Path,
 };
 
@@ -25,7 +26,7 @@ use super::{
     CgroupRoot, KernelError, Pins,
     adopt::{self, Shape},
     maps::Maps,
-    offsets,
+    offsets, sys,
 };
 
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tipstaff.bpf.o"));
@@ -254,6 +255,18 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Runs of the tracepoint programs of this load that the kernel skipped, by program. Programs that come in twos see
+    /// what the other one missed.
+    pub fn skipped(&self) -> Result<BTreeMap<&'static str, u64>, KernelError> {
+        let count = |name: &'static str| {
+            let refused = |error: &dyn Error| KernelError::refused(format!("the count of program {name}"), error);
+            let program: &BtfTracePoint = self.ebpf.program(name).and_then(|p| p.try_into().ok())?;
+            let fd = program.fd().map_err(|e| refused(&e));
+            Some(fd.and_then(|fd| sys::skipped_runs(fd.as_fd()).map_err(|e| refused(&e))).map(|runs| (name, runs)))
+        };
+        TRACEPOINTS.iter().filter_map(|(name, _)| count(name)).collect()
     }
 
     pub(super) fn program_mut(&mut self, name: &str) -> Result<&mut Program, KernelError> {

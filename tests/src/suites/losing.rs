@@ -11,6 +11,7 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
+    Test::sharing("faults::what-is-skipped-is-counted", WHEREVER, skipped),
     Test::new("faults::label-not-found", WHEREVER, unlabelled),
     Test::new("faults::mirror-without-room", WHEREVER, full_mirror),
     Test::new("faults::birth-not-seen", WHEREVER, unseen_birth),
@@ -97,5 +98,34 @@ fn unseen_birth(s: &mut Sandbox) -> Result<()> {
         let births = s.records(&refused.session, "fork")?.len();
         ensure!((births > 0) == seen, "without {link}: {births} births are recorded");
     }
+    Ok(())
+}
+
+/// Members that make tasks at the same time: no more births are missing than runs of either program were skipped.
+fn skipped(s: &mut Sandbox) -> Result<()> {
+    const EACH: u64 = 100;
+    s.start()?;
+    let (member, good) = (s.program("member")?, s.program("good")?);
+    let policy = s.policy(&only(&member).allow("good", &good))?;
+    let count = |name: &str| -> Result<u64> {
+        let status = s.json(&["status"])?;
+        status["skipped"][name].as_u64().with_context(|| format!("no count of {name}: {}", status["skipped"]))
+    };
+    let before = count("newtask")?.min(count("newtask_again")?);
+    let line = format!("many {EACH} {good} --work nothing");
+    let running = (0..3).map(|_| s.run(&policy, &member, &line)).collect::<Result<Vec<_>>>()?;
+    let mut born = 0;
+    for one in running {
+        let session = one.session(s)?;
+        one.wait_for(4 * patience())?.said(&format!("{EACH} of {EACH}"))?;
+        let end = s.session_ended(&session, "completed")?;
+        born += end["produced"]["fork"].as_u64().context("no count of forks")?;
+    }
+    let skipped = count("newtask")?.max(count("newtask_again")?) - before;
+    ensure!(born <= 3 * EACH && born + skipped >= 3 * EACH, "{born} of {} births, {skipped} skipped", 3 * EACH);
+    let controls = s.json(&["probe"])?;
+    let membership = controls["controls"].as_array().into_iter().flatten().find(|c| c["control"] == "membership");
+    let state = membership.context("no control")?["state"].clone();
+    ensure!(state == if s.tier == Tier::Full { "enforced" } else { "best-effort" }, "membership is {state}");
     Ok(())
 }

@@ -10,9 +10,9 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("members::every-system-call-that-makes-a-task", WHEREVER, calls).since((5, 3), "clone3"),
-    Test::new("members::process-id-that-was-a-members", WHEREVER, reused).since((5, 5), "clone3 with a process id"),
-    Test::new("members::moved-ends-where-asked", WHEREVER, moved_ends),
+    Test::sharing("members::every-system-call-that-makes-a-task", WHEREVER, calls).since((5, 3), "clone3"),
+    Test::sharing("members::process-id-that-was-a-members", WHEREVER, reused).since((5, 5), "clone3 with a process id"),
+    Test::sharing("members::moved-ends-where-asked", WHEREVER, moved_ends),
 ];
 
 /// clone, clone3, and a child that is its parent's sibling.
