@@ -13,6 +13,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("members::every-system-call-that-makes-a-task", WHEREVER, calls).since((5, 3), "clone3"),
     Test::sharing("members::process-id-that-was-a-members", WHEREVER, reused).since((5, 5), "clone3 with a process id"),
     Test::sharing("members::moved-ends-where-asked", WHEREVER, moved_ends),
+    Test::sharing("members::no-session-within-a-session", WHEREVER, within),
+    Test::sharing("members::in-another-sessions-cgroup", WHEREVER, swapped),
 ];
 
 /// clone, clone3, and a child that is its parent's sibling.
@@ -103,4 +105,45 @@ fn moved_ends(s: &mut Sandbox) -> Result<()> {
         s.session_ended(&session, "operator")?;
     }
     Ok(())
+}
+
+/// A member that asks for a session of its own gets none; who is in none does.
+fn within(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, mark) = (s.program("member")?, s.program("good")?, s.file("mark"));
+    let tipstaff = s.tipstaff().get_program().to_string_lossy().into_owned();
+    let inner = s.policy(&only(&good))?;
+    let words = ["run", "--policy", &inner, "--", &good, "--work", "mark", &mark];
+    let policy = s.policy(&only(&member).allow("tipstaff", &tipstaff).allow("good", &good))?;
+    let running = s.run(&policy, &member, &format!("spawn {tipstaff} {}", words.join(" ")))?;
+    let session = running.session(s)?;
+    running.wait()?.said("exit 125")?;
+    s.session_ended(&session, "completed")?;
+    ensure!(!fs::exists(&mark)?, "a member started a session");
+    let started = s.evidence()?.iter().filter(|r| r["type"] == "session-start").count();
+    ensure!(started == 1, "{started} sessions were started");
+    s.cli(&words)?.ended(0)?;
+    ensure!(fs::exists(&mark)?, "who is in no session started none");
+    Ok(())
+}
+
+/// A member that moves itself into the cgroup of another session of its user is held to its own scope.
+fn swapped(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, first, second) = (s.program("member")?, s.program("first")?, s.program("second")?);
+    let other = s.run(&s.policy(&only(&member).allow("second", &second))?, &member, "idle")?;
+    let other_session = other.session(s)?;
+    let inspected = s.json(&["inspect", &other_session])?;
+    let cgroup = inspected["context"]["cgroup"].as_str().context("no cgroup")?.to_owned();
+    let policy = only(&member).allow("first", &first);
+    let how = format!("cgroup {cgroup} spawn");
+    let refused = attempt(s, &policy, &member, &how, &second)?;
+    refused.was_refused(s, "default")?;
+    ensure!(s.records(&refused.session, "move")?.iter().any(|r| r["joined"] == false), "the move is not recorded");
+    attempt(s, &policy, &member, &how, &first)?.ran(s, "first")?;
+    ensure!(!gone(other.pid()), "the other session's end came with the first's");
+    let exec = |r: &serde_json::Value| r["type"] == "exec" && r["session"] == other_session && r["path"] != member;
+    ensure!(!s.evidence()?.iter().any(exec), "the other session has records of what was not its member's");
+    s.cli(&["end", &other_session])?.ended(0)?;
+    s.session_ended(&other_session, "operator").map(drop)
 }
