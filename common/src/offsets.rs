@@ -63,10 +63,8 @@ pub struct Offsets {
     pub node_id: u32,
     /// `socket.sk`
     pub socket_sock: u32,
-    /// `socket.type`
-    pub socket_type: u32,
-    /// `sock.sk_socket`
-    pub sock_socket: u32,
+    /// Not bytes but bits: `sock.sk_kern_sock`, one bit
+    pub sock_kernel_bit: u32,
     /// `sock.sk_type`
     pub sock_type: u32,
     /// `sock.sk_protocol`
@@ -101,8 +99,6 @@ pub struct Offsets {
     pub unix_address: u32,
     /// `unix_sock.path.dentry`
     pub unix_dentry: u32,
-    /// `unix_sock.peer`
-    pub unix_peer: u32,
     /// `unix_address.len`
     pub unix_address_length: u32,
     /// `unix_address.name`
@@ -111,9 +107,7 @@ pub struct Offsets {
     pub dentry_name: u32,
     /// `dentry.d_name.len`
     pub dentry_name_length: u32,
-    /// `inode.i_mode`
-    pub inode_mode: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 53 * 4);
+const _: () = assert!(size_of::<Offsets>() == 50 * 4);
 
 pod!(Offsets);

@@ -88,8 +88,10 @@ pub struct SessionCounters {
     pub connect_window: u64,
     /// Bytes out in one second, as above.
     pub egress_window: u64,
+    /// Packets that were dropped because a budget of bytes was used up; the first is recorded.
+    pub over_budget: u64,
 }
-const _: () = assert!(size_of::<SessionCounters>() == 208);
+const _: () = assert!(size_of::<SessionCounters>() == 216);
 
 /// `POLICIES`: a policy that is in force. An entry does not change while a session uses it.
 #[repr(C)]
@@ -140,7 +142,9 @@ pub struct Settings {
     pub generation: u32,
     /// Always 0.
     pub pad: u32,
+    /// A random number that only this load knows; see `socket::SocketLabel::judged`.
+    pub secret: u64,
 }
-const _: () = assert!(size_of::<Settings>() == 24);
+const _: () = assert!(size_of::<Settings>() == 32);
 
 pod!(SessionConfig, Budgets, SessionCounters, PolicyEntry, Settings);

@@ -28,9 +28,6 @@ pub const SOCKET_ALL: u32 = (1 << 9) - 1;
 pub const SOCKET_CONFINED: u32 = 1;
 /// It listens, or was accepted from a socket that listened: its peers came in, and are judged as such.
 pub const SOCKET_PASSIVE: u32 = 1 << 1;
-/// `address`, `port`, `protocol` and `verdict` hold for `revision`.
-pub const SOCKET_JUDGED: u32 = 1 << 2;
-
 /// The value in `SOCKET_LABELS`, one for each socket of a session. A connection that is accepted gets a copy of its
 /// listener's from its first segment.
 #[repr(C)]
@@ -42,18 +39,16 @@ pub struct SocketLabel {
     pub generation: u32,
     /// `SOCKET_*` flags.
     pub flags: u32,
-    /// Revision of the policy that the last verdict was made with.
-    pub revision: u32,
-    /// The last address that was judged; network order, IPv4 as `::ffff:a.b.c.d`.
-    pub address: [u8; 16],
-    /// Its port, host order.
-    pub port: u16,
-    /// `IPPROTO_*`
-    pub protocol: u8,
-    /// `rule::ALLOW` or `rule::DENY`.
-    pub verdict: u8,
-    /// The rule or reason of the last verdict.
-    pub rule: u32,
+    /// Always 0.
+    pub pad: u32,
+    /// Fingerprint of the last destination that was allowed, and of the revision that allowed it; 0: none. One word, so
+    /// that it is never read half written; made with a secret of the load (`Settings::secret`), so that nobody can choose an
+    /// address that has another's.
+    pub judged: u64,
+    /// The same of the last peer that was let in, and the local port that it came to.
+    pub admitted: u64,
+    /// The same of the last address that was refused in a packet: it is recorded once.
+    pub refused: u64,
     /// Bytes of packets out, headers of the network layer included; those dropped do not count.
     pub sent: u64,
     /// Bytes of packets in, as above.

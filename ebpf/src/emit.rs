@@ -29,6 +29,25 @@ pub fn add(counter: *mut u64, by: u64) -> u64 {
     before
 }
 
+/// Whom a record is about.
+#[derive(Clone, Copy)]
+pub struct Who {
+    tgid: u32,
+    tid: u32,
+    uid: u32,
+}
+
+impl Who {
+    /// Nobody: a packet goes when the kernel sends it, whoever runs then.
+    pub const NOBODY: Self = Self { tgid: 0, tid: 0, uid: 0 };
+
+    /// A task; the user is that of the task that runs.
+    #[inline(always)]
+    fn task(task: Task) -> Self {
+        Self { tgid: task.tgid().unwrap_or(0), tid: task.tid().unwrap_or(0), uid: kernel::uid() }
+    }
+}
+
 /// Produces one record of `T`, as [`produce`], if this is the load that speaks.
 #[inline(always)]
 pub fn record<T: 'static>(session: &Session, kind: u16, task: Task, decision: Decision, fill: impl FnOnce(*mut T)) {
@@ -37,14 +56,28 @@ pub fn record<T: 'static>(session: &Session, kind: u16, task: Task, decision: De
     }
 }
 
+/// For LSM programs: as [`record`], but who refuses says so whichever load speaks. The kernel asks no other program after
+/// one that refused.
+#[inline(always)]
+pub fn answer<T: 'static>(session: &Session, kind: u16, task: Task, decision: Decision, fill: impl FnOnce(*mut T)) {
+    if decision.refuses() || kernel::speaks() {
+        produce(session, kind, task, decision, fill);
+    }
+}
+
 /// Produces one record of `T` (whose first field is the header) about `task`, and lets `fill` write the rest. For
 /// programs that asked for themselves whether they speak: who claims an operation must also record it, whatever the word
-/// is by then. And for LSM programs that refuse: the kernel asks no other program after one that refused, so that it is
-/// the only one who can say so.
+/// is by then.
 ///
 /// Every byte of `T` but the header is `fill`'s to write: ring memory is not cleared.
 #[inline(always)]
 pub fn produce<T: 'static>(session: &Session, kind: u16, task: Task, decision: Decision, fill: impl FnOnce(*mut T)) {
+    produce_of(session, kind, Who::task(task), decision, fill);
+}
+
+/// As [`produce`], where no task is known.
+#[inline(always)]
+pub fn produce_of<T: 'static>(session: &Session, kind: u16, who: Who, decision: Decision, fill: impl FnOnce(*mut T)) {
     let Some(counters) = session.counters() else { return };
     // SAFETY: `counters` points into a map; `kind` is a constant below 8 at every call.
     let (produced, lost, sequence) = unsafe {
@@ -64,9 +97,9 @@ pub fn produce<T: 'static>(session: &Session, kind: u16, task: Task, decision: D
         sequence,
         slot: session.slot,
         generation: session.generation,
-        tgid: task.tgid().unwrap_or(0),
-        tid: task.tid().unwrap_or(0),
-        uid: kernel::uid(),
+        tgid: who.tgid,
+        tid: who.tid,
+        uid: who.uid,
         verdict: decision.verdict,
         rule: decision.rule,
         pad: 0,

@@ -4,12 +4,13 @@ use core::{ffi::c_void, mem::offset_of};
 
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_task, bpf_get_current_task_btf, bpf_get_current_uid_gid,
-    bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_probe_read_kernel, bpf_send_signal,
+    bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_probe_read_kernel,
+    bpf_send_signal,
 };
 use tipstaff_common::{offsets::Offsets, rule::FileId, session::Settings, socket::SocketRow};
 
 use crate::{
-    maps::{GENERATION, OFFSETS, SETTINGS},
+    maps::{CLOCK, GENERATION, OFFSETS, SETTINGS},
     verdict::Fault,
 };
 
@@ -53,6 +54,30 @@ fn read<T>(base: u64, field: usize) -> Result<T, Fault> {
 pub fn now() -> u64 {
     // SAFETY: no arguments.
     unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME` as of the last timer tick: the coarse monotonic clock and what the `clock` program last
+/// saw of the difference. After a suspend it lags until the first tick.
+#[inline(always)]
+pub fn coarse_now() -> u64 {
+    let ahead = CLOCK.get(0).copied().unwrap_or(0);
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }.wrapping_add(ahead)
+}
+
+/// Notes how far `CLOCK_BOOTTIME` is ahead of the monotonic clock.
+#[inline(always)]
+pub fn set_coarse_clock() {
+    // SAFETY: no arguments; the map's entry is one aligned word.
+    unsafe {
+        let ahead = now().wrapping_sub(bpf_ktime_get_ns());
+        if let Some(place) = CLOCK.get_ptr_mut(0) {
+            // the two clocks are read one after the other: what a suspend adds is more than a millisecond
+            if ahead.abs_diff(*place) > 1_000_000 {
+                *place = ahead;
+            }
+        }
+    }
 }
 
 /// The caller's user id in the root user namespace.
@@ -189,6 +214,12 @@ impl Dentry {
         read(self.0, offset_of!(Offsets, dentry_parent)).map(Self)
     }
 
+    /// Where its name lies and how many bytes that has.
+    #[inline(always)]
+    pub fn name(self) -> Result<(u64, u32), Fault> {
+        Ok((read(self.0, offset_of!(Offsets, dentry_name))?, read(self.0, offset_of!(Offsets, dentry_name_length))?))
+    }
+
     /// Which file it names.
     #[inline(always)]
     pub fn identity(self) -> Result<FileId, Fault> {
@@ -234,6 +265,21 @@ pub const INET: u16 = 2;
 pub const INET6: u16 = 10;
 
 impl Sock {
+    /// It is the kernel's own: a network file system's, a tunnel's.
+    #[inline(always)]
+    pub fn is_kernels(self) -> Result<bool, Fault> {
+        let bit = offset(offset_of!(Offsets, sock_kernel_bit));
+        // SAFETY: the helper checks the address and copies; it never faults.
+        let byte = unsafe { bpf_probe_read_kernel((self.0 + bit / 8) as *const u8) };
+        byte.map(|byte| byte >> (bit % 8) & 1 == 1).map_err(|_errno| Fault::Unreadable)
+    }
+
+    /// The cgroup that it was made in.
+    #[inline(always)]
+    pub fn cgroup(self) -> Result<Cgroup, Fault> {
+        read(self.0, offset_of!(Offsets, sock_cgroup)).map(Cgroup)
+    }
+
     /// `AF_*`
     #[inline(always)]
     pub fn family(self) -> Result<u16, Fault> {
@@ -327,6 +373,87 @@ pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
     address[14] = v4[2];
     address[15] = v4[3];
     address
+}
+
+/// The socket of the network layer in a `struct socket`, as the verifier's pointer; null: it has none.
+#[inline(always)]
+pub fn sock_of(socket: *mut c_void) -> *mut c_void {
+    // SAFETY: the verifier knows what `socket` points to, and checks that a pointer to a `struct sock` is read there.
+    unsafe { *socket.byte_add(offset(offset_of!(Offsets, socket_sock)) as usize).cast::<*mut c_void>() }
+}
+
+/// An address that a program gave, in kernel memory by now (`struct sockaddr`).
+#[derive(Clone, Copy)]
+pub struct Address {
+    place: u64,
+    length: u32,
+}
+
+impl Address {
+    /// At `place`, of so many bytes.
+    #[inline(always)]
+    pub const fn at(place: u64, length: u32) -> Self {
+        Self { place, length }
+    }
+
+    /// The address in a message (`struct msghdr`); `None`: none.
+    #[inline(always)]
+    pub fn of_message(message: u64) -> Result<Option<Self>, Fault> {
+        let place: u64 = read(message, offset_of!(Offsets, message_name))?;
+        let length: u32 = read(message, offset_of!(Offsets, message_name_length))?;
+        Ok(if place == 0 || length == 0 { None } else { Some(Self { place, length }) })
+    }
+
+    /// `AF_*`; too short for one is `AF_UNSPEC`.
+    #[inline(always)]
+    pub fn family(self) -> Result<u16, Fault> {
+        if self.length < 2 { Ok(0) } else { self.field(0) }
+    }
+
+    /// Port in host order and address, of a family of the Internet. False: too short for one, which the kernel refuses.
+    /// VERIFIER: written to a place, here and by who calls this: an `Option` in a `Result` leaves a register unwritten.
+    #[inline(always)]
+    pub fn internet(self, family: u16, port: &mut u16, address: &mut [u8; 16]) -> Result<bool, Fault> {
+        // `struct sockaddr_in` has 16 bytes, 8 of which count; the kernel takes `struct sockaddr_in6` without its last
+        // field (`SIN6_LEN_RFC2133`)
+        if self.length < if family == INET { 8 } else { 24 } {
+            return Ok(false);
+        }
+        *port = u16::from_be(self.field(2)?);
+        *address = if family == INET { mapped(self.field(4)?) } else { self.field(8)? };
+        Ok(true)
+    }
+
+    #[inline(always)]
+    fn field<T>(self, at: u64) -> Result<T, Fault> {
+        // SAFETY: the helper checks the address and copies; it never faults.
+        unsafe { bpf_probe_read_kernel((self.place + at) as *const T) }.map_err(|_errno| Fault::Unreadable)
+    }
+}
+
+/// What a unix socket is bound to (`struct unix_sock`).
+#[derive(Clone, Copy)]
+pub struct UnixSock(pub u64);
+
+impl UnixSock {
+    /// Where its name lies and how many bytes that has; `None`: it has no name.
+    #[inline(always)]
+    pub fn name(self) -> Result<Option<(u64, u32)>, Fault> {
+        let address: u64 = read(self.0, offset_of!(Offsets, unix_address))?;
+        if address == 0 {
+            return Ok(None);
+        }
+        // the length counts the family before the name
+        let length: u32 = read(address, offset_of!(Offsets, unix_address_length))?;
+        let place = address + offset(offset_of!(Offsets, unix_address_name)) + 2;
+        Ok(if length <= 2 { None } else { Some((place, length - 2)) })
+    }
+
+    /// The directory entry of its file.
+    #[inline(always)]
+    pub fn dentry(self) -> Result<Dentry, Fault> {
+        read(self.0, offset_of!(Offsets, unix_dentry)).map(Dentry)
+    }
 }
 
 /// A socket's cookie; made now where it has none.

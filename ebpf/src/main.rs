@@ -8,11 +8,14 @@
 // BPF inline assembly, for the one instruction that rustc has no function for (see `emit::add`)
 #![feature(asm_experimental_arch)]
 
+mod budget;
 mod emit;
 mod hooks;
 mod kernel;
 mod maps;
+mod rules;
 mod session;
+mod socket;
 mod verdict;
 
 /// BPF programs cannot unwind; the verifier proves that this is never reached.

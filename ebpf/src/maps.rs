@@ -18,7 +18,8 @@ use tipstaff_common::{
 
 /// Constants of this load. The agent replaces them in read-only data before the programs are verified.
 #[unsafe(no_mangle)]
-pub static SETTINGS: Settings = Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, pad: 0 };
+pub static SETTINGS: Settings =
+    Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, pad: 0, secret: 0 };
 
 /// Where this kernel keeps what the programs read; as `SETTINGS`.
 #[unsafe(no_mangle)]
@@ -51,8 +52,7 @@ pub static OFFSETS: Offsets = Offsets {
     cgroup_ancestors: 0,
     node_id: 0,
     socket_sock: 0,
-    socket_type: 0,
-    sock_socket: 0,
+    sock_kernel_bit: 0,
     sock_type: 0,
     sock_protocol: 0,
     sock_cgroup: 0,
@@ -70,12 +70,10 @@ pub static OFFSETS: Offsets = Offsets {
     message_name_length: 0,
     unix_address: 0,
     unix_dentry: 0,
-    unix_peer: 0,
     unix_address_length: 0,
     unix_address_name: 0,
     dentry_name: 0,
     dentry_name_length: 0,
-    inode_mode: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the
@@ -155,7 +153,6 @@ impl<T> SocketStorage<T> {
     }
 
     /// The socket's value, or null: none there, or (with `create`) no room.
-    #[expect(dead_code, reason = "the programs that write labels come next")]
     #[inline(always)]
     pub fn get(&self, socket: *mut c_void, create: bool) -> *mut T {
         // SAFETY: the helper takes the map's address and a socket that the verifier knows as one; it checks both.
@@ -247,6 +244,10 @@ pub static UNIX_RULES: HashOfMaps<u32, UnixRules, { limits::POLICIES as usize }>
 /// session's when it frees the slot.
 #[btf_map]
 pub static DESTINATIONS: HashMap<Destination, u32, { limits::DESTINATIONS as usize }> = HashMap::new();
+
+/// How far `CLOCK_BOOTTIME` is ahead of the monotonic clock, nanoseconds (index 0). Written by the clock program.
+#[btf_map]
+pub static CLOCK: Array<u64, 1> = Array::new();
 
 /// Records of denials, kills and moves. Read by the agent.
 #[btf_map]

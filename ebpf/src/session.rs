@@ -53,6 +53,11 @@ impl Session {
     /// Reads the session that a label names.
     #[inline(always)]
     fn load(slot: u32, generation: u32, flags: u32) -> Self {
+        Self::load_at(slot, generation, flags, kernel::now)
+    }
+
+    #[inline(always)]
+    fn load_at(slot: u32, generation: u32, flags: u32, now: impl FnOnce() -> u64) -> Self {
         let word = SESSION_STATE.get(slot).copied().unwrap_or(0);
         let ended = Self { slot, generation, flags, mode: MODE_ENFORCE, policy: 0, phase: Phase::Ended };
         if (word >> 32) as u32 != generation {
@@ -62,7 +67,7 @@ impl Session {
         // a kill that could not be delivered: what is left of the task does nothing more, and the clock finds it
         let phase = if word as u32 != STATE_ACTIVE || flags & DOOMED != 0 {
             Phase::Ended
-        } else if kernel::now() > config.deadline {
+        } else if now() > config.deadline {
             Phase::Expired
         } else {
             Phase::Live
@@ -204,6 +209,26 @@ pub fn of_subtree(id: u64) -> Result<Option<Session>, Fault> {
 pub fn is_undone(label: Label) -> bool {
     let word = SESSION_STATE.get(label.slot).copied().unwrap_or(0);
     word == state_word(label.generation, STATE_UNDONE)
+}
+
+/// The session that a socket's label names, by the coarse clock.
+#[inline(always)]
+pub fn of_socket(slot: u32, generation: u32, flags: u32) -> Session {
+    Session::load_at(slot, generation, flags, kernel::coarse_now)
+}
+
+/// The current task's session for hooks that every process passes at every message: its label, else its entry in the
+/// mirror. What is only known by its cgroup is labelled at its first exec, connect or bind.
+#[inline(always)]
+pub fn of_current_often() -> Option<Session> {
+    let label = TASK_LABELS.get(kernel::current_pointer(), false);
+    if label.is_null() {
+        let entry = mirrored(Task::current())?;
+        return Some(Session::load(entry.slot, entry.generation, entry.flags));
+    }
+    // SAFETY: points into the task's storage, which lives while the program runs.
+    let label = unsafe { *label };
+    Some(of_label(label))
 }
 
 /// Gives a task its label, in storage and in the mirror. True: it had no entry in the mirror before.

@@ -23,8 +23,12 @@ pub enum Fault {
     NoEntry,
     /// A program lies deeper than `limits::DEPTH` directories.
     TooDeep,
-    /// The child's label found no memory.
+    /// The label of a child or of a socket found no memory.
     Unlabelled,
+    /// A preallocated map is full.
+    Full,
+    /// Too many processors changed one word at the same moment.
+    Contended,
 }
 
 /// What is to happen to one operation, and which rule says so.
@@ -59,6 +63,12 @@ impl Decision {
         Self { verdict: rule.verdict as u32, rule: rule_or_reason }
     }
 
+    /// No rule refuses it, not even in mode `observe`.
+    #[inline(always)]
+    pub const fn is_allow(self) -> bool {
+        self.verdict == ALLOW
+    }
+
     /// Neither forbidden nor merely observed.
     #[inline(always)]
     pub const fn refuses(self) -> bool {
@@ -74,7 +84,7 @@ pub fn of_fault(fault: Fault, session: &Session) -> Decision {
     Decision::deny(match fault {
         Fault::Unreadable | Fault::TooDeep => REASON_UNRESOLVED,
         Fault::Unlabelled => REASON_UNLABELLED,
-        Fault::NoEntry => REASON_FAULT,
+        Fault::NoEntry | Fault::Full | Fault::Contended => REASON_FAULT,
     })
 }
 

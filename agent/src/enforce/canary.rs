@@ -7,18 +7,23 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::{
         fd::AsFd as _,
-        unix::process::{CommandExt as _, ExitStatusExt as _},
+        linux::net::SocketAddrExt as _,
+        unix::{
+            net::{SocketAddr as UnixAddress, UnixListener, UnixStream},
+            process::{CommandExt as _, ExitStatusExt as _},
+        },
     },
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use tipstaff_common::{
     label::SessionRef,
     rule::{ALLOW, DENY, NetEntry, PortRule},
-    session::{MODE_ENFORCE, PolicyEntry, SessionConfig},
-    socket::SOCKET_ALL,
+    session::{Budgets, MODE_ENFORCE, PolicyEntry, SessionConfig},
+    socket::SOCKET_UNIX,
 };
 
 use super::SessionCgroup;
@@ -84,17 +89,21 @@ pub fn prove(kernel: &mut Kernel, root: &Path) -> Result<Song, KernelError> {
 
 fn sing(kernel: &mut Kernel, cgroup: &SessionCgroup) -> Result<Song, KernelError> {
     let failed = |what: &'static str| KernelError::file(what, "/proc/self/exe");
-    let mut child = start().map_err(failed("start the canary from"))?;
+    let name = format!("tipstaff-canary-{}", std::process::id());
+    let address = UnixAddress::from_abstract_name(&name).map_err(failed("name a socket for"))?;
+    // what the child must not reach: it is here, outside the canary's session
+    let _listener = UnixListener::bind_addr(&address).map_err(failed("listen for the canary from"))?;
+    let mut child = start(&name).map_err(failed("start the canary from"))?;
     let outcome = tell(kernel, cgroup, &mut child);
     let _ = child.kill();
     child.wait().map_err(failed("wait for the canary from"))?;
     outcome
 }
 
-fn start() -> std::io::Result<Child> {
+fn start(socket: &str) -> std::io::Result<Child> {
     Command::new("/proc/self/exe")
         .arg0("tipstaff")
-        .arg(VERB)
+        .args([VERB, socket])
         .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -111,7 +120,9 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     let revision = generation | 1 << 31;
     install(kernel, revision)?;
     let deadline = boot_now() + u64::try_from(LIFETIME.as_nanos()).unwrap_or(u64::MAX);
-    let config = SessionConfig { mode: MODE_ENFORCE, policy: SLOT, deadline, ..SessionConfig::default() };
+    // one flow is let through, a second would be one too many
+    let budgets = Budgets { connects: 1, ..Budgets::default() };
+    let config = SessionConfig { mode: MODE_ENFORCE, policy: SLOT, deadline, budgets };
     kernel.begin(session, config, cgroup.id())?;
     let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(failed("talk to")(std::io::Error::other("no pipes")));
@@ -185,10 +196,10 @@ const fn deny_all(revision: u32) -> PolicyEntry {
         exec_default: DENY,
         net_default: DENY,
         flags: 0,
-        listen_default: ALLOW,
+        listen_default: DENY,
         inbound_default: ALLOW,
-        unix_default: ALLOW,
-        sockets: SOCKET_ALL,
+        unix_default: DENY,
+        sockets: SOCKET_UNIX,
     }
 }
 
@@ -212,16 +223,27 @@ pub fn child(arguments: &[String]) -> std::io::Result<()> {
     }
     let mut input = std::io::stdin().lock();
     let mut line = [0u8; 1];
+    // made before it is labelled, and where no session is
+    let before = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     println!();
     input.read_exact(&mut line)?;
     say("connect4", errno(TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)))));
     say("connect6", errno(TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, PORT)))));
     say("send4", errno(datagram(Ipv4Addr::UNSPECIFIED.into(), (Ipv4Addr::new(127, 0, 0, 2), PORT).into())));
     say("send6", errno(datagram(Ipv6Addr::UNSPECIFIED.into(), (Ipv6Addr::LOCALHOST, PORT).into())));
+    say("bind4", errno(UdpSocket::bind((Ipv4Addr::LOCALHOST, PORT))));
+    say("bind6", errno(UdpSocket::bind((Ipv6Addr::LOCALHOST, PORT))));
+    say("crossed", errno(before.send_to(b"1", (Ipv4Addr::LOCALHOST, PORT))));
+    say("raw", make(AddressFamily::Inet));
+    say("frames", make(AddressFamily::Packet));
+    let name = arguments.iter().rfind(|a| *a != VERB).map_or("", String::as_str);
+    let unix = UnixAddress::from_abstract_name(name).and_then(|to| UnixStream::connect_addr(&to));
+    say("unix", errno(unix));
     say("exec", try_exec());
     let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     say("flow", errno(sender.connect(receiver.local_addr()?).and_then(|()| sender.send(b"1"))));
+    say("budget", errno(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.connect(receiver.local_addr()?)));
     println!();
     input.read_exact(&mut line)?;
     say("packet", errno(sender.send(b"2")));
@@ -234,6 +256,16 @@ pub fn child(arguments: &[String]) -> std::io::Result<()> {
 
 fn say(name: &str, outcome: String) {
     println!("{name} {outcome}");
+}
+
+/// Tries to make a socket that no address limits.
+fn make(family: AddressFamily) -> String {
+    let protocol = SockProtocol::Udp;
+    let made = match family {
+        AddressFamily::Inet => socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol),
+        _ => socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, None),
+    };
+    errno(made.map_err(std::io::Error::from))
 }
 
 fn errno<T>(result: std::io::Result<T>) -> String {

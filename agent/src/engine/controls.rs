@@ -40,14 +40,11 @@ pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
         attempts("connect-deny", song, &[("connect4", "ipv4"), ("connect6", "ipv6")]),
         attempts("send-deny", song, &[("send4", "ipv4"), ("send6", "ipv6")]),
         packets(song),
-        unavailable("crossed-sockets", "a socket made outside its session is not judged; `run` closes all but 0 to 2"),
-        unavailable("listen", "this version has no rules for bind, listen and accept"),
-        unavailable(
-            "raw-sockets",
-            "this version does not judge raw, packet, ping and other sockets when they are made",
-        ),
-        unavailable("unix-sockets", "this version has no rules for unix sockets"),
-        unavailable("budgets", "this version counts no connects, destinations and bytes against budgets"),
+        crossed(song),
+        listening(tier, song),
+        raw_sockets(song),
+        unix_sockets(song),
+        attempts("budgets", song, &[("budget", "a connect over its budget")]),
         unavailable("privileges", "this version has no rules for capabilities, ptrace, mounts and the like"),
         clock(song),
     ]
@@ -74,6 +71,50 @@ fn control(name: &str, state: ControlState, why: &str) -> Control {
 
 fn unavailable(name: &str, why: &str) -> Control {
     control(name, ControlState::Unavailable, why)
+}
+
+/// Enforced where a socket that was made before its user joined could not be used.
+fn crossed(song: &Song) -> Control {
+    if song.denied("crossed") {
+        return control("crossed-sockets", ControlState::Enforced, "the canary could not use a socket from before");
+    }
+    let why = "a socket that was made outside its session is not judged by its user; `run` closes all but 0 to 2";
+    unavailable("crossed-sockets", why)
+}
+
+/// Enforced where binding a port out of scope was refused; where only cgroup programs see it, a listener without a port of
+/// its own choice is not told so: who connects to it is dropped.
+fn listening(tier: Tier, song: &Song) -> Control {
+    let mut found = attempts("listen", song, &[("bind4", "ipv4"), ("bind6", "ipv6")]);
+    if tier == Tier::NoLsm && found.state == ControlState::Enforced {
+        let why = found.why.unwrap_or_default();
+        found.why =
+            Some(format!("{why}; a listener on a port that the kernel chose is not refused, but nobody reaches it"));
+    }
+    found
+}
+
+/// Enforced where both a raw socket and one for frames were refused; without LSM only the Internet families are seen.
+fn raw_sockets(song: &Song) -> Control {
+    if song.denied("raw") && song.denied("frames") {
+        return control("raw-sockets", ControlState::Enforced, "the canary was refused a raw and a packet socket");
+    }
+    if song.denied("raw") {
+        let why = "classes of the internet families are refused; packet, netlink, vsock and others are not seen here";
+        return control("raw-sockets", ControlState::BestEffort, why);
+    }
+    unavailable("raw-sockets", &format!("the canary's raw socket came out as {}", song.of("raw")))
+}
+
+fn unix_sockets(song: &Song) -> Control {
+    if song.denied("unix") {
+        return control(
+            "unix-sockets",
+            ControlState::Enforced,
+            "the canary was refused a unix socket out of its scope",
+        );
+    }
+    unavailable("unix-sockets", "without BPF LSM no program is asked when a unix socket is connected to")
 }
 
 /// Enforced where a member that only computes was killed after its session's end.

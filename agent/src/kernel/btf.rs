@@ -66,6 +66,13 @@ impl<'a> Btf<'a> {
     /// Byte offset of `field` in `structure`; `a.b` is field `b` of the structure that `a` is. Fields of anonymous
     /// members count as the structure's own.
     pub fn offset(&self, structure: &str, field: &str) -> Result<u32, BtfError> {
+        let bits = self.bit(structure, field)?;
+        let missing = || BtfError::NoField { structure: structure.into(), field: field.into() };
+        if bits.is_multiple_of(8) { Ok(bits / 8) } else { Err(missing()) }
+    }
+
+    /// As [`Self::offset`], in bits: for bit fields.
+    pub fn bit(&self, structure: &str, field: &str) -> Result<u32, BtfError> {
         let missing = || BtfError::NoField { structure: structure.into(), field: field.into() };
         let mut at = *self.structures.get(structure).ok_or_else(missing)?;
         let mut bits = 0u32;
@@ -74,7 +81,7 @@ impl<'a> Btf<'a> {
             bits = bits.checked_add(offset).ok_or_else(missing)?;
             at = self.resolve(member_type)?;
         }
-        if bits.is_multiple_of(8) { Ok(bits / 8) } else { Err(missing()) }
+        Ok(bits)
     }
 
     /// Offset in bits and type of a member, looked for in anonymous members too.

@@ -13,14 +13,14 @@ use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::MapType,
     programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Iter, Lsm, PerfEvent, Program,
-        ProgramError, links::FdLink,
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Iter, Lsm,
+        PerfEvent, Program, ProgramError, links::FdLink,
     },
 };
 use serde::{Deserialize, Serialize};
 use tipstaff_common::session::Settings;
 
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{
     CgroupRoot, KernelError, Pins,
@@ -94,7 +94,23 @@ const TRACEPOINTS: [(&str, &str); 6] = [
     ("cgroup_attach", "cgroup_attach_task"),
     ("exit", "sched_process_exit"),
 ];
-const ADDRESSES: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
+/// LSM programs on sockets, hook and program; attached after those above, and taken off with them.
+const LSM_SOCKETS: [&str; 13] = [
+    "socket_create",
+    "socket_post_create",
+    "sock_graft",
+    "socket_connect",
+    "socket_bind",
+    "socket_listen",
+    "socket_accept",
+    "socket_sendmsg",
+    "socket_recvmsg",
+    "socket_setsockopt",
+    "file_receive",
+    "unix_stream_connect",
+    "unix_may_send",
+];
+const ADDRESSES: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
     [("egress", CgroupSkbAttachType::Egress), ("ingress", CgroupSkbAttachType::Ingress)];
 /// Iterators: program, kind.
@@ -151,6 +167,7 @@ impl Kernel {
             agent: std::process::id(),
             generation,
             pad: 0,
+            secret: secret()?,
         };
         let offsets = offsets::resolve()?;
         let mut loader = EbpfLoader::new();
@@ -188,8 +205,9 @@ impl Kernel {
 
     /// Takes the LSM programs off again, which are attached and do not decide.
     pub fn leave_lsm(&mut self, pins: Option<&Pins>) -> Result<(), KernelError> {
-        self.links.retain(|(name, _)| !LSM.contains(name));
-        let paths = LSM.iter().filter_map(|name| Some(pins?.link(self.generation, name)));
+        let of_lsm = || LSM.iter().chain(&LSM_SOCKETS);
+        self.links.retain(|(name, _)| !of_lsm().any(|lsm| lsm == name));
+        let paths = of_lsm().filter_map(|name| Some(pins?.link(self.generation, name)));
         for path in paths.filter(|path| path.exists()) {
             fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
         }
@@ -223,6 +241,8 @@ impl Kernel {
             let link = attach_address(self.typed(name)?, &cgroup);
             self.keep(options, name, link)?;
         }
+        let link = attach_creation(self.typed("sock_create")?, &cgroup);
+        self.keep(options, "sock_create", link)?;
         for (name, kind) in PACKETS {
             let link = attach_packet(self.typed(name)?, kind, &cgroup);
             self.keep(options, name, link)?;
@@ -231,7 +251,7 @@ impl Kernel {
     }
 
     fn attach_lsm_programs(&mut self, options: &Options<'_>, btf: &Btf) -> Result<(), KernelError> {
-        for name in LSM {
+        for name in LSM.into_iter().chain(LSM_SOCKETS) {
             let link = attach_lsm(self.typed(name)?, name, btf);
             self.keep(options, name, link)?;
         }
@@ -247,6 +267,8 @@ impl Kernel {
         link: Result<FdLink, Box<dyn Error>>,
     ) -> Result<(), KernelError> {
         let link = link.map_err(|e| KernelError::refused(format!("program {name}"), e.as_ref()))?;
+        let verified = self.program_mut(name)?.info().ok().and_then(|info| info.verified_instruction_count());
+        debug!("program {name}: the verifier followed {} instructions", verified.unwrap_or(0));
         match options.pins {
             None => self.links.push((name, link)),
             Some(pins) => {
@@ -285,6 +307,14 @@ impl Kernel {
     }
 }
 
+/// A number that nobody can guess; never 0, which stands for "no fingerprint".
+fn secret() -> Result<u64, KernelError> {
+    let mut bytes = [0; 8];
+    let failed = |e: getrandom::Error| KernelError::refused("random bytes", &std::io::Error::other(e.to_string()));
+    getrandom::fill(&mut bytes).map_err(failed)?;
+    Ok(u64::from_ne_bytes(bytes) | 1)
+}
+
 fn attach_iterator(program: &mut Iter) -> Result<FdLink, Box<dyn Error>> {
     let id = program.attach()?;
     Ok(program.take_link(id)?.try_into()?)
@@ -303,6 +333,12 @@ fn attach_tracepoint(program: &mut BtfTracePoint, tracepoint: &str, btf: &Btf) -
 }
 
 fn attach_address(program: &mut CgroupSockAddr, cgroup: &File) -> Result<FdLink, Box<dyn Error>> {
+    program.load()?;
+    let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+    Ok(program.take_link(id)?.try_into()?)
+}
+
+fn attach_creation(program: &mut CgroupSock, cgroup: &File) -> Result<FdLink, Box<dyn Error>> {
     program.load()?;
     let id = program.attach(cgroup, CgroupAttachMode::Single)?;
     Ok(program.take_link(id)?.try_into()?)

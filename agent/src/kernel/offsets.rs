@@ -67,8 +67,7 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         cgroup_ancestors: at("cgroup", "ancestors")?,
         node_id: at("kernfs_node", "id")?,
         socket_sock: at("socket", "sk")?,
-        socket_type: at("socket", "type")?,
-        sock_socket: at("sock", "sk_socket")?,
+        sock_kernel_bit: btf.bit("sock", "sk_kern_sock").map_err(missing)?,
         sock_type: at("sock", "sk_type")?,
         sock_protocol: at("sock", "sk_protocol")?,
         sock_cgroup: at("sock", "sk_cgrp_data.cgroup")?,
@@ -86,12 +85,10 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         message_name_length: at("msghdr", "msg_namelen")?,
         unix_address: at("unix_sock", "addr")?,
         unix_dentry: at("unix_sock", "path.dentry")?,
-        unix_peer: at("unix_sock", "peer")?,
         unix_address_length: at("unix_address", "len")?,
         unix_address_name: at("unix_address", "name")?,
         dentry_name: at("dentry", "d_name.name")?,
         dentry_name_length: at("dentry", "d_name.len")?,
-        inode_mode: at("inode", "i_mode")?,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::{
 /// HOOK: perf event `PERF_COUNT_SW_CPU_CLOCK`, since 4.9; on every CPU while a session lives, whatever runs there.
 #[perf_event]
 pub fn clock(_context: PerfEventContext) -> u32 {
+    kernel::set_coarse_clock();
     tick();
     0
 }

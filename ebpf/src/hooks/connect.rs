@@ -1,25 +1,33 @@
-//! Where a member may connect or send without connecting. IPv4 and IPv6 are one path: an IPv4 address is judged as
-//! `::ffff:a.b.c.d`, and so is a mapped address that a program gave to an IPv6 socket.
+//! Where a member may connect or send without connecting, and what it may bind, as cgroup programs see it: those on
+//! Tipstaff's own cgroup see the sockets that were created below it, TCP Fast Open and io_uring included; they also see
+//! what a socket's creator handed to somebody else.
 //!
-//! These programs sit on Tipstaff's own cgroup and see the sockets that were created below it, TCP Fast Open and
-//! io_uring included; they also see what a socket's creator handed to somebody else.
+//! They record and count what they let through. In tier full the LSM hooks judge before them, by the user's label; they
+//! record what they refuse, and what no program here will see.
+//!
+//! While one load replaces another, the programs of both run, whatever the first one said: only the one that speaks counts.
+
+use core::ffi::c_void;
 
 use aya_ebpf::{
-    EbpfContext as _, btf_maps::lpm_trie::Key, helpers::bpf_get_socket_cookie, macros::cgroup_sock_addr,
-    programs::SockAddrContext,
+    EbpfContext as _,
+    helpers::bpf_get_socket_cookie,
+    macros::{cgroup_sock, cgroup_sock_addr},
+    programs::{SockAddrContext, SockContext},
 };
 use tipstaff_common::{
-    event::{Connect, KIND_CONNECT, VIA_CONNECT, VIA_SEND},
-    limits::PORT_RULES,
-    rule::{NetEntry, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED},
-    session::PolicyEntry,
+    event::{ACT_CREATE, Connect, KIND_CONNECT, KIND_SOCKET, Socket, VIA_BIND, VIA_CONNECT, VIA_SEND},
+    rule::REASON_CROSSED,
+    socket::SocketLabel,
 };
 
 use crate::{
-    emit,
+    budget, emit,
+    hooks::class,
     kernel::{self, Task},
-    maps::{NET_RULES, NetRules, POLICIES},
-    session::{self, Phase, Session},
+    rules::{self, Scope, Target},
+    session::{self, Session},
+    socket,
     verdict::{Decision, Fault, of_fault, settle},
 };
 
@@ -27,46 +35,50 @@ use crate::{
 const REFUSE: i32 = 0;
 const PASS: i32 = 1;
 
-/// An address as the rules know it.
-#[derive(Clone, Copy)]
-struct Target {
-    address: [u8; 16],
-    /// Host order.
-    port: u16,
-    protocol: u8,
-    via: u8,
-}
-
 /// HOOK: `cgroup/connect4(struct bpf_sock_addr *)`, since 4.17.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(context: SockAddrContext) -> i32 {
-    let target = target4(&context, VIA_CONNECT);
-    if refuse(&context, target) { REFUSE } else { PASS }
+    if refuse(&context, &target4(&context), VIA_CONNECT) { REFUSE } else { PASS }
 }
 
 /// HOOK: `cgroup/connect6(struct bpf_sock_addr *)`, since 4.17.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(context: SockAddrContext) -> i32 {
-    let target = target6(&context, VIA_CONNECT);
-    if refuse(&context, target) { REFUSE } else { PASS }
+    if refuse(&context, &target6(&context), VIA_CONNECT) { REFUSE } else { PASS }
 }
 
 /// HOOK: `cgroup/sendmsg4(struct bpf_sock_addr *)`, since 4.18; UDP with an address in the message.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(context: SockAddrContext) -> i32 {
-    let target = target4(&context, VIA_SEND);
-    if refuse(&context, target) { REFUSE } else { PASS }
+    if refuse(&context, &target4(&context), VIA_SEND) { REFUSE } else { PASS }
 }
 
 /// HOOK: `cgroup/sendmsg6(struct bpf_sock_addr *)`, since 4.18; UDP with an address in the message.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(context: SockAddrContext) -> i32 {
-    let target = target6(&context, VIA_SEND);
-    if refuse(&context, target) { REFUSE } else { PASS }
+    if refuse(&context, &target6(&context), VIA_SEND) { REFUSE } else { PASS }
+}
+
+/// HOOK: `cgroup/bind4(struct bpf_sock_addr *)`, since 4.17.
+#[cgroup_sock_addr(bind4)]
+pub fn bind4(context: SockAddrContext) -> i32 {
+    if refuse(&context, &target4(&context), VIA_BIND) { REFUSE } else { PASS }
+}
+
+/// HOOK: `cgroup/bind6(struct bpf_sock_addr *)`, since 4.17.
+#[cgroup_sock_addr(bind6)]
+pub fn bind6(context: SockAddrContext) -> i32 {
+    if refuse(&context, &target6(&context), VIA_BIND) { REFUSE } else { PASS }
+}
+
+/// HOOK: `cgroup/sock_create(struct bpf_sock *)`, since 4.10; sockets of the Internet families that programs make.
+#[cgroup_sock(sock_create)]
+pub fn sock_create(context: SockContext) -> i32 {
+    if refuse_create(&context) { REFUSE } else { PASS }
 }
 
 #[inline(always)]
-fn target4(context: &SockAddrContext, via: u8) -> Target {
+fn target4(context: &SockAddrContext) -> Target {
     // SAFETY: the context is valid for the program's run. VERIFIER: volatile, one access of the field's own width each.
     let (address, port, protocol) = unsafe {
         let raw = context.sock_addr;
@@ -76,19 +88,11 @@ fn target4(context: &SockAddrContext, via: u8) -> Target {
             core::ptr::read_volatile(&raw const (*raw).protocol),
         )
     };
-    let v4 = address.to_ne_bytes();
-    let mut mapped = [0u8; 16];
-    mapped[10] = 0xff;
-    mapped[11] = 0xff;
-    mapped[12] = v4[0];
-    mapped[13] = v4[1];
-    mapped[14] = v4[2];
-    mapped[15] = v4[3];
-    Target { address: mapped, port: u16::from_be(port as u16), protocol: protocol as u8, via }
+    Target { address: kernel::mapped(address.to_ne_bytes()), port: u16::from_be(port as u16), protocol: protocol as u8 }
 }
 
 #[inline(always)]
-fn target6(context: &SockAddrContext, via: u8) -> Target {
+fn target6(context: &SockAddrContext) -> Target {
     // SAFETY: as in `target4`.
     let (words, port, protocol) = unsafe {
         let raw = context.sock_addr;
@@ -105,11 +109,12 @@ fn target6(context: &SockAddrContext, via: u8) -> Target {
     };
     // SAFETY: both are sixteen bytes in network order.
     let address = unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) };
-    Target { address, port: u16::from_be(port as u16), protocol: protocol as u8, via }
+    // MPTCP's number is TCP's with another byte above it, and is judged as TCP
+    Target { address, port: u16::from_be(port as u16), protocol: protocol as u8 }
 }
 
 #[inline(always)]
-fn refuse(context: &SockAddrContext, target: Target) -> bool {
+fn refuse(context: &SockAddrContext, target: &Target, via: u8) -> bool {
     let session = match session::of_current_in_cgroup_program() {
         Ok(Some(session)) => session,
         Ok(None) => return false,
@@ -117,66 +122,119 @@ fn refuse(context: &SockAddrContext, target: Target) -> bool {
         // whom it did not label
         Err(_) => return kernel::settings().confine_cgroup == 0,
     };
-    let decision = settle(judge(&session, target), &session);
-    report(&session, context, target, decision);
+    if via == VIA_BIND && target.port == 0 {
+        return false; // the kernel chooses a port: that is how a client begins, and a listener is judged when it listens
+    }
+    // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the field's own width.
+    let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.sock_addr).__bindgen_anon_1.sk) };
+    let label = if pointer.is_null() { core::ptr::null_mut() } else { socket::give(pointer.cast(), &session, 0) };
+    let Some(decision) = judge(&session, label, target, via) else { return false };
+    let decision = settle(decision, &session);
+    report(&session, target, via, decision, context.as_ptr());
     decision.refuses()
 }
 
+/// What is to be recorded of it; `None`: it goes where the last one went, which was.
 #[inline(always)]
-fn judge(session: &Session, target: Target) -> Decision {
-    match session.phase {
-        Phase::Ended => return Decision::deny(REASON_ENDED),
-        Phase::Expired => return Decision::deny(REASON_EXPIRED),
-        Phase::Live => {}
+fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -> Option<Decision> {
+    if let Some(over) = rules::over(session) {
+        return Some(over);
     }
-    match by_rules(session, target) {
+    if !label.is_null() && !socket::is_own(label, session) {
+        return Some(Decision::deny(REASON_CROSSED));
+    }
+    let policy = match rules::policy(session) {
+        Ok(policy) => policy,
+        Err(fault) => return Some(of_fault(fault, session)),
+    };
+    let mark = socket::fingerprint(target, policy.revision);
+    // SAFETY: points into the socket's storage.
+    if via == VIA_SEND && !label.is_null() && unsafe { (*label).judged } == mark {
+        return None;
+    }
+    let scope = if via == VIA_BIND { Scope::Listen } else { Scope::Destination };
+    let decision = match rules::by_rules(policy, scope, target) {
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
+    };
+    // the load that does not speak neither counts nor remembers: its marks would be of another secret
+    if via == VIA_BIND || !decision.is_allow() || !kernel::speaks() {
+        return Some(decision);
     }
-}
-
-/// The longest matching prefix carries the rules of all that cover it, denials first: the first that fits decides.
-#[inline(always)]
-fn by_rules(session: &Session, target: Target) -> Result<Decision, Fault> {
-    let policy: &PolicyEntry = POLICIES.get(session.policy).ok_or(Fault::NoEntry)?;
-    // SAFETY: the inner map lives at least until the program ends (RCU).
-    let rules: &NetRules = unsafe { NET_RULES.get(&policy.revision) }.ok_or(Fault::NoEntry)?;
-    let default = Decision { verdict: policy.net_default, rule: REASON_DEFAULT };
-    let Some(entry) = rules.get(&Key::new(128, target.address)) else { return Ok(default) };
-    // SAFETY: as many bytes, which the agent wrote as a `NetEntry`, integers only and of lesser alignment.
-    let entry = unsafe { &*core::ptr::from_ref(entry).cast::<NetEntry>() };
-    Ok(by_ports(entry, target).unwrap_or(default))
-}
-
-#[inline(always)]
-fn by_ports(entry: &NetEntry, target: Target) -> Option<Decision> {
-    // VERIFIER: a constant bound, the real one inside.
-    for index in 0..PORT_RULES {
-        if index >= entry.count as usize {
-            break;
-        }
-        let rule = entry.ports[index];
-        let fits = rule.low <= target.port && target.port <= rule.high;
-        if fits && (rule.protocol == 0 || rule.protocol == target.protocol) {
-            return Some(Decision::of_port_rule(rule));
-        }
+    let decision = budget::charge_connect(session, target, decision);
+    if decision.is_allow() && !label.is_null() {
+        // SAFETY: points into the socket's storage.
+        unsafe { (*label).judged = mark };
     }
-    None
+    Some(decision)
 }
 
+/// Records a connect, send or bind.
 #[inline(always)]
-fn report(session: &Session, context: &SockAddrContext, target: Target, decision: Decision) {
+fn report(session: &Session, target: &Target, via: u8, decision: Decision, context: *mut c_void) {
     // SAFETY: the helper takes the context.
-    let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
+    let cookie = unsafe { bpf_get_socket_cookie(context) };
     emit::record::<Connect>(session, KIND_CONNECT, Task::current(), decision, |place| {
-        // SAFETY: `place` has room for a `Connect`.
-        unsafe {
-            (&raw mut (*place).address).write(target.address);
-            (&raw mut (*place).port).write(target.port);
-            (&raw mut (*place).protocol).write(target.protocol);
-            (&raw mut (*place).via).write(target.via);
-            (&raw mut (*place).pad).write(0);
-            (&raw mut (*place).cookie).write(cookie);
-        }
+        write(place, target, via, cookie);
     });
+}
+
+/// Writes what follows the header.
+#[inline(always)]
+pub fn write(place: *mut Connect, target: &Target, via: u8, cookie: u64) {
+    // SAFETY: `place` has room for a `Connect`.
+    unsafe {
+        (&raw mut (*place).address).write(target.address);
+        (&raw mut (*place).port).write(target.port);
+        (&raw mut (*place).protocol).write(target.protocol);
+        (&raw mut (*place).via).write(via);
+        (&raw mut (*place).pad).write(0);
+        (&raw mut (*place).cookie).write(cookie);
+    }
+}
+
+#[inline(always)]
+fn refuse_create(context: &SockContext) -> bool {
+    let session = match session::of_current_in_cgroup_program() {
+        Ok(Some(session)) => session,
+        Ok(None) => return false,
+        Err(_) => return kernel::settings().confine_cgroup == 0,
+    };
+    // SAFETY: the context is valid for the program's run. VERIFIER: as in `target4`.
+    let (family, kind, protocol) = unsafe {
+        let raw = context.sock;
+        (
+            core::ptr::read_volatile(&raw const (*raw).family),
+            core::ptr::read_volatile(&raw const (*raw).type_),
+            core::ptr::read_volatile(&raw const (*raw).protocol),
+        )
+    };
+    let decision = class::judge(&session, family, kind, protocol);
+    let decision = if decision.is_allow() && socket::give(context.as_ptr(), &session, 0).is_null() {
+        of_fault(Fault::Unlabelled, &session)
+    } else {
+        decision
+    };
+    if decision.is_allow() {
+        return false;
+    }
+    let decision = settle(decision, &session);
+    emit::record::<Socket>(&session, KIND_SOCKET, Task::current(), decision, |place| {
+        write_act(place, ACT_CREATE, (family, kind, protocol), (0, 0));
+    });
+    decision.refuses()
+}
+
+/// Writes what was tried with a socket of such a family, type and protocol; `option` is level and name.
+#[inline(always)]
+pub fn write_act(place: *mut Socket, act: u16, socket: (u32, u32, u32), option: (u32, u32)) {
+    // SAFETY: `place` has room for a `Socket`.
+    unsafe {
+        (&raw mut (*place).act).write(act);
+        (&raw mut (*place).family).write(socket.0 as u16);
+        (&raw mut (*place).kind).write(socket.1 as u16);
+        (&raw mut (*place).protocol).write(socket.2 as u16);
+        (&raw mut (*place).level).write(option.0);
+        (&raw mut (*place).option).write(option.1);
+    }
 }

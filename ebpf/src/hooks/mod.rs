@@ -1,5 +1,6 @@
 //! The programs, one file a family. Each entry is a thin adapter: arguments in, one function, a constant out.
 
+mod class;
 mod clock;
 mod connect;
 mod exec;
@@ -7,3 +8,5 @@ mod fork;
 mod heirs;
 mod iterate;
 mod packet;
+mod sockets;
+mod unix;

@@ -1,45 +1,473 @@
-//! The last line: packets of a session's sockets, in both directions, stop when the session is over, whatever was
-//! connected before and whether or not the agent lives.
+//! The last line: each packet of a session's sockets is judged by its own destination, whatever hook it slipped past – a
+//! source route, a routing header, a socket that changed its protocol, a raw socket, `sendfile` before 6.5 – and what comes
+//! in by who sent it. Whatever was connected before, and whether or not the agent lives: when the session is over, packets
+//! stop.
+//!
+//! The verdict on a socket's last address is kept in the socket's label, under the revision that gave it: a flow costs one
+//! look-up in the storage and a compare.
 
-use aya_ebpf::{EbpfContext as _, helpers::bpf_skb_ancestor_cgroup_id, macros::cgroup_skb, programs::SkBuffContext};
-use tipstaff_common::session::MODE_OBSERVE;
+use core::ffi::c_void;
 
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes},
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use tipstaff_common::{
+    event::{Connect, KIND_CONNECT, VIA_ACCEPT, VIA_LISTEN, VIA_PACKET},
+    rule::{ALLOW, DENY, REASON_DEFAULT},
+    session::{MODE_OBSERVE, PolicyEntry},
+    socket::{SOCKET_PASSIVE, SocketLabel},
+};
+
+use super::connect::write;
 use crate::{
+    budget,
+    emit::{self, Who, add},
     kernel,
-    session::{self, Phase},
-    verdict::CANARY,
+    rules::{self, Scope, Target},
+    session::{self, Phase, Session},
+    socket,
+    verdict::{CANARY, Decision, of_fault, settle},
 };
 
 const DROP: i32 = 0;
 const PASS: i32 = 1;
 
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const DCCP: u8 = 33;
+const SCTP: u8 = 132;
+const UDPLITE: u8 = 136;
+/// Bits of TCP's flags.
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+/// `BPF_TCP_LISTEN`
+const LISTEN: u32 = 10;
+/// Extension headers of IPv6 that are looked behind.
+const EXTENSIONS: u32 = 6;
+
 /// HOOK: `cgroup_skb/egress(struct __sk_buff *)`, since 4.10; on 6.1 only where the packet's socket is the sender's.
 #[cgroup_skb]
 pub fn egress(context: SkBuffContext) -> i32 {
-    if drop(&context) { DROP } else { PASS }
+    if drop(&context, true) { DROP } else { PASS }
 }
 
 /// HOOK: `cgroup_skb/ingress(struct __sk_buff *)`, since 4.10.
 #[cgroup_skb]
 pub fn ingress(context: SkBuffContext) -> i32 {
-    if drop(&context) { DROP } else { PASS }
+    if drop(&context, false) { DROP } else { PASS }
+}
+
+/// What a packet says of itself.
+#[derive(Clone, Copy)]
+struct Packet {
+    from: [u8; 16],
+    to: [u8; 16],
+    from_port: u16,
+    to_port: u16,
+    protocol: u8,
+    /// TCP's flags.
+    flags: u8,
+    /// Bytes after TCP's header.
+    payload: u32,
+}
+
+impl Packet {
+    #[inline(always)]
+    const fn destination(&self) -> Target {
+        Target { address: self.to, port: self.to_port, protocol: self.protocol }
+    }
+
+    #[inline(always)]
+    const fn source(&self) -> Target {
+        Target { address: self.from, port: self.from_port, protocol: self.protocol }
+    }
+
+    /// The peer and the local port, for the rules on who comes in.
+    #[inline(always)]
+    const fn visitor(&self, out: bool) -> Target {
+        let (address, port) = if out { (self.to, self.from_port) } else { (self.from, self.to_port) };
+        Target { address, port, protocol: self.protocol }
+    }
+
+    #[inline(always)]
+    const fn is_bare_reset(&self) -> bool {
+        self.protocol == TCP && self.flags & RST != 0 && self.payload == 0
+    }
+}
+
+/// Reads `T` at `offset` from the network header.
+#[inline(always)]
+fn load<T: Default>(context: &SkBuffContext, offset: u32) -> Option<T> {
+    let mut value = T::default();
+    let place = core::ptr::from_mut(&mut value).cast::<c_void>();
+    // SAFETY: the helper writes so many bytes or none.
+    let result = unsafe { bpf_skb_load_bytes(context.as_ptr(), offset, place, size_of::<T>() as u32) };
+    (result == 0).then_some(value)
+}
+
+/// Addresses and ports; `None`: neither IPv4 nor IPv6, or cut short.
+#[inline(always)]
+fn parse(context: &SkBuffContext) -> Option<Packet> {
+    let first: u8 = load(context, 0)?;
+    match first >> 4 {
+        4 => parse4(context, first),
+        6 => parse6(context),
+        _ => None,
+    }
 }
 
 #[inline(always)]
-fn drop(context: &SkBuffContext) -> bool {
-    let level = kernel::settings().session_level.cast_signed();
-    // SAFETY: the helper takes the context.
-    let id = unsafe { bpf_skb_ancestor_cgroup_id(context.as_ptr().cast(), level) };
-    match session::of_subtree(id) {
-        Ok(None) => false,
-        Ok(Some(session)) if session.phase == Phase::Live || session.mode == MODE_OBSERVE => false,
-        // as in `settle`
-        Ok(Some(session)) if session.slot == CANARY && !kernel::speaks() => false,
-        Ok(Some(session)) => {
-            session.count_dropped_packet();
-            true
+fn parse4(context: &SkBuffContext, first: u8) -> Option<Packet> {
+    let header: [u8; 20] = load(context, 0)?;
+    let [_, _, t0, t1, _, _, f0, f1, _, protocol, ..] = header;
+    let mut packet = Packet {
+        from: kernel::mapped([header[12], header[13], header[14], header[15]]),
+        to: kernel::mapped([header[16], header[17], header[18], header[19]]),
+        from_port: 0,
+        to_port: 0,
+        protocol,
+        flags: 0,
+        payload: 0,
+    };
+    let start = u32::from(first & 0xf) * 4;
+    // of a fragment that is not the first, the address alone is known
+    if u16::from_be_bytes([f0, f1]) & 0x1fff == 0 {
+        transport(context, &mut packet, start, u32::from(u16::from_be_bytes([t0, t1])))?;
+    }
+    Some(packet)
+}
+
+#[inline(always)]
+fn parse6(context: &SkBuffContext) -> Option<Packet> {
+    let fixed: [u8; 8] = load(context, 0)?;
+    let mut packet = Packet {
+        from: load(context, 8)?,
+        to: load(context, 24)?,
+        from_port: 0,
+        to_port: 0,
+        protocol: fixed[6],
+        flags: 0,
+        payload: 0,
+    };
+    let total = 40 + u32::from(u16::from_be_bytes([fixed[4], fixed[5]]));
+    let mut start = 40;
+    for _ in 0..EXTENSIONS {
+        // hop by hop, routing, destination options; fragment
+        match packet.protocol {
+            0 | 43 | 60 => {
+                let [next, length]: [u8; 2] = load(context, start)?;
+                packet.protocol = next;
+                start += (u32::from(length) + 1) * 8;
+            }
+            44 => {
+                let [next, _, o0, o1]: [u8; 4] = load(context, start)?;
+                packet.protocol = next;
+                if u16::from_be_bytes([o0, o1]) & 0xfff8 != 0 {
+                    return Some(packet);
+                }
+                start += 8;
+            }
+            _ => break,
         }
-        // the socket outlived its session; a confined agent drops nothing that is nobody's
-        Err(_) => kernel::settings().confine_cgroup == 0,
+    }
+    transport(context, &mut packet, start, total)?;
+    Some(packet)
+}
+
+#[inline(always)]
+fn transport(context: &SkBuffContext, packet: &mut Packet, start: u32, total: u32) -> Option<()> {
+    if !matches!(packet.protocol, TCP | UDP | UDPLITE | SCTP | DCCP) {
+        return Some(());
+    }
+    let [a, b, c, d]: [u8; 4] = load(context, start)?;
+    packet.from_port = u16::from_be_bytes([a, b]);
+    packet.to_port = u16::from_be_bytes([c, d]);
+    if packet.protocol == TCP {
+        let [offset, flags]: [u8; 2] = load(context, start + 12)?;
+        packet.flags = flags;
+        packet.payload = total.saturating_sub(start + u32::from(offset >> 4) * 4);
+    }
+    Some(())
+}
+
+/// A packet and whose it is.
+struct Flow<'a> {
+    context: &'a SkBuffContext,
+    session: Session,
+    /// Null: the socket has none (the kernel's own socket under one of MPTCP).
+    label: *mut SocketLabel,
+    out: bool,
+}
+
+#[inline(always)]
+fn drop(context: &SkBuffContext, out: bool) -> bool {
+    // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the field's own width.
+    let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.skb.skb).__bindgen_anon_2.sk) };
+    let label = if pointer.is_null() { core::ptr::null_mut() } else { socket::label(pointer.cast()) };
+    let session = if label.is_null() {
+        let level = kernel::settings().session_level.cast_signed();
+        // SAFETY: the helper takes the context.
+        let id = unsafe { bpf_skb_ancestor_cgroup_id(context.as_ptr().cast(), level) };
+        match session::of_subtree(id) {
+            Ok(None) => return false,
+            Ok(Some(session)) => session,
+            // the socket outlived its session; a confined agent drops nothing that is nobody's
+            Err(_) => return kernel::settings().confine_cgroup == 0,
+        }
+    } else {
+        socket::session_of(label)
+    };
+    let flow = Flow { context, session, label, out };
+    if session.phase != Phase::Live {
+        return flow.drop_after_end();
+    }
+    flow.drop_in_scope()
+}
+
+impl Flow<'_> {
+    /// Whether the packet is of a TCP socket, and says no more than that the connection is gone.
+    #[inline(always)]
+    fn is_reset(&self) -> bool {
+        // SAFETY: as in `drop`.
+        let pointer = unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).__bindgen_anon_2.sk) };
+        if !self.out || pointer.is_null() {
+            return false;
+        }
+        // SAFETY: the helper takes what the verifier knows as a socket; null where it is no full one.
+        let full = unsafe { bpf_sk_fullsock(pointer) };
+        if full.is_null() {
+            return false;
+        }
+        // SAFETY: not null. VERIFIER: as in `drop`.
+        let protocol = unsafe { core::ptr::read_volatile(&raw const (*full).protocol) };
+        protocol == u32::from(TCP) && parse(self.context).is_some_and(|packet| packet.is_bare_reset())
+    }
+
+    /// A session that is over: nothing but the news that a connection is gone, so that the peer learns of it.
+    #[inline(always)]
+    fn drop_after_end(&self) -> bool {
+        // as in `settle`
+        let silent = self.session.slot == CANARY && !kernel::speaks();
+        if silent || self.session.mode == MODE_OBSERVE || self.is_reset() {
+            return false;
+        }
+        self.session.count_dropped_packet();
+        true
+    }
+
+    #[inline(always)]
+    fn drop_in_scope(&self) -> bool {
+        let Some(counters) = self.session.counters() else { return true };
+        let policy = match rules::policy(&self.session) {
+            Ok(policy) => policy,
+            Err(fault) => {
+                let decision = settle(of_fault(fault, &self.session), &self.session);
+                return decision.refuses();
+            }
+        };
+        // SAFETY: the context is valid for the program's run. VERIFIER: as above.
+        let bytes = u64::from(unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).len) });
+        // neither IPv4 nor IPv6 comes here (`cgroup_skb` sits in those two), so what cannot be read is cut short
+        let Some(packet) = parse(self.context) else { return true };
+        if self.refused_by_scope(policy, &packet) {
+            return true;
+        }
+        if !kernel::speaks() {
+            return false;
+        }
+        if self.out {
+            if let Err(reason) = budget::charge_bytes(&self.session, counters, bytes) {
+                return self.over_budget(&packet, reason);
+            }
+        } else {
+            // SAFETY: points into the map.
+            add(unsafe { &raw mut (*counters).ingress_bytes }, bytes);
+        }
+        if !self.label.is_null() {
+            // SAFETY: points into the socket's storage.
+            unsafe {
+                let place = if self.out { &raw mut (*self.label).sent } else { &raw mut (*self.label).received };
+                add(place, bytes);
+            }
+        }
+        false
+    }
+
+    #[inline(always)]
+    fn over_budget(&self, packet: &Packet, reason: u32) -> bool {
+        let decision = settle(Decision::deny(reason), &self.session);
+        if let Some(counters) = self.session.counters() {
+            // SAFETY: points into the map.
+            if add(unsafe { &raw mut (*counters).over_budget }, 1) == 0 {
+                self.report(&packet.destination(), VIA_PACKET, decision);
+            }
+        }
+        if decision.refuses() {
+            self.session.count_dropped_packet();
+        }
+        decision.refuses()
+    }
+
+    /// The rules on addresses, both ways.
+    #[inline(always)]
+    fn refused_by_scope(&self, policy: &PolicyEntry, packet: &Packet) -> bool {
+        let passive = self.is_passive();
+        if packet.protocol == TCP && !self.out {
+            if packet.flags & (SYN | ACK) == SYN && self.listens() {
+                return self.refuse_caller(policy, packet);
+            }
+            return passive && self.refuse_visitor(policy, packet, false);
+        }
+        if packet.protocol == TCP && passive {
+            return self.refuse_visitor(policy, packet, true);
+        }
+        let peer = if self.out { packet.destination() } else { packet.source() };
+        let mark = socket::fingerprint(&peer, policy.revision);
+        // SAFETY: points into the socket's storage.
+        if !self.label.is_null() && unsafe { (*self.label).judged } == mark {
+            return false;
+        }
+        match rules::by_rules(policy, Scope::Destination, &peer) {
+            Ok(decision) if decision.verdict == ALLOW => {
+                if !self.label.is_null() && self.out && kernel::speaks() {
+                    // SAFETY: as above.
+                    unsafe { (*self.label).judged = mark };
+                }
+                false
+            }
+            Ok(decision) => self.refuse_unless_visitor(policy, packet, decision, mark),
+            Err(fault) => settle(of_fault(fault, &self.session), &self.session).refuses(),
+        }
+    }
+
+    #[inline(always)]
+    fn is_passive(&self) -> bool {
+        // SAFETY: points into the socket's storage.
+        !self.label.is_null() && unsafe { (*self.label).flags } & SOCKET_PASSIVE != 0
+    }
+
+    /// Whether the packet's socket listens.
+    #[inline(always)]
+    fn listens(&self) -> bool {
+        // SAFETY: as in `drop`.
+        let pointer = unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).__bindgen_anon_2.sk) };
+        if pointer.is_null() {
+            return false;
+        }
+        // SAFETY: not null. VERIFIER: as in `drop`.
+        unsafe { core::ptr::read_volatile(&raw const (*pointer).state) == LISTEN }
+    }
+
+    /// Somebody calls: the port must be one to listen on, and the caller one who may come.
+    #[inline(always)]
+    fn refuse_caller(&self, policy: &PolicyEntry, packet: &Packet) -> bool {
+        if !self.label.is_null() {
+            // the connection's own socket will be a copy
+            // SAFETY: points into the socket's storage.
+            unsafe { (*self.label).flags |= SOCKET_PASSIVE };
+        }
+        let own = packet.destination();
+        let listened = rules::by_rules(policy, Scope::Listen, &own);
+        let (target, via, found) = match listened {
+            Ok(decision) if decision.verdict == ALLOW => {
+                let visitor = packet.visitor(false);
+                let found = rules::by_rules(policy, Scope::Inbound, &visitor);
+                (visitor, VIA_ACCEPT, found)
+            }
+            other => (own, VIA_LISTEN, other),
+        };
+        let decision = match found {
+            Ok(decision) => settle(decision, &self.session),
+            Err(fault) => settle(of_fault(fault, &self.session), &self.session),
+        };
+        self.report(&target, via, decision);
+        if decision.refuses() {
+            self.session.count_dropped_packet();
+        }
+        decision.refuses()
+    }
+
+    /// A packet of a connection that came in, either way: its peer must still be one who may come.
+    #[inline(always)]
+    fn refuse_visitor(&self, policy: &PolicyEntry, packet: &Packet, out: bool) -> bool {
+        let visitor = packet.visitor(out);
+        let mark = socket::fingerprint(&visitor, policy.revision);
+        // SAFETY: points into the socket's storage: only a socket with a label is passive.
+        if unsafe { (*self.label).admitted } == mark {
+            return false;
+        }
+        match rules::by_rules(policy, Scope::Inbound, &visitor) {
+            Ok(decision) if decision.verdict == ALLOW => {
+                if kernel::speaks() {
+                    // SAFETY: as above.
+                    unsafe { (*self.label).admitted = mark };
+                }
+                false
+            }
+            Ok(decision) => self.refuse(packet, &visitor, VIA_ACCEPT, decision, mark),
+            Err(fault) => settle(of_fault(fault, &self.session), &self.session).refuses(),
+        }
+    }
+
+    /// Not a place to go to; but datagrams are answered to whoever a rule lets come, and taken from them.
+    #[inline(always)]
+    fn refuse_unless_visitor(&self, policy: &PolicyEntry, packet: &Packet, refusal: Decision, mark: u64) -> bool {
+        let visitor = packet.visitor(self.out);
+        if packet.protocol != TCP || self.label.is_null() {
+            match rules::by_rules(policy, Scope::Inbound, &visitor) {
+                // on the way out a rule must say so: a default that lets everybody in lets nothing out
+                Ok(decision) if decision.verdict == ALLOW && !(self.out && decision.rule == REASON_DEFAULT) => {
+                    return false;
+                }
+                Ok(decision) if !self.out => return self.refuse(packet, &visitor, VIA_ACCEPT, decision, mark),
+                Ok(_) => {}
+                Err(fault) => return settle(of_fault(fault, &self.session), &self.session).refuses(),
+            }
+        }
+        self.refuse(packet, &packet.destination(), VIA_PACKET, refusal, mark)
+    }
+
+    /// Refuses, and records the first packet to or from such an address. A connection that is taken down says so.
+    #[inline(always)]
+    fn refuse(&self, packet: &Packet, target: &Target, via: u8, decision: Decision, mark: u64) -> bool {
+        let decision = settle(decision, &self.session);
+        // who does not speak does not write its mark over the other's
+        let known = !kernel::speaks() || !self.label.is_null() && {
+            // SAFETY: points into the socket's storage.
+            let before = unsafe { (*self.label).refused };
+            // SAFETY: as above.
+            unsafe { (*self.label).refused = mark };
+            before == mark
+        };
+        if !known && decision.verdict != ALLOW {
+            self.report(target, via, decision);
+        }
+        if decision.verdict != DENY || (self.had_flow() && packet.is_bare_reset() && self.is_reset()) {
+            return false;
+        }
+        self.session.count_dropped_packet();
+        true
+    }
+
+    /// Whether something was once allowed on this socket.
+    #[inline(always)]
+    fn had_flow(&self) -> bool {
+        // SAFETY: points into the socket's storage.
+        !self.label.is_null() && unsafe { (*self.label).judged | (*self.label).admitted } != 0
+    }
+
+    #[inline(always)]
+    fn report(&self, target: &Target, via: u8, decision: Decision) {
+        // SAFETY: the helper takes the context.
+        let cookie = unsafe { bpf_get_socket_cookie(self.context.as_ptr()) };
+        if kernel::speaks() {
+            emit::produce_of::<Connect>(&self.session, KIND_CONNECT, Who::NOBODY, decision, |place| {
+                write(place, target, via, cookie);
+            });
+        }
     }
 }

@@ -47,8 +47,10 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
         Task::AskTier => alone(Tier::NoLsm, options, |sandbox| {
             sandbox.start()?;
             let probe = sandbox.json(&["probe"])?;
+            let said = sandbox.said_by_agent().replace('\n', " / ");
             sandbox.finish()?;
-            println!("{}", probe["tier"].as_str().context("probe names no tier")?);
+            // what the agent says of it follows, for when that is another tier than was asked for
+            println!("{} {said}", probe["tier"].as_str().context("probe names no tier")?);
             Ok(())
         }),
     }
@@ -97,10 +99,11 @@ fn settle_tier(asked: Option<Tier>, agent: &Path) -> Result<Tier> {
         return Ok(Tier::Old);
     }
     let said = in_child(&["--ask-tier"], agent).context("the agent cannot be asked for its tier")?;
-    let found = Tier::parse(&said)?;
+    let (found, said) = said.trim().split_once(' ').unwrap_or_else(|| (said.trim(), ""));
+    let found = Tier::parse(found)?;
     match asked {
         Some(tier) if tier != found => bail!(
-            "this run is for tier {}, but the agent finds tier {} on this kernel: nothing was tested",
+            "this run is for tier {}, but the agent finds tier {} on this kernel: nothing was tested; the agent said: {said}",
             tier.name(),
             found.name()
         ),

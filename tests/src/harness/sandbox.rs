@@ -163,7 +163,7 @@ impl Sandbox {
 
     fn daemon_of_the_host(&self) -> Command {
         let mut command = self.tipstaff();
-        command.arg("daemon");
+        command.arg("daemon").env("TIPSTAFF_LOG", "warn,tipstaff::kernel=info");
         command
     }
 

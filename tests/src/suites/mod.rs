@@ -22,6 +22,7 @@ mod routes;
 mod run;
 mod scene;
 mod scope;
+mod sockets;
 mod time;
 
 use crate::harness::registry::Test;
@@ -35,6 +36,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     net::TESTS,
     scope::TESTS,
     narrow::TESTS,
+    sockets::TESTS,
     time::TESTS,
     limits::TESTS,
     control::TESTS,

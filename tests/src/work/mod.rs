@@ -10,6 +10,7 @@ pub(crate) mod measure;
 mod network;
 mod place;
 mod process;
+pub(crate) mod sockets;
 mod stubborn;
 pub(crate) mod victims;
 
@@ -100,6 +101,14 @@ fn act(words: &[&str]) -> Result<u8> {
         "listen" => flows::listen(rest),
         "loopback" => flows::loopback(rest),
         "call" => network::call(rest),
+        "make" => sockets::make(rest),
+        "bind" => sockets::bind_to(rest),
+        "unix" => sockets::unix(rest),
+        "take" => sockets::take(rest),
+        "early" => sockets::early(rest),
+        "source-route" => sockets::source_route(rest),
+        "connect-many" => sockets::connect_many(rest),
+        "send-many" => sockets::send_many(rest),
         _ => inform::act(word, rest),
     }
 }

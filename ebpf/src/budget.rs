@@ -1,0 +1,167 @@
+//! Budgets: what all members of a session may use up together. Counted where an operation is recorded as allowed, in the
+//! kernel alone; a refused operation uses nothing up.
+
+use core::arch::asm;
+
+use tipstaff_common::{
+    rule::{
+        REASON_BUDGET_CONNECT_RATE, REASON_BUDGET_CONNECTS, REASON_BUDGET_DESTINATIONS, REASON_BUDGET_EGRESS,
+        REASON_BUDGET_EGRESS_RATE,
+    },
+    session::{Budgets, SessionCounters, WINDOW_COUNT_BITS},
+    socket::Destination,
+};
+
+use crate::{
+    emit::add,
+    kernel,
+    maps::{DESTINATIONS, SESSION_CONFIG},
+    rules::Target,
+    session::Session,
+    verdict::{Decision, Fault, of_fault},
+};
+
+const SECOND: u64 = 1_000_000_000;
+const COUNT: u64 = (1 << WINDOW_COUNT_BITS) - 1;
+/// `BPF_NOEXIST`
+const NEW: u64 = 1;
+/// `-EEXIST`
+const EXISTS: i32 = -17;
+/// Processors that can reset a window at the same moment before one of them gives up, which is a fault.
+const TRIES: u32 = 8;
+
+/// Replaces the word where it still is `expected`; what it was.
+#[inline(always)]
+fn swap(word: *mut u64, expected: u64, new: u64) -> u64 {
+    let before;
+    // SAFETY: as `emit::add`; `cmpxchg` compares with r0 and leaves there what it found.
+    unsafe {
+        asm!("r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word, new = in(reg) new, inout("r0") expected => before, options(nostack));
+    }
+    before
+}
+
+/// Counts `by` in the second that runs. True: no more than `limit` in it.
+#[inline(always)]
+fn within_second(word: *mut u64, by: u64, limit: u64, now: u64) -> Result<bool, Fault> {
+    let second = (now / SECOND) & (u64::MAX >> WINDOW_COUNT_BITS);
+    for _ in 0..TRIES {
+        let before = add(word, by);
+        if before >> WINDOW_COUNT_BITS == second {
+            return Ok((before & COUNT) + by <= limit);
+        }
+        let stale = before.wrapping_add(by);
+        if swap(word, stale, second << WINDOW_COUNT_BITS | by) == stale {
+            return Ok(by <= limit);
+        }
+    }
+    Err(Fault::Contended)
+}
+
+/// Whether a session has any budget at all.
+#[inline(always)]
+pub fn of(session: &Session) -> Option<&'static Budgets> {
+    SESSION_CONFIG.get(session.slot).map(|config| &config.budgets)
+}
+
+/// Counts a connect, or a send to a new address, that the rules allow; the budget can still refuse it.
+#[inline(always)]
+pub fn charge_connect(session: &Session, target: &Target, allowed: Decision) -> Decision {
+    let (Some(budgets), Some(counters)) = (of(session), session.counters()) else {
+        return of_fault(Fault::NoEntry, session);
+    };
+    // SAFETY: points into the map.
+    let connects = unsafe { &raw mut (*counters).connects };
+    let before = add(connects, 1);
+    let refused = if budgets.connects != 0 && before >= budgets.connects {
+        Decision::deny(REASON_BUDGET_CONNECTS)
+    } else {
+        rate_and_destinations(session, budgets, counters, target, allowed)
+    };
+    if !refused.is_allow() {
+        add(connects, u64::MAX);
+    }
+    refused
+}
+
+#[inline(always)]
+fn rate_and_destinations(
+    session: &Session,
+    budgets: &Budgets,
+    counters: *mut SessionCounters,
+    target: &Target,
+    allowed: Decision,
+) -> Decision {
+    if budgets.connects_per_second != 0 {
+        // SAFETY: points into the map.
+        let window = unsafe { &raw mut (*counters).connect_window };
+        match within_second(window, 1, budgets.connects_per_second, kernel::now()) {
+            Ok(true) => {}
+            Ok(false) => return Decision::deny(REASON_BUDGET_CONNECT_RATE),
+            Err(fault) => return of_fault(fault, session),
+        }
+    }
+    if budgets.destinations != 0 {
+        return match visit(session, budgets.destinations, counters, target) {
+            Ok(true) => allowed,
+            Ok(false) => Decision::deny(REASON_BUDGET_DESTINATIONS),
+            Err(fault) => of_fault(fault, session),
+        };
+    }
+    allowed
+}
+
+/// True: the session has been there, or may go to one more place.
+#[inline(always)]
+fn visit(session: &Session, limit: u64, counters: *mut SessionCounters, target: &Target) -> Result<bool, Fault> {
+    let key = Destination { slot: session.slot, generation: session.generation, address: target.address };
+    // SAFETY: only asked whether it is there.
+    if unsafe { DESTINATIONS.get(key) }.is_some() {
+        return Ok(true);
+    }
+    // SAFETY: points into the map.
+    let places = unsafe { &raw mut (*counters).destinations };
+    if add(places, 1) >= limit {
+        add(places, u64::MAX);
+        return Ok(false);
+    }
+    match DESTINATIONS.insert(key, 1, NEW) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            add(places, u64::MAX);
+            // another member was there in the same moment; any other error means that the map is full
+            if error == EXISTS { Ok(true) } else { Err(Fault::Full) }
+        }
+    }
+}
+
+/// Counts the bytes of a packet out. `Err`: the budget that refuses it; then nothing was counted.
+#[inline(always)]
+pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u64) -> Result<(), u32> {
+    // SAFETY: points into the map.
+    let (total, window) = unsafe { (&raw mut (*counters).egress_bytes, &raw mut (*counters).egress_window) };
+    let before = add(total, bytes);
+    let Some(budgets) = of(session) else { return Ok(()) };
+    let refused = if budgets.egress_bytes != 0 && before + bytes > budgets.egress_bytes {
+        REASON_BUDGET_EGRESS
+    } else if budgets.egress_bytes_per_second != 0
+        && within_second(window, bytes, budgets.egress_bytes_per_second, kernel::coarse_now()) != Ok(true)
+    {
+        REASON_BUDGET_EGRESS_RATE
+    } else {
+        return Ok(());
+    };
+    add(total, bytes.wrapping_neg());
+    Err(refused)
+}
+
+/// Whether a message of so many bytes is still within the total of bytes out: a stream's sender is told before its packets
+/// are dropped.
+#[inline(always)]
+pub fn has_room_for(session: &Session, bytes: u64) -> bool {
+    let (Some(budgets), Some(counters)) = (of(session), session.counters()) else { return true };
+    // SAFETY: points into the map.
+    let sent = unsafe { core::ptr::read_volatile(&raw const (*counters).egress_bytes) };
+    budgets.egress_bytes == 0 || sent.saturating_add(bytes) <= budgets.egress_bytes
+}

@@ -1,0 +1,459 @@
+//! Sockets by who uses them (tier full): a socket's cgroup is fixed when it is made, so the programs on Tipstaff's cgroup
+//! never see one that was made elsewhere – before its user joined, passed in, accepted from an outside listener – or by a
+//! member that was moved away. These hooks run in the task that uses the socket, and judge by that task's label.
+//!
+//! A refusal is recorded here. What goes on is recorded and counted by the cgroup program that comes after, or here where
+//! none will come.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    helpers::{bpf_get_socket_cookie, bpf_sock_from_file},
+    macros::lsm,
+    programs::LsmContext,
+};
+use tipstaff_common::{
+    event::{
+        ACT_CREATE, ACT_OPTION, ACT_RECEIVE, ACT_USE, Connect, KIND_CONNECT, KIND_SOCKET, Socket, VIA_BIND, VIA_CONNECT,
+        VIA_LISTEN, VIA_SEND,
+    },
+    rule::{DENY, REASON_BUDGET_EGRESS, REASON_CROSSED, REASON_DEFAULT, REASON_OPTION},
+    session::HAS_LISTEN_RULES,
+    socket::{SOCKET_PASSIVE, SocketLabel},
+};
+
+use super::{
+    class,
+    connect::{write, write_act},
+};
+use crate::{
+    budget, emit,
+    kernel::{self, Address, INET, INET6, Sock, Task, sock_of},
+    rules::{self, Scope, Target},
+    session::{self, Session},
+    socket,
+    verdict::{Decision, Fault, of_fault, settle},
+};
+
+/// `AF_UNIX`
+const UNIX: u16 = 1;
+/// `SOCK_RAW`
+const RAW: u16 = 3;
+
+/// HOOK: `socket_create(int family, int type, int protocol, int kern)`, LSM since 5.7.
+#[lsm(hook = "socket_create")]
+pub fn socket_create(context: LsmContext) -> i32 {
+    // VERIFIER: two exits with constants, here and below, as in `bprm_check_security`.
+    if refuse_create(context.arg(0), context.arg(1), context.arg(2), context.arg(3)) { -1 } else { 0 }
+}
+
+/// HOOK: `socket_post_create(struct socket *sock, int family, int type, int protocol, int kern)`, LSM since 5.7.
+#[lsm(hook = "socket_post_create")]
+pub fn socket_post_create(context: LsmContext) -> i32 {
+    if refuse_label(context.arg(0), context.arg(4)) { -1 } else { 0 }
+}
+
+/// HOOK: `sock_graft(struct sock *sk, struct socket *parent)`, LSM since 5.7; an accepted socket gets its descriptor. Those
+/// of TCP have their listener's label by then, those of other families have none.
+#[lsm(hook = "sock_graft")]
+pub fn sock_graft(context: LsmContext) -> i32 {
+    adopt_accepted(context.arg(0));
+    0
+}
+
+/// HOOK: `socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`, LSM since 5.7. Not called for TCP
+/// Fast Open; called twice for one connect of io_uring.
+#[lsm(hook = "socket_connect")]
+pub fn socket_connect(context: LsmContext) -> i32 {
+    if refuse_address(context.arg(0), address(&context), VIA_CONNECT) { -1 } else { 0 }
+}
+
+/// HOOK: `socket_bind(struct socket *sock, struct sockaddr *address, int addrlen)`, LSM since 5.7.
+#[lsm(hook = "socket_bind")]
+pub fn socket_bind(context: LsmContext) -> i32 {
+    if refuse_address(context.arg(0), address(&context), VIA_BIND) { -1 } else { 0 }
+}
+
+/// HOOK: `socket_listen(struct socket *sock, int backlog)`, LSM since 5.7.
+#[lsm(hook = "socket_listen")]
+pub fn socket_listen(context: LsmContext) -> i32 {
+    if refuse_listen(context.arg(0)) { -1 } else { 0 }
+}
+
+/// HOOK: `socket_accept(struct socket *sock, struct socket *newsock)`, LSM since 5.7.
+#[lsm(hook = "socket_accept")]
+pub fn socket_accept(context: LsmContext) -> i32 {
+    if refuse_use(context.arg(0)) { -1 } else { 0 }
+}
+
+/// HOOK: `socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`, LSM since 5.7. Not called for sendfile and
+/// splice before 6.5.
+#[lsm(hook = "socket_sendmsg")]
+pub fn socket_sendmsg(context: LsmContext) -> i32 {
+    if refuse_message(context.arg(0), context.arg(1), context.arg(2)) { -1 } else { 0 }
+}
+
+/// HOOK: `socket_recvmsg(struct socket *sock, struct msghdr *msg, int size, int flags)`, LSM since 5.7.
+#[lsm(hook = "socket_recvmsg")]
+pub fn socket_recvmsg(context: LsmContext) -> i32 {
+    if refuse_use(context.arg(0)) { -1 } else { 0 }
+}
+
+/// HOOK: `socket_setsockopt(struct socket *sock, int level, int optname)`, LSM since 5.7.
+#[lsm(hook = "socket_setsockopt")]
+pub fn socket_setsockopt(context: LsmContext) -> i32 {
+    if refuse_option(context.arg(0), context.arg(1), context.arg(2)) { -1 } else { 0 }
+}
+
+/// HOOK: `file_receive(struct file *file)`, LSM since 5.7; a descriptor arrives by `SCM_RIGHTS` or `pidfd_getfd`.
+#[lsm(hook = "file_receive")]
+pub fn file_receive(context: LsmContext) -> i32 {
+    if refuse_file(context.arg(0)) { -1 } else { 0 }
+}
+
+/// The address and length that `socket_connect` and `socket_bind` are given.
+#[inline(always)]
+fn address(context: &LsmContext) -> Address {
+    let place = context.arg::<*const u8>(1) as u64;
+    Address::at(place, context.arg::<u64>(2) as u32)
+}
+
+#[inline(always)]
+fn refuse_create(family: u64, kind: u64, protocol: u64, kernels: u64) -> bool {
+    if kernels as u32 != 0 {
+        return false;
+    }
+    let Some(session) = session::of_current() else { return false };
+    // the low bits are the type, the others are flags
+    let (family, kind, protocol) = (family as u32, kind as u32 & 0xf, protocol as u32);
+    let decision = class::judge(&session, family, kind, protocol);
+    if decision.is_allow() {
+        return false;
+    }
+    let decision = settle(decision, &session);
+    report_act(&session, ACT_CREATE, (family, kind, protocol), (0, 0), decision);
+    decision.refuses()
+}
+
+#[inline(always)]
+fn refuse_label(socket: *mut c_void, kernels: u64) -> bool {
+    if kernels as u32 != 0 {
+        return false;
+    }
+    let Some(session) = session::of_current_often() else { return false };
+    let sock = sock_of(socket);
+    if sock.is_null() || !socket::give(sock, &session, 0).is_null() {
+        return false;
+    }
+    let decision = settle(of_fault(Fault::Unlabelled, &session), &session);
+    report_act(&session, ACT_CREATE, describe(sock), (0, 0), decision);
+    decision.refuses()
+}
+
+#[inline(always)]
+fn adopt_accepted(sock: *mut c_void) {
+    if sock.is_null() || !socket::label(sock).is_null() {
+        return;
+    }
+    let Some(session) = session::of_current_often() else { return };
+    if socket::give(sock, &session, SOCKET_PASSIVE).is_null() {
+        session.count_fault();
+    }
+}
+
+/// Records a connect, send, bind or listen.
+#[inline(always)]
+fn report(session: &Session, target: &Target, via: u8, decision: Decision, sock: *mut c_void) {
+    // SAFETY: the helper takes a socket that the verifier knows.
+    let cookie = unsafe { bpf_get_socket_cookie(sock) };
+    emit::answer::<Connect>(session, KIND_CONNECT, Task::current(), decision, |place| write(place, target, via, cookie));
+}
+
+/// Records what was tried with a socket of such a family, type and protocol; `option` is level and name.
+#[inline(always)]
+fn report_act(session: &Session, act: u16, socket: (u32, u32, u32), option: (u32, u32), decision: Decision) {
+    emit::answer::<Socket>(session, KIND_SOCKET, Task::current(), decision, |place| {
+        write_act(place, act, socket, option);
+    });
+}
+
+/// Family, type and protocol, for a record.
+#[inline(always)]
+fn describe(sock: *mut c_void) -> (u32, u32, u32) {
+    let sock = Sock(sock as u64);
+    let (family, kind) = (sock.family().unwrap_or(0), sock.kind().unwrap_or(0));
+    (u32::from(family), u32::from(kind), u32::from(sock.protocol().unwrap_or(0)))
+}
+
+/// A member's socket that is judged: not the kernel's own, not of the unix family (a pair of those, or a standard stream
+/// that leads to a log, crosses by design; whom they connect to is judged in `unix.rs`).
+#[inline(always)]
+fn is_judged(sock: *mut c_void) -> bool {
+    let sock = Sock(sock as u64);
+    sock.family() != Ok(UNIX) && sock.is_kernels() != Ok(true)
+}
+
+/// Whether the socket was made outside the session, and the refusal that follows.
+#[inline(always)]
+fn crossed(session: &Session, sock: *mut c_void, label: *const SocketLabel, act: u16) -> Option<bool> {
+    if socket::is_own(label, session) {
+        return None;
+    }
+    if !is_judged(sock) {
+        return Some(false);
+    }
+    let decision = settle(Decision::deny(REASON_CROSSED), session);
+    report_act(session, act, describe(sock), (0, 0), decision);
+    Some(decision.refuses())
+}
+
+/// A session that is over uses no socket; and none uses what crossed.
+#[inline(always)]
+fn refuse_use(socket: *mut c_void) -> bool {
+    let Some(session) = session::of_current_often() else { return false };
+    let sock = sock_of(socket);
+    if sock.is_null() {
+        return false;
+    }
+    crossed(&session, sock, socket::label(sock), ACT_USE) == Some(true)
+}
+
+/// What the rules are to be asked about an address that a program gave. False: nothing that they speak of.
+#[inline(always)]
+fn read_target(sock: *mut c_void, address: Address, target: &mut Target) -> Result<bool, Fault> {
+    let sock = Sock(sock as u64);
+    let mut family = address.family()?;
+    if family == 0 {
+        // on a socket of IPv4, `AF_UNSPEC` with an address is IPv4 (`inet_bind`, `udp_sendmsg`)
+        family = sock.family()?;
+        if family != INET {
+            return Ok(false);
+        }
+    }
+    if family != INET && family != INET6 {
+        return Ok(false);
+    }
+    target.protocol = sock.protocol()? as u8;
+    if !address.internet(family, &mut target.port, &mut target.address)? {
+        return Ok(false);
+    }
+    if sock.kind()? == RAW {
+        target.port = 0; // the number beside a raw socket's address is no port
+    }
+    Ok(true)
+}
+
+/// Whether a program on Tipstaff's cgroup sees this connect, send or bind: by where the socket was made, and its protocol
+/// (measured: raw, ping, SCTP are not seen).
+#[inline(always)]
+fn seen_by_cgroup(sock: *mut c_void) -> bool {
+    const SEEN: [u16; 4] = [6, 17, 136, 262];
+    let sock = Sock(sock as u64);
+    let Ok(protocol) = sock.protocol() else { return false };
+    if !(protocol == SEEN[0] || protocol == SEEN[1] || protocol == SEEN[2] || protocol == SEEN[3]) {
+        return false;
+    }
+    sock.cgroup().is_ok_and(|cgroup| session::of_cgroup(cgroup).is_some())
+}
+
+#[inline(always)]
+fn refuse_address(socket: *mut c_void, address: Address, via: u8) -> bool {
+    let Some(session) = session::of_current() else { return false };
+    let sock = sock_of(socket);
+    if sock.is_null() {
+        return false;
+    }
+    let label = socket::label(sock);
+    if let Some(refused) = crossed(&session, sock, label, ACT_USE) {
+        return refused;
+    }
+    if via == VIA_CONNECT && address.family() == Ok(0) {
+        return false; // takes a connection apart
+    }
+    refuse_target(&session, sock, label, address, via)
+}
+
+/// Judges the address of a connect, bind or message of the session's own socket.
+#[inline(always)]
+fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, address: Address, via: u8) -> bool {
+    let mut target = Target { address: [0; 16], port: 0, protocol: 0 };
+    let decision = match read_target(sock, address, &mut target) {
+        Ok(false) => return false,
+        Ok(true) if via == VIA_BIND && target.port == 0 => return false,
+        Ok(true) => match by_rules(session, label, &target, via) {
+            None => return false,
+            Some(decision) => decision,
+        },
+        Err(fault) => of_fault(fault, session),
+    };
+    let mut decision = decision;
+    if decision.is_allow() {
+        if seen_by_cgroup(sock) {
+            return false;
+        }
+        if via != VIA_BIND && kernel::speaks() {
+            decision = budget::charge_connect(session, &target, decision);
+        }
+    }
+    let decision = settle(decision, session);
+    // what the mode lets through, the cgroup program records
+    if !decision.refuses() && !decision.is_allow() && seen_by_cgroup(sock) {
+        return false;
+    }
+    report(session, &target, via, decision, sock);
+    decision.refuses()
+}
+
+/// `None`: a message that goes where the last one went.
+#[inline(always)]
+fn by_rules(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -> Option<Decision> {
+    if let Some(over) = rules::over(session) {
+        return Some(over);
+    }
+    let policy = match rules::policy(session) {
+        Ok(policy) => policy,
+        Err(fault) => return Some(of_fault(fault, session)),
+    };
+    // SAFETY: points into the socket's storage: it is the session's own.
+    if via == VIA_SEND && unsafe { (*label).judged } == socket::fingerprint(target, policy.revision) {
+        return None;
+    }
+    let scope = if via == VIA_BIND { Scope::Listen } else { Scope::Destination };
+    Some(match rules::by_rules(policy, scope, target) {
+        Ok(decision) => decision,
+        Err(fault) => of_fault(fault, session),
+    })
+}
+
+#[inline(always)]
+fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> bool {
+    let Some(session) = session::of_current_often() else { return false };
+    let sock = sock_of(socket);
+    if sock.is_null() {
+        return false;
+    }
+    let label = socket::label(sock);
+    if let Some(refused) = crossed(&session, sock, label, ACT_USE) {
+        return refused;
+    }
+    let family = Sock(sock as u64).family();
+    if family != Ok(INET) && family != Ok(INET6) {
+        return false;
+    }
+    if !budget::has_room_for(&session, size & 0xffff_ffff) {
+        let decision = settle(Decision::deny(REASON_BUDGET_EGRESS), &session);
+        if decision.refuses() {
+            report(&session, &peer(sock), VIA_SEND, decision, sock);
+            return true;
+        }
+    }
+    match Address::of_message(message as u64) {
+        Ok(None) => false,
+        Ok(Some(address)) => refuse_target(&session, sock, label, address, VIA_SEND),
+        Err(fault) => settle(of_fault(fault, &session), &session).refuses(),
+    }
+}
+
+/// What a socket is connected to.
+#[inline(always)]
+fn peer(sock: *mut c_void) -> Target {
+    let sock = Sock(sock as u64);
+    Target {
+        address: sock.remote().unwrap_or_default(),
+        port: sock.remote_port().unwrap_or(0),
+        protocol: sock.protocol().unwrap_or(0) as u8,
+    }
+}
+
+#[inline(always)]
+fn refuse_listen(socket: *mut c_void) -> bool {
+    let Some(session) = session::of_current() else { return false };
+    let sock = sock_of(socket);
+    if sock.is_null() {
+        return false;
+    }
+    let label = socket::label(sock);
+    if let Some(refused) = crossed(&session, sock, label, ACT_USE) {
+        return refused;
+    }
+    let place = Sock(sock as u64);
+    let family = place.family();
+    if family != Ok(INET) && family != Ok(INET6) {
+        return false;
+    }
+    // SAFETY: points into the socket's storage: it is the session's own.
+    unsafe { (*label).flags |= SOCKET_PASSIVE };
+    let (Ok(address), Ok(port), Ok(protocol)) = (place.local(), place.local_port(), place.protocol()) else {
+        return settle(of_fault(Fault::Unreadable, &session), &session).refuses();
+    };
+    let target = Target { address, port, protocol: protocol as u8 };
+    let decision = if port == 0 { without_port(&session) } else { rules::judge(&session, Scope::Listen, &target) };
+    let decision = settle(decision, &session);
+    report(&session, &target, VIA_LISTEN, decision, sock);
+    decision.refuses()
+}
+
+/// A listener that was bound to no port gets one later. It is judged when somebody comes; here only a policy without any
+/// rule for it says no.
+#[inline(always)]
+fn without_port(session: &Session) -> Decision {
+    if let Some(over) = rules::over(session) {
+        return over;
+    }
+    match rules::policy(session) {
+        Ok(policy) if policy.listen_default == DENY && policy.flags & HAS_LISTEN_RULES == 0 => {
+            Decision::deny(REASON_DEFAULT)
+        }
+        Ok(_) => Decision::allow(REASON_DEFAULT),
+        Err(fault) => of_fault(fault, session),
+    }
+}
+
+/// Options that send packets another way than to the address that was judged, or change what the socket is.
+const fn misleads(level: u32, option: u32) -> bool {
+    const IP: u32 = 0;
+    const TCP: u32 = 6;
+    const IPV6: u32 = 41;
+    matches!(
+        (level, option),
+        // IP_OPTIONS (source routes); IPV6_ADDRFORM, IPV6_2292RTHDR, IPV6_2292PKTOPTIONS, IPV6_RTHDR; TCP_REPAIR
+        (IP, 4) | (IPV6, 1 | 5 | 6 | 57) | (TCP, 19)
+    )
+}
+
+#[inline(always)]
+fn refuse_option(socket: *mut c_void, level: u64, option: u64) -> bool {
+    let (level, option) = (level as u32, option as u32);
+    if !misleads(level, option) {
+        return false;
+    }
+    let Some(session) = session::of_current() else { return false };
+    let sock = sock_of(socket);
+    if sock.is_null() || !is_judged(sock) {
+        return false;
+    }
+    // who may go anywhere may go there by any way; each packet's own destination is judged all the same
+    if let Ok(policy) = rules::policy(&session)
+        && policy.net_default != DENY
+    {
+        return false;
+    }
+    let decision = settle(Decision::deny(REASON_OPTION), &session);
+    report_act(&session, ACT_OPTION, describe(sock), (level, option), decision);
+    decision.refuses()
+}
+
+#[inline(always)]
+fn refuse_file(file: *mut c_void) -> bool {
+    let Some(session) = session::of_current() else { return false };
+    // SAFETY: the helper takes a `struct file` that the verifier knows; null where it is no socket.
+    let socket = unsafe { bpf_sock_from_file(file.cast()) }.cast::<c_void>();
+    if socket.is_null() {
+        return false;
+    }
+    let sock = sock_of(socket);
+    if sock.is_null() {
+        return false;
+    }
+    crossed(&session, sock, socket::label(sock), ACT_RECEIVE) == Some(true)
+}

@@ -1,0 +1,217 @@
+//! Which unix sockets a member may connect or send to (tier full), whatever path or name it used to get there: the socket
+//! at the other end is judged by its own file, by its place, by the directories above it, or by its abstract name.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    helpers::{bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_buf, bpf_probe_read_kernel_str_bytes},
+    macros::lsm,
+    programs::LsmContext,
+};
+use tipstaff_common::{
+    event::{KIND_UNIX, Unix, VIA_CONNECT, VIA_SEND},
+    limits::{DEPTH, UNIX_NAME},
+    rule::{ALLOW, ExecEntry, FileId, REASON_DEFAULT, UNIX_ABSTRACT, UNIX_DIRECTORY, UNIX_FILE, UNIX_PLACE, UnixKey},
+    session::{HAS_UNIX_DIRECTORIES, HAS_UNIX_RULES},
+};
+
+use crate::{
+    emit,
+    kernel::{Dentry, Task, UnixSock, sock_of},
+    maps::{UNIX_RULES, UnixRules},
+    rules,
+    session::{self, Session},
+    socket,
+    verdict::{Decision, Fault, of_fault, settle},
+};
+
+/// HOOK: `unix_stream_connect(struct sock *sock, struct sock *other, struct sock *newsk)`, LSM since 5.7.
+#[lsm(hook = "unix_stream_connect")]
+pub fn unix_stream_connect(context: LsmContext) -> i32 {
+    // VERIFIER: two exits with constants, as in `bprm_check_security`.
+    if refuse(context.arg(1), VIA_CONNECT) { -1 } else { 0 }
+}
+
+/// HOOK: `unix_may_send(struct socket *sock, struct socket *other)`, LSM since 5.7; connect and each message of datagrams.
+#[lsm(hook = "unix_may_send")]
+pub fn unix_may_send(context: LsmContext) -> i32 {
+    let other = sock_of(context.arg(1));
+    if !other.is_null() && refuse(other, VIA_SEND) { -1 } else { 0 }
+}
+
+/// Copies a name out of kernel memory; how many bytes.
+#[inline(always)]
+fn copy(place: u64, length: u32, to: &mut [u8; UNIX_NAME]) -> Result<u32, Fault> {
+    let length = (length as usize).min(UNIX_NAME);
+    // VERIFIER: the bound again, on the value that is used.
+    let Some(part) = to.get_mut(..length) else { return Err(Fault::Unreadable) };
+    // SAFETY: the helper checks the address and copies; it never faults.
+    unsafe { bpf_probe_read_kernel_buf(place as *const u8, part) }.map_err(|_errno| Fault::Unreadable)?;
+    Ok(length as u32)
+}
+
+/// Copies a string out of kernel memory into a place that is all 0; how many bytes, without the last 0.
+#[inline(always)]
+fn text(place: u64, to: &mut [u8; UNIX_NAME]) -> Result<u32, Fault> {
+    // SAFETY: the helper checks the address and copies; it never faults.
+    let read = unsafe { bpf_probe_read_kernel_str_bytes(place as *const u8, to) };
+    read.map(|text| text.len() as u32).map_err(|_errno| Fault::Unreadable)
+}
+
+#[inline(always)]
+fn refuse(other: *mut c_void, via: u8) -> bool {
+    let Some(session) = session::of_current() else { return false };
+    let (place, length) = match UnixSock(other as u64).name() {
+        // a pair, or a client that answers nobody by name
+        Ok(None) => return false,
+        Ok(Some(name)) => name,
+        // judged below, which cannot read it either
+        Err(_) => (0, 0),
+    };
+    let own = socket::is_own(socket::label(other), &session);
+    let mut file = FileId::default();
+    let decision = match rules::over(&session) {
+        Some(over) => over,
+        None => match judge(&session, other, (place, length), &mut file, own) {
+            Ok(decision) => decision,
+            Err(fault) => of_fault(fault, &session),
+        },
+    };
+    // each message of a conversation is judged; what goes on is recorded where it begins
+    if decision.is_allow() && (via == VIA_SEND || own) {
+        return false;
+    }
+    let decision = settle(decision, &session);
+    report(&session, (place, length), file, via, decision);
+    decision.refuses()
+}
+
+/// Deny beats allow, whichever key it stands under; the session's own sockets need no rule.
+#[inline(always)]
+fn judge(
+    session: &Session,
+    other: *mut c_void,
+    (place, length): (u64, u32),
+    file: &mut FileId,
+    own: bool,
+) -> Result<Decision, Fault> {
+    let policy = rules::policy(session)?;
+    let default = if own { ALLOW } else { policy.unix_default };
+    let default = Decision { verdict: default, rule: REASON_DEFAULT };
+    // SAFETY: the helper checks the address and copies; it never faults.
+    let first = unsafe { bpf_probe_read_kernel(place as *const u8) }.map_err(|_errno| Fault::Unreadable)?;
+    let is_abstract = first == 0;
+    let mut entry = Dentry(0);
+    if !is_abstract {
+        entry = UnixSock(other as u64).dentry()?;
+        *file = entry.identity()?;
+    }
+    if policy.flags & HAS_UNIX_RULES == 0 {
+        return Ok(default);
+    }
+    // SAFETY: the inner map lives at least until the program ends (RCU).
+    let rules: &UnixRules = unsafe { UNIX_RULES.get(&policy.revision) }.ok_or(Fault::NoEntry)?;
+    // VERIFIER: the one key on the stack, which has 512 bytes.
+    let key = UnixKey { file: *file, kind: UNIX_FILE, length: 0, name: [0; UNIX_NAME] };
+    let mut walk = Walk { rules, entry, best: default, end: ON_THE_WAY, pad: 0, key };
+    let mut steps = FIRST_DIRECTORY;
+    if is_abstract {
+        walk.key.kind = UNIX_ABSTRACT;
+        walk.key.length = copy(place + 1, length.saturating_sub(1), &mut walk.key.name)?;
+        steps = 1;
+    } else if policy.flags & HAS_UNIX_DIRECTORIES != 0 {
+        steps += DEPTH;
+    }
+    let context = core::ptr::from_mut(&mut walk).cast::<c_void>();
+    // SAFETY: the callback takes what it is given here, and the walk outlives the call. VERIFIER: every look-up is in the
+    // loop's body, which is verified once; one after the other before the loop, they are too much for 6.1.
+    unsafe { bpf_loop(steps, step as *mut c_void, context, 0) };
+    match walk.end {
+        LOST => Err(Fault::Unreadable),
+        ON_THE_WAY if steps > FIRST_DIRECTORY => Err(Fault::TooDeep),
+        _ => Ok(walk.best),
+    }
+}
+
+/// The search by the socket's file or abstract name, by its place, and by the directories above, in this order.
+#[repr(C)]
+struct Walk<'a> {
+    rules: &'a UnixRules,
+    entry: Dentry,
+    best: Decision,
+    end: u32,
+    pad: u32,
+    key: UnixKey,
+}
+
+const PLACE: u32 = 1;
+const FIRST_DIRECTORY: u32 = 2;
+/// The walk goes on.
+const ON_THE_WAY: u32 = 0;
+/// `best` is the decision.
+const ARRIVED: u32 = 1;
+/// Something could not be read.
+const LOST: u32 = 2;
+
+/// One step. 0: go on, 1: stop.
+#[inline(never)]
+extern "C" fn step(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `judge` passes its `Walk`, which nothing else holds meanwhile.
+    let walk = unsafe { &mut *context.cast::<Walk<'_>>() };
+    if index >= PLACE {
+        let Ok(above) = walk.entry.parent() else {
+            walk.end = LOST;
+            return 1;
+        };
+        if above == walk.entry {
+            walk.end = ARRIVED;
+            return 1;
+        }
+        let Ok(identity) = above.identity() else {
+            walk.end = LOST;
+            return 1;
+        };
+        walk.key.file = identity;
+        if index == PLACE {
+            walk.key.kind = UNIX_PLACE;
+            let named = walk.entry.name().and_then(|(place, _)| text(place, &mut walk.key.name));
+            walk.key.length = named.unwrap_or(0);
+        } else {
+            walk.key.kind = UNIX_DIRECTORY;
+            walk.key.length = 0;
+            walk.key.name = [0; UNIX_NAME];
+            walk.entry = above;
+        }
+    }
+    if let Some(decision) = rule_for(walk.rules, &walk.key) {
+        walk.best = decision;
+        if !decision.is_allow() {
+            walk.end = ARRIVED;
+            return 1;
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn rule_for(rules: &UnixRules, key: &UnixKey) -> Option<Decision> {
+    // SAFETY: copied out at once; the inner map is never written after its revision is in force.
+    let found = *unsafe { rules.get(key) }?;
+    // SAFETY: eight bytes that the agent wrote as an `ExecEntry`, two integers.
+    let found = unsafe { core::mem::transmute::<u64, ExecEntry>(found) };
+    Some(Decision { verdict: found.verdict, rule: found.rule })
+}
+
+#[inline(always)]
+fn report(session: &Session, (at, length): (u64, u32), file: FileId, via: u8, decision: Decision) {
+    emit::answer::<Unix>(session, KIND_UNIX, Task::current(), decision, |place| {
+        // SAFETY: `place` has room for a `Unix`.
+        unsafe {
+            (&raw mut (*place).file).write(file);
+            (&raw mut (*place).via).write(u32::from(via));
+            (&raw mut (*place).name).write([0; UNIX_NAME]);
+            let length = copy(at, length, &mut (*place).name).unwrap_or(0);
+            (&raw mut (*place).length).write(length);
+        }
+    });
+}

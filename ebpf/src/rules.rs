@@ -1,0 +1,153 @@
+//! What the rules say of an address. IPv4 and IPv6 are one path: an IPv4 address is judged as `::ffff:a.b.c.d`, and so is
+//! a mapped address that a program gave to an IPv6 socket.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::bpf_loop};
+use tipstaff_common::{
+    limits::PORT_RULES,
+    rule::{NetEntry, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED},
+    session::{HAS_INBOUND_RULES, HAS_LISTEN_RULES, PolicyEntry},
+};
+
+use crate::{
+    maps::{INBOUND_RULES, LISTEN_RULES, NET_RULES, NetRules, POLICIES},
+    session::{Phase, Session},
+    verdict::{Decision, Fault, of_fault},
+};
+
+/// An address as the rules know it.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Network order; IPv4 as `::ffff:a.b.c.d`.
+    pub address: [u8; 16],
+    /// Host order; 0 where the protocol has none.
+    pub port: u16,
+    /// `IPPROTO_*`
+    pub protocol: u8,
+}
+
+/// Where a session may go to, may be reached at, or may be reached from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Scope {
+    /// A peer's address and port.
+    Destination,
+    /// A local address and port that is listened on.
+    Listen,
+    /// A peer's address, and the local port that it came to.
+    Inbound,
+}
+
+/// The policy of a session.
+#[inline(always)]
+pub fn policy(session: &Session) -> Result<&'static PolicyEntry, Fault> {
+    POLICIES.get(session.policy).ok_or(Fault::NoEntry)
+}
+
+/// Over is over: whatever the rules say.
+#[inline(always)]
+pub fn over(session: &Session) -> Option<Decision> {
+    match session.phase {
+        Phase::Ended => Some(Decision::deny(REASON_ENDED)),
+        Phase::Expired => Some(Decision::deny(REASON_EXPIRED)),
+        Phase::Live => None,
+    }
+}
+
+/// What a session's policy says of an address.
+#[inline(always)]
+pub fn judge(session: &Session, scope: Scope, target: &Target) -> Decision {
+    if let Some(decision) = over(session) {
+        return decision;
+    }
+    let found = match policy(session) {
+        Ok(policy) => by_rules(policy, scope, target),
+        Err(fault) => Err(fault),
+    };
+    match found {
+        Ok(decision) => decision,
+        Err(fault) => of_fault(fault, session),
+    }
+}
+
+/// The longest matching prefix carries the rules of all that cover it, denials first: the first that fits decides.
+#[inline(always)]
+pub fn by_rules(policy: &PolicyEntry, scope: Scope, target: &Target) -> Result<Decision, Fault> {
+    let (default, given) = match scope {
+        Scope::Destination => (policy.net_default, true),
+        Scope::Listen => (policy.listen_default, policy.flags & HAS_LISTEN_RULES != 0),
+        Scope::Inbound => (policy.inbound_default, policy.flags & HAS_INBOUND_RULES != 0),
+    };
+    let default = Decision { verdict: default, rule: REASON_DEFAULT };
+    if !given {
+        return Ok(default);
+    }
+    let mut search =
+        Search { entry: core::ptr::null(), port: target.port, protocol: target.protocol, pad: 0, found: NONE };
+    let found = look_up(policy.revision, scope as u32, &target.address, &mut search);
+    if found == FAULT {
+        return Err(Fault::NoEntry);
+    }
+    Ok(if found == NONE { default } else { Decision { verdict: (found >> 32) as u32, rule: found as u32 } })
+}
+
+/// No rule of the entry fits.
+const NONE: u64 = u64::MAX;
+/// There is no inner map.
+const FAULT: u64 = u64::MAX - 1;
+
+/// The search for the first rule of an entry that fits.
+#[repr(C)]
+struct Search {
+    entry: *const NetEntry,
+    port: u16,
+    protocol: u8,
+    pad: u8,
+    /// Verdict and rule in one word.
+    found: u64,
+}
+
+/// VERIFIER: a function of its own, and a helper's loop whose body is verified once: inlined and unrolled, 6.1 takes
+/// minutes for each program that asks.
+#[inline(never)]
+fn look_up(revision: u32, scope: u32, address: &[u8; 16], search: &mut Search) -> u64 {
+    // SAFETY: the inner map lives at least until the program ends (RCU).
+    let rules: Option<&NetRules> = unsafe {
+        if scope == Scope::Destination as u32 {
+            NET_RULES.get(&revision)
+        } else if scope == Scope::Listen as u32 {
+            LISTEN_RULES.get(&revision)
+        } else {
+            INBOUND_RULES.get(&revision)
+        }
+    };
+    let Some(rules) = rules else { return FAULT };
+    let Some(entry) = rules.get(&Key::new(128, *address)) else { return NONE };
+    // as many bytes, which the agent wrote as a `NetEntry`, integers only and of lesser alignment
+    search.entry = core::ptr::from_ref(entry).cast::<NetEntry>();
+    let context = core::ptr::from_mut(search).cast::<c_void>();
+    // SAFETY: the entry is not null; the callback takes what it is given here, and the search outlives the call.
+    unsafe { bpf_loop((*search.entry).count.min(PORT_RULES as u32), try_rule as *mut c_void, context, 0) };
+    search.found
+}
+
+/// One step of the search. 0: go on, 1: stop.
+#[inline(never)]
+extern "C" fn try_rule(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `look_up` passes its `Search`, which nothing else holds meanwhile.
+    let search = unsafe { &mut *context.cast::<Search>() };
+    // VERIFIER: the bound once more.
+    if index >= PORT_RULES as u32 {
+        return 1;
+    }
+    // SAFETY: not null, and as long as the program runs (RCU).
+    let rule = unsafe { (*search.entry).ports[index as usize] };
+    let fits = rule.low <= search.port && search.port <= rule.high;
+    if fits && (rule.protocol == 0 || rule.protocol == search.protocol) {
+        let decision = Decision::of_port_rule(rule);
+        search.found = u64::from(decision.verdict) << 32 | u64::from(decision.rule);
+        return 1;
+    }
+    0
+}

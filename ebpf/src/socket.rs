@@ -1,0 +1,73 @@
+//! Whose socket it is. A label is written where the socket is made, or at its first use by a member of the session whose
+//! cgroup it was made in; it is never written over, so a socket that changes hands stays the session's that made it.
+
+use core::ffi::c_void;
+
+use tipstaff_common::{
+    label::CONFINED,
+    socket::{SOCKET_CONFINED, SocketLabel},
+};
+
+use crate::{
+    kernel,
+    maps::SOCKET_LABELS,
+    rules::Target,
+    session::{self, Session},
+};
+
+/// The label of a socket; null: it has none.
+#[inline(always)]
+pub fn label(socket: *mut c_void) -> *mut SocketLabel {
+    SOCKET_LABELS.get(socket, false)
+}
+
+/// The label of a socket that a session made, written if there is none; null: no room.
+#[inline(always)]
+pub fn give(socket: *mut c_void, session: &Session, flags: u32) -> *mut SocketLabel {
+    let place = SOCKET_LABELS.get(socket, true);
+    if !place.is_null() {
+        let confined = if session.flags & CONFINED != 0 { SOCKET_CONFINED } else { 0 };
+        // SAFETY: points into the socket's storage. What is not written was zeroed by the kernel; a label that was there
+        // keeps its session.
+        unsafe {
+            if (*place).generation == 0 {
+                (*place).slot = session.slot;
+                (*place).flags |= confined;
+                (*place).generation = session.generation;
+            }
+            (*place).flags |= flags;
+        }
+    }
+    place
+}
+
+/// Whether the label is the session's own.
+#[inline(always)]
+pub fn is_own(label: *const SocketLabel, session: &Session) -> bool {
+    // SAFETY: points into a socket's storage.
+    !label.is_null() && unsafe { (*label).slot == session.slot && (*label).generation == session.generation }
+}
+
+/// The session that a label names, by the coarse clock: for packets.
+#[inline(always)]
+pub fn session_of(label: *const SocketLabel) -> Session {
+    // SAFETY: points into a socket's storage.
+    let (slot, generation, flags) = unsafe { ((*label).slot, (*label).generation, (*label).flags) };
+    session::of_socket(slot, generation, if flags & SOCKET_CONFINED != 0 { CONFINED } else { 0 })
+}
+
+/// One word for an address and the revision it was judged under; never 0. Whoever does not know the load's secret cannot
+/// choose two addresses with the same.
+#[inline(always)]
+pub fn fingerprint(target: &Target, revision: u32) -> u64 {
+    let secret = kernel::settings().secret;
+    let half = |at: usize| {
+        let a = &target.address;
+        u64::from_ne_bytes([a[at], a[at + 1], a[at + 2], a[at + 3], a[at + 4], a[at + 5], a[at + 6], a[at + 7]])
+    };
+    let rest = u64::from(revision) << 32 | u64::from(target.protocol) << 16 | u64::from(target.port);
+    let mut word = (half(0) ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    word = (word ^ (word >> 32) ^ half(8) ^ secret.rotate_left(21)).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    word = (word ^ (word >> 29) ^ rest ^ secret.rotate_left(43)).wrapping_mul(0x1656_67b1_9e37_79f9);
+    (word ^ (word >> 32)) | 1
+}

@@ -1,0 +1,311 @@
+//! Sockets whatever way they come: of every class, made by others, listening, of the unix family; and what all members
+//! together may use up.
+
+use std::{
+    fs,
+    io::{IoSlice, Read as _},
+    net::{TcpStream, UdpSocket},
+    os::{
+        fd::AsRawFd as _,
+        unix::net::{UnixDatagram, UnixListener},
+    },
+    time::Duration,
+};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use serde_json::Value;
+
+use super::scene::{Fifo, only, reach};
+use crate::{
+    harness::{
+        launch::{Finished, bare},
+        prelude::*,
+        server::Server,
+    },
+    work::sockets::unix_address,
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("sockets::classes", WHEREVER, classes),
+    Test::new("sockets::made-before", WHEREVER, made_before),
+    Test::new("sockets::passed-in", WHEREVER, passed_in),
+    Test::new("sockets::moved-member-reaches-no-more", FULL, moved),
+    Test::new("sockets::source-route", WHEREVER, source_route),
+    Test::new("sockets::bind-and-listen", WHEREVER, bind_and_listen),
+    Test::new("sockets::who-may-come-in", WHEREVER, inbound),
+    Test::new("sockets::unix", FULL, unix),
+    Test::new("sockets::budgets", WHEREVER, budgets),
+];
+
+const FAMILIES: [(&str, &str); 2] = [("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128")];
+
+/// Whether a record of a kind says so.
+fn said(s: &Sandbox, session: &str, kind: &str, rule: &str) -> Result<()> {
+    let fits = |r: &Value| r["session"] == session && r["type"] == kind && r["verdict"] == "deny" && r["rule"] == rule;
+    s.wait_evidence(&format!("a {kind} that {rule} denies"), fits).map(drop)
+}
+
+/// What no address limits is refused when it is made, unless its class is allowed.
+fn classes(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    // raw, raw of IPv6; and what only LSM sees: packet, vsock, other
+    let (internet, others) = (["2 3 17", "10 3 58"], ["17 3 0", "40 1 0", "38 5 0"]);
+    let seen = internet.iter().chain(if s.tier == Tier::Full { &others[..] } else { &[] });
+    let seen: Vec<&str> = seen.copied().collect();
+    let line = seen.iter().map(|what| format!("make {what}")).collect::<Vec<_>>().join(" + ");
+    let running = s.run(&s.policy(&only(&member))?, &member, &line)?;
+    let session = running.session(s)?;
+    running.wait()?.said(&vec!["errno 1"; seen.len()].join("\n"))?;
+    said(s, &session, "socket", "socket-class")?;
+    let open = only(&member).scope("sockets: { allow: [raw, packet] }");
+    let twin = "make 2 3 17 + make 10 3 58 + make 17 3 0";
+    s.run(&s.policy(&open)?, &member, twin)?.wait()?.said("ok\nok\nok")?;
+    // what everybody may make
+    let plain = "make 2 1 0 + make 10 2 0 + make 1 1 0 + make 16 3 0";
+    s.run(&s.policy(&only(&member))?, &member, plain)?.wait()?.said("ok\nok\nok\nok")?;
+    Ok(())
+}
+
+/// A socket from before its user joined: refused at each use (tier full), even to an address in scope; without LSM it is
+/// not seen, and the control says so.
+fn made_before(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let server = Server::udp(address)?;
+        let policy = only(&member).to("server", prefix, server.port());
+        let running = s.run(&s.policy(&policy)?, &member, "idle")?;
+        let session = running.session(s)?;
+        let (pid, mut fifo) = (s.file("pid"), Fifo::new(s)?);
+        let mut command = bare(member.as_ref());
+        let line = format!("--work pid {pid} early {} {} + send {}", fifo.path, server.words(), server.words());
+        command.args(line.split_whitespace());
+        let newcomer = Running::spawn(s, command, None)?;
+        s.pid_in(&pid)?;
+        let homes = s.part("sessions").descendants();
+        let home = homes.into_iter().find(|cgroup| cgroup.processes().contains(&running.pid()));
+        home.context("the session has no cgroup of its own")?.take(newcomer.pid())?;
+        fifo.wake()?;
+        let (first, count) = if s.tier == Tier::Full { ("errno 1", 1) } else { ("ok", 2) };
+        newcomer.wait()?.said(&format!("{first}\nok"))?;
+        server.accepted(count)?;
+        if s.tier == Tier::Full {
+            said(s, &session, "socket", "crossed-socket")?;
+        }
+        s.cli(&["end", &session])?.ended(0)?;
+        s.session_ended(&session, "operator")?;
+        drop(running);
+    }
+    Ok(())
+}
+
+/// A socket that somebody outside passes in does not arrive (tier full); its own sockets a member may send with.
+fn passed_in(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
+    let name = s.file("giver");
+    let listener = UnixListener::bind(&name)?;
+    fs::set_permissions(&name, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+    let giver = std::thread::spawn(move || -> Result<()> {
+        let (stream, _) = listener.accept()?;
+        let socket = UdpSocket::bind(("127.0.0.1", 0))?;
+        let (parts, files) = ([IoSlice::new(b"x")], [socket.as_raw_fd()]);
+        sendmsg::<()>(stream.as_raw_fd(), &parts, &[ControlMessage::ScmRights(&files)], MsgFlags::empty(), None)?;
+        Ok(())
+    });
+    let policy =
+        only(&member).to("server", "127.0.0.1/32", server.port()).scope(format!("unix: {{ allow: [{name}] }}"));
+    let line = format!("take {name} {} + send {}", server.words(), server.words());
+    let running = s.run(&s.policy(&policy)?, &member, &line)?;
+    let session = running.session(s)?;
+    let finished = running.wait()?;
+    giver.join().map_err(|_panic| anyhow::anyhow!("the giver died"))??;
+    if s.tier == Tier::Full {
+        finished.said("none\nok")?;
+        server.accepted(1)?;
+        return said(s, &session, "socket", "crossed-socket");
+    }
+    finished.said("ok\nok")?;
+    server.accepted(2)
+}
+
+/// A member that left its cgroup makes sockets that no program there sees: it reaches what it reached before, and no more.
+fn moved(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, elsewhere) = (s.program("member")?, s.part("elsewhere").path().display().to_string());
+    for (address, prefix) in FAMILIES {
+        let (good, bad) = (Server::tcp(address)?, Server::tcp(address)?);
+        let policy = only(&member).to("server", prefix, good.port());
+        let line = |to: &Server| format!("cgroup {elsewhere} connect tcp {}", to.words());
+        reach(s, &policy, &member, &line(&bad))?.was_refused(s, &bad, "default")?;
+        reach(s, &policy, &member, &line(&good))?.arrived(s, &good, "server")?;
+    }
+    let (good, bad) = (Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?);
+    let policy = only(&member).to("server", "127.0.0.1/32", good.port());
+    let line = |to: &Server| format!("cgroup {elsewhere} send {}", to.words());
+    reach(s, &policy, &member, &line(&bad))?.was_refused(s, &bad, "default")?;
+    reach(s, &policy, &member, &line(&good))?.arrived(s, &good, "server")
+}
+
+/// A datagram to an address in scope by way of one that is not: the option is refused (tier full), the packet is dropped.
+fn source_route(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
+    let policy = only(&member).to("server", "127.0.0.1/32", server.port());
+    let line = format!("source-route 127.0.0.9 {}", server.words());
+    let running = s.run(&s.policy(&policy)?, &member, &line)?;
+    let session = running.session(s)?;
+    running.wait()?.said("errno 1")?;
+    server.untouched()?;
+    if s.tier == Tier::Full {
+        said(s, &session, "socket", "socket-option")?;
+    } else {
+        let hop = format!("127.0.0.9:{}", server.port());
+        let seen = s.saw_connect(&session, &hop, "deny", "default")?;
+        ensure!(seen["via"] == "packet", "the packet is recorded as {seen}");
+    }
+    let twin = Server::udp("127.0.0.1")?;
+    let policy = only(&member).to("server", "127.0.0.1/32", twin.port());
+    reach(s, &policy, &member, &format!("send {}", twin.words()))?.arrived(s, &twin, "server")
+}
+
+fn bind_and_listen(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, _) in FAMILIES {
+        // a port that was free a moment ago
+        let port = std::net::TcpListener::bind((address, 0))?.local_addr()?.port();
+        let to = std::net::SocketAddr::new(address.parse()?, port).to_string();
+        let policy = only(&member).net(format!("listen: [{{ on: \"{address}\", ports: [{port}], id: own }}]"));
+        for protocol in ["tcp", "udp"] {
+            let line = format!("bind {protocol} {address} {port}");
+            reach(s, &only(&member), &member, &line)?.was_refused_to(s, &to, "default")?;
+            reach(s, &policy, &member, &line)?.was_let_through(s, &to, "own")?;
+        }
+    }
+    Ok(())
+}
+
+/// Who may come in is let in, nobody else; a listener out of scope is as good as none.
+fn inbound(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, _) in FAMILIES {
+        let closed = only(&member).net("listen: allow").net("inbound: deny");
+        let open = only(&member).net("listen: allow").net(format!("inbound: [{{ from: \"{address}\", id: friends }}]"));
+        for (policy, rule) in [(closed, None), (open, Some("friends"))] {
+            let file = s.file("port");
+            let running = s.run(&s.policy(&policy)?, &member, &format!("serve {address} {file} nothing"))?;
+            let session = running.session(s)?;
+            let port = until("the member to listen", patience(), || {
+                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
+            })?;
+            let to = std::net::SocketAddr::new(address.parse()?, port);
+            let came = TcpStream::connect_timeout(&to, Duration::from_millis(700));
+            if rule.is_some() {
+                came?.read_exact(&mut [0; 3])?;
+                running.wait()?.said("ok")?;
+            } else {
+                ensure!(came.is_err(), "{to} was reached");
+                s.cli(&["end", &session])?.ended(0)?;
+            }
+            let (verdict, rule) = rule.map_or(("deny", "default"), |rule| ("allow", rule));
+            let fits = |r: &Value| r["session"] == session && r["via"] == "accept" && r["rule"] == rule;
+            let seen = s.wait_evidence("who came", fits)?;
+            ensure!(seen["verdict"] == verdict, "who came is recorded as {seen}");
+        }
+    }
+    Ok(())
+}
+
+/// By path, by place, by directory and by abstract name; streams and datagrams.
+fn unix(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let path = s.file("listener");
+    let open = |path: &str| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let listener = UnixListener::bind(&path)?;
+    open(&path)?;
+    let letters = s.file("letters");
+    let _letters = UnixDatagram::bind(&letters)?;
+    open(&letters)?;
+    let name = format!("@tipstaff-test-{}", std::process::id());
+    let _named = UnixListener::bind_addr(&unix_address(&name)?)?;
+    let line = format!("unix stream {path} + unix datagram {letters} + unix stream {name}");
+    let say = |policy: &Policy| -> Result<(String, Finished)> {
+        let running = s.run(&s.policy(policy)?, &member, &line)?;
+        let session = running.session(s)?;
+        Ok((session, running.wait()?))
+    };
+    let (session, none) = say(&only(&member))?;
+    none.said("errno 1\nerrno 1\nerrno 1")?;
+    said(s, &session, "unix", "default")?;
+    let all = only(&member).scope(format!("unix: {{ allow: [{path}, {letters}, \"{name}\"] }}"));
+    say(&all)?.1.said("ok\nok\nok")?;
+    let directory = std::path::Path::new(&path).parent().context("no folder")?.display();
+    let below = only(&member).scope(format!("unix: {{ allow: [{directory}/], deny: [{letters}] }}"));
+    say(&below)?.1.said("ok\nerrno 1\nerrno 1")?;
+    // another socket at the same place, and another path to it
+    let running = s.run(&s.policy(&all.clone())?, &member, "idle")?;
+    drop(listener);
+    running.session(s)?;
+    fs::remove_file(&path)?;
+    let _again = UnixListener::bind(&path)?;
+    open(&path)?;
+    let link = s.file("link");
+    std::os::unix::fs::symlink(&letters, &link)?;
+    let other = only(&member).scope(format!("unix: {{ allow: [{directory}/], deny: [{letters}] }}"));
+    let through = s.run(&s.policy(&other)?, &member, &format!("unix datagram {link} + unix stream {path}"))?;
+    through.wait()?.said("errno 1\nok")?;
+    drop(running);
+    Ok(())
+}
+
+/// Counted in the kernel, with the agent stopped: a loop of 10,000 connects is cut at the bound.
+fn budgets(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
+    let policy = |budgets: &str| {
+        s.policy(&only(&member).to("loopback", "127.0.0.0/8", "").spec(format!("budgets: {{ {budgets} }}")))
+    };
+    let fifo = Fifo::new(s)?;
+    let pid = s.file("pid");
+    let line = format!("pid {pid} fifo {} connect-many 10000 {}", fifo.path, server.words());
+    let total = s.run(&policy("connects: 25")?, &member, &line)?;
+    let session = total.session(s)?;
+    s.pid_in(&pid)?;
+    cut_when_stopped(s, fifo, total)?.said("25 done 9975 refused")?;
+    s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connects")?;
+    let cases = [
+        (
+            "destinations: 2",
+            "connect udp 127.0.0.1 9 + connect udp 127.0.0.2 9 + connect udp 127.0.0.3 9 + connect udp 127.0.0.1 9",
+            "ok\nok\nerrno 1\nok",
+        ),
+        // 28 bytes of headers each
+        ("egressBytes: 5120", "send-many 20 1000 127.0.0.1 9", "4 done 16 refused"),
+    ];
+    for (budget, line, expected) in cases {
+        // a socket of the port, so that no ICMP error comes back
+        let _sink = UdpSocket::bind(("127.0.0.1", 0))?;
+        let line = line.replace("127.0.0.1 9", &server.words());
+        s.run(&policy(budget)?, &member, &line)?.wait()?.said(expected)?;
+    }
+    let many = s.run(&policy("connectsPerSecond: 10")?, &member, &format!("connect-many 200 {}", server.words()))?;
+    let said = many.wait()?.stdout;
+    let done: u32 = said.split_whitespace().next().and_then(|n| n.parse().ok()).context("no count")?;
+    // a slow machine takes several seconds for the loop
+    ensure!(done >= 10, "{said}");
+    ensure!(s.tier == Tier::Full || done <= 30, "{said}");
+    Ok(())
+}
+
+/// Lets a workload go on while the agent is stopped.
+fn cut_when_stopped(s: &Sandbox, mut fifo: Fifo, running: Running) -> Result<Finished> {
+    s.signal_agent(nix::sys::signal::Signal::SIGSTOP)?;
+    fifo.wake()?;
+    let finished = running.wait();
+    s.signal_agent(nix::sys::signal::Signal::SIGCONT)?;
+    finished
+}
