@@ -436,13 +436,14 @@ impl Flow<'_> {
     fn refuse(&self, packet: &Packet, target: &Target, via: u8, decision: Decision, mark: u64) -> bool {
         let decision = settle(decision, &self.session);
         // who does not speak does not write its mark over the other's
-        let known = !kernel::speaks() || !self.label.is_null() && {
-            // SAFETY: points into the socket's storage.
-            let before = unsafe { (*self.label).refused };
-            // SAFETY: as above.
-            unsafe { (*self.label).refused = mark };
-            before == mark
-        };
+        let known = !kernel::speaks()
+            || !self.label.is_null() && {
+                // SAFETY: points into the socket's storage.
+                let before = unsafe { (*self.label).refused };
+                // SAFETY: as above.
+                unsafe { (*self.label).refused = mark };
+                before == mark
+            };
         if !known && decision.verdict != ALLOW {
             self.report(target, via, decision);
         }

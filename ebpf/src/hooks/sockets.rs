@@ -14,8 +14,8 @@ use aya_ebpf::{
 };
 use tipstaff_common::{
     event::{
-        ACT_CREATE, ACT_OPTION, ACT_RECEIVE, ACT_USE, Connect, KIND_CONNECT, KIND_SOCKET, Socket, VIA_BIND, VIA_CONNECT,
-        VIA_LISTEN, VIA_SEND,
+        ACT_CREATE, ACT_OPTION, ACT_RECEIVE, ACT_USE, Connect, KIND_CONNECT, KIND_SOCKET, Socket, VIA_BIND,
+        VIA_CONNECT, VIA_LISTEN, VIA_SEND,
     },
     rule::{DENY, REASON_BUDGET_EGRESS, REASON_CROSSED, REASON_DEFAULT, REASON_OPTION},
     session::HAS_LISTEN_RULES,
@@ -166,7 +166,9 @@ fn adopt_accepted(sock: *mut c_void) {
 fn report(session: &Session, target: &Target, via: u8, decision: Decision, sock: *mut c_void) {
     // SAFETY: the helper takes a socket that the verifier knows.
     let cookie = unsafe { bpf_get_socket_cookie(sock) };
-    emit::answer::<Connect>(session, KIND_CONNECT, Task::current(), decision, |place| write(place, target, via, cookie));
+    emit::answer::<Connect>(session, KIND_CONNECT, Task::current(), decision, |place| {
+        write(place, target, via, cookie)
+    });
 }
 
 /// Records what was tried with a socket of such a family, type and protocol; `option` is level and name.

@@ -18,6 +18,7 @@ use super::wait::{patience, until};
 #[derive(Debug, Default)]
 struct Seen {
     accepted: AtomicUsize,
+    reset: AtomicUsize,
     bytes: Mutex<Vec<u8>>,
     streams: Mutex<Vec<TcpStream>>,
 }
@@ -110,6 +111,13 @@ impl Server {
         Ok(())
     }
 
+    /// Waits until `count` of its connections were reset by the other end.
+    pub(crate) fn reset(&self, count: usize) -> Result<()> {
+        let reset = || self.seen.reset.load(Ordering::SeqCst);
+        let found = until("connections to be reset", patience(), || Ok((reset() >= count).then_some(())));
+        found.with_context(|| format!("{} of {count} connections of {} were reset", reset(), self.address))
+    }
+
     /// Fails where anything but this call has reached it. (The kernel queues in order: what came before would have
     /// been accepted before.)
     pub(crate) fn untouched(&self) -> Result<()> {
@@ -137,11 +145,16 @@ fn keep(mut stream: TcpStream, seen: &Seen) {
         seen.streams().push(copy);
     }
     let mut buffer = [0; 4096];
-    while let Ok(length) = stream.read(&mut buffer) {
-        if length == 0 {
-            break;
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => seen.bytes().extend(&buffer[..length]),
+            Err(error) => {
+                let reset = error.kind() == std::io::ErrorKind::ConnectionReset;
+                seen.reset.fetch_add(usize::from(reset), Ordering::SeqCst);
+                break;
+            }
         }
-        seen.bytes().extend(&buffer[..length]);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Open flows of a session that is over: none is left, and each has a receipt.
+//! Open flows of a session that is over: none is left, the other end learns of it, and each has a receipt.
 
 use std::{
     collections::BTreeSet,
@@ -61,7 +61,8 @@ fn nothing_left(end: &Value, receipts: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// A hundred connections and a few datagram sockets, in each family.
+/// A hundred connections and a few datagram sockets, in each family. Their owner is killed after they are destroyed: the
+/// server is told by a reset.
 fn end(s: &mut Sandbox) -> Result<()> {
     const FLOWS: usize = 100;
     s.start()?;
@@ -77,6 +78,7 @@ fn end(s: &mut Sandbox) -> Result<()> {
         tcp.accepted(FLOWS)?;
         tcp.send(b"four")?;
         s.cli(&["end", &session])?.ended(0)?;
+        tcp.reset(FLOWS)?;
         let end = s.session_ended(&session, "operator")?;
         let receipts = receipts(s, &session)?;
         nothing_left(&end, &receipts)?;
@@ -107,6 +109,8 @@ fn accepted(s: &mut Sandbox) -> Result<()> {
         stream.set_read_timeout(Some(patience()))?;
         stream.read_exact(&mut [0; 3])?;
         s.cli(&["end", &session])?.ended(0)?;
+        let told = stream.read(&mut [0]).map_err(|error| error.kind());
+        ensure!(told == Err(std::io::ErrorKind::ConnectionReset), "the other end was told {told:?}");
         let end = s.session_ended(&session, "operator")?;
         let receipts = receipts(s, &session)?;
         nothing_left(&end, &receipts)?;
@@ -135,6 +139,7 @@ fn namespace(s: &mut Sandbox) -> Result<()> {
         server.accepted(2)?;
         let home = s.records(&session, "session-start")?[0]["context"]["namespaces"]["net"].clone();
         s.cli(&["end", &session])?.ended(0)?;
+        server.reset(2)?;
         all_gone(&[inside])?;
         let end = s.session_ended(&session, "operator")?;
         let receipts = receipts(s, &session)?;
@@ -167,7 +172,8 @@ fn agent_killed(s: &mut Sandbox) -> Result<()> {
     let start = s.records(&sessions[1].1, "session-start")?;
     pass(start[0]["deadline_boot_ns"].as_u64().context("session-start without a deadline")?, slack())?;
     s.start()?;
-    for (running, session) in sessions {
+    for ((running, session), server) in sessions.into_iter().zip(&servers) {
+        server.reset(10)?;
         all_gone(&[running.pid()])?;
         let end =
             s.wait_evidence("the end of the session", |r| r["type"] == "session-end" && r["session"] == session)?;

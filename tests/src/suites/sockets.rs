@@ -195,8 +195,9 @@ fn inbound(s: &mut Sandbox) -> Result<()> {
         let closed = only(&member).net("listen: allow").net("inbound: deny");
         let open = only(&member).net("listen: allow").net(format!("inbound: [{{ from: \"{address}\", id: friends }}]"));
         for (policy, rule) in [(closed, None), (open, Some("friends"))] {
-            let file = s.file("port");
-            let running = s.run(&s.policy(&policy)?, &member, &format!("serve {address} {file} nothing"))?;
+            let (file, mut fifo) = (s.file("port"), Fifo::new(s)?);
+            let line = format!("serve {address} {file} fifo {} nothing", fifo.path);
+            let running = s.run(&s.policy(&policy)?, &member, &line)?;
             let session = running.session(s)?;
             let port = until("the member to listen", patience(), || {
                 Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
@@ -205,6 +206,8 @@ fn inbound(s: &mut Sandbox) -> Result<()> {
             let came = TcpStream::connect_timeout(&to, Duration::from_millis(700));
             if rule.is_some() {
                 came?.read_exact(&mut [0; 3])?;
+                // not before: the end resets what is still open, and the caller would see that
+                fifo.wake()?;
                 running.wait()?.said("ok")?;
             } else {
                 ensure!(came.is_err(), "{to} was reached");
