@@ -83,9 +83,8 @@ pub fn by_rules(policy: &PolicyEntry, scope: Scope, target: &Target) -> Result<D
     if !given {
         return Ok(default);
     }
-    let mut search =
-        Search { entry: core::ptr::null(), port: target.port, protocol: target.protocol, pad: 0, found: NONE };
-    let found = look_up(policy.revision, scope as u32, &target.address, &mut search);
+    let asked = u32::from(target.protocol) << 16 | u32::from(target.port);
+    let found = rules_on_address(policy.revision, scope as u32, &raw const target.address, asked);
     if found == FAULT {
         return Err(Fault::NoEntry);
     }
@@ -108,10 +107,18 @@ struct Search {
     found: u64,
 }
 
-/// VERIFIER: a function of its own, and a helper's loop whose body is verified once: inlined and unrolled, 6.1 takes
+/// Verdict and rule in one word, or `NONE`, or `FAULT`. `asked` is the protocol and, in the low 16 bits, the port.
+///
+/// VERIFIER: a function that other objects could call too, so that it is verified by itself and once for each program,
+/// whatever is known where it is called; and a helper's loop whose body is verified once. Inlined and unrolled, 6.1 takes
 /// minutes for each program that asks.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn look_up(revision: u32, scope: u32, address: &[u8; 16], search: &mut Search) -> u64 {
+pub extern "C" fn rules_on_address(revision: u32, scope: u32, address: *const [u8; 16], asked: u32) -> u64 {
+    // VERIFIER: of a pointer that it is given, such a function knows the size, and no more.
+    if address.is_null() {
+        return FAULT;
+    }
     // SAFETY: the inner map lives at least until the program ends (RCU).
     let rules: Option<&NetRules> = unsafe {
         if scope == Scope::Destination as u32 {
@@ -123,10 +130,12 @@ fn look_up(revision: u32, scope: u32, address: &[u8; 16], search: &mut Search) -
         }
     };
     let Some(rules) = rules else { return FAULT };
-    let Some(entry) = rules.get(&Key::new(128, *address)) else { return NONE };
+    // SAFETY: not null; the callers pass their own.
+    let Some(entry) = rules.get(&Key::new(128, unsafe { *address })) else { return NONE };
     // as many bytes, which the agent wrote as a `NetEntry`, integers only and of lesser alignment
-    search.entry = core::ptr::from_ref(entry).cast::<NetEntry>();
-    let context = core::ptr::from_mut(search).cast::<c_void>();
+    let entry = core::ptr::from_ref(entry).cast::<NetEntry>();
+    let mut search = Search { entry, port: asked as u16, protocol: (asked >> 16) as u8, pad: 0, found: NONE };
+    let context = core::ptr::from_mut(&mut search).cast::<c_void>();
     // SAFETY: the entry is not null; the callback takes what it is given here, and the search outlives the call.
     unsafe { bpf_loop((*search.entry).count.min(PORT_RULES as u32), try_rule as *mut c_void, context, 0) };
     search.found
@@ -135,7 +144,7 @@ fn look_up(revision: u32, scope: u32, address: &[u8; 16], search: &mut Search) -
 /// One step of the search. 0: go on, 1: stop.
 #[inline(never)]
 extern "C" fn try_rule(index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `look_up` passes its `Search`, which nothing else holds meanwhile.
+    // SAFETY: `rules_on_address` passes its `Search`, which nothing else holds meanwhile.
     let search = unsafe { &mut *context.cast::<Search>() };
     // VERIFIER: the bound once more.
     if index >= PORT_RULES as u32 {

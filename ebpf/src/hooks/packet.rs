@@ -10,6 +10,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::__sk_buff,
     helpers::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes},
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -62,8 +63,9 @@ pub fn ingress(context: SkBuffContext) -> i32 {
 }
 
 /// What a packet says of itself.
-#[derive(Clone, Copy)]
-struct Packet {
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Packet {
     from: [u8; 16],
     to: [u8; 16],
     from_port: u16,
@@ -73,6 +75,7 @@ struct Packet {
     flags: u8,
     /// Bytes after TCP's header.
     payload: u32,
+    pad: u16,
 }
 
 impl Packet {
@@ -101,58 +104,62 @@ impl Packet {
 
 /// Reads `T` at `offset` from the network header.
 #[inline(always)]
-fn load<T: Default>(context: &SkBuffContext, offset: u32) -> Option<T> {
+fn load<T: Default>(context: *mut __sk_buff, offset: u32) -> Option<T> {
     let mut value = T::default();
     let place = core::ptr::from_mut(&mut value).cast::<c_void>();
     // SAFETY: the helper writes so many bytes or none.
-    let result = unsafe { bpf_skb_load_bytes(context.as_ptr(), offset, place, size_of::<T>() as u32) };
+    let result = unsafe { bpf_skb_load_bytes(context.cast(), offset, place, size_of::<T>() as u32) };
     (result == 0).then_some(value)
 }
 
 /// Addresses and ports; `None`: neither IPv4 nor IPv6, or cut short.
 #[inline(always)]
 fn parse(context: &SkBuffContext) -> Option<Packet> {
-    let first: u8 = load(context, 0)?;
-    match first >> 4 {
-        4 => parse4(context, first),
-        6 => parse6(context),
-        _ => None,
+    let mut packet = Packet::default();
+    (read_packet(context.skb.skb, &raw mut packet) == 1).then_some(packet)
+}
+
+/// Reads a packet's headers. 1: all that there are.
+///
+/// VERIFIER: as `rules::rules_on_address`: verified by itself, once for each program.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn read_packet(context: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    if packet.is_null() {
+        return 0;
     }
+    // SAFETY: not null; the caller passes its own.
+    let packet = unsafe { &mut *packet };
+    let Some(first) = load::<u8>(context, 0) else { return 0 };
+    let read = match first >> 4 {
+        4 => parse4(context, first, packet),
+        6 => parse6(context, packet),
+        _ => None,
+    };
+    u32::from(read.is_some())
 }
 
 #[inline(always)]
-fn parse4(context: &SkBuffContext, first: u8) -> Option<Packet> {
+fn parse4(context: *mut __sk_buff, first: u8, packet: &mut Packet) -> Option<()> {
     let header: [u8; 20] = load(context, 0)?;
     let [_, _, t0, t1, _, _, f0, f1, _, protocol, ..] = header;
-    let mut packet = Packet {
-        from: kernel::mapped([header[12], header[13], header[14], header[15]]),
-        to: kernel::mapped([header[16], header[17], header[18], header[19]]),
-        from_port: 0,
-        to_port: 0,
-        protocol,
-        flags: 0,
-        payload: 0,
-    };
+    packet.from = kernel::mapped([header[12], header[13], header[14], header[15]]);
+    packet.to = kernel::mapped([header[16], header[17], header[18], header[19]]);
+    packet.protocol = protocol;
     let start = u32::from(first & 0xf) * 4;
     // of a fragment that is not the first, the address alone is known
     if u16::from_be_bytes([f0, f1]) & 0x1fff == 0 {
-        transport(context, &mut packet, start, u32::from(u16::from_be_bytes([t0, t1])))?;
+        transport(context, packet, start, u32::from(u16::from_be_bytes([t0, t1])))?;
     }
-    Some(packet)
+    Some(())
 }
 
 #[inline(always)]
-fn parse6(context: &SkBuffContext) -> Option<Packet> {
+fn parse6(context: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     let fixed: [u8; 8] = load(context, 0)?;
-    let mut packet = Packet {
-        from: load(context, 8)?,
-        to: load(context, 24)?,
-        from_port: 0,
-        to_port: 0,
-        protocol: fixed[6],
-        flags: 0,
-        payload: 0,
-    };
+    packet.from = load(context, 8)?;
+    packet.to = load(context, 24)?;
+    packet.protocol = fixed[6];
     let total = 40 + u32::from(u16::from_be_bytes([fixed[4], fixed[5]]));
     let mut start = 40;
     for _ in 0..EXTENSIONS {
@@ -167,19 +174,18 @@ fn parse6(context: &SkBuffContext) -> Option<Packet> {
                 let [next, _, o0, o1]: [u8; 4] = load(context, start)?;
                 packet.protocol = next;
                 if u16::from_be_bytes([o0, o1]) & 0xfff8 != 0 {
-                    return Some(packet);
+                    return Some(());
                 }
                 start += 8;
             }
             _ => break,
         }
     }
-    transport(context, &mut packet, start, total)?;
-    Some(packet)
+    transport(context, packet, start, total)
 }
 
 #[inline(always)]
-fn transport(context: &SkBuffContext, packet: &mut Packet, start: u32, total: u32) -> Option<()> {
+fn transport(context: *mut __sk_buff, packet: &mut Packet, start: u32, total: u32) -> Option<()> {
     if !matches!(packet.protocol, TCP | UDP | UDPLITE | SCTP | DCCP) {
         return Some(());
     }
@@ -222,19 +228,21 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
         socket::session_of(label)
     };
     let flow = Flow { context, session, label, out };
-    if session.phase != Phase::Live {
-        return flow.drop_after_end();
-    }
-    flow.drop_in_scope()
+    // neither IPv4 nor IPv6 comes here (`cgroup_skb` sits in those two), so what cannot be read is cut short
+    let Some(packet) = parse(context) else { return true };
+    if flow.session.phase == Phase::Live { flow.drop_in_scope(&packet) } else { flow.drop_after_end(&packet) }
 }
 
 impl Flow<'_> {
     /// Whether the packet is of a TCP socket, and says no more than that the connection is gone.
     #[inline(always)]
-    fn is_reset(&self) -> bool {
+    fn is_reset(&self, packet: &Packet) -> bool {
+        if !self.out || !packet.is_bare_reset() {
+            return false;
+        }
         // SAFETY: as in `drop`.
         let pointer = unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).__bindgen_anon_2.sk) };
-        if !self.out || pointer.is_null() {
+        if pointer.is_null() {
             return false;
         }
         // SAFETY: the helper takes what the verifier knows as a socket; null where it is no full one.
@@ -244,15 +252,15 @@ impl Flow<'_> {
         }
         // SAFETY: not null. VERIFIER: as in `drop`.
         let protocol = unsafe { core::ptr::read_volatile(&raw const (*full).protocol) };
-        protocol == u32::from(TCP) && parse(self.context).is_some_and(|packet| packet.is_bare_reset())
+        protocol == u32::from(TCP)
     }
 
     /// A session that is over: nothing but the news that a connection is gone, so that the peer learns of it.
     #[inline(always)]
-    fn drop_after_end(&self) -> bool {
+    fn drop_after_end(&self, packet: &Packet) -> bool {
         // as in `settle`
         let silent = self.session.slot == CANARY && !kernel::speaks();
-        if silent || self.session.mode == MODE_OBSERVE || self.is_reset() {
+        if silent || self.session.mode == MODE_OBSERVE || self.is_reset(packet) {
             return false;
         }
         self.session.count_dropped_packet();
@@ -260,7 +268,7 @@ impl Flow<'_> {
     }
 
     #[inline(always)]
-    fn drop_in_scope(&self) -> bool {
+    fn drop_in_scope(&self, packet: &Packet) -> bool {
         let Some(counters) = self.session.counters() else { return true };
         let policy = match rules::policy(&self.session) {
             Ok(policy) => policy,
@@ -271,9 +279,7 @@ impl Flow<'_> {
         };
         // SAFETY: the context is valid for the program's run. VERIFIER: as above.
         let bytes = u64::from(unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).len) });
-        // neither IPv4 nor IPv6 comes here (`cgroup_skb` sits in those two), so what cannot be read is cut short
-        let Some(packet) = parse(self.context) else { return true };
-        if self.refused_by_scope(policy, &packet) {
+        if self.refused_by_scope(policy, packet) {
             return true;
         }
         if !kernel::speaks() {
@@ -281,7 +287,7 @@ impl Flow<'_> {
         }
         if self.out {
             if let Err(reason) = budget::charge_bytes(&self.session, counters, bytes) {
-                return self.over_budget(&packet, reason);
+                return self.over_budget(packet, reason);
             }
         } else {
             // SAFETY: points into the map.
@@ -447,7 +453,7 @@ impl Flow<'_> {
         if !known && decision.verdict != ALLOW {
             self.report(target, via, decision);
         }
-        if decision.verdict != DENY || (self.had_flow() && packet.is_bare_reset() && self.is_reset()) {
+        if decision.verdict != DENY || (self.had_flow() && self.is_reset(packet)) {
             return false;
         }
         self.session.count_dropped_packet();

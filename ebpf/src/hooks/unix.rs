@@ -96,30 +96,99 @@ fn judge(
     own: bool,
 ) -> Result<Decision, Fault> {
     let policy = rules::policy(session)?;
-    let default = if own { ALLOW } else { policy.unix_default };
-    let default = Decision { verdict: default, rule: REASON_DEFAULT };
+    let mut query = Query {
+        sock: other as u64,
+        place,
+        length,
+        flags: policy.flags,
+        revision: policy.revision,
+        verdict: if own { ALLOW } else { policy.unix_default },
+        rule: REASON_DEFAULT,
+        pad: 0,
+        file: *file,
+    };
+    let outcome = rules_on_unix_socket(&raw mut query);
+    *file = query.file;
+    match outcome {
+        FOUND => Ok(Decision { verdict: query.verdict, rule: query.rule }),
+        TOO_DEEP => Err(Fault::TooDeep),
+        NO_ENTRY => Err(Fault::NoEntry),
+        _ => Err(Fault::Unreadable),
+    }
+}
+
+/// What the rules of a revision are asked about the socket at the other end.
+#[repr(C)]
+pub struct Query {
+    /// Its `struct unix_sock`.
+    sock: u64,
+    /// Where its name is.
+    place: u64,
+    length: u32,
+    /// Of the policy.
+    flags: u32,
+    revision: u32,
+    /// Before: what holds where no rule speaks of it. After: what holds.
+    verdict: u32,
+    /// As `verdict`.
+    rule: u32,
+    pad: u32,
+    /// After: its file, where it has one.
+    file: FileId,
+}
+
+const FOUND: u32 = 0;
+const UNREADABLE: u32 = 1;
+const TOO_DEEP: u32 = 2;
+const NO_ENTRY: u32 = 3;
+
+/// VERIFIER: as `rules::rules_on_address`: verified by itself, once for each program.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn rules_on_unix_socket(query: *mut Query) -> u32 {
+    if query.is_null() {
+        return UNREADABLE;
+    }
+    // SAFETY: not null; the caller passes its own.
+    let query = unsafe { &mut *query };
+    match search(query) {
+        Ok(best) => {
+            (query.verdict, query.rule) = (best.verdict, best.rule);
+            FOUND
+        }
+        Err(Fault::TooDeep) => TOO_DEEP,
+        Err(Fault::NoEntry) => NO_ENTRY,
+        Err(_) => UNREADABLE,
+    }
+}
+
+#[inline(always)]
+fn search(query: &mut Query) -> Result<Decision, Fault> {
+    let default = Decision { verdict: query.verdict, rule: query.rule };
     // SAFETY: the helper checks the address and copies; it never faults.
-    let first = unsafe { bpf_probe_read_kernel(place as *const u8) }.map_err(|_errno| Fault::Unreadable)?;
+    let first = unsafe { bpf_probe_read_kernel(query.place as *const u8) }.map_err(|_errno| Fault::Unreadable)?;
     let is_abstract = first == 0;
     let mut entry = Dentry(0);
     if !is_abstract {
-        entry = UnixSock(other as u64).dentry()?;
-        *file = entry.identity()?;
+        entry = UnixSock(query.sock).dentry()?;
+        query.file = entry.identity()?;
     }
-    if policy.flags & HAS_UNIX_RULES == 0 {
+    if query.flags & HAS_UNIX_RULES == 0 {
         return Ok(default);
     }
+    // SAFETY: the query is valid. VERIFIER: volatile, so that the key is on the stack: 6.1 takes none out of an argument.
+    let revision = unsafe { core::ptr::read_volatile(&raw const query.revision) };
     // SAFETY: the inner map lives at least until the program ends (RCU).
-    let rules: &UnixRules = unsafe { UNIX_RULES.get(&policy.revision) }.ok_or(Fault::NoEntry)?;
+    let rules: &UnixRules = unsafe { UNIX_RULES.get(&revision) }.ok_or(Fault::NoEntry)?;
     // VERIFIER: the one key on the stack, which has 512 bytes.
-    let key = UnixKey { file: *file, kind: UNIX_FILE, length: 0, name: [0; UNIX_NAME] };
+    let key = UnixKey { file: query.file, kind: UNIX_FILE, length: 0, name: [0; UNIX_NAME] };
     let mut walk = Walk { rules, entry, best: default, end: ON_THE_WAY, pad: 0, key };
     let mut steps = FIRST_DIRECTORY;
     if is_abstract {
         walk.key.kind = UNIX_ABSTRACT;
-        walk.key.length = copy(place + 1, length.saturating_sub(1), &mut walk.key.name)?;
+        walk.key.length = copy(query.place + 1, query.length.saturating_sub(1), &mut walk.key.name)?;
         steps = 1;
-    } else if policy.flags & HAS_UNIX_DIRECTORIES != 0 {
+    } else if query.flags & HAS_UNIX_DIRECTORIES != 0 {
         steps += DEPTH;
     }
     let context = core::ptr::from_mut(&mut walk).cast::<c_void>();
@@ -156,7 +225,7 @@ const LOST: u32 = 2;
 /// One step. 0: go on, 1: stop.
 #[inline(never)]
 extern "C" fn step(index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `judge` passes its `Walk`, which nothing else holds meanwhile.
+    // SAFETY: `search` passes its `Walk`, which nothing else holds meanwhile.
     let walk = unsafe { &mut *context.cast::<Walk<'_>>() };
     if index >= PLACE {
         let Ok(above) = walk.entry.parent() else {
