@@ -17,6 +17,7 @@ use tipstaff_common::{
         ACT_CREATE, ACT_OPTION, ACT_RECEIVE, ACT_USE, Connect, KIND_CONNECT, KIND_SOCKET, Socket, VIA_BIND,
         VIA_CONNECT, VIA_LISTEN, VIA_SEND,
     },
+    label::TREE,
     rule::{DENY, REASON_BUDGET_EGRESS, REASON_CROSSED, REASON_DEFAULT, REASON_OPTION},
     session::HAS_LISTEN_RULES,
     socket::{SOCKET_PASSIVE, SocketLabel},
@@ -30,7 +31,7 @@ use crate::{
     budget, emit,
     kernel::{self, Address, INET, INET6, Sock, Task, sock_of},
     rules::{self, Scope, Target},
-    session::{self, Session},
+    session::{self, Phase, Session},
     socket,
     verdict::{Decision, Fault, of_fault, settle},
 };
@@ -156,6 +157,10 @@ fn adopt_accepted(sock: *mut c_void) {
         return;
     }
     let Some(session) = session::of_current_often() else { return };
+    // of a listener from before an attachment: judged at each use
+    if session.flags & TREE != 0 {
+        return;
+    }
     if socket::give(sock, &session, SOCKET_PASSIVE).is_null() {
         session.count_fault();
     }
@@ -195,7 +200,8 @@ fn is_judged(sock: *mut c_void) -> bool {
     sock.family() != Ok(UNIX) && sock.is_kernels() != Ok(true)
 }
 
-/// Whether the socket was made outside the session, and the refusal that follows.
+/// Whether the socket was made outside the session, and the refusal that follows. What a workload held when it was
+/// attached, and what comes in over that, is used as far as the rules let it.
 #[inline(always)]
 fn crossed(session: &Session, sock: *mut c_void, label: *const SocketLabel, act: u16) -> Option<bool> {
     if socket::is_own(label, session) {
@@ -204,9 +210,28 @@ fn crossed(session: &Session, sock: *mut c_void, label: *const SocketLabel, act:
     if !is_judged(sock) {
         return Some(false);
     }
+    if label.is_null() && session.flags & TREE != 0 && peer_in_scope(session, sock) {
+        return None;
+    }
     let decision = settle(Decision::deny(REASON_CROSSED), session);
     report_act(session, act, describe(sock), (0, 0), decision);
     Some(decision.refuses())
+}
+
+/// Whether a socket is connected to nobody, or to whom the rules let a member go or let come in.
+#[inline(always)]
+fn peer_in_scope(session: &Session, sock: *mut c_void) -> bool {
+    let to = peer(sock);
+    if session.phase != Phase::Live {
+        return false;
+    }
+    if to.port == 0 {
+        return true;
+    }
+    let Ok(policy) = rules::policy(session) else { return false };
+    let visitor = Target { port: Sock(sock as u64).local_port().unwrap_or(0), ..to };
+    rules::by_rules(policy, Scope::Destination, &to).is_ok_and(Decision::is_allow)
+        || rules::by_rules(policy, Scope::Inbound, &visitor).is_ok_and(Decision::is_allow)
 }
 
 /// A session that is over uses no socket; and none uses what crossed.
@@ -317,7 +342,8 @@ fn by_rules(session: &Session, label: *mut SocketLabel, target: &Target, via: u8
         Err(fault) => return Some(of_fault(fault, session)),
     };
     // SAFETY: points into the socket's storage: it is the session's own.
-    if via == VIA_SEND && unsafe { (*label).judged } == socket::fingerprint(target, policy.revision) {
+    if via == VIA_SEND && !label.is_null() && unsafe { (*label).judged } == socket::fingerprint(target, policy.revision)
+    {
         return None;
     }
     let scope = if via == VIA_BIND { Scope::Listen } else { Scope::Destination };
@@ -383,8 +409,10 @@ fn refuse_listen(socket: *mut c_void) -> bool {
     if family != Ok(INET) && family != Ok(INET6) {
         return false;
     }
-    // SAFETY: points into the socket's storage: it is the session's own.
-    unsafe { (*label).flags |= SOCKET_PASSIVE };
+    if !label.is_null() {
+        // SAFETY: points into the socket's storage: it is the session's own.
+        unsafe { (*label).flags |= SOCKET_PASSIVE };
+    }
     let (Ok(address), Ok(port), Ok(protocol)) = (place.local(), place.local_port(), place.protocol()) else {
         return settle(of_fault(Fault::Unreadable, &session), &session).refuses();
     };

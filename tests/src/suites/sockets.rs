@@ -235,7 +235,7 @@ fn unix(s: &mut Sandbox) -> Result<()> {
     open(&letters)?;
     let name = format!("@tipstaff-test-{}", std::process::id());
     let _named = UnixListener::bind_addr(&unix_address(&name)?)?;
-    let line = format!("unix stream {path} + unix datagram {letters} + unix stream {name}");
+    let line = format!("unix-to stream {path} + unix-to datagram {letters} + unix-to stream {name}");
     let say = |policy: &Policy| -> Result<(String, Finished)> {
         let running = s.run(&s.policy(policy)?, &member, &line)?;
         let session = running.session(s)?;
@@ -259,7 +259,7 @@ fn unix(s: &mut Sandbox) -> Result<()> {
     let link = s.file("link");
     std::os::unix::fs::symlink(&letters, &link)?;
     let other = only(&member).scope(format!("unix: {{ allow: [{directory}/], deny: [{letters}] }}"));
-    let through = s.run(&s.policy(&other)?, &member, &format!("unix datagram {link} + unix stream {path}"))?;
+    let through = s.run(&s.policy(&other)?, &member, &format!("unix-to datagram {link} + unix-to stream {path}"))?;
     through.wait()?.said("errno 1\nok")?;
     drop(running);
     Ok(())

@@ -103,7 +103,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "call" => network::call(rest),
         "make" => sockets::make(rest),
         "bind" => sockets::bind_to(rest),
-        "unix" => sockets::unix(rest),
+        "unix-to" => sockets::unix(rest),
         "take" => sockets::take(rest),
         "early" => sockets::early(rest),
         "source-route" => sockets::source_route(rest),

@@ -56,7 +56,7 @@ pub(crate) fn unix_address(name: &str) -> std::io::Result<UnixAddress> {
     }
 }
 
-/// `unix stream|datagram NAME`: connects, or sends one datagram.
+/// `unix-to stream|datagram NAME`: connects, or sends one datagram.
 pub(super) fn unix(words: &[&str]) -> Result<u8> {
     let (kind, rest) = one(words)?;
     let (name, _) = one(rest)?;
