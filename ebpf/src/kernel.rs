@@ -29,6 +29,20 @@ pub fn speaks() -> bool {
     GENERATION.get(0).copied() == Some(settings().generation)
 }
 
+/// What an LSM program returns: `-EPERM`, or 0 to go on.
+///
+/// VERIFIER: two exits with constants, as in `bprm_check_security`. The empty instruction keeps the compiler from computing
+/// the answer, which kernels from 6.12 on then take for any number.
+#[inline(always)]
+pub fn answer(refused: bool) -> i32 {
+    if refused {
+        // SAFETY: nothing happens.
+        unsafe { core::arch::asm!("", options(nostack, nomem)) };
+        return -1;
+    }
+    0
+}
+
 /// Reads one offset; see [`settings`] for why it is volatile. `field` is the `offset_of!` of a field of [`Offsets`].
 #[inline(always)]
 fn offset(field: usize) -> u64 {

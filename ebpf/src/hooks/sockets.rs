@@ -44,14 +44,13 @@ const RAW: u16 = 3;
 /// HOOK: `socket_create(int family, int type, int protocol, int kern)`, LSM since 5.7.
 #[lsm(hook = "socket_create")]
 pub fn socket_create(context: LsmContext) -> i32 {
-    // VERIFIER: two exits with constants, here and below, as in `bprm_check_security`.
-    if refuse_create(context.arg(0), context.arg(1), context.arg(2), context.arg(3)) { -1 } else { 0 }
+    kernel::answer(refuse_create(context.arg(0), context.arg(1), context.arg(2), context.arg(3)))
 }
 
 /// HOOK: `socket_post_create(struct socket *sock, int family, int type, int protocol, int kern)`, LSM since 5.7.
 #[lsm(hook = "socket_post_create")]
 pub fn socket_post_create(context: LsmContext) -> i32 {
-    if refuse_label(context.arg(0), context.arg(4)) { -1 } else { 0 }
+    kernel::answer(refuse_label(context.arg(0), context.arg(4)))
 }
 
 /// HOOK: `sock_graft(struct sock *sk, struct socket *parent)`, LSM since 5.7; an accepted socket gets its descriptor. Those
@@ -66,50 +65,50 @@ pub fn sock_graft(context: LsmContext) -> i32 {
 /// Fast Open; called twice for one connect of io_uring.
 #[lsm(hook = "socket_connect")]
 pub fn socket_connect(context: LsmContext) -> i32 {
-    if refuse_address(context.arg(0), address(&context), VIA_CONNECT) { -1 } else { 0 }
+    kernel::answer(refuse_address(context.arg(0), address(&context), VIA_CONNECT))
 }
 
 /// HOOK: `socket_bind(struct socket *sock, struct sockaddr *address, int addrlen)`, LSM since 5.7.
 #[lsm(hook = "socket_bind")]
 pub fn socket_bind(context: LsmContext) -> i32 {
-    if refuse_address(context.arg(0), address(&context), VIA_BIND) { -1 } else { 0 }
+    kernel::answer(refuse_address(context.arg(0), address(&context), VIA_BIND))
 }
 
 /// HOOK: `socket_listen(struct socket *sock, int backlog)`, LSM since 5.7.
 #[lsm(hook = "socket_listen")]
 pub fn socket_listen(context: LsmContext) -> i32 {
-    if refuse_listen(context.arg(0)) { -1 } else { 0 }
+    kernel::answer(refuse_listen(context.arg(0)))
 }
 
 /// HOOK: `socket_accept(struct socket *sock, struct socket *newsock)`, LSM since 5.7.
 #[lsm(hook = "socket_accept")]
 pub fn socket_accept(context: LsmContext) -> i32 {
-    if refuse_use(context.arg(0)) { -1 } else { 0 }
+    kernel::answer(refuse_use(context.arg(0)))
 }
 
 /// HOOK: `socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`, LSM since 5.7. Not called for sendfile and
 /// splice before 6.5.
 #[lsm(hook = "socket_sendmsg")]
 pub fn socket_sendmsg(context: LsmContext) -> i32 {
-    if refuse_message(context.arg(0), context.arg(1), context.arg(2)) { -1 } else { 0 }
+    kernel::answer(refuse_message(context.arg(0), context.arg(1), context.arg(2)))
 }
 
 /// HOOK: `socket_recvmsg(struct socket *sock, struct msghdr *msg, int size, int flags)`, LSM since 5.7.
 #[lsm(hook = "socket_recvmsg")]
 pub fn socket_recvmsg(context: LsmContext) -> i32 {
-    if refuse_use(context.arg(0)) { -1 } else { 0 }
+    kernel::answer(refuse_use(context.arg(0)))
 }
 
 /// HOOK: `socket_setsockopt(struct socket *sock, int level, int optname)`, LSM since 5.7.
 #[lsm(hook = "socket_setsockopt")]
 pub fn socket_setsockopt(context: LsmContext) -> i32 {
-    if refuse_option(context.arg(0), context.arg(1), context.arg(2)) { -1 } else { 0 }
+    kernel::answer(refuse_option(context.arg(0), context.arg(1), context.arg(2)))
 }
 
 /// HOOK: `file_receive(struct file *file)`, LSM since 5.7; a descriptor arrives by `SCM_RIGHTS` or `pidfd_getfd`.
 #[lsm(hook = "file_receive")]
 pub fn file_receive(context: LsmContext) -> i32 {
-    if refuse_file(context.arg(0)) { -1 } else { 0 }
+    kernel::answer(refuse_file(context.arg(0)))
 }
 
 /// The address and length that `socket_connect` and `socket_bind` are given.

@@ -17,7 +17,7 @@ use tipstaff_common::{
 
 use crate::{
     emit,
-    kernel::{Dentry, Task, UnixSock, sock_of},
+    kernel::{self, Dentry, Task, UnixSock, sock_of},
     maps::{UNIX_RULES, UnixRules},
     rules,
     session::{self, Session},
@@ -28,15 +28,14 @@ use crate::{
 /// HOOK: `unix_stream_connect(struct sock *sock, struct sock *other, struct sock *newsk)`, LSM since 5.7.
 #[lsm(hook = "unix_stream_connect")]
 pub fn unix_stream_connect(context: LsmContext) -> i32 {
-    // VERIFIER: two exits with constants, as in `bprm_check_security`.
-    if refuse(context.arg(1), VIA_CONNECT) { -1 } else { 0 }
+    kernel::answer(refuse(context.arg(1), VIA_CONNECT))
 }
 
 /// HOOK: `unix_may_send(struct socket *sock, struct socket *other)`, LSM since 5.7; connect and each message of datagrams.
 #[lsm(hook = "unix_may_send")]
 pub fn unix_may_send(context: LsmContext) -> i32 {
     let other = sock_of(context.arg(1));
-    if !other.is_null() && refuse(other, VIA_SEND) { -1 } else { 0 }
+    kernel::answer(!other.is_null() && refuse(other, VIA_SEND))
 }
 
 /// Copies a name out of kernel memory; how many bytes.
