@@ -26,7 +26,7 @@ use crate::{
     },
     cli::{Exit, Failure},
     config::{Config, cgroup2_mount},
-    enforce::{SessionCgroup, Song, prove, prove_destroy},
+    enforce::{FileWatch, SessionCgroup, Song, prove, prove_destroy},
     engine::{
         self, Control, Engine, Parts, Past, RecoverError, Recovered, controls_from_song, flow_destroy, pidfd_of,
         recover, wire_control,
@@ -274,6 +274,10 @@ async fn serve(
     let timer = Timer::new()?;
     let steps = ClockSteps::watch().map_err(unexpected)?;
     let processors = ProcessorEvents::watch().map_err(unexpected)?;
+    // before the first lease is taken: what nobody waits for ends the process
+    let mut leases = signal(SignalKind::io()).map_err(unexpected)?;
+    let files = FileWatch::new().map_err(unexpected)?;
+    let changes = Readable::watch(files.descriptor().map_err(unexpected)?).map_err(unexpected)?;
     let tier = kernel.tier();
     record_start(&mut ground.log, tier, &controls)?;
     let parts = Parts {
@@ -286,6 +290,7 @@ async fn serve(
         controls,
         log: ground.log,
         store: ground.store,
+        files,
         notes,
     };
     let root = parts.root.path.clone();
@@ -310,6 +315,8 @@ async fn serve(
             () = rings[1].ready() => pace.look(&mut engine),
             () = pace.due() => pace.look(&mut engine),
             () = timer.expiry.ready() => engine.tick(),
+            () = changes.ready() => engine.files_changed(),
+            Some(()) = leases.recv() => engine.leases_wanted(),
             () = steps.stepped() => {
                 steps.arm().map_err(unexpected)?;
                 engine.clock_stepped();

@@ -107,7 +107,29 @@ pub struct Offsets {
     pub dentry_name: u32,
     /// `dentry.d_name.len`
     pub dentry_name_length: u32,
+    /// `inode.i_mode`
+    pub inode_mode: u32,
+    /// `inode.i_size`
+    pub inode_size: u32,
+    /// `inode.i_nlink`
+    pub inode_links: u32,
+    /// `inode.i_uid`
+    pub inode_owner: u32,
+    /// `inode.i_writecount`
+    pub inode_writers: u32,
+    /// `inode.i_flctx`
+    pub inode_locks: u32,
+    /// `file_lock_context.flc_lease`
+    pub locks_leases: u32,
+    /// Seconds of the ctime, 64 bits: `inode.i_ctime.tv_sec`, `__i_ctime.tv_sec` (6.6) or `i_ctime_sec` (6.11).
+    pub inode_changed: u32,
+    /// Nanoseconds of the ctime in the lower 30 bits of 32, above them a flag of the kernel's own (6.13): as above.
+    pub inode_changed_nanos: u32,
+    /// `super_block.s_flags`
+    pub super_flags: u32,
+    /// `linux_binprm.fdpath`
+    pub binprm_descriptor: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 50 * 4);
+const _: () = assert!(size_of::<Offsets>() == 61 * 4);
 
 pod!(Offsets);

@@ -52,10 +52,39 @@ pub const REASON_CROSSED: u32 = REASONS + 15;
 /// A socket option that would make packets take another way than the address that was judged.
 pub const REASON_OPTION: u32 = REASONS + 16;
 
+/// The file is not as it was when the rule's file was looked at (see [`PINNED`]).
+pub const REASON_CHANGED: u32 = REASONS + 0x20;
+/// The file does not have the digest that its rule asks for.
+pub const REASON_DIGEST: u32 = REASONS + 0x21;
+/// From here on, in the order of `CLASS_*`: the program is of a class that the session's kind denies.
+pub const REASON_CLASSES: u32 = REASONS + 0x28;
+
+/// A dynamic loader, started as a program: it runs any file that it is given.
+pub const CLASS_LOADER: u32 = 0;
+/// A program that is many, by the name that it is called by.
+pub const CLASS_MULTI_CALL: u32 = 1;
+/// The program was named by a descriptor alone: execveat(2) with an empty path.
+pub const CLASS_BY_DESCRIPTOR: u32 = 2;
+/// The file never had a name: memfd_create(2).
+pub const CLASS_MEMFD: u32 = 3;
+/// The file has no name any more, or never had one (`O_TMPFILE`).
+pub const CLASS_DELETED: u32 = 4;
+/// The file was written, renamed or linked since the session began, and members could have done it.
+pub const CLASS_WRITTEN: u32 = 5;
+/// How many classes there are.
+pub const CLASSES: u32 = 6;
+
 /// The key is a program.
 pub const KIND_FILE: u32 = 0;
 /// The key is a directory: the rule holds for every program below it.
 pub const KIND_DIRECTORY: u32 = 1;
+/// The key is a class of programs: `CLASS_*` in the place of the inode's number.
+pub const KIND_CLASS: u32 = 2;
+/// The key is the first argument of a program: its bytes in the place of the file (see [`word_key`]), `words` of the
+/// program's entry in the place of `pad`.
+pub const KIND_WORD: u32 = 3;
+/// Bytes of a first argument that rules can name.
+pub const WORD_BYTES: usize = 16;
 
 /// Which file it is, as the kernel sees it: never what stat(2) says (they differ on overlayfs and btrfs).
 #[repr(C)]
@@ -70,20 +99,90 @@ pub struct FileId {
 }
 const _: () = assert!(size_of::<FileId>() == 16);
 
+/// What the hook can see of a file's content: it moves with every write that the kernel knows of.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Content {
+    /// `inode.i_size`
+    pub size: u64,
+    /// The ctime in nanoseconds of the epoch.
+    pub changed: u64,
+}
+const _: () = assert!(size_of::<Content>() == 16);
+
 /// Key of an inner map of `EXEC_RULES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExecKey {
     /// The program or directory.
     pub file: FileId,
-    /// `KIND_FILE` or `KIND_DIRECTORY`.
+    /// `KIND_*`
     pub kind: u32,
     /// Always 0.
     pub pad: u32,
 }
 const _: () = assert!(size_of::<ExecKey>() == 24);
 
+/// The key of a first argument, zeros after its end. `words` is that of the program's entry.
+#[must_use]
+pub const fn word_key(word: [u8; WORD_BYTES], words: u32) -> ExecKey {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = word;
+    let file = FileId {
+        inode: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+        device: u32::from_ne_bytes([i, j, k, l]),
+        generation: u32::from_ne_bytes([m, n, o, p]),
+    };
+    ExecKey { file, kind: KIND_WORD, pad: words }
+}
+
+/// The bytes of a first argument that a key has; see [`word_key`].
+#[must_use]
+pub const fn word_of(key: &ExecKey) -> [u8; WORD_BYTES] {
+    let [a, b, c, d, e, f, g, h] = key.file.inode.to_ne_bytes();
+    let [i, j, k, l] = key.file.device.to_ne_bytes();
+    let [m, n, o, p] = key.file.generation.to_ne_bytes();
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+/// The key of a class of programs.
+#[must_use]
+pub const fn class_key(class: u32) -> ExecKey {
+    ExecKey { file: FileId { inode: class as u64, device: 0, generation: 0 }, kind: KIND_CLASS, pad: 0 }
+}
+
+/// The entry holds only while the file's size and ctime are those in it. Where they are not, it says nothing (or, with
+/// [`STRICT`], denies). A write, a rename, a link and an unlink all move the ctime.
+pub const PINNED: u32 = 1 << 8;
+/// Pinned, and denied where the pin does not hold or somebody has the file open to write: its rule asks for a digest, or
+/// denies some of its first arguments.
+pub const STRICT: u32 = 1 << 9;
+/// The file system tells nobody of a write through a mapping: the entry holds only while a lease on the file does.
+pub const LEASED: u32 = 1 << 10;
+/// The first argument is judged, once the program is in place.
+pub const WORDS: u32 = 1 << 11;
+/// Of any other first argument the entry says nothing.
+pub const WORDS_ONLY: u32 = 1 << 12;
+/// The entry is no rule: it only says of which classes the file is.
+pub const NO_RULE: u32 = 1 << 13;
+
 /// Value of an inner map of `EXEC_RULES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProgramEntry {
+    /// `ALLOW` or `DENY`.
+    pub verdict: u32,
+    /// Index of the rule, or `REASON_*`.
+    pub rule: u32,
+    /// Bit `1 << CLASS_*` for each class of the file that is known beforehand; `PINNED` and its kin.
+    pub flags: u32,
+    /// `pad` of the keys of this program's first arguments; 0 is nobody's.
+    pub words: u32,
+    /// Pinned: what the file was when the agent looked at it.
+    pub content: Content,
+}
+const _: () = assert!(size_of::<ProgramEntry>() == 32);
+
+/// Value of an inner map of `UNIX_RULES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExecEntry {
@@ -165,4 +264,4 @@ impl Default for NetEntry {
     }
 }
 
-pod!(FileId, ExecKey, ExecEntry, UnixKey, PortRule, NetEntry);
+pod!(FileId, Content, ExecKey, ProgramEntry, ExecEntry, UnixKey, PortRule, NetEntry);

@@ -30,8 +30,18 @@ pub struct SessionConfig {
     pub deadline: u64,
     /// What the session may use up.
     pub budgets: Budgets,
+    /// The wall clock at the start, nanoseconds of the epoch: a file with this ctime or a later one may be a member's
+    /// work.
+    pub written_since: u64,
+    /// `ROOT_WRITES`
+    pub flags: u32,
+    /// Always 0.
+    pub pad: u32,
 }
-const _: () = assert!(size_of::<SessionConfig>() == 16 + size_of::<Budgets>());
+const _: () = assert!(size_of::<SessionConfig>() == 32 + size_of::<Budgets>());
+
+/// The session was started by root: files that only root can write may be its work too.
+pub const ROOT_WRITES: u32 = 1;
 
 /// What all members of a session together may use up; 0: no such budget. A second is one of `CLOCK_BOOTTIME`.
 #[repr(C)]

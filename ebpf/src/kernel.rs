@@ -5,9 +5,14 @@ use core::{ffi::c_void, mem::offset_of};
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_task, bpf_get_current_task_btf, bpf_get_current_uid_gid,
     bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_probe_read_kernel,
-    bpf_send_signal,
+    bpf_probe_read_kernel_str_bytes, bpf_send_signal,
 };
-use tipstaff_common::{offsets::Offsets, rule::FileId, session::Settings, socket::SocketRow};
+use tipstaff_common::{
+    offsets::Offsets,
+    rule::{Content, FileId},
+    session::Settings,
+    socket::SocketRow,
+};
 
 use crate::{
     maps::{CLOCK, GENERATION, OFFSETS, SETTINGS},
@@ -237,18 +242,85 @@ impl Dentry {
     /// Which file it names.
     #[inline(always)]
     pub fn identity(self) -> Result<FileId, Fault> {
-        inode_identity(read(self.0, offset_of!(Offsets, dentry_inode))?)
+        read(self.0, offset_of!(Offsets, dentry_inode)).map(Inode)?.identity()
+    }
+
+    /// The first bytes of its name; what comes after the name's end is not defined.
+    #[inline(always)]
+    pub fn name_start(self) -> Result<[u8; 8], Fault> {
+        let name: u64 = read(self.0, offset_of!(Offsets, dentry_name))?;
+        // SAFETY: the helper checks the address and copies; it never faults. A short name lies inside the dentry.
+        unsafe { bpf_probe_read_kernel(name as *const [u8; 8]) }.map_err(|_errno| Fault::Unreadable)
     }
 }
 
-#[inline(always)]
-fn inode_identity(inode: u64) -> Result<FileId, Fault> {
-    let superblock: u64 = read(inode, offset_of!(Offsets, inode_super))?;
-    Ok(FileId {
-        inode: read(inode, offset_of!(Offsets, inode_number))?,
-        device: read(superblock, offset_of!(Offsets, super_device))?,
-        generation: read(inode, offset_of!(Offsets, inode_generation))?,
-    })
+/// An inode by its address.
+#[derive(Clone, Copy)]
+pub struct Inode(pub u64);
+
+/// `SB_KERNMOUNT` (`include/linux/fs.h`): the kernel's own mount, which nothing has a path in.
+const KERNEL_MOUNT: u64 = 1 << 22;
+/// Above the nanoseconds of a ctime: `I_CTIME_QUERIED` (`include/linux/fs.h`, 6.13).
+const NANOS: u32 = (1 << 30) - 1;
+
+impl Inode {
+    /// Which file it is.
+    #[inline(always)]
+    pub fn identity(self) -> Result<FileId, Fault> {
+        let superblock: u64 = read(self.0, offset_of!(Offsets, inode_super))?;
+        Ok(FileId {
+            inode: read(self.0, offset_of!(Offsets, inode_number))?,
+            device: read(superblock, offset_of!(Offsets, super_device))?,
+            generation: read(self.0, offset_of!(Offsets, inode_generation))?,
+        })
+    }
+
+    /// Size and ctime.
+    #[inline(always)]
+    pub fn content(self) -> Result<Content, Fault> {
+        let seconds: u64 = read(self.0, offset_of!(Offsets, inode_changed))?;
+        let nanos: u32 = read(self.0, offset_of!(Offsets, inode_changed_nanos))?;
+        let changed = seconds.wrapping_mul(1_000_000_000).wrapping_add(u64::from(nanos & NANOS));
+        Ok(Content { size: read(self.0, offset_of!(Offsets, inode_size))?, changed })
+    }
+
+    /// Names that it has.
+    #[inline(always)]
+    pub fn links(self) -> Result<u32, Fault> {
+        read(self.0, offset_of!(Offsets, inode_links))
+    }
+
+    /// Whether nobody but root can write it, as its mode says.
+    #[inline(always)]
+    pub fn is_roots_alone(self) -> Result<bool, Fault> {
+        let owner: u32 = read(self.0, offset_of!(Offsets, inode_owner))?;
+        let mode: u16 = read(self.0, offset_of!(Offsets, inode_mode))?;
+        Ok(owner == 0 && mode & 0o022 == 0)
+    }
+
+    /// Whether somebody has it open to write; a writable mapping counts as long as it stands.
+    #[inline(always)]
+    pub fn has_writers(self) -> Result<bool, Fault> {
+        Ok(read::<i32>(self.0, offset_of!(Offsets, inode_writers))? > 0)
+    }
+
+    /// Whether somebody holds a lease on it: nobody opens it to write before that is given back.
+    #[inline(always)]
+    pub fn is_leased(self) -> Result<bool, Fault> {
+        let locks: u64 = read(self.0, offset_of!(Offsets, inode_locks))?;
+        if locks == 0 {
+            return Ok(false);
+        }
+        let first: u64 = read(locks, offset_of!(Offsets, locks_leases))?;
+        Ok(first != locks + offset(offset_of!(Offsets, locks_leases)))
+    }
+
+    /// Whether it lies where no path leads: memfd_create(2).
+    #[inline(always)]
+    pub fn is_nowhere(self) -> Result<bool, Fault> {
+        let superblock: u64 = read(self.0, offset_of!(Offsets, inode_super))?;
+        Ok(read::<u64>(superblock, offset_of!(Offsets, super_flags))? & KERNEL_MOUNT != 0)
+    }
 }
 
 /// An open file by its address.
@@ -259,7 +331,13 @@ impl File {
     /// Which file it is.
     #[inline(always)]
     pub fn identity(self) -> Result<FileId, Fault> {
-        inode_identity(read(self.0, offset_of!(Offsets, file_inode))?)
+        self.inode()?.identity()
+    }
+
+    /// Its inode, of the file system that it was opened in.
+    #[inline(always)]
+    pub fn inode(self) -> Result<Inode, Fault> {
+        read(self.0, offset_of!(Offsets, file_inode)).map(Inode)
     }
 
     /// Where it was opened.
@@ -492,6 +570,22 @@ impl Binprm {
     #[inline(always)]
     pub fn filename(self) -> Result<u64, Fault> {
         read(self.0, offset_of!(Offsets, binprm_filename))
+    }
+
+    /// Whether the program was named by a descriptor and an empty path. The kernel then names it `/dev/fd/N`, and
+    /// `/dev/fd/N/path` where there was a path.
+    #[inline(always)]
+    pub fn is_by_descriptor(self) -> Result<bool, Fault> {
+        let name: u64 = read(self.0, offset_of!(Offsets, binprm_descriptor))?;
+        if name == 0 {
+            return Ok(false);
+        }
+        let mut bytes = [0u8; 24];
+        // SAFETY: the helper checks the address and copies; it never faults.
+        let read = unsafe { bpf_probe_read_kernel_str_bytes(name as *const u8, &mut bytes) };
+        read.map_err(|_errno| Fault::Unreadable)?;
+        // behind "/dev/fd/"; a number has at most ten digits
+        Ok(!bytes[8..20].contains(&b'/'))
     }
 
     /// The file begins as a script does: its interpreter comes next.

@@ -13,6 +13,7 @@ mod emit;
 mod hooks;
 mod kernel;
 mod maps;
+mod program;
 mod rules;
 mod session;
 mod socket;

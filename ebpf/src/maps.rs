@@ -11,7 +11,7 @@ use tipstaff_common::{
     label::{Label, Mirrored, SessionRef},
     limits,
     offsets::Offsets,
-    rule::{ExecEntry, ExecKey, NetEntry, UnixKey},
+    rule::{ExecKey, NetEntry, ProgramEntry, UnixKey},
     session::{PolicyEntry, SessionConfig, SessionCounters, Settings},
     socket::{Destination, SocketLabel},
 };
@@ -74,6 +74,17 @@ pub static OFFSETS: Offsets = Offsets {
     unix_address_name: 0,
     dentry_name: 0,
     dentry_name_length: 0,
+    inode_mode: 0,
+    inode_size: 0,
+    inode_links: 0,
+    inode_owner: 0,
+    inode_writers: 0,
+    inode_locks: 0,
+    locks_leases: 0,
+    inode_changed: 0,
+    inode_changed_nanos: 0,
+    super_flags: 0,
+    binprm_descriptor: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the
@@ -206,11 +217,11 @@ pub static SESSION_COUNTERS: Array<SessionCounters, { limits::SESSIONS as usize 
 #[btf_map]
 pub static POLICIES: Array<PolicyEntry, { limits::POLICIES as usize }> = Array::new();
 
-/// Rules on programs, one inner map a revision. The value is an `ExecEntry`, declared as an integer: 6.1 compares what
+/// Rules on programs, one inner map a revision. The value is a `ProgramEntry`, declared as an array: 6.1 compares what
 /// the BTF says of a structure (`timer_off`: -ENOENT) with what it says of a map without BTF (-EINVAL), and refuses the
 /// agent's inner maps, which have none. For integers and arrays both are -EINVAL (`kernel/bpf/btf.c`, 6.1; measured).
-pub type ExecRules = HashMap<ExecKey, u64, 1024>;
-const _: () = assert!(size_of::<u64>() == size_of::<ExecEntry>());
+pub type ExecRules = HashMap<ExecKey, [u64; size_of::<ProgramEntry>() / 8], 1024>;
+const _: () = assert!(size_of::<ProgramEntry>().is_multiple_of(8));
 
 /// Revision → rules on programs. Written by the agent before the revision is put in force; lives as long as a session
 /// uses it.
@@ -233,7 +244,7 @@ pub static LISTEN_RULES: HashOfMaps<u32, NetRules, { limits::POLICIES as usize }
 #[btf_map]
 pub static INBOUND_RULES: HashOfMaps<u32, NetRules, { limits::POLICIES as usize }> = HashOfMaps::new();
 
-/// Rules on unix sockets, one inner map a revision. As [`ExecRules`].
+/// Rules on unix sockets, one inner map a revision. The value is an `ExecEntry`; see [`ExecRules`].
 pub type UnixRules = HashMap<UnixKey, u64, 1024>;
 
 /// Revision → rules on unix sockets. As `EXEC_RULES`.

@@ -122,7 +122,7 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     let deadline = boot_now() + u64::try_from(LIFETIME.as_nanos()).unwrap_or(u64::MAX);
     // one flow is let through, a second would be one too many
     let budgets = Budgets { connects: 1, ..Budgets::default() };
-    let config = SessionConfig { mode: MODE_ENFORCE, policy: SLOT, deadline, budgets };
+    let config = SessionConfig { mode: MODE_ENFORCE, policy: SLOT, deadline, budgets, ..SessionConfig::default() };
     kernel.begin(session, config, cgroup.id())?;
     let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(failed("talk to")(std::io::Error::other("no pipes")));

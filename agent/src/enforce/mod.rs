@@ -8,6 +8,8 @@ mod freezer;
 mod sockets;
 mod sweep;
 mod tree;
+mod trust;
+mod watch;
 
 pub use canary::{Song, VERB, child, prove};
 pub use cgroup::{SessionCgroup, cgroup_of, processes_below};
@@ -17,3 +19,5 @@ pub use sockets::{
 };
 pub use sweep::{Killed, Sweep, signal_members};
 pub use tree::{Host, Refusal, Target, cgroup_named, outside, whom};
+pub use trust::only_root_can_replace;
+pub use watch::{FileWatch, directories_of};

@@ -76,6 +76,7 @@ impl Engine {
         for (id, first) in firsts {
             self.resume(id, first, &mut history);
         }
+        self.refresh();
         self.flush();
         Ok(())
     }
@@ -193,7 +194,7 @@ impl Engine {
         revision: u32,
     ) -> Result<(Policy, Resolved, Plan), String> {
         let kernel = &mut self.parts.kernel;
-        let mut host = resolve::rules(kernel, &policy).map_err(|e| e.to_string())?;
+        let mut host = resolve::rules(kernel, &mut self.digests, &policy).map_err(|e| e.to_string())?;
         if let Some(narrowed) = narrowed {
             let less = policy.without(&host, &narrowed.removed);
             (policy, host) = less.map_err(|(rule, _)| format!("its policy has no rule {rule} to be without"))?;
@@ -205,6 +206,7 @@ impl Engine {
             plan = plan.renumbered(&narrowed.rules).ok_or("its policies had too many rules")?;
         }
         plan.exec = kernel.exec_rules(revision).map_err(|e| e.to_string())?.into_iter().collect();
+        host.as_pinned(&policy, &plan);
         plan.unix = kernel.unix_rules(revision).map_err(|e| e.to_string())?.into_iter().collect();
         Ok((policy, host, plan))
     }

@@ -82,6 +82,7 @@ impl Engine {
             }
         };
         self.feed(begun.id, Input::Labelled);
+        self.watch_files();
         let mut attached = self.settle_in(&begun, how, walks, treatment)?;
         attached.ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         Ok(Reply::Attached(Box::new(attached)))
@@ -158,7 +159,8 @@ impl Engine {
         for (program, pid) in programs {
             let root = format!("/proc/{pid}/root");
             let (kernel, policy) = (&mut self.parts.kernel, &checked.policy);
-            let refusal = judge::command(kernel, policy, &checked.host, Path::new(&root), &program).map_err(failed)?;
+            let refusal =
+                judge::command(kernel, policy, &checked.host, Path::new(&root), &program, None).map_err(failed)?;
             if refusal.is_some() && notes.len() < NOTES {
                 let program = program.display();
                 notes.push(format!(

@@ -173,6 +173,7 @@ impl Engine {
             self.linger(id, live.reference, live.cgroup.clone());
             return;
         }
+        self.watch_files();
         complain("forgetting a session", self.parts.store.forget(id));
         complain("releasing a session", self.parts.kernel.release(live.reference, live.cgroup.id()));
         self.slots.free(live.reference);

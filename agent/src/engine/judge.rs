@@ -10,8 +10,8 @@ use tipstaff_common::rule::FileId;
 
 use super::resolve;
 use crate::{
-    kernel::{Kernel, KernelError, Tier},
-    policy::{Decision, Effect, Policy, Resolved, decide_exec},
+    kernel::{Kernel, KernelError, Seen, Tier},
+    policy::{Decision, Effect, Policy, Program, ProgramClass, Resolved, decide_exec},
 };
 
 /// Which file was refused, and by which rule.
@@ -22,13 +22,15 @@ pub(super) struct Refusal {
     pub(super) rule: u32,
 }
 
-/// The first of the files that the command needs which the policy denies. `root` is the root directory of the caller.
+/// The first of the files that the command needs which the policy denies. `root` is the root directory of the caller,
+/// `word` the first argument, if it is known; `Some(None)`: there is none.
 pub(super) fn command(
     kernel: &mut Kernel,
     policy: &Policy,
     files: &Resolved,
     root: &Path,
     path: &Path,
+    word: Option<Option<&[u8]>>,
 ) -> Result<Option<Refusal>, KernelError> {
     let seen = inside(root, path);
     let script = resolve::interpreter(&seen);
@@ -37,9 +39,12 @@ pub(super) fn command(
     if script.is_none() || kernel.tier() == Tier::Full {
         programs.push(path.to_owned());
     }
-    programs.extend(script);
+    programs.extend(script.clone());
     for program in programs {
-        let decision = judge(kernel, policy, files, &inside(root, &program))?;
+        let last = script.as_ref().is_none_or(|interpreter| *interpreter == program);
+        // what a script is given is not what its interpreter is
+        let word = word.filter(|_| last && script.is_none());
+        let decision = judge(kernel, policy, files, &inside(root, &program), (word, !last))?;
         if let Some(Decision { verdict: Effect::Deny, rule }) = decision {
             return Ok(Some(Refusal { path: program, rule }));
         }
@@ -52,13 +57,22 @@ fn inside(root: &Path, path: &Path) -> PathBuf {
 }
 
 /// The decision on one program; `None` where there is no such file, which is the exec's own error to report.
-fn judge(kernel: &mut Kernel, policy: &Policy, files: &Resolved, path: &Path) -> Result<Option<Decision>, KernelError> {
+fn judge(
+    kernel: &mut Kernel,
+    policy: &Policy,
+    files: &Resolved,
+    path: &Path,
+    (word, script): (Option<Option<&[u8]>>, bool),
+) -> Result<Option<Decision>, KernelError> {
     let Ok(real) = fs::canonicalize(path) else { return Ok(None) };
     let mut paths: Vec<&Path> = vec![&real];
     paths.extend(real.ancestors().skip(1));
-    let mut ids = resolve::identities(kernel, &paths)?.into_iter();
-    let Some(program) = ids.next().flatten() else { return Ok(None) };
+    let mut found = resolve::look(kernel, &paths)?.into_iter().map(|found| found.map(|found| found.seen));
+    let Some(Seen { id: program, content }) = found.next().flatten() else { return Ok(None) };
+    let ids = found.map(|seen| seen.map(|seen| seen.id));
     // the kernel does not leave the program's file system on its way up
     let above: Vec<FileId> = ids.map_while(|id| id.filter(|id| id.device == program.device)).collect();
-    Ok(Some(decide_exec(policy, files, program, &above)))
+    let classes = ProgramClass::of_name(&real);
+    let program = Program { content: Some(content), classes, script, word, ..Program::of(program, &above) };
+    Ok(Some(decide_exec(policy, files, &program)))
 }

@@ -5,6 +5,7 @@ mod adopt;
 mod attach;
 mod control;
 mod controls;
+mod digests;
 mod finish;
 mod flows;
 mod history;
@@ -15,6 +16,7 @@ mod linger;
 mod narrow;
 mod record;
 mod recover;
+mod refresh;
 mod report;
 mod resolve;
 mod slots;
@@ -43,9 +45,11 @@ pub use start::pidfd_of;
 
 use self::{
     control::Revoking,
+    digests::Digests,
     history::LAST_VERDICTS,
     limits::Doings,
     linger::Lingering,
+    refresh::Refresh,
     slots::{Policies, Slots},
     stays::Stay,
 };
@@ -56,7 +60,7 @@ use crate::{
         wire::{self, ApiError, Reply, Request},
     },
     config::Config,
-    enforce::{Flows, Registry, SessionCgroup, Sweep},
+    enforce::{FileWatch, Flows, Registry, SessionCgroup, Sweep},
     evidence::{Body, Log, Mark, Moment, SessionStart},
     host_events::Processors,
     kernel::{
@@ -95,6 +99,8 @@ pub struct Parts {
     pub log: Log,
     /// What outlives the agent.
     pub store: Store,
+    /// Watches the directories of files that rules name.
+    pub files: FileWatch,
     /// Where the engine's helpers tell it what they saw.
     pub notes: mpsc::UnboundedSender<Note>,
 }
@@ -126,6 +132,9 @@ pub struct Engine {
     sessions: BTreeMap<SessionId, Live>,
     slots: Slots,
     policies: Policies,
+    digests: Digests,
+    /// When files of rules are looked at again.
+    refresh: Refresh,
     /// The network namespaces that sessions are in.
     namespaces: Registry,
     followers: Vec<Answer>,
@@ -232,6 +241,8 @@ impl Engine {
             sessions: BTreeMap::new(),
             slots: Slots::new(boot_now()),
             policies: Policies::default(),
+            digests: Digests::default(),
+            refresh: Refresh::default(),
             namespaces: Registry::default(),
             followers: Vec::new(),
             ready: Instant::now(),
@@ -365,6 +376,9 @@ impl Engine {
         if self.linger_due.is_some_and(|due| due <= now) {
             self.look_after();
         }
+        if self.refresh.due().is_some_and(|due| due <= now) {
+            self.refresh();
+        }
         if self.flush_due.is_some_and(|due| due <= now) {
             self.account();
             self.flush();
@@ -384,7 +398,7 @@ impl Engine {
     #[must_use]
     pub fn next_tick(&self) -> Option<u64> {
         let sessions = self.sessions.values().flat_map(|s| [s.machine.wakes_at(), s.next_round]);
-        sessions.chain([self.flush_due, self.removal_due, self.linger_due]).flatten().min()
+        sessions.chain([self.flush_due, self.removal_due, self.linger_due, self.refresh.due()]).flatten().min()
     }
 
     /// Says goodbye: enforcement stays.

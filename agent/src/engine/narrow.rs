@@ -68,7 +68,7 @@ impl Engine {
 
     fn narrower_by_policy(&mut self, id: SessionId, text: &str, source: &str) -> Result<(Narrower, Plan), ApiError> {
         let policy = policy::parse(source, text.as_bytes()).map_err(|problems| ApiError::BadPolicy { problems })?;
-        let mut host = resolve::rules(&mut self.parts.kernel, &policy).map_err(failed)?;
+        let mut host = resolve::rules(&mut self.parts.kernel, &mut self.digests, &policy).map_err(failed)?;
         let above = above(&mut self.parts.kernel, &policy, &host).map_err(failed)?;
         let Some(live) = self.sessions.get(&id) else {
             return Err(ApiError::NotFound { message: format!("session {id} is over") });
@@ -170,6 +170,7 @@ impl Engine {
         self.keep(id);
         self.append_durable(&Body::SessionNarrowed(narrowed));
         self.shorten(id, ttl);
+        self.watch_files();
         self.cut_out_of_scope(id);
         self.retire(id, old_slot);
         Ok(Reply::Narrowed(reply))
@@ -203,7 +204,7 @@ impl Engine {
     }
 
     /// Lets go of a policy that a session does not use any more, once no program that read it before the flip can run.
-    fn retire(&mut self, id: SessionId, slot: u32) {
+    pub(super) fn retire(&mut self, id: SessionId, slot: u32) {
         if let Err(problem) = wait_for_programs() {
             warn!("the policy in slot {slot} is kept until its session ends: {problem}");
             if let Some(live) = self.sessions.get_mut(&id) {
@@ -253,7 +254,7 @@ fn above(kernel: &mut Kernel, policy: &Policy, host: &Resolved) -> Result<HashMa
     let mut named: Vec<(FileId, PathBuf)> = Vec::new();
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     for (index, rule) in policy.exec.iter().enumerate() {
-        let (ExecTarget::Path(path) | ExecTarget::Dir(path)) = &rule.target;
+        let (ExecTarget::Path(path) | ExecTarget::Dir(path)) = &rule.target else { continue };
         named.extend(host.of(index).first().map(|id| (*id, real(path))));
     }
     for (index, rule) in policy.unix_rules().iter().enumerate() {

@@ -51,6 +51,7 @@ impl Engine {
         let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
         let (id, reference, cgroup) = (*id, session.reference, session.cgroup.path().to_owned());
         self.append(&body);
+        self.maybe_replaced(event);
         self.see_namespace(id, event);
         if moved {
             // by a note: what ends a session reads the rings, which are being read

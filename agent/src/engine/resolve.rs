@@ -1,6 +1,7 @@
 //! Which files a policy's rules name on this host, as the kernel will see them.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, Read as _},
     net::IpAddr,
@@ -10,9 +11,11 @@ use std::{
 
 use tipstaff_common::rule::FileId;
 
+use super::digests::Digests;
 use crate::{
-    kernel::{Kernel, KernelError, open_path},
-    policy::{self, Addresses, ExecTarget, Policy, Resolved, UnixFound, UnixTarget},
+    enforce::only_root_can_replace,
+    kernel::{Kernel, KernelError, Seen, open_path},
+    policy::{self, Addresses, Effect, ExecRule, ExecTarget, Policy, ProgramClass, Resolved, UnixFound, UnixTarget},
 };
 
 /// Files that are open at once.
@@ -21,29 +24,105 @@ const CHUNK: usize = 256;
 /// Where the host's resolvers stand.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
+/// Where loaders and multi-call programs stand. What is called like one and stands elsewhere, the kernel programs know by
+/// its name.
+const CLASSED: [&str; 9] = [
+    "/lib*/ld-*.so*",
+    "/lib/*/ld-*.so*",
+    "/usr/lib*/ld-*.so*",
+    "/usr/lib/*/ld-*.so*",
+    "/usr/bin/ld.so",
+    "/bin/*box",
+    "/usr/bin/*box",
+    "/usr/bin/coreutils",
+    "/usr/lib/*/busybox",
+];
+
 /// Where an identity belongs.
 enum For {
-    /// `Resolved::files`
-    Exec(usize),
+    /// `Resolved::files`, a directory.
+    Dir(usize),
+    /// `Resolved::files`, a program.
+    Program(usize),
+    /// `Resolved::classes`
+    Class,
     /// `UnixFound::files`
     Unix(usize),
     /// `UnixFound::place`, with the name in the directory.
     Place(usize, Vec<u8>),
 }
 
+/// What was known of the rules before, when they are resolved again for a live session.
+#[derive(Clone, Copy)]
+pub(super) struct Before<'a> {
+    /// What they named.
+    pub(super) host: &'a Resolved,
+    /// Root started the session: who replaced a file may have been a member.
+    pub(super) by_root: bool,
+}
+
+impl Before<'_> {
+    /// Whether a rule may name a file that it did not name as it is now. One that has the digest it must have may be
+    /// anybody's work; a denial is never wrong.
+    fn admits(&self, rule: &ExecRule, path: &Path, seen: Seen) -> bool {
+        rule.effect == Effect::Deny
+            || rule.digest.is_some()
+            || self.host.contents.get(&seen.id) == Some(&seen.content)
+            || (!self.by_root && only_root_can_replace(path))
+    }
+}
+
+/// Resolves the rules on programs again. What a denial named stays denied; a directory stays the one that it was.
+pub(super) fn again(
+    kernel: &mut Kernel,
+    digests: &mut Digests,
+    policy: &Policy,
+    before: Before<'_>,
+) -> Result<Resolved, KernelError> {
+    let mut host = resolve(kernel, digests, policy, Some(before))?;
+    for (index, rule) in policy.exec.iter().enumerate() {
+        let known = before.host.of(index);
+        match rule.target {
+            ExecTarget::Dir(_) => host.files[index] = known.to_vec(),
+            _ if rule.effect == Effect::Deny => {
+                let lost = known.iter().filter(|id| !host.files[index].contains(id)).copied().collect::<Vec<_>>();
+                host.files[index].extend(lost);
+            }
+            _ => {}
+        }
+    }
+    host.unix.clone_from(&before.host.unix);
+    host.resolvers.clone_from(&before.host.resolvers);
+    Ok(host)
+}
+
 /// Resolves every rule: a program or socket, or a directory and the roots of what is mounted below it. A rule whose file
 /// does not exist names nothing; one for a socket names its place, where the directory exists.
-pub(super) fn rules(kernel: &mut Kernel, policy: &Policy) -> Result<Resolved, KernelError> {
+pub(super) fn rules(kernel: &mut Kernel, digests: &mut Digests, policy: &Policy) -> Result<Resolved, KernelError> {
+    resolve(kernel, digests, policy, None)
+}
+
+fn resolve(
+    kernel: &mut Kernel,
+    digests: &mut Digests,
+    policy: &Policy,
+    before: Option<Before<'_>>,
+) -> Result<Resolved, KernelError> {
     let mounts = mount_points()?;
     let mut wanted: Vec<(For, PathBuf)> = Vec::new();
     for (index, rule) in policy.exec.iter().enumerate() {
         match &rule.target {
-            ExecTarget::Path(path) => wanted.push((For::Exec(index), path.clone())),
-            ExecTarget::Dir(path) => {
-                wanted.extend(tree(path, &mounts).into_iter().map(|root| (For::Exec(index), root)));
+            ExecTarget::Path(path) => wanted.push((For::Program(index), path.clone())),
+            ExecTarget::Glob(pattern) => {
+                wanted.extend(matching(pattern).into_iter().map(|path| (For::Program(index), path)));
             }
+            ExecTarget::Dir(path) => {
+                wanted.extend(tree(path, &mounts).into_iter().map(|root| (For::Dir(index), root)));
+            }
+            ExecTarget::Class(_) => {}
         }
     }
+    wanted.extend(CLASSED.iter().flat_map(|pattern| matching(pattern)).map(|path| (For::Class, path)));
     for (index, rule) in policy.unix_rules().iter().enumerate() {
         match &rule.target {
             UnixTarget::Abstract(_) => {}
@@ -64,18 +143,87 @@ pub(super) fn rules(kernel: &mut Kernel, policy: &Policy) -> Result<Resolved, Ke
         files: vec![Vec::new(); policy.exec.len()],
         unix: vec![UnixFound::default(); policy.unix_rules().len()],
         resolvers: resolvers(policy)?,
+        ..Resolved::default()
     };
     for chunk in wanted.chunks(CHUNK) {
         let paths: Vec<&Path> = chunk.iter().map(|(_, path)| path.as_path()).collect();
-        for ((what, _), id) in chunk.iter().zip(identities(kernel, &paths)?) {
+        for ((what, path), found) in chunk.iter().zip(look(kernel, &paths)?) {
+            let id = found.as_ref().map(|found| found.seen.id);
             match what {
-                For::Exec(index) => resolved.files[*index].extend(id),
+                For::Dir(index) => resolved.files[*index].extend(id),
+                For::Program(index) => {
+                    let rule = &policy.exec[*index];
+                    let admitted = |found: &Found| before.is_none_or(|before| before.admits(rule, path, found.seen));
+                    match found {
+                        Some(found) if admitted(&found) => program(&mut resolved, rule, *index, found),
+                        // it stays what it was, and is not that any more: the kernel says so
+                        Some(found) => stays(&mut resolved, before, *index, found.seen.id),
+                        None => {}
+                    }
+                }
+                For::Class => classed(&mut resolved, found),
                 For::Unix(index) => resolved.unix[*index].files.extend(id),
                 For::Place(index, name) => resolved.unix[*index].place = id.map(|id| (id, name.clone())),
+            }
+            if let (For::Program(index), Some(id)) = (what, id)
+                && policy.exec[*index].digest.is_some()
+                && resolved.files[*index].contains(&id)
+            {
+                let (hashed, content) = digests.hash(kernel, path, id)?;
+                resolved.digests.insert(id, hashed);
+                // what was hashed, which may be newer than what was looked at before
+                resolved.contents.extend(content.map(|content| (id, content)));
             }
         }
     }
     Ok(resolved)
+}
+
+/// What a rule names as a program.
+fn program(resolved: &mut Resolved, rule: &ExecRule, index: usize, found: Found) {
+    if found.directory {
+        if matches!(rule.target, ExecTarget::Path(_)) {
+            resolved.directories.insert(rule.id.clone());
+        }
+        return;
+    }
+    let Seen { id, content } = found.seen;
+    resolved.files[index].push(id);
+    resolved.contents.insert(id, content);
+    classed(resolved, Some(found));
+}
+
+/// A rule goes on naming a file as it was.
+fn stays(resolved: &mut Resolved, before: Option<Before<'_>>, index: usize, id: FileId) {
+    let Some(before) = before.filter(|before| before.host.of(index).contains(&id)) else { return };
+    let Some(content) = before.host.contents.get(&id) else { return };
+    resolved.files[index].push(id);
+    resolved.contents.entry(id).or_insert(*content);
+}
+
+fn classed(resolved: &mut Resolved, found: Option<Found>) {
+    let Some(found) = found.filter(|found| !found.directory) else { return };
+    let classes = ProgramClass::of_name(&found.name);
+    if classes != 0 {
+        *resolved.classes.entry(found.seen.id).or_default() |= classes;
+    }
+}
+
+/// The directories in which files that match a pattern can come to stand.
+pub(super) fn parents(pattern: &str) -> Vec<PathBuf> {
+    let directory = Path::new(pattern).parent().unwrap_or_else(|| Path::new("/"));
+    let text = directory.to_string_lossy();
+    if text.contains(['*', '?', '[']) { matching(&text) } else { vec![directory.to_owned()] }
+}
+
+/// The paths that match a pattern, each once. What cannot be read matches nothing, and neither does a name that is not
+/// UTF-8.
+pub(super) fn matching(pattern: &str) -> Vec<PathBuf> {
+    let options =
+        glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+    let Ok(paths) = glob::glob_with(pattern, options) else { return Vec::new() };
+    let mut seen = HashSet::new();
+    paths.flatten().filter(|path| seen.insert(path.clone())).collect()
 }
 
 /// A directory and the roots of what is mounted below it.
@@ -97,8 +245,23 @@ fn resolvers(policy: &Policy) -> Result<Vec<IpAddr>, KernelError> {
     }
 }
 
+/// What a path leads to.
+pub(super) struct Found {
+    /// As the hooks see it.
+    pub(super) seen: Seen,
+    /// It is a directory.
+    directory: bool,
+    /// Its own path, without links.
+    name: PathBuf,
+}
+
 /// Identities of paths, in their order; `None` where there is nothing.
 pub(super) fn identities(kernel: &mut Kernel, paths: &[&Path]) -> Result<Vec<Option<FileId>>, KernelError> {
+    Ok(look(kernel, paths)?.into_iter().map(|found| found.map(|found| found.seen.id)).collect())
+}
+
+/// What paths lead to, in their order; `None` where there is nothing.
+pub(super) fn look(kernel: &mut Kernel, paths: &[&Path]) -> Result<Vec<Option<Found>>, KernelError> {
     let mut files = Vec::new();
     let mut places = Vec::new();
     for (place, path) in paths.iter().enumerate() {
@@ -111,10 +274,13 @@ pub(super) fn identities(kernel: &mut Kernel, paths: &[&Path]) -> Result<Vec<Opt
             Err(error) => return Err(KernelError::file("look at", *path)(error)),
         }
     }
-    let mut found = vec![None; paths.len()];
-    for (place, id) in places.into_iter().zip(kernel.identities(&files)?) {
+    let mut found: Vec<Option<Found>> = paths.iter().map(|_| None).collect();
+    for ((place, file), seen) in places.into_iter().zip(&files).zip(kernel.see(&files)?) {
         // it is open, so it exists: without its identity a rule would silently name nothing
-        found[place] = Some(id.ok_or_else(|| KernelError::Unlisted { path: paths[place].into() })?);
+        let seen = seen.ok_or_else(|| KernelError::Unlisted { path: paths[place].into() })?;
+        let directory = file.metadata().map_err(KernelError::file("look at", paths[place]))?.is_dir();
+        let name = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+        found[place] = Some(Found { seen, directory, name });
     }
     Ok(found)
 }

@@ -12,10 +12,13 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
+use nix::{
+    sys::socket::{getsockopt, sockopt::PeerPidfd},
+    time::{ClockId, clock_gettime},
+};
 use tipstaff_common::{
     label::SessionRef,
-    session::{MODE_ENFORCE, MODE_OBSERVE, SessionConfig},
+    session::{MODE_ENFORCE, MODE_OBSERVE, ROOT_WRITES, SessionConfig},
 };
 use tracing::info;
 
@@ -89,6 +92,7 @@ impl Engine {
             return Err(ApiError::Failed { message: format!("the session could not be started: {problem}") });
         }
         self.feed(id, Input::Labelled);
+        self.watch_files();
         info!("session {id} started for uid {} pid {}", peer.uid, peer.pid);
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         Ok(Started { session: id.to_string(), deadline_boot_ns: deadline, ttl_ms, notes })
@@ -104,7 +108,8 @@ impl Engine {
         let deadline = machine.armed().at_boot_ns;
         let (policy_slot, plan) = self.policies.acquire(&mut self.parts.kernel, checked.plan).map_err(failed)?;
         let mut notes = checked.notes;
-        let prepared = self.prepare(id, policy_slot, &checked.policy, deadline);
+        let by_root = subject.principal.uid == 0 || subject.attached.is_some();
+        let prepared = self.prepare(id, policy_slot, &checked.policy, deadline, by_root);
         let (reference, cgroup) = match prepared {
             Ok(prepared) => prepared,
             Err(problem) => {
@@ -175,7 +180,7 @@ impl Engine {
         // asked again when the session starts: nothing is made for one that may not
         let held = limits::at_start(&policy, run, ttl, now());
         held.map_err(|problem| self.record_refusal(run, principal, problem))?;
-        let files = resolve::rules(&mut self.parts.kernel, &policy).map_err(failed)?;
+        let files = resolve::rules(&mut self.parts.kernel, &mut self.digests, &policy).map_err(failed)?;
         let plan = policy::compile(&policy, &files).map_err(|problems| {
             let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
             ApiError::Refused { message, rule: None, remedy: "split the policy".into() }
@@ -248,9 +253,9 @@ impl Engine {
     ) -> Result<Option<String>, ApiError> {
         let root = format!("/proc/{}/root", peer.pid);
         let (path, kernel) = (Path::new(&run.command.path), &mut self.parts.kernel);
-        let Some(refusal) = judge::command(kernel, policy, files, Path::new(&root), path).map_err(failed)? else {
-            return Ok(None);
-        };
+        let word = run.command.argv.get(1).map(|word| word.as_bytes());
+        let judged = judge::command(kernel, policy, files, Path::new(&root), path, Some(word)).map_err(failed)?;
+        let Some(refusal) = judged else { return Ok(None) };
         let what = refusal.path.display().to_string();
         let rule = policy.rule_name(refusal.rule).to_owned();
         let message = format!("policy {} does not let {what} run", policy.name);
@@ -287,6 +292,7 @@ impl Engine {
         policy_slot: u32,
         policy: &Policy,
         deadline: u64,
+        by_root: bool,
     ) -> Result<(SessionRef, SessionCgroup), ApiError> {
         self.parts.kernel.arm_clock(Some(&self.parts.pins)).map_err(failed)?;
         let reference = self.slots.take().map_err(failed)?;
@@ -299,7 +305,10 @@ impl Engine {
             }
         };
         let mode = if policy.mode == Mode::Enforce { MODE_ENFORCE } else { MODE_OBSERVE };
-        let config = SessionConfig { mode, policy: policy_slot, deadline, budgets: policy.budgets.for_kernel() };
+        let flags = if by_root { ROOT_WRITES } else { 0 };
+        let written = SessionConfig { written_since: coarse_now(), flags, ..SessionConfig::default() };
+        let config =
+            SessionConfig { mode, policy: policy_slot, deadline, budgets: policy.budgets.for_kernel(), ..written };
         let begun = self.parts.kernel.begin(reference, config, cgroup.id());
         if let Err(problem) = begun {
             complain("removing a cgroup", cgroup.remove_patiently());
@@ -362,6 +371,12 @@ impl Engine {
             complain("taking a label back", self.parts.kernel.unlabel(first.as_fd()));
         }
     }
+}
+
+/// The wall clock in nanoseconds, as coarse as the times of files are.
+fn coarse_now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map(Duration::from);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// When a process started, in clock ticks since boot: field 22 of `/proc/PID/stat`, counted from behind the name, which

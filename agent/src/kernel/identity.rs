@@ -9,26 +9,36 @@ use std::{
     path::Path,
 };
 
-use tipstaff_common::rule::FileId;
+use tipstaff_common::rule::{Content, FileId};
 
 use super::{Kernel, KernelError};
 
-/// Bytes of one row of the `files` iterator: descriptor, inode, device, generation.
-const ROW: usize = 24;
+/// Bytes of one row of the `files` iterator: descriptor, inode, device, generation, size, ctime.
+const ROW: usize = 40;
+
+/// An open file as the kernel's hooks see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Which file it is.
+    pub id: FileId,
+    /// What moves with its content.
+    pub content: Content,
+}
 
 impl Kernel {
-    /// Identities of open files, in their order; `None` for a file that the kernel did not list.
-    pub fn identities(&mut self, files: &[File]) -> Result<Vec<Option<FileId>>, KernelError> {
+    /// Open files as the hooks see them, in their order; `None` for a file that the kernel did not list.
+    pub fn see(&mut self, files: &[File]) -> Result<Vec<Option<Seen>>, KernelError> {
         if files.is_empty() {
             return Ok(Vec::new());
         }
         let rows = self.iterate("files")?;
-        let listed: HashMap<u64, FileId> = rows
+        let listed: HashMap<u64, Seen> = rows
             .chunks_exact(ROW)
             .map(|row| {
                 let long = |at: usize| row[at..].first_chunk().map_or(0, |b| u64::from_ne_bytes(*b));
                 let word = |at: usize| row[at..].first_chunk().map_or(0, |b| u32::from_ne_bytes(*b));
-                (long(0), FileId { inode: long(8), device: word(16), generation: word(20) })
+                let id = FileId { inode: long(8), device: word(16), generation: word(20) };
+                (long(0), Seen { id, content: Content { size: long(24), changed: long(32) } })
             })
             .collect();
         Ok(files.iter().map(|f| listed.get(&u64::from(f.as_raw_fd().cast_unsigned())).copied()).collect())

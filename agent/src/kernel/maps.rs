@@ -20,7 +20,7 @@ use aya::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tipstaff_common::{
     label::{CONFINED, Label, Mirrored, SessionRef, TREE},
-    rule::{ExecEntry, ExecKey, NetEntry, UnixKey},
+    rule::{ExecEntry, ExecKey, NetEntry, ProgramEntry, UnixKey},
     session::{
         Budgets, HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, MODE_OBSERVE, PolicyEntry, STATE_ACTIVE,
         STATE_ENDED, STATE_FREE, STATE_UNDONE, SessionConfig, SessionCounters, state_word,
@@ -34,7 +34,7 @@ use super::{
     sys::{self, MappedArray},
 };
 
-type ExecRules = HashMap<MapData, ExecKey, ExecEntry>;
+type ExecRules = HashMap<MapData, ExecKey, ProgramEntry>;
 type NetRules = LpmTrie<MapData, [u8; 16], NetEntry>;
 type UnixRules = HashMap<MapData, UnixKey, ExecEntry>;
 /// `BPF_F_NO_PREALLOC`, which tries must have.
@@ -49,7 +49,7 @@ pub type AddressRules = (u32, [u8; 16], NetEntry);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revision<'a> {
     /// Rules on programs.
-    pub exec: &'a [(ExecKey, ExecEntry)],
+    pub exec: &'a [(ExecKey, ProgramEntry)],
     /// Rules on addresses.
     pub net: &'a [AddressRules],
     /// Rules on local addresses, as above.
@@ -164,14 +164,14 @@ fn room(count: usize) -> u32 {
 }
 
 /// Makes an inner hash and puts it under a revision's number.
-fn put_hash<K: Pod>(
-    outer: &mut HashOfMaps<MapData, u32, HashMap<MapData, K, ExecEntry>>,
+fn put_hash<K: Pod, V: Pod>(
+    outer: &mut HashOfMaps<MapData, u32, HashMap<MapData, K, V>>,
     revision: u32,
-    rules: &[(K, ExecEntry)],
+    rules: &[(K, V)],
     name: &'static str,
 ) -> Result<(), KernelError> {
     let mut inner = HashMap::create(room(rules.len()), 0).map_err(failed("make", name))?;
-    let (keys, values): (Vec<K>, Vec<ExecEntry>) = rules.iter().copied().unzip();
+    let (keys, values): (Vec<K>, Vec<V>) = rules.iter().copied().unzip();
     if !sys::update_batch(&inner, &keys, &values).map_err(failed("write", name))? {
         for (key, value) in rules {
             inner.insert(key, value, 0).map_err(failed("write", name))?;
@@ -238,7 +238,7 @@ impl Kernel {
     }
 
     /// The rules on programs of a revision, as the programs have them.
-    pub fn exec_rules(&self, revision: u32) -> Result<Vec<(ExecKey, ExecEntry)>, KernelError> {
+    pub fn exec_rules(&self, revision: u32) -> Result<Vec<(ExecKey, ProgramEntry)>, KernelError> {
         let rules = self.maps.exec_rules.get(&revision, 0).map_err(failed("read", "EXEC_RULES"))?;
         rules.iter().collect::<Result<_, _>>().map_err(failed("read", "EXEC_RULES"))
     }

@@ -9,6 +9,7 @@ mod cgroup;
 mod clock;
 mod error;
 mod identity;
+mod lease;
 mod leftover;
 mod load;
 mod maps;
@@ -21,7 +22,8 @@ mod sys;
 
 pub use cgroup::CgroupRoot;
 pub use error::KernelError;
-pub use identity::open_path;
+pub use identity::{Seen, open_path};
+pub use lease::{has_lease, take_lease};
 pub use leftover::Leftover;
 pub use load::{Kernel, Options, Tier};
 pub use maps::{AddressRules, LabelReader, Revision, Rings};

@@ -5,15 +5,19 @@ use std::path::Path;
 
 use tipstaff_common::offsets::Offsets;
 
-use super::{KernelError, btf::Btf};
+use super::{
+    KernelError,
+    btf::{Btf, BtfError},
+};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-const STRUCTURES: [&str; 17] = [
+const STRUCTURES: [&str; 18] = [
     "cgroup",
     "css_set",
     "dentry",
     "file",
+    "file_lock_context",
     "inode",
     "kernfs_node",
     "linux_binprm",
@@ -32,10 +36,6 @@ const STRUCTURES: [&str; 17] = [
 /// Reads the kernel's BTF and resolves every offset.
 pub fn resolve() -> Result<Offsets, KernelError> {
     let data = read(Path::new(BTF))?;
-    let missing = |error: super::btf::BtfError| KernelError::Missing {
-        what: format!("what Tipstaff reads in its type information ({error})"),
-        hint: "",
-    };
     let btf = Btf::parse(&data, &STRUCTURES).map_err(missing)?;
     let at = |structure: &str, field: &str| btf.offset(structure, field).map_err(missing);
     Ok(Offsets {
@@ -89,7 +89,29 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         unix_address_name: at("unix_address", "name")?,
         dentry_name: at("dentry", "d_name.name")?,
         dentry_name_length: at("dentry", "d_name.len")?,
+        inode_mode: at("inode", "i_mode")?,
+        inode_size: at("inode", "i_size")?,
+        inode_links: at("inode", "i_nlink")?,
+        inode_owner: at("inode", "i_uid")?,
+        inode_writers: at("inode", "i_writecount")?,
+        inode_locks: at("inode", "i_flctx")?,
+        locks_leases: at("file_lock_context", "flc_lease")?,
+        inode_changed: one_of(&btf, "inode", &["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"])?,
+        inode_changed_nanos: one_of(&btf, "inode", &["i_ctime_nsec", "__i_ctime.tv_nsec", "i_ctime.tv_nsec"])?,
+        super_flags: at("super_block", "s_flags")?,
+        binprm_descriptor: at("linux_binprm", "fdpath")?,
     })
+}
+
+fn missing(error: BtfError) -> KernelError {
+    KernelError::Missing { what: format!("what Tipstaff reads in its type information ({error})"), hint: "" }
+}
+
+/// A field that kernels have under one name or another.
+fn one_of(btf: &Btf<'_>, structure: &str, names: &[&str]) -> Result<u32, KernelError> {
+    let mut found = names.iter().map(|name| btf.offset(structure, name));
+    let first = found.next().unwrap_or_else(|| btf.offset(structure, ""));
+    first.or_else(|error| found.find_map(Result::ok).ok_or(error)).map_err(missing)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, KernelError> {

@@ -2,22 +2,23 @@
 //! decide where deny must beat allow; puts nothing into the kernel.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::IpAddr,
-    path::PathBuf,
 };
 
 use tipstaff_common::{
     limits::UNIX_NAME,
-    rule::{self, ExecEntry, ExecKey, FileId, UnixKey},
+    rule::{self, Content, ExecEntry, ExecKey, FileId, ProgramEntry, UnixKey},
     session::{HAS_DIRECTORIES, HAS_UNIX_DIRECTORIES, PolicyEntry},
 };
 
 use super::{
+    exec::exec_table,
+    programs::FileDigest,
     table::{CompileProblem, Folded, NetTable, Rules},
     traffic::{Access, NetRule, UnixTarget},
-    types::{Effect, ExecTarget, Policy, reason_name, rule_number},
+    types::{Effect, ExecTarget, Policy, reason_name},
 };
 
 /// What the rules of a policy name on this host.
@@ -26,10 +27,32 @@ pub struct Resolved {
     /// In the order of `Policy::exec`: the program, or the directory and the roots of the mounts below it. None: it
     /// does not exist.
     pub files: Vec<Vec<FileId>>,
+    /// What the programs among them were when they were looked at.
+    pub contents: BTreeMap<FileId, Content>,
+    /// Ids of rules whose `path` leads to a directory.
+    pub directories: BTreeSet<String>,
+    /// Programs that are of a class by what they are called, a bit each (`ProgramClass::bit`).
+    pub classes: BTreeMap<FileId, u32>,
+    /// Of the files of rules that ask for a digest.
+    pub digests: BTreeMap<FileId, Hashed>,
     /// In the order of `Policy::unix_rules`.
     pub unix: Vec<UnixFound>,
     /// The host's resolvers, not in mapped form.
     pub resolvers: Vec<IpAddr>,
+}
+
+/// A file that was hashed, or could not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hashed {
+    /// It was hashed, under a lease.
+    As {
+        /// What came out.
+        digest: FileDigest,
+        /// Its file system tells nobody of a write through a mapping: it is what it was only as long as the lease holds.
+        while_leased: bool,
+    },
+    /// Why not.
+    Not(String),
 }
 
 /// What a unix rule names on this host. An abstract name names nothing here.
@@ -48,6 +71,21 @@ impl Resolved {
         self.files.get(index).map_or(&[], Vec::as_slice)
     }
 
+    /// Takes back what became of the files of rules that allow since the plan was put in force: they are what the plan says
+    /// that they were.
+    pub fn as_pinned(&mut self, policy: &Policy, plan: &Plan) {
+        let then = |file: &FileId| {
+            let entry = plan.exec.get(&ExecKey { file: *file, kind: rule::KIND_FILE, pad: 0 })?;
+            (entry.flags & (rule::PINNED | rule::NO_RULE) == rule::PINNED).then_some(entry.content)
+        };
+        self.contents = self.contents.keys().filter_map(|file| Some((*file, then(file)?))).collect();
+        for (files, rule) in self.files.iter_mut().zip(&policy.exec) {
+            if rule.effect == Effect::Allow && !matches!(rule.target, ExecTarget::Dir(_)) {
+                files.retain(|file| then(file).is_some());
+            }
+        }
+    }
+
     /// What `Policy::unix_rules()[index]` names.
     #[must_use]
     pub fn of_unix(&self, index: usize) -> Option<&UnixFound> {
@@ -59,7 +97,7 @@ impl Resolved {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// An inner map of `EXEC_RULES`.
-    pub exec: BTreeMap<ExecKey, ExecEntry>,
+    pub exec: BTreeMap<ExecKey, ProgramEntry>,
     /// An inner trie of `NET_RULES`.
     pub net: NetTable,
     /// An inner trie of `LISTEN_RULES`.
@@ -128,8 +166,11 @@ impl Plan {
             own.push(number);
         }
         let of = |number: usize| own.get(number).copied();
-        for entry in self.exec.values_mut().chain(self.unix.values_mut()) {
-            entry.rule = u32::from(of(usize::try_from(entry.rule).ok()?)?);
+        let entries = self.exec.values_mut().map(|entry| &mut entry.rule);
+        for rule in entries.chain(self.unix.values_mut().map(|entry| &mut entry.rule)) {
+            if *rule < rule::REASONS {
+                *rule = u32::from(of(usize::try_from(*rule).ok()?)?);
+            }
         }
         for table in [&mut self.net, &mut self.listen, &mut self.inbound] {
             for port in table.values_mut().flat_map(|entry| &mut entry.ports[..entry.count as usize]) {
@@ -162,6 +203,20 @@ pub enum Note {
         /// What it names, with its key.
         target: String,
     },
+    /// What the rule names as a program is a directory.
+    Directory {
+        /// The rule's id.
+        rule: String,
+        /// What it names, with its key.
+        target: String,
+    },
+    /// A file does not have the digest that its rule asks for, or could not be hashed.
+    Digest {
+        /// The rule's id.
+        rule: String,
+        /// What was found.
+        found: String,
+    },
     /// Rules deny all that the rule on addresses allows.
     Denied {
         /// The allow rule's id.
@@ -181,7 +236,7 @@ pub enum Note {
         /// The allow rule's id.
         rule: String,
         /// What it names.
-        path: PathBuf,
+        path: String,
         /// The first deny rule's id.
         by: String,
     },
@@ -194,10 +249,14 @@ impl fmt::Display for Note {
                 let verb = if *effect == Effect::Allow { "allows" } else { "denies" };
                 write!(f, "rule {rule} {verb} nothing: {target} does not exist here; what is made later is not covered")
             }
+            Self::Directory { rule, target } => {
+                write!(f, "rule {rule} names no program: {target} is a directory; write dir for all below it")
+            }
+            Self::Digest { rule, found } => write!(f, "rule {rule} denies what it names: {found}"),
             Self::Denied { rule, by } => write!(f, "rule {rule} has no effect: rule {by} denies what it allows"),
             Self::Repeated { rule, first } => write!(f, "rule {rule} says what rule {first} says: keep one"),
             Self::Overridden { rule, path, by } => {
-                write!(f, "rule {rule} has no effect: rule {by} denies the same file as {}", path.display())
+                write!(f, "rule {rule} has no effect: rule {by} denies the same file as {path}")
             }
         }
     }
@@ -310,31 +369,4 @@ pub(super) fn unix_key(file: FileId, kind: u32, name: &[u8]) -> Option<UnixKey> 
     let mut key = UnixKey { file, kind, length: u32::try_from(name.len()).ok()?, name: [0; UNIX_NAME] };
     key.name.get_mut(..name.len())?.copy_from_slice(name);
     Some(key)
-}
-
-fn exec_table(policy: &Policy, files: &Resolved) -> (BTreeMap<ExecKey, ExecEntry>, Vec<Note>) {
-    let mut table: BTreeMap<ExecKey, ExecEntry> = BTreeMap::new();
-    let mut notes = Vec::new();
-    // denials first: what they name stays theirs
-    let by_effect = |effect| policy.exec.iter().enumerate().filter(move |(_, rule)| rule.effect == effect);
-    for (index, rule) in by_effect(Effect::Deny).chain(by_effect(Effect::Allow)) {
-        let (kind, path) = match &rule.target {
-            ExecTarget::Path(path) => (rule::KIND_FILE, path),
-            ExecTarget::Dir(path) => (rule::KIND_DIRECTORY, path),
-        };
-        let found = files.of(index);
-        if found.is_empty() {
-            notes.push(Note::Missing { rule: rule.id.clone(), effect: rule.effect, target: rule.target.to_string() });
-        }
-        let entry = ExecEntry { verdict: rule.effect.code(), rule: rule_number(index) };
-        let put = found.iter().map(|file| *table.entry(ExecKey { file: *file, kind, pad: 0 }).or_insert(entry));
-        let denied = put.filter(|first| first.verdict != entry.verdict).collect::<Vec<_>>();
-        if let Some(first) = denied.first()
-            && denied.len() == found.len()
-        {
-            let by = policy.rule_name(first.rule).to_owned();
-            notes.push(Note::Overridden { rule: rule.id.clone(), path: path.clone(), by });
-        }
-    }
-    (table, notes)
 }

@@ -6,16 +6,21 @@ use std::net::IpAddr;
 
 use tipstaff_common::{
     limits::DEPTH,
-    rule::{self, ExecKey, FileId, PORT_REASONS, PortRule},
+    rule::{
+        self, ExecKey, FileId, LEASED, NO_RULE, PINNED, PORT_REASONS, PortRule, ProgramEntry, STRICT, WORDS,
+        WORDS_ONLY, class_key, word_key,
+    },
     session::{HAS_DIRECTORIES, HAS_UNIX_DIRECTORIES},
 };
 
 use super::{
-    compile::{Plan, Resolved, unix_key},
+    compile::{Hashed, Plan, Resolved, unix_key},
+    exec::class_rule,
     metadata,
+    programs::{Program, ProgramClass, word_bytes},
     table::{NetKey, NetTable},
     traffic::{NetRule, UnixTarget},
-    types::{Effect, ExecTarget, Policy, rule_number},
+    types::{Effect, ExecRule, ExecTarget, Policy, rule_number},
 };
 
 /// What happens to one operation, and by which rule.
@@ -29,6 +34,7 @@ pub struct Decision {
 }
 
 impl Decision {
+    const CHANGED: Self = Self { verdict: Effect::Deny, rule: rule::REASON_CHANGED };
     const UNRESOLVED: Self = Self { verdict: Effect::Deny, rule: rule::REASON_UNRESOLVED };
 
     const fn by_default(verdict: Effect) -> Self {
@@ -41,26 +47,98 @@ fn depth() -> usize {
     usize::try_from(DEPTH).unwrap_or(usize::MAX)
 }
 
-/// What the policy says of a program. `ancestors` are the directories above it in its file system, the nearest first,
-/// up to the file system's root.
-pub fn decide_exec(policy: &Policy, files: &Resolved, file: FileId, ancestors: &[FileId]) -> Decision {
-    let near = &ancestors[..ancestors.len().min(depth())];
-    let named_by = |effect: Effect| {
-        let rules = policy.exec.iter().enumerate().filter(|(_, rule)| rule.effect == effect);
-        let mut named = rules.filter(|(index, rule)| match rule.target {
-            ExecTarget::Path(_) => files.of(*index).contains(&file),
-            ExecTarget::Dir(_) => files.of(*index).iter().any(|directory| near.contains(directory)),
-        });
-        named.next().map(|(index, _)| Decision { verdict: effect, rule: rule_number(index) })
+/// What the policy says of a program.
+pub fn decide_exec(policy: &Policy, host: &Resolved, program: &Program<'_>) -> Decision {
+    let default = Decision::by_default(policy.kind.exec_default());
+    if program.is(ProgramClass::Memfd) {
+        return class_rule(policy, ProgramClass::Memfd).map_or(default, |(verdict, rule)| Decision { verdict, rule });
+    }
+    let near = &program.ancestors[..program.ancestors.len().min(depth())];
+    let names = |index: usize, rule: &ExecRule| match rule.target {
+        ExecTarget::Path(_) | ExecTarget::Glob(_) => host.of(index).contains(&program.file),
+        ExecTarget::Dir(_) => host.of(index).iter().any(|directory| near.contains(directory)),
+        ExecTarget::Class(_) => false,
     };
-    if let Some(denied) = named_by(Effect::Deny) {
+    let is_dir = |rule: &ExecRule| matches!(rule.target, ExecTarget::Dir(_));
+    let first = |wanted: &dyn Fn(&ExecRule) -> bool| {
+        let mut rules = policy.exec.iter().enumerate();
+        let (index, rule) = rules.find(|(index, rule)| wanted(rule) && names(*index, rule))?;
+        Some(Decision { verdict: rule.effect, rule: rule_number(index) })
+    };
+    if let Some(denied) = first(&|rule| rule.effect == Effect::Deny && rule.is_plain() && !is_dir(rule)) {
         return denied;
     }
-    let is_dir = |index: usize| matches!(policy.exec[index].target, ExecTarget::Dir(_)) && !files.of(index).is_empty();
-    if ancestors.len() > depth() && (0..policy.exec.len()).any(is_dir) {
+    let hashed = host.digests.get(&program.file);
+    let differs = |rule: &ExecRule| {
+        let has = |wanted| matches!(hashed, Some(Hashed::As { digest, .. }) if *digest == wanted);
+        rule.digest.is_some_and(|wanted| !has(wanted))
+    };
+    if first(&differs).is_some() {
+        return Decision { verdict: Effect::Deny, rule: rule::REASON_DIGEST };
+    }
+    let stale = !stands(host, program, first(&|rule| rule.digest.is_some()).is_some());
+    let denies_words = |rule: &ExecRule| !rule.is_plain() && rule.effect == Effect::Deny;
+    let strict = first(&|rule| rule.digest.is_some() || denies_words(rule)).is_some();
+    if strict && (stale || program.writers && host.contents.contains_key(&program.file)) {
+        return Decision::CHANGED;
+    }
+    if let Some(denied) = first(&|rule| rule.effect == Effect::Deny && is_dir(rule)) {
+        return denied;
+    }
+    let directories = policy.exec.iter().enumerate().any(|(index, rule)| is_dir(rule) && !host.of(index).is_empty());
+    if program.ancestors.len() > depth() && directories {
         return Decision::UNRESOLVED;
     }
-    named_by(Effect::Allow).unwrap_or_else(|| Decision::by_default(policy.kind.exec_default()))
+    let by_word = if stale { None } else { by_word(policy, program, &names) };
+    let holds = |rule: &ExecRule| is_dir(rule) || !stale;
+    let allowed = || first(&|rule| rule.effect == Effect::Allow && rule.is_plain() && holds(rule));
+    let decision = by_word.or_else(allowed).unwrap_or(default);
+    if decision.verdict == Effect::Deny {
+        let named = first(&|rule| !is_dir(rule)).is_some();
+        return if stale && named && decision == default { Decision::CHANGED } else { decision };
+    }
+    let vetted = !stale && host.contents.contains_key(&program.file) && first(&|rule| !is_dir(rule)).is_some();
+    let known = host.classes.get(&program.file).copied().unwrap_or(0);
+    let of = |class: &ProgramClass| {
+        (program.classes | known) & class.bit() != 0 && !(vetted && *class == ProgramClass::Written)
+    };
+    let denied = ProgramClass::ALL.into_iter().filter(of).find_map(|class| {
+        let (verdict, rule) = class_rule(policy, class)?;
+        (verdict == Effect::Deny).then_some(Decision { verdict, rule })
+    });
+    denied.unwrap_or(decision)
+}
+
+/// Whether a file is what it was when the rules were resolved.
+fn stands(host: &Resolved, program: &Program<'_>, digest: bool) -> bool {
+    let Some(then) = host.contents.get(&program.file) else { return true };
+    let while_leased = matches!(host.digests.get(&program.file), Some(Hashed::As { while_leased: true, .. }));
+    program.content.is_none_or(|now| now == *then) && (program.leased || !(digest && while_leased))
+}
+
+/// What rules with first arguments say. Before the program is in place they let it go on, but for a script, whose
+/// interpreter alone is seen later.
+fn by_word(policy: &Policy, program: &Program<'_>, names: &dyn Fn(usize, &ExecRule) -> bool) -> Option<Decision> {
+    let rules = policy.exec.iter().enumerate().filter(|(index, rule)| !rule.is_plain() && names(*index, rule));
+    let rules: Vec<_> = rules.map(|(index, rule)| (rule_number(index), rule)).collect();
+    rules.last()?;
+    let Some(word) = program.word else {
+        if program.script {
+            return Some(Decision::UNRESOLVED);
+        }
+        let is_file = |rule: &ExecRule| matches!(rule.target, ExecTarget::Path(_) | ExecTarget::Glob(_));
+        let allows =
+            |(index, rule): &(usize, &ExecRule)| rule.effect == Effect::Allow && is_file(rule) && names(*index, rule);
+        let found = policy.exec.iter().enumerate().find(allows);
+        let rule = found.map_or(rule::REASON_DEFAULT, |(index, _)| rule_number(index));
+        return Some(Decision { verdict: Effect::Allow, rule });
+    };
+    let said = |effect: Effect| {
+        let has = |rule: &ExecRule| rule.subcommands.iter().any(|own| Some(own.as_bytes()) == word);
+        let found = rules.iter().find(|(_, rule)| rule.effect == effect && has(rule))?;
+        Some(Decision { verdict: effect, rule: found.0 })
+    };
+    said(Effect::Deny).or_else(|| said(Effect::Allow))
 }
 
 /// What the policy says of a destination. `protocol` is `IPPROTO_*`; mapped IPv4 is IPv4.
@@ -155,25 +233,79 @@ pub fn decide_unix(policy: &Policy, host: &Resolved, socket: &UnixSocket<'_>) ->
 
 impl Plan {
     /// As the kernel judges a program: see [`decide_exec`].
-    pub fn judge_exec(&self, file: FileId, ancestors: &[FileId]) -> Decision {
-        let mut found = self.exec_entry(file, rule::KIND_FILE);
-        let directories: &[FileId] = if self.flags & HAS_DIRECTORIES == 0 { &[] } else { ancestors };
-        for (above, directory) in directories.iter().enumerate() {
-            if found.is_some_and(|decision| decision.verdict == Effect::Deny) {
-                break;
-            }
-            if above == depth() {
-                return Decision::UNRESOLVED;
-            }
-            let entry = self.exec_entry(*directory, rule::KIND_DIRECTORY);
-            found = entry.filter(|decision| decision.verdict == Effect::Deny).or(found).or(entry);
+    pub fn judge_exec(&self, program: &Program<'_>) -> Decision {
+        let default = Decision::by_default(effect(self.exec_default));
+        if program.is(ProgramClass::Memfd) {
+            return self.exec_entry(class_key(rule::CLASS_MEMFD)).map_or(default, of_entry);
         }
-        found.unwrap_or_else(|| Decision::by_default(effect(self.exec_default)))
+        let nothing = ProgramEntry { flags: NO_RULE, ..ProgramEntry::default() };
+        let key = ExecKey { file: program.file, kind: rule::KIND_FILE, pad: 0 };
+        let mut named = self.exec_entry(key).unwrap_or(nothing);
+        let mut stale = false;
+        if named.flags & PINNED != 0 && !entry_stands(program, &named) {
+            if named.flags & STRICT != 0 {
+                return Decision::CHANGED;
+            }
+            stale = true;
+            named.flags |= NO_RULE;
+        }
+        let mut best = default;
+        if named.flags & NO_RULE == 0 {
+            if effect(named.verdict) == Effect::Deny {
+                return of_entry(named);
+            }
+            if named.flags & WORDS_ONLY == 0 {
+                best = of_entry(named);
+            }
+        }
+        best = match self.by_directories(program.ancestors, best) {
+            Ok(best) => best,
+            Err(denied) => return denied,
+        };
+        if named.flags & (WORDS | NO_RULE) == WORDS {
+            match program.word {
+                None if program.script => return Decision::UNRESOLVED,
+                None => best = of_entry(named),
+                Some(word) => {
+                    let key = word.and_then(word_bytes).map(|bytes| word_key(bytes, named.words));
+                    best = key.and_then(|key| self.exec_entry(key)).map_or(best, of_entry);
+                }
+            }
+        }
+        if best.verdict == Effect::Deny {
+            return if stale && best.rule == rule::REASON_DEFAULT { Decision::CHANGED } else { best };
+        }
+        let mut classes = program.classes | named.flags & ((1 << rule::CLASSES) - 1);
+        if named.flags & (PINNED | NO_RULE) == PINNED {
+            classes &= !ProgramClass::Written.bit();
+        }
+        let denied = (0..rule::CLASSES).filter(|class| classes & (1 << class) != 0).find_map(|class| {
+            let found = self.exec_entry(class_key(class)).map(of_entry)?;
+            (found.verdict == Effect::Deny).then_some(found)
+        });
+        denied.unwrap_or(best)
     }
 
-    fn exec_entry(&self, file: FileId, kind: u32) -> Option<Decision> {
-        let entry = self.exec.get(&ExecKey { file, kind, pad: 0 })?;
-        Some(Decision { verdict: effect(entry.verdict), rule: entry.rule })
+    /// The walk up; `Err`: a directory denies, or there are too many.
+    fn by_directories(&self, ancestors: &[FileId], mut best: Decision) -> Result<Decision, Decision> {
+        let directories: &[FileId] = if self.flags & HAS_DIRECTORIES == 0 { &[] } else { ancestors };
+        for (above, directory) in directories.iter().enumerate() {
+            if above == depth() {
+                return Err(Decision::UNRESOLVED);
+            }
+            let key = ExecKey { file: *directory, kind: rule::KIND_DIRECTORY, pad: 0 };
+            if let Some(found) = self.exec_entry(key).map(of_entry) {
+                best = found;
+                if best.verdict == Effect::Deny {
+                    return Err(best);
+                }
+            }
+        }
+        Ok(best)
+    }
+
+    fn exec_entry(&self, key: ExecKey) -> Option<ProgramEntry> {
+        self.exec.get(&key).copied()
     }
 
     /// As the kernel judges a destination: see [`decide_net`].
@@ -223,6 +355,16 @@ impl Plan {
         }
         found.unwrap_or(otherwise)
     }
+}
+
+fn of_entry(entry: ProgramEntry) -> Decision {
+    Decision { verdict: effect(entry.verdict), rule: entry.rule }
+}
+
+fn entry_stands(program: &Program<'_>, entry: &ProgramEntry) -> bool {
+    program.content.is_none_or(|now| now == entry.content)
+        && !(entry.flags & STRICT != 0 && program.writers)
+        && (entry.flags & LEASED == 0 || program.leased)
 }
 
 /// The longest match alone decides, and in it the first port rule that fits.

@@ -7,11 +7,12 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use tipstaff_common::rule::{self, ExecEntry, FileId, NetEntry};
+use tipstaff_common::rule::{self, ExecKey, FileId, LEASED, NO_RULE, NetEntry, ProgramEntry, STRICT};
 
 use super::{
     compile::{Plan, Resolved},
     decide::UnixSocket,
+    programs::{Program, ProgramClass},
     scope::SOCKET_CLASSES,
     table::{NetKey, NetTable},
     traffic::{Protocol, UnixTarget},
@@ -55,6 +56,8 @@ pub enum Wider {
     Denial(String),
     /// A class of sockets.
     Class(&'static str),
+    /// A class of programs.
+    Programs(&'static str),
 }
 
 impl fmt::Display for Wider {
@@ -69,6 +72,7 @@ impl fmt::Display for Wider {
             }
             Self::Rule(id) => write!(f, "its rule {id} allows what is not allowed now"),
             Self::Denial(id) => write!(f, "it does not have rule {id}, which denies what it could allow"),
+            Self::Programs(word) => write!(f, "it allows programs of the class {word}"),
             Self::Class(word) => write!(f, "it allows sockets of the class {word}"),
         }
     }
@@ -113,26 +117,58 @@ fn wider_exec(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
     if plan.exec_default == rule::ALLOW && old.exec_default != rule::ALLOW {
         return Some(Wider::Default("programs"));
     }
-    let allows_dirs = plan.exec.iter().any(|(key, e)| key.kind == rule::KIND_DIRECTORY && e.verdict == rule::ALLOW);
+    let is_denied = |plan: &Plan, key: &ExecKey| plan.exec.get(key).is_some_and(|entry| entry.verdict != rule::ALLOW);
+    let class = |class: &ProgramClass| {
+        let key = rule::class_key(class.code());
+        let more = plan.exec.get(&key).is_some_and(|own| own.verdict == rule::ALLOW) && !old.exec.contains_key(&key);
+        (is_denied(old, &key) && !is_denied(plan, &key)) || (more && old.exec_default != rule::ALLOW)
+    };
+    if let Some(class) = ProgramClass::ALL.into_iter().find(class) {
+        return Some(Wider::Programs(class.word()));
+    }
+    let allows = |entry: &ProgramEntry| entry.verdict == rule::ALLOW && entry.flags & NO_RULE == 0;
+    let is = |key: &ExecKey, kind: u32| key.kind == kind;
+    let allows_dirs = plan.exec.iter().any(|(key, e)| is(key, rule::KIND_DIRECTORY) && allows(e));
     if allows_dirs || plan.exec_default == rule::ALLOW {
-        let lost = old.exec.iter().find(|(key, entry)| {
-            entry.verdict != rule::ALLOW && plan.exec.get(key).is_none_or(|own| own.verdict == rule::ALLOW)
-        });
+        let files = old.exec.iter().filter(|(key, _)| is(key, rule::KIND_FILE) || is(key, rule::KIND_DIRECTORY));
+        let lost = files.into_iter().find(|(key, entry)| entry.verdict != rule::ALLOW && !is_denied(plan, key));
         if let Some((_, entry)) = lost {
             return Some(Wider::Denial(old.rule_name(entry.rule).to_owned()));
         }
     }
-    let allowed = plan.exec.iter().filter(|(_, entry)| entry.verdict == rule::ALLOW);
-    let more = allowed.into_iter().find(|(key, _)| {
+    let mut allowed = plan.exec.iter().filter(|(_, entry)| allows(entry));
+    let more = allowed.find(|(key, entry)| {
         let above = new.above.get(&key.file).map_or(&[][..], Vec::as_slice);
-        if key.kind == rule::KIND_FILE {
-            return old.judge_exec(key.file, above).verdict == Effect::Deny;
+        match key.kind {
+            rule::KIND_FILE => wider_program(old, plan, key, entry, above),
+            rule::KIND_DIRECTORY => {
+                // no file has this identity: what decides are the directory and those above it
+                let tree: Vec<FileId> = std::iter::once(key.file).chain(above.iter().copied()).collect();
+                old.judge_exec(&Program::of(FileId::default(), &tree)).verdict == Effect::Deny
+            }
+            _ => false,
         }
-        // no file has this identity: what decides are the directory and those above it
-        let tree: Vec<FileId> = std::iter::once(key.file).chain(above.iter().copied()).collect();
-        old.judge_exec(FileId::default(), &tree).verdict == Effect::Deny
     });
-    more.map(|(_, entry)| named(plan, entry))
+    more.map(|(_, entry)| Wider::Rule(plan.rule_name(entry.rule).to_owned()))
+}
+
+/// Whether the new plan lets a program that it names do more: with any first argument, or none, or once it has changed.
+fn wider_program(old: &Plan, new: &Plan, key: &ExecKey, entry: &ProgramEntry, above: &[FileId]) -> bool {
+    let strict = |entry: &ProgramEntry| entry.flags & (STRICT | LEASED);
+    if old.exec.get(key).is_some_and(|before| strict(before) & !strict(entry) != 0) {
+        return true;
+    }
+    let words = |plan: &Plan| -> Vec<Vec<u8>> {
+        let number = plan.exec.get(key).map_or(0, |entry| entry.words);
+        let own = plan.exec.keys().filter(|key| key.kind == rule::KIND_WORD && key.pad == number);
+        own.map(|key| rule::word_of(key).into_iter().take_while(|byte| *byte != 0).collect()).collect()
+    };
+    let mut tried: Vec<Option<Vec<u8>>> = words(old).into_iter().chain(words(new)).map(Some).collect();
+    tried.push(None);
+    tried.iter().any(|word| {
+        let program = Program { word: Some(word.as_deref()), ..Program::of(key.file, above) };
+        new.judge_exec(&program).verdict == Effect::Allow && old.judge_exec(&program).verdict == Effect::Deny
+    })
 }
 
 fn wider_unix(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
@@ -170,10 +206,6 @@ fn wider_unix(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
         }
     });
     more.map(|(_, rule)| Wider::Rule(rule.id.clone()))
-}
-
-fn named(plan: &Plan, entry: &ExecEntry) -> Wider {
-    Wider::Rule(plan.rule_name(entry.rule).to_owned())
 }
 
 /// One prefix of either table.

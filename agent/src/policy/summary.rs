@@ -67,7 +67,7 @@ impl Policy {
             id: rule.id.clone(),
             scope: "exec",
             effect: rule.effect,
-            what: rule.target.to_string(),
+            what: rule.to_string(),
         });
         let addresses = |scope: &'static str, rules: &[NetRule]| {
             let one = |rule: &NetRule| {

@@ -10,6 +10,7 @@ use super::{
     attach::Inherited,
     compile::Resolved,
     limits::Limits,
+    programs::{FileDigest, ProgramClass},
     scope::Classes,
     traffic::{Access, Budgets, NetRule, UnixRule},
 };
@@ -19,7 +20,7 @@ pub(super) const RULES: usize = 16_384;
 const _: () = assert!(RULES < rule::PORT_REASONS as usize);
 
 /// The words for codes that are no rule's index. No rule may have such an id.
-pub(super) const REASONS: [(u32, &str); 17] = [
+pub(super) const REASONS: [(u32, &str); 25] = [
     (rule::REASON_DEFAULT, "default"),
     (rule::REASON_EXPIRED, "expired"),
     (rule::REASON_ENDED, "ended"),
@@ -37,6 +38,14 @@ pub(super) const REASONS: [(u32, &str); 17] = [
     (rule::REASON_DNS, "dns-denied"),
     (rule::REASON_CROSSED, "crossed-socket"),
     (rule::REASON_OPTION, "socket-option"),
+    (rule::REASON_CHANGED, "changed"),
+    (rule::REASON_DIGEST, "digest"),
+    (rule::REASON_CLASSES + rule::CLASS_LOADER, "loader"),
+    (rule::REASON_CLASSES + rule::CLASS_MULTI_CALL, "multi-call"),
+    (rule::REASON_CLASSES + rule::CLASS_BY_DESCRIPTOR, "by-descriptor"),
+    (rule::REASON_CLASSES + rule::CLASS_MEMFD, "memfd"),
+    (rule::REASON_CLASSES + rule::CLASS_DELETED, "deleted"),
+    (rule::REASON_CLASSES + rule::CLASS_WRITTEN, "written"),
 ];
 
 /// The kind of a session. It decides what happens to an operation that no rule names.
@@ -143,6 +152,10 @@ pub enum ExecTarget {
     Path(PathBuf),
     /// Every program below this directory, in its file system and in those mounted below it when the policy is loaded.
     Dir(PathBuf),
+    /// Every program whose path matches, when the policy is loaded: `*`, `?` and `[…]`, each within one component.
+    Glob(String),
+    /// Every program of the class.
+    Class(ProgramClass),
 }
 
 impl fmt::Display for ExecTarget {
@@ -150,6 +163,8 @@ impl fmt::Display for ExecTarget {
         match self {
             Self::Path(path) => write!(f, "path {}", path.display()),
             Self::Dir(path) => write!(f, "dir {}", path.display()),
+            Self::Glob(pattern) => write!(f, "glob {pattern}"),
+            Self::Class(class) => write!(f, "class {}", class.word()),
         }
     }
 }
@@ -163,6 +178,31 @@ pub struct ExecRule {
     pub effect: Effect,
     /// What it names.
     pub target: ExecTarget,
+    /// What the file must have; of rules that allow paths and globs.
+    pub digest: Option<FileDigest>,
+    /// First arguments that the rule is about; empty: whatever the arguments.
+    pub subcommands: Vec<String>,
+}
+
+impl ExecRule {
+    /// Whether it is about programs by their files, whatever their arguments.
+    pub(super) const fn is_plain(&self) -> bool {
+        self.subcommands.is_empty()
+    }
+}
+
+impl fmt::Display for ExecRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.target)?;
+        if let Some(digest) = &self.digest {
+            write!(f, " sha256 {digest}")?;
+        }
+        if !self.is_plain() {
+            let words = self.subcommands.join(", ");
+            write!(f, " subcommands {words}: judged once the program is in place, and refused by a kill")?;
+        }
+        Ok(())
+    }
 }
 
 /// A checked policy.

@@ -4,28 +4,23 @@
 //! interpreter. In both tiers `sched_process_exec` judges what is about to run and kills it before its first
 //! instruction; in tier full there is normally nothing left for it but to record.
 
-use core::ffi::c_void;
-
 use aya_ebpf::{
-    helpers::{bpf_loop, bpf_probe_read_kernel_str_bytes, bpf_probe_read_user_buf},
+    helpers::{bpf_probe_read_kernel_str_bytes, bpf_probe_read_user_buf},
     macros::{btf_tracepoint, lsm},
     programs::{BtfTracePointContext, LsmContext},
 };
 use tipstaff_common::{
     event::{Exec, KIND_EXEC},
     label::DOOMED,
-    limits::{ARG_BYTES, DEPTH, PATH_BYTES},
-    rule::{
-        ALLOW, ExecEntry, ExecKey, FileId, KILL, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_ENDED,
-        REASON_EXPIRED, WOULD_DENY,
-    },
-    session::{HAS_DIRECTORIES, PolicyEntry},
+    limits::{ARG_BYTES, PATH_BYTES},
+    rule::{FileId, KILL, REASON_ENDED, REASON_EXPIRED, WOULD_DENY},
 };
 
 use crate::{
     emit,
-    kernel::{self, Binprm, Dentry, File, Task},
-    maps::{EXEC_RULES, ExecRules, POLICIES, TASK_LABELS},
+    kernel::{self, Binprm, Task},
+    maps::TASK_LABELS,
+    program::{self, Stage},
     session::{self, Phase, Session},
     verdict::{Decision, Fault, of_fault, settle},
 };
@@ -41,7 +36,7 @@ pub fn bprm_check_security(context: LsmContext) -> i32 {
 #[inline(always)]
 fn refuse_exec(bprm: Binprm) -> bool {
     let Some(session) = session::of_current() else { return false };
-    let (file, decision) = judge(&session, bprm);
+    let (file, decision) = judge(&session, bprm, Stage::Before);
     let decision = settle(decision, &session);
     // a script that is only observed is not seen again: the tracepoint sees its interpreter
     if decision.refuses() {
@@ -87,7 +82,7 @@ fn judge_new_image(bprm: Binprm) {
             session.count_fault();
         }
     }
-    let (file, decision) = judge(&session, bprm);
+    let (file, decision) = judge(&session, bprm, Stage::After);
     let mut decision = settle(decision, &session);
     if decision.refuses() {
         decision.verdict = KILL;
@@ -103,7 +98,7 @@ fn judge_new_image(bprm: Binprm) {
 
 /// Decides on the program that `bprm` holds now.
 #[inline(always)]
-fn judge(session: &Session, bprm: Binprm) -> (FileId, Decision) {
+fn judge(session: &Session, bprm: Binprm, stage: Stage) -> (FileId, Decision) {
     let file = bprm.file();
     let identity = match file {
         Ok(file) => file.identity(),
@@ -117,98 +112,11 @@ fn judge(session: &Session, bprm: Binprm) -> (FileId, Decision) {
     let (Ok(file), Ok(identity)) = (file, identity) else {
         return (FileId::default(), of_fault(Fault::Unreadable, session));
     };
-    let decision = match by_rules(session, file, identity) {
+    let decision = match program::judge(session, bprm, file, identity, stage) {
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
     };
     (identity, decision)
-}
-
-/// Deny beats allow, whether the rule names the program or a directory above it; no rule means the policy's default.
-#[inline(always)]
-fn by_rules(session: &Session, file: File, identity: FileId) -> Result<Decision, Fault> {
-    let policy: &PolicyEntry = POLICIES.get(session.policy).ok_or(Fault::NoEntry)?;
-    // SAFETY: the inner map lives at least until the program ends (RCU).
-    let rules: &ExecRules = unsafe { EXEC_RULES.get(&policy.revision) }.ok_or(Fault::NoEntry)?;
-    let mut best = Decision { verdict: policy.exec_default, rule: REASON_DEFAULT };
-    if let Some(decision) = rule_for(rules, identity, KIND_FILE) {
-        if decision.verdict != ALLOW {
-            return Ok(decision);
-        }
-        best = decision;
-    }
-    if policy.flags & HAS_DIRECTORIES != 0 {
-        return by_directories(rules, file, best);
-    }
-    Ok(best)
-}
-
-/// The walk up from a program to the root of its file system. Mounts are not crossed: what a member mounts somewhere
-/// does not move a file into a directory, nor out of one.
-#[repr(C)]
-struct Walk<'a> {
-    rules: &'a ExecRules,
-    entry: Dentry,
-    best: Decision,
-    end: u32,
-}
-
-/// The walk goes on, and reached no root within `DEPTH` if it still does when it stops.
-const ON_THE_WAY: u32 = 0;
-/// `best` is the decision.
-const ARRIVED: u32 = 1;
-/// A directory could not be read.
-const LOST: u32 = 2;
-
-#[inline(always)]
-fn by_directories(rules: &ExecRules, file: File, best: Decision) -> Result<Decision, Fault> {
-    let mut walk = Walk { rules, entry: file.dentry()?, best, end: ON_THE_WAY };
-    let context = core::ptr::from_mut(&mut walk).cast::<c_void>();
-    // SAFETY: the callback takes what it is given here, and the walk outlives the call. VERIFIER: a helper's loop, whose
-    // body is verified once; unrolled over `DEPTH` it is two thirds of all that the verifier does for this object.
-    unsafe { bpf_loop(DEPTH, climb as *mut c_void, context, 0) };
-    match walk.end {
-        ARRIVED => Ok(walk.best),
-        LOST => Err(Fault::Unreadable),
-        _ => Err(Fault::TooDeep),
-    }
-}
-
-/// One step of the walk. 0: go on, 1: stop.
-#[inline(never)]
-extern "C" fn climb(_step: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `by_directories` passes its `Walk`, which nothing else holds meanwhile.
-    let walk = unsafe { &mut *context.cast::<Walk<'_>>() };
-    let Ok(above) = walk.entry.parent() else {
-        walk.end = LOST;
-        return 1;
-    };
-    if above == walk.entry {
-        walk.end = ARRIVED;
-        return 1;
-    }
-    walk.entry = above;
-    let Ok(identity) = above.identity() else {
-        walk.end = LOST;
-        return 1;
-    };
-    if let Some(decision) = rule_for(walk.rules, identity, KIND_DIRECTORY) {
-        walk.best = decision;
-        if decision.verdict != ALLOW {
-            walk.end = ARRIVED;
-            return 1;
-        }
-    }
-    0
-}
-
-#[inline(always)]
-fn rule_for(rules: &ExecRules, file: FileId, kind: u32) -> Option<Decision> {
-    // SAFETY: copied out at once; the inner map is never written after its revision is in force.
-    let found = *unsafe { rules.get(ExecKey { file, kind, pad: 0 }) }?;
-    // SAFETY: eight bytes that the agent wrote as an `ExecEntry`, two integers.
-    let found = unsafe { core::mem::transmute::<u64, ExecEntry>(found) };
-    Some(Decision { verdict: found.verdict, rule: found.rule })
 }
 
 /// Fills a record of an exec in. The arguments are read from the new program's own memory, which is in place only `after`

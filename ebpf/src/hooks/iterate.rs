@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_seq_write;
 use tipstaff_common::{
     label::MemberRow,
-    rule::FileId,
+    rule::{Content, FileId},
     socket::{SocketLabel, SocketRow},
 };
 
@@ -35,6 +35,7 @@ pub struct TaskFileContext {
 struct FileRow {
     descriptor: u64,
     file: FileId,
+    content: Content,
 }
 
 /// HOOK: `iter/task(struct bpf_iter__task *)`, since 5.8. Writes a `MemberRow` for each labelled thread that has not ended.
@@ -77,9 +78,10 @@ pub extern "C" fn files(context: *const TaskFileContext) -> i32 {
     if Task(task as u64).tgid() != Ok(kernel::settings().agent) {
         return 0;
     }
-    let Ok(identity) = File(file as u64).identity() else { return 0 };
+    let Ok(inode) = File(file as u64).inode() else { return 0 };
+    let (Ok(identity), Ok(content)) = (inode.identity(), inode.content()) else { return 0 };
     // the kernel's field is an `int`; what follows it up to the next field is not written
-    let mut row = FileRow { descriptor: descriptor & 0xffff_ffff, file: identity };
+    let mut row = FileRow { descriptor: descriptor & 0xffff_ffff, file: identity, content };
     write(meta, &mut row);
     0
 }

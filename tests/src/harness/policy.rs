@@ -103,6 +103,13 @@ impl Policy {
         self
     }
 
+    /// A rule of `exec.allow` or `exec.deny` as it is written.
+    pub(crate) fn exec_rule(mut self, effect: &str, rule: &str) -> Self {
+        let list = if effect == "allow" { &mut self.exec_allow } else { &mut self.exec_deny };
+        list.push(rule.to_owned());
+        self
+    }
+
     pub(crate) fn allow_dir(mut self, id: &str, path: impl Display) -> Self {
         self.exec_allow.push(format!("{{ dir: \"{path}\", id: {id} }}"));
         self

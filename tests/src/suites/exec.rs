@@ -118,7 +118,13 @@ fn by_relative_path(s: &mut Sandbox) -> Result<()> {
     let refused = s.run(&policy, &member, &format!("{by_descriptor} --work mark {mark}"))?.wait()?;
     refused.said(super::scene::refused_exec(s))?;
     ensure!(!fs::exists(&mark)?, "a program that is out of scope ran from a descriptor");
-    s.run(&policy, &member, &format!("spawn-by-descriptor {good} --work mark {mark}"))?.wait()?.said("exit 0")?;
+    // an allowed program is of a class that the kind denies, if it is called so
+    let line = format!("spawn-by-descriptor {good} --work mark {mark}");
+    s.run(&policy, &member, &line)?.wait()?.said(super::scene::refused_exec(s))?;
+    s.wait_evidence("the refusal of its class", |r| r["type"] == "exec" && r["rule"] == "by-descriptor")?;
+    ensure!(!fs::exists(&mark)?, "a program of a denied class ran");
+    let open = only(&member).allow("good", &good).exec_rule("allow", "{ class: by-descriptor, id: open }");
+    s.run(&s.policy(&open)?, &member, &line)?.wait()?.said("exit 0")?;
     ensure!(fs::exists(&mark)?, "an allowed program did not run from a descriptor");
     Ok(())
 }

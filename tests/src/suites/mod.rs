@@ -16,6 +16,7 @@ mod losses;
 mod members;
 mod narrow;
 mod net;
+mod programs;
 mod restart;
 mod rings;
 mod routes;
@@ -30,6 +31,7 @@ use crate::harness::registry::Test;
 /// Every suite.
 pub(crate) const ALL: &[&[Test]] = &[
     exec::TESTS,
+    programs::TESTS,
     members::TESTS,
     routes::TESTS,
     attach::TESTS,

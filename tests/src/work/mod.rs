@@ -57,6 +57,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "spawn" => process::spawn(rest),
         "vspawn" => process::vspawn(rest),
         "spawn-by-descriptor" => process::spawn_by_descriptor(rest),
+        "made" => process::made(rest),
         "many" => process::many(rest),
         "besiege" => process::besiege(rest),
         "tree" => process::tree(rest),

@@ -3,7 +3,10 @@
 use std::{
     ffi::{CStr, CString, c_char},
     fs::File,
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::{
+        fd::AsRawFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
     process::{Command, ExitStatus, Stdio},
     ptr,
 };
@@ -11,7 +14,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
-    sys::wait::{WaitStatus, waitpid},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        wait::{WaitStatus, waitpid},
+    },
     unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, execv, fexecve, pause, setsid},
 };
 
@@ -82,6 +88,44 @@ pub(super) fn spawn_by_descriptor(words: &[&str]) -> Result<u8> {
         WaitStatus::Exited(_, status) if status > 100 => Ok(say(Err(Errno::from_raw(status - 100)))),
         other => tell_wait(other),
     }
+}
+
+/// `made memfd|deleted|copy PROGRAM FILE ARGUMENT…`: makes the program's bytes a file of its own – in memory, at FILE and
+/// removed again, or at FILE – and spawns it.
+pub(super) fn made(words: &[&str]) -> Result<u8> {
+    let [how, program, file, arguments @ ..] = words else { bail!("made needs three words") };
+    let argv = c_strings(&[&[*file], arguments].concat())?;
+    let path = match *how {
+        "memfd" => {
+            let mut made = File::from(memfd_create("made", MFdFlags::empty())?);
+            std::io::copy(&mut File::open(program)?, &mut made)?;
+            reopened(made)?
+        }
+        "deleted" => {
+            std::fs::copy(program, file)?;
+            let made = File::open(file)?;
+            std::fs::remove_file(file)?;
+            made
+        }
+        _ => {
+            std::fs::copy(program, file)?;
+            return spawn(&[&[*file], arguments].concat());
+        }
+    };
+    let child = in_child(|| {
+        let by_path = CString::new(format!("/proc/self/fd/{}", path.as_raw_fd())).unwrap_or_default();
+        let Err(errno) = execv(&by_path, &argv);
+        100 + u8::try_from(errno as i32).unwrap_or(0)
+    })?;
+    match waitpid(child, None)? {
+        WaitStatus::Exited(_, status) if status > 100 => Ok(say(Err(Errno::from_raw(status - 100)))),
+        other => tell_wait(other),
+    }
+}
+
+/// The file once more, to read only: what is open to write is not executed.
+fn reopened(file: File) -> Result<File> {
+    Ok(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
 }
 
 /// `many COUNT PROGRAM ARGUMENT…`: one after the other; prints how many ended with status 0.

@@ -4,12 +4,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
-use tipstaff_common::{limits::DEPTH, rule::FileId};
+use tipstaff_common::{
+    limits::DEPTH,
+    rule::{Content, FileId},
+};
 
 use crate::policy::{
-    Access, Addresses, Budgets, Decision, Effect, ExecRule, ExecTarget, Kind, Mode, NetRule, Plan, Policy, PortRange,
-    Protocol, Resolved, UnixFound, UnixRule, UnixSocket, UnixTarget, Wider, compile, decide_exec, decide_inbound,
-    decide_listen, decide_net, decide_unix, metadata, narrow::wider_addresses, net::join_ranges,
+    Access, Addresses, Budgets, Decision, Effect, ExecRule, ExecTarget, FileDigest, Hashed, Kind, Mode, NetRule, Plan,
+    Policy, PortRange, Program, ProgramClass, Protocol, Resolved, UnixFound, UnixRule, UnixSocket, UnixTarget, Wider,
+    compile, decide_exec, decide_inbound, decide_listen, decide_net, decide_unix, metadata, narrow::wider_addresses,
+    net::join_ranges,
 };
 
 fn kind() -> impl Strategy<Value = Kind> {
@@ -51,11 +55,65 @@ fn file() -> impl Strategy<Value = FileId> {
     (1u64..12, 0u32..2).prop_map(|(inode, device)| FileId { inode, device, generation: 0 })
 }
 
+fn class() -> impl Strategy<Value = ProgramClass> {
+    prop::sample::select(ProgramClass::ALL.as_slice())
+}
+
+/// Few words, so that rules and programs meet.
+const WORDS: [&str; 3] = ["status", "push", "sixteen-bytes-ok"];
+
 fn exec_rule() -> impl Strategy<Value = (ExecRule, Vec<FileId>)> {
-    (effect(), any::<bool>(), prop::collection::vec(file(), 0..4)).prop_map(|(effect, dir, files)| {
-        let target = if dir { ExecTarget::Dir("/d".into()) } else { ExecTarget::Path("/p".into()) };
-        (ExecRule { id: String::new(), effect, target }, files)
+    let words = prop::sample::subsequence(WORDS.as_slice(), 0..=2);
+    let digest = prop::option::weighted(0.2, (0u8..2).prop_map(|byte| FileDigest([byte; 32])));
+    let files = prop::collection::vec(file(), 0..4);
+    (effect(), 0..8, files, words, digest, class()).prop_map(|(effect, which, files, words, digest, class)| {
+        let of_files = which > 2;
+        let target = match which {
+            0 => ExecTarget::Class(class),
+            1 | 2 => ExecTarget::Dir("/d".into()),
+            3 => ExecTarget::Glob("/p*".into()),
+            _ => ExecTarget::Path("/p".into()),
+        };
+        let words = words.iter().filter(|_| of_files).map(|word| (*word).to_owned()).collect();
+        let digest = digest.filter(|_| of_files && effect == Effect::Allow);
+        (
+            ExecRule { id: String::new(), effect, target, digest, subcommands: words },
+            if which == 0 { vec![] } else { files },
+        )
     })
+}
+
+/// What a program's file was, or is.
+fn content() -> impl Strategy<Value = Content> {
+    (0u64..2).prop_map(|changed| Content { size: 1, changed })
+}
+
+/// What is known of some of the files that rules name.
+fn known() -> impl Strategy<Value = Resolved> {
+    let hashed = prop_oneof![
+        6 => (0u8..2, any::<bool>())
+            .prop_map(|(byte, while_leased)| Hashed::As { digest: FileDigest([byte; 32]), while_leased }),
+        1 => Just(Hashed::Not("cannot be read".to_owned())),
+    ];
+    let contents = prop::collection::btree_map(file(), content(), 0..20);
+    let classes = prop::collection::btree_map(file(), (0..2u32).prop_map(|class| 1 << class), 0..3);
+    (contents, classes, prop::collection::btree_map(file(), hashed, 0..20))
+        .prop_map(|(contents, classes, digests)| Resolved { contents, classes, digests, ..Resolved::default() })
+}
+
+/// A program as the hooks see it, but for its file and the directories above it.
+fn sight() -> impl Strategy<Value = Program<'static>> {
+    let word = prop::option::of(prop::option::of(prop::sample::select(
+        [WORDS[0], WORDS[1], WORDS[2], "sixteen-bytes-and-more", ""].as_slice(),
+    )));
+    let classes = prop_oneof![4 => Just(0), 3 => class().prop_map(ProgramClass::bit), 1 => 0u32..64];
+    let rare = || prop::bool::weighted(0.1);
+    (prop::option::of(content()), rare(), any::<bool>(), classes, rare(), word).prop_map(
+        |(content, writers, leased, classes, script, word)| {
+            let word = word.map(|word| word.map(str::as_bytes));
+            Program { content, writers, leased, classes, script, word, ..Program::of(FileId::default(), &[]) }
+        },
+    )
 }
 
 /// The directories above a program: few, or about as many as are looked at. Files beyond those of rules fill them.
@@ -174,16 +232,17 @@ proptest! {
     fn on_programs(
         kind in kind(),
         rules in prop::collection::vec(exec_rule(), 0..8),
-        operations in prop::collection::vec((file(), ancestors()), 1..20),
+        known in known(),
+        operations in prop::collection::vec((file(), ancestors(), sight()), 1..20),
     ) {
         let (exec, files) = rules.into_iter().unzip();
         let policy = Policy { exec, ..policy(kind) };
-        let files = Resolved { files, ..Resolved::default() };
-        let plan = compile(&policy, &files).expect("no net rules");
+        let host = Resolved { files, ..known };
+        let plan = compile(&policy, &host).expect("no net rules");
         let effects = effects(&policy);
-        for (file, ancestors) in operations {
-            let reference = decide_exec(&policy, &files, file, &ancestors);
-            agree(&effects, reference, plan.judge_exec(file, &ancestors))?;
+        for (file, ancestors, sight) in operations {
+            let program = Program { file, ancestors: &ancestors, ..sight };
+            agree(&effects, decide_exec(&policy, &host, &program), plan.judge_exec(&program))?;
         }
     }
 

@@ -234,11 +234,41 @@ fn exec_rules() {
         "exec.deny",
         " /usr/bin/curl",
         "5:2: spec.scope.exec.deny[0]",
-        "must be a mapping with the keys path, dir, id",
+        "must be a mapping with the keys path, dir, glob, class, sha256, subcommands, id",
     );
     rule("exec.deny", "{id: x}", "5:1: spec.scope.exec.deny[0]", "names nothing: add path");
     rule("exec.deny", "{path: /a, dir: /b}", "5:1: spec.scope.exec.deny[0]", "has both path and dir");
-    for later in ["sha256", "subcommands", "mode"] {
+    let digest = "ab".repeat(32);
+    for (text, at, part) in [
+        (
+            format!("{{path: /a, sha256: {}}}", &digest[1..]),
+            "5:20: spec.scope.exec.allow[0].sha256",
+            "has 63 characters",
+        ),
+        (format!("{{path: /a, sha256: {}x}}", &digest[1..]), "5:20: spec.scope.exec.allow[0].sha256", "64 hexadecimal"),
+        (format!("{{dir: /a, sha256: {digest}}}"), "5:19: spec.scope.exec.allow[0].sha256", "needs a path or a glob"),
+        ("{glob: /a/**/b}".to_owned(), "5:8: spec.scope.exec.allow[0].glob", "has **: write dir"),
+        ("{glob: /a/b}".to_owned(), "5:8: spec.scope.exec.allow[0].glob", "write path instead of glob"),
+        ("{glob: a/*}".to_owned(), "5:8: spec.scope.exec.allow[0].glob", "is not absolute"),
+        ("{glob: \"/a[\"}".to_owned(), "5:8: spec.scope.exec.allow[0].glob", "is no pattern"),
+        ("{class: shells}".to_owned(), "5:9: spec.scope.exec.allow[0].class", "write one of loader, multi-call"),
+        ("{path: /a, subcommands: []}".to_owned(), "5:25: spec.scope.exec.allow[0].subcommands", "is empty"),
+        ("{dir: /a, subcommands: [x]}".to_owned(), "5:24: spec.scope.exec.allow[0].subcommands", "needs a path"),
+        (
+            "{path: /a, subcommands: [seventeen-letters]}".to_owned(),
+            "5:26: spec.scope.exec.allow[0].subcommands[0]",
+            "has 17 bytes: a subcommand has at most 16",
+        ),
+    ] {
+        rule("exec.allow", &text, at, part);
+    }
+    rule(
+        "exec.deny",
+        &format!("{{path: /a, sha256: {digest}}}"),
+        "5:20: spec.scope.exec.deny[0].sha256",
+        "would let the same program with one more byte run",
+    );
+    for later in ["args", "mode"] {
         rule(
             "exec.allow",
             &format!("{{path: /a, {later}: x}}"),

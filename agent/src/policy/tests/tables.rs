@@ -10,8 +10,8 @@ use tipstaff_common::{
 
 use super::policy;
 use crate::policy::{
-    CompileProblem, Effect, NetKey, Policy, Resolved, UnixFound, UnixSocket, compile, decide_exec, decide_inbound,
-    decide_listen, decide_net, decide_unix, metadata,
+    CompileProblem, Effect, NetKey, Policy, Program, Resolved, UnixFound, UnixSocket, compile, decide_exec,
+    decide_inbound, decide_listen, decide_net, decide_unix, metadata,
 };
 
 const TCP: u8 = 6;
@@ -266,8 +266,8 @@ fn what_is_removed_and_renumbered_keeps_its_names() {
     ] {
         assert_eq!((tcp(&plan, to), tcp(&after, to)), (before, now), "{to}");
     }
-    assert_eq!(after.judge_exec(id(1), &[]).rule, REASON_DEFAULT);
-    assert_eq!(after.rule_name(after.judge_exec(id(2), &[]).rule), "b");
+    assert_eq!(after.judge_exec(&Program::of(id(1), &[])).rule, REASON_DEFAULT);
+    assert_eq!(after.rule_name(after.judge_exec(&Program::of(id(2), &[])).rule), "b");
     let more = plan.clone().renumbered(&ids(&["x", "two"])).expect("few rules");
     assert_eq!(more.rules, ids(&["x", "two", "a", "b", "one", "no", "web", "n"]));
     assert_eq!(tcp(&more, "10.2.0.1"), allowed("two"));
@@ -344,8 +344,9 @@ fn deny_beats_allow_for_programs() {
     let plan = compile(&policy, &files).expect("a plan");
     let judge = |file: u64, above: &[u64]| {
         let above: Vec<_> = above.iter().copied().map(id).collect();
-        let judged = plan.judge_exec(id(file), &above);
-        assert_eq!(judged.verdict, decide_exec(&policy, &files, id(file), &above).verdict);
+        let program = Program::of(id(file), &above);
+        let judged = plan.judge_exec(&program);
+        assert_eq!(judged.verdict, decide_exec(&policy, &files, &program).verdict);
         (judged.verdict, plan.rule_name(judged.rule).to_owned())
     };
     assert_eq!(judge(1, &[20]), denied("no-b"));
@@ -372,11 +373,11 @@ fn a_program_below_too_many_directories_is_denied() {
     let policy_of = |kind, rule| policy(kind, &format!("{{exec: {rule}}}"));
     let with = policy_of("operator", "{allow: [{dir: /d}]}");
     let plan = compile(&with, &files(7)).expect("a plan");
-    assert_eq!(plan.judge_exec(id(1), &above).rule, REASON_UNRESOLVED);
-    assert_eq!(decide_exec(&with, &files(7), id(1), &above).rule, REASON_UNRESOLVED);
-    assert_eq!(plan.judge_exec(id(1), &above[..48]).rule, REASON_DEFAULT);
+    assert_eq!(plan.judge_exec(&Program::of(id(1), &above)).rule, REASON_UNRESOLVED);
+    assert_eq!(decide_exec(&with, &files(7), &Program::of(id(1), &above)).rule, REASON_UNRESOLVED);
+    assert_eq!(plan.judge_exec(&Program::of(id(1), &above[..48])).rule, REASON_DEFAULT);
     let without = policy_of("operator", "{allow: [{path: /p}]}");
     let plan = compile(&without, &files(7)).expect("a plan");
-    assert_eq!((plan.flags, plan.judge_exec(id(1), &above).rule), (0, REASON_DEFAULT));
-    assert_eq!(decide_exec(&without, &files(7), id(1), &above).rule, REASON_DEFAULT);
+    assert_eq!((plan.flags, plan.judge_exec(&Program::of(id(1), &above)).rule), (0, REASON_DEFAULT));
+    assert_eq!(decide_exec(&without, &files(7), &Program::of(id(1), &above)).rule, REASON_DEFAULT);
 }

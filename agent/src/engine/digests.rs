@@ -1,0 +1,120 @@
+//! Digests of files, each taken under a read lease that is held as long as a session needs it: nobody opens the file to
+//! write before the kernel's table says that it is not what it was.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _},
+    os::fd::AsRawFd as _,
+    path::Path,
+};
+
+use nix::sys::statfs::{FsType, fstatfs};
+use sha2::{Digest as _, Sha256};
+use tipstaff_common::rule::{Content, FileId};
+
+use crate::{
+    kernel::{Kernel, KernelError, has_lease, open_path, take_lease},
+    policy::{FileDigest, Hashed},
+};
+
+/// File systems whose identities and leases speak for the bytes (`include/uapi/linux/magic.h`): ext2 to 4, XFS, btrfs,
+/// F2FS, SquashFS, EROFS.
+const ON_DISK: [i64; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x7371_7368, 0xe0f5_e1e2];
+/// tmpfs and ramfs: a write through a mapping moves no time of the file's.
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// What was hashed, and the leases.
+#[derive(Debug, Default)]
+pub(super) struct Digests {
+    held: BTreeMap<FileId, Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    /// The lease goes with the descriptor.
+    file: File,
+    content: Content,
+    digest: FileDigest,
+    while_leased: bool,
+}
+
+impl Digests {
+    /// The digest of the file at `path`, which is `id`, and what the file was when it was hashed.
+    pub(super) fn hash(
+        &mut self,
+        kernel: &mut Kernel,
+        path: &Path,
+        id: FileId,
+    ) -> Result<(Hashed, Option<Content>), KernelError> {
+        let not = |why: String| Ok((Hashed::Not(why), None));
+        let file = match open(path) {
+            Ok(file) => file,
+            Err(error) => return not(format!("cannot be read: {error}")),
+        };
+        let Some(Some(now)) = kernel.see(std::slice::from_ref(&file))?.pop() else {
+            return not("cannot be identified".into());
+        };
+        if now.id != id {
+            return not("was replaced while it was looked at".into());
+        }
+        if let Some(held) = self.held.get(&id).filter(|held| held.content == now.content && has_lease(&held.file)) {
+            let hashed = Hashed::As { digest: held.digest, while_leased: held.while_leased };
+            return Ok((hashed, Some(held.content)));
+        }
+        let system = fstatfs(&file).map(|s| s.filesystem_type());
+        let is = |known: &[i64]| system.is_ok_and(|system| known.iter().any(|magic| system == FsType(*magic)));
+        if !is(&ON_DISK) && !is(&IN_MEMORY) {
+            return not("is on a file system that does not tell whether a file is still the same".into());
+        }
+        if let Err(error) = take_lease(&file) {
+            return not(match error.raw_os_error() {
+                Some(libc::EAGAIN) => "is open to write: what is hashed could be changed".into(),
+                _ => format!("cannot be leased while it is hashed: {error}"),
+            });
+        }
+        // from here on nobody can write it: what it is now is what is hashed
+        let before = kernel.see(std::slice::from_ref(&file))?.pop().flatten();
+        let digest = match digest(&file) {
+            Ok(digest) => digest,
+            Err(error) => return not(format!("cannot be read: {error}")),
+        };
+        let Some(seen) = before.filter(|seen| seen.id == id && has_lease(&file)) else {
+            return not("was opened to write while it was hashed".into());
+        };
+        let held = Held { file, content: seen.content, digest, while_leased: is(&IN_MEMORY) };
+        let hashed = Hashed::As { digest, while_leased: held.while_leased };
+        self.held.insert(id, held);
+        Ok((hashed, Some(seen.content)))
+    }
+
+    /// Files that somebody waits to write.
+    pub(super) fn wanted_back(&self) -> Vec<FileId> {
+        self.held.iter().filter(|(_, held)| !has_lease(&held.file)).map(|(id, _)| *id).collect()
+    }
+
+    /// Gives leases back.
+    pub(super) fn let_go(&mut self, mut needed: impl FnMut(&FileId) -> bool) {
+        self.held.retain(|id, _| needed(id));
+    }
+}
+
+/// Opens a regular file to read. A FIFO or device is not opened.
+fn open(path: &Path) -> io::Result<File> {
+    let named = open_path(path)?;
+    if !named.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    File::open(format!("/proc/self/fd/{}", named.as_raw_fd()))
+}
+
+fn digest(mut file: &File) -> io::Result<FileDigest> {
+    let mut hasher = Sha256::new();
+    let mut part = vec![0; 1 << 17];
+    loop {
+        match file.read(&mut part)? {
+            0 => return Ok(FileDigest(hasher.finalize().into())),
+            length => hasher.update(&part[..length]),
+        }
+    }
+}

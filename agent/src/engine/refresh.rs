@@ -1,0 +1,148 @@
+//! Files of rules that were replaced or changed while sessions live. From the change on the kernel denies what is not as it
+//! was; here it is looked at again, and what it is now is put in force in one step.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use tipstaff_common::rule;
+use tracing::{info, warn};
+
+use super::{
+    Engine, Live, complain,
+    resolve::{self, Before},
+};
+use crate::{
+    enforce::directories_of,
+    kernel::{boot_now, ring::Event},
+    policy::{self, ExecTarget},
+    session::{SessionId, State},
+};
+
+/// Changes that come together are looked at together.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// Looking takes at most a fifth of the time, whoever changes files or tries what is denied.
+const SHARE: u32 = 4;
+
+/// When rules are resolved again.
+#[derive(Debug, Default)]
+pub(super) struct Refresh {
+    due: Option<u64>,
+    /// Not before this, `CLOCK_BOOTTIME` nanoseconds.
+    earliest: u64,
+}
+
+impl Refresh {
+    pub(super) const fn due(&self) -> Option<u64> {
+        self.due
+    }
+}
+
+impl Engine {
+    /// Something happened in a directory where files of rules stand.
+    pub fn files_changed(&mut self) {
+        if self.parts.files.happened() {
+            self.refresh_soon();
+        }
+    }
+
+    /// Somebody waits to write a file that was hashed: first the kernel's tables say so, then it is let go.
+    pub fn leases_wanted(&mut self) {
+        let wanted = self.digests.wanted_back();
+        if wanted.is_empty() {
+            return;
+        }
+        self.refresh();
+        self.digests.let_go(|id| !wanted.contains(id));
+        self.refresh_soon();
+    }
+
+    /// A program was denied that may have been replaced since its rule was resolved.
+    pub(super) fn maybe_replaced(&mut self, event: &Event) {
+        let Event::Exec(exec) = event else { return };
+        let code = exec.header.rule;
+        let refused = matches!(exec.header.verdict, rule::DENY | rule::KILL | rule::WOULD_DENY);
+        if refused && matches!(code, rule::REASON_CHANGED | rule::REASON_DIGEST) {
+            self.refresh_soon();
+        }
+    }
+
+    fn refresh_soon(&mut self) {
+        let soon = boot_now() + u64::try_from(TOGETHER.as_nanos()).unwrap_or(0);
+        self.refresh.due.get_or_insert_with(|| soon.max(self.refresh.earliest));
+    }
+
+    /// Looks at the files of all live sessions' rules, and puts in force what they are now.
+    pub(super) fn refresh(&mut self) {
+        let began = Instant::now();
+        self.refresh.due = None;
+        let ids: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, live)| is_concerned(live)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Err(problem) = self.refresh_session(id) {
+                warn!("session {id}: its rules are as they were, because they cannot be resolved: {problem}");
+            }
+        }
+        self.watch_files();
+        let pause = began.elapsed().saturating_mul(SHARE);
+        self.refresh.earliest = boot_now() + u64::try_from(pause.as_nanos()).unwrap_or(0);
+    }
+
+    fn refresh_session(&mut self, id: SessionId) -> Result<(), String> {
+        let Some(live) = self.sessions.get(&id) else { return Ok(()) };
+        let before = Before { host: &live.host, by_root: live.start.principal.uid == 0 };
+        let host = resolve::again(&mut self.parts.kernel, &mut self.digests, &live.policy, before);
+        let host = host.map_err(|e| e.to_string())?;
+        let plan = policy::compile(&live.policy, &host)
+            .map_err(|problems| problems.first().map(ToString::to_string).unwrap_or_default())?;
+        let plan = plan.renumbered(&live.plan.rules).ok_or("there are more rules than numbers")?;
+        if plan.exec == live.plan.exec {
+            return Ok(());
+        }
+        let reference = live.reference;
+        let (slot, plan) = self.policies.acquire(&mut self.parts.kernel, plan).map_err(|e| e.to_string())?;
+        if let Err(problem) = self.parts.kernel.set_policy(reference, slot) {
+            complain("releasing a policy", self.policies.release(&mut self.parts.kernel, slot));
+            return Err(problem.to_string());
+        }
+        let Some(live) = self.sessions.get_mut(&id) else { return Ok(()) };
+        let old = std::mem::replace(&mut live.policy_slot, slot);
+        (live.plan, live.host) = (plan, host);
+        info!("session {id}: files that its rules name were replaced or changed, and were looked at again");
+        self.keep(id);
+        self.retire(id, old);
+        Ok(())
+    }
+
+    /// Watches the directories of all files that rules of live sessions name, and lets leases go that nobody needs.
+    pub(super) fn watch_files(&mut self) {
+        let mut wanted = BTreeSet::new();
+        let mut hashed = BTreeSet::new();
+        for live in self.sessions.values().filter(|live| is_concerned(live)) {
+            hashed.extend(live.host.digests.keys().copied());
+            for rule in &live.policy.exec {
+                match &rule.target {
+                    ExecTarget::Path(path) => wanted.extend(directories_of(path)),
+                    ExecTarget::Glob(pattern) => {
+                        wanted.extend(resolve::matching(pattern).iter().flat_map(|path| directories_of(path)));
+                        wanted.extend(resolve::parents(pattern));
+                    }
+                    ExecTarget::Dir(_) | ExecTarget::Class(_) => {}
+                }
+            }
+        }
+        self.digests.let_go(|id| hashed.contains(id));
+        for (path, error) in self.parts.files.set(&wanted) {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                warn!("{} is not watched, so what is replaced there is looked at late: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// Whether the session lives and has rules on files.
+fn is_concerned(live: &Live) -> bool {
+    let files = |target: &ExecTarget| matches!(target, ExecTarget::Path(_) | ExecTarget::Glob(_));
+    live.machine.state() != State::Ended && live.policy.exec.iter().any(|rule| files(&rule.target))
+}

@@ -1,0 +1,286 @@
+//! What a policy's rules say of a program: by which file it is, by the directories above it, by its classes and, once it
+//! is in place, by its first argument.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_loop, bpf_probe_read_user_str_bytes};
+use tipstaff_common::{
+    limits::DEPTH,
+    rule::{
+        ALLOW, CLASS_BY_DESCRIPTOR, CLASS_DELETED, CLASS_LOADER, CLASS_MEMFD, CLASS_MULTI_CALL, CLASS_WRITTEN, CLASSES,
+        ExecKey, FileId, KIND_DIRECTORY, KIND_FILE, LEASED, NO_RULE, PINNED, ProgramEntry, REASON_CHANGED,
+        REASON_DEFAULT, REASON_UNRESOLVED, STRICT, WORD_BYTES, WORDS, WORDS_ONLY, class_key, word_key,
+    },
+    session::{HAS_DIRECTORIES, PolicyEntry, ROOT_WRITES},
+};
+
+use crate::{
+    kernel::{Binprm, Dentry, File, Inode, Task},
+    maps::{EXEC_RULES, ExecRules, POLICIES, SESSION_CONFIG},
+    session::Session,
+    verdict::{Decision, Fault},
+};
+
+/// When a program is judged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Before the point of no return: it can be refused; its arguments are not in place.
+    Before,
+    /// After it: the arguments are in the new program's own memory, which nobody else can write.
+    After,
+}
+
+/// Deny beats allow, whether the rule names the program or a directory above it; no rule means the policy's default. What
+/// is allowed so can still be of a class that is denied.
+#[inline(always)]
+pub fn judge(session: &Session, bprm: Binprm, file: File, identity: FileId, stage: Stage) -> Result<Decision, Fault> {
+    let policy: &PolicyEntry = POLICIES.get(session.policy).ok_or(Fault::NoEntry)?;
+    // SAFETY: the inner map lives at least until the program ends (RCU).
+    let rules: &ExecRules = unsafe { EXEC_RULES.get(&policy.revision) }.ok_or(Fault::NoEntry)?;
+    let default = Decision { verdict: policy.exec_default, rule: REASON_DEFAULT };
+    let inode = file.inode()?;
+    if inode.is_nowhere()? {
+        // no rule but one on its class can name it
+        let class = entry(rules, class_key(CLASS_MEMFD));
+        return Ok(class.map_or(default, of_entry));
+    }
+    let mut named = ProgramEntry { flags: NO_RULE, ..ProgramEntry::default() };
+    if let Some(found) = entry(rules, ExecKey { file: identity, kind: KIND_FILE, pad: 0 }) {
+        named = found;
+    }
+    let mut stale = false;
+    if named.flags & PINNED != 0 && !stands(inode, &named)? {
+        if named.flags & STRICT != 0 {
+            return Ok(Decision::deny(REASON_CHANGED));
+        }
+        stale = true;
+        named.flags |= NO_RULE;
+    }
+    let mut best = default;
+    if named.flags & NO_RULE == 0 {
+        if named.verdict != ALLOW {
+            return Ok(of_entry(named));
+        }
+        if named.flags & WORDS_ONLY == 0 {
+            best = of_entry(named);
+        }
+    }
+    if policy.flags & HAS_DIRECTORIES != 0 {
+        best = by_directories(rules, file, best)?;
+        if best.verdict != ALLOW && best.rule != REASON_DEFAULT {
+            return Ok(best);
+        }
+    }
+    if named.flags & (WORDS | NO_RULE) == WORDS {
+        match stage {
+            // of a script the interpreter alone is seen later
+            Stage::Before if bprm.is_script() => return Ok(Decision::deny(REASON_UNRESOLVED)),
+            Stage::Before => best = of_entry(named),
+            Stage::After => {
+                if let Some(word) = by_word(rules, named.words)? {
+                    best = of_entry(word);
+                }
+            }
+        }
+    }
+    if best.verdict != ALLOW {
+        return Ok(if stale && best.rule == REASON_DEFAULT { Decision::deny(REASON_CHANGED) } else { best });
+    }
+    let vetted = named.flags & (PINNED | NO_RULE) == PINNED;
+    let classes = classes(session, bprm, file, inode, named.flags, vetted)?;
+    Ok(by_class(rules, classes, best))
+}
+
+#[inline(always)]
+fn of_entry(entry: ProgramEntry) -> Decision {
+    Decision { verdict: entry.verdict, rule: entry.rule }
+}
+
+/// Whether the file is as it was when the agent looked at it.
+#[inline(always)]
+fn stands(inode: Inode, entry: &ProgramEntry) -> Result<bool, Fault> {
+    if inode.content()? != entry.content {
+        return Ok(false);
+    }
+    if entry.flags & STRICT != 0 && inode.has_writers()? {
+        return Ok(false);
+    }
+    Ok(entry.flags & LEASED == 0 || inode.is_leased()?)
+}
+
+/// The classes that a program is of, a bit each. `known`: those of its entry. `vetted`: the agent looked at this very
+/// content.
+#[inline(always)]
+fn classes(session: &Session, bprm: Binprm, file: File, inode: Inode, known: u32, vetted: bool) -> Result<u32, Fault> {
+    let mut classes = known & ((1 << CLASSES) - 1);
+    if inode.links()? == 0 {
+        classes |= 1 << CLASS_DELETED;
+    }
+    if bprm.is_by_descriptor()? {
+        classes |= 1 << CLASS_BY_DESCRIPTOR;
+    }
+    classes |= by_name(file.dentry()?.name_start()?);
+    if !vetted {
+        let config = SESSION_CONFIG.get(session.slot).ok_or(Fault::NoEntry)?;
+        let others = config.flags & ROOT_WRITES == 0 && inode.is_roots_alone()?;
+        if inode.content()?.changed >= config.written_since && !others {
+            classes |= 1 << CLASS_WRITTEN;
+        }
+    }
+    Ok(classes)
+}
+
+/// What loaders and multi-call programs are called, for those that the agent did not find.
+#[inline(always)]
+fn by_name(name: [u8; 8]) -> u32 {
+    let name = u64::from_le_bytes(name);
+    let starts = |with: &[u8; 8], length: u32| (name ^ u64::from_le_bytes(*with)) << (64 - 8 * length) == 0;
+    if starts(b"ld-linux", 8) || starts(b"ld-musl-", 8) || starts(b"ld.so\0\0\0", 5) || starts(b"ld64.so\0", 7) {
+        return 1 << CLASS_LOADER;
+    }
+    if starts(b"busybox\0", 7) || starts(b"toybox\0\0", 6) {
+        return 1 << CLASS_MULTI_CALL;
+    }
+    0
+}
+
+/// What is allowed as `best` is denied where one of its classes is.
+#[inline(always)]
+fn by_class(rules: &ExecRules, classes: u32, best: Decision) -> Decision {
+    for class in 0..CLASSES {
+        if classes & (1 << class) == 0 {
+            continue;
+        }
+        if let Some(found) = entry(rules, class_key(class))
+            && found.verdict != ALLOW
+        {
+            return of_entry(found);
+        }
+    }
+    best
+}
+
+/// The walk along the new program's arguments to the end of the first.
+#[repr(C)]
+struct Name {
+    at: u64,
+    done: u32,
+    pad: u32,
+}
+
+/// Bytes of the program's own name that are read at once.
+const STEP: usize = 64;
+/// Steps: more than `PATH_MAX` bytes of it.
+const STEPS: u32 = 66;
+
+/// What the rules say of the first argument after the program's name; `None`: nothing, or there is none.
+#[inline(always)]
+fn by_word(rules: &ExecRules, words: u32) -> Result<Option<ProgramEntry>, Fault> {
+    let (start, end) = Task::current().arguments()?;
+    let mut name = Name { at: start, done: 0, pad: 0 };
+    let context = core::ptr::from_mut(&mut name).cast::<c_void>();
+    // SAFETY: the callback takes what it is given here, and the name outlives the call. VERIFIER: as in `by_directories`.
+    unsafe { bpf_loop(STEPS, skip_name as *mut c_void, context, 0) };
+    if name.done != 1 {
+        return Err(Fault::Unreadable);
+    }
+    if name.at >= end {
+        return Ok(None);
+    }
+    // one byte more than a rule can name, and the 0
+    let mut text = [0u8; WORD_BYTES + 2];
+    // SAFETY: the helper copies from the current task's memory and never faults.
+    let read = unsafe { bpf_probe_read_user_str_bytes(name.at as *const u8, &mut text) };
+    let length = read.map_err(|_errno| Fault::Unreadable)?.len();
+    if length > WORD_BYTES {
+        return Ok(None);
+    }
+    let mut word = [0u8; WORD_BYTES];
+    word.copy_from_slice(&text[..WORD_BYTES]);
+    Ok(entry(rules, word_key(word, words)))
+}
+
+/// One step along the program's own name. 0: go on, 1: stop.
+#[inline(never)]
+extern "C" fn skip_name(_step: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `by_word` passes its `Name`, which nothing else holds meanwhile.
+    let name = unsafe { &mut *context.cast::<Name>() };
+    let mut part = [0u8; STEP];
+    // SAFETY: the helper copies from the current task's memory and never faults.
+    let Ok(read) = (unsafe { bpf_probe_read_user_str_bytes(name.at as *const u8, &mut part) }) else { return 1 };
+    let length = read.len();
+    name.at += length as u64;
+    if length < STEP - 1 {
+        name.at += 1;
+        name.done = 1;
+        return 1;
+    }
+    0
+}
+
+/// The walk up from a program to the root of its file system. Mounts are not crossed: what a member mounts somewhere
+/// does not move a file into a directory, nor out of one.
+#[repr(C)]
+struct Walk<'a> {
+    rules: &'a ExecRules,
+    entry: Dentry,
+    best: Decision,
+    end: u32,
+}
+
+/// The walk goes on, and reached no root within `DEPTH` if it still does when it stops.
+const ON_THE_WAY: u32 = 0;
+/// `best` is the decision.
+const ARRIVED: u32 = 1;
+/// A directory could not be read.
+const LOST: u32 = 2;
+
+#[inline(always)]
+fn by_directories(rules: &ExecRules, file: File, best: Decision) -> Result<Decision, Fault> {
+    let mut walk = Walk { rules, entry: file.dentry()?, best, end: ON_THE_WAY };
+    let context = core::ptr::from_mut(&mut walk).cast::<c_void>();
+    // SAFETY: the callback takes what it is given here, and the walk outlives the call. VERIFIER: a helper's loop, whose
+    // body is verified once; unrolled over `DEPTH` it is two thirds of all that the verifier does for this object.
+    unsafe { bpf_loop(DEPTH, climb as *mut c_void, context, 0) };
+    match walk.end {
+        ARRIVED => Ok(walk.best),
+        LOST => Err(Fault::Unreadable),
+        _ => Err(Fault::TooDeep),
+    }
+}
+
+/// One step of the walk. 0: go on, 1: stop.
+#[inline(never)]
+extern "C" fn climb(_step: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `by_directories` passes its `Walk`, which nothing else holds meanwhile.
+    let walk = unsafe { &mut *context.cast::<Walk<'_>>() };
+    let Ok(above) = walk.entry.parent() else {
+        walk.end = LOST;
+        return 1;
+    };
+    if above == walk.entry {
+        walk.end = ARRIVED;
+        return 1;
+    }
+    walk.entry = above;
+    let Ok(identity) = above.identity() else {
+        walk.end = LOST;
+        return 1;
+    };
+    if let Some(found) = entry(walk.rules, ExecKey { file: identity, kind: KIND_DIRECTORY, pad: 0 }) {
+        walk.best = of_entry(found);
+        if found.verdict != ALLOW {
+            walk.end = ARRIVED;
+            return 1;
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn entry(rules: &ExecRules, key: ExecKey) -> Option<ProgramEntry> {
+    // SAFETY: copied out at once; the inner map is never written after its revision is in force.
+    let found = *unsafe { rules.get(key) }?;
+    // SAFETY: 32 bytes that the agent wrote as a `ProgramEntry`, integers all of them.
+    Some(unsafe { core::mem::transmute::<[u64; 4], ProgramEntry>(found) })
+}

@@ -1,0 +1,313 @@
+//! Which file a program is, what it is made of, and how it is called.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{Seek, Write},
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{PermissionsExt, symlink},
+    },
+    path::Path,
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use sha2::{Digest, Sha256};
+
+use super::scene::{Fifo, attempt, only, refusal, refused_exec};
+use crate::harness::prelude::*;
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("programs::globs-and-classes", WHEREVER, classes),
+    Test::new("programs::the-right-file-or-none", WHEREVER, identities),
+    Test::new("programs::replaced-files-are-looked-at-again", WHEREVER, replaced),
+    Test::new("programs::digests-hold-for-the-bytes", WHEREVER, digests),
+    Test::new("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
+    Test::new("programs::rules-that-name-nothing", WHEREVER, bad_rules),
+];
+
+/// More than a test can need.
+const TRIES: u32 = 200;
+
+/// A member of a session of its own that tries one thing after the other, each when it is told.
+struct Tries {
+    running: Running,
+    session: String,
+    fifo: Fifo,
+    said: usize,
+}
+
+impl Tries {
+    fn new(s: &Sandbox, policy: &str, member: &str, tries: &[String], user: Option<(u32, u32)>) -> Result<Self> {
+        let fifo = Fifo::new(s)?;
+        fs::set_permissions(&fifo.path, PermissionsExt::from_mode(0o666))?;
+        let line = tries.iter().map(|one| format!("fifo {} {one}", fifo.path)).collect::<Vec<_>>().join(" + ");
+        let mut launch = s.launch(policy, member, &format!("{line} + fifo {} nothing", fifo.path));
+        if let Some((uid, gid)) = user {
+            launch = launch.user(uid, gid);
+        }
+        let running = launch.start()?;
+        let session = running.session(s)?;
+        Ok(Self { running, session, fifo, said: 0 })
+    }
+
+    /// What the next try comes to, in so many lines.
+    fn next(&mut self, lines: usize) -> Result<String> {
+        self.fifo.wake()?;
+        let text = until("the next answer", patience(), || {
+            let said = self.running.said();
+            let new = said.get(self.said..).unwrap_or_default();
+            Ok((new.matches('\n').count() == lines).then(|| new.to_owned()))
+        })?;
+        self.said += text.len();
+        Ok(text.trim_end().to_owned())
+    }
+
+    fn three(&mut self) -> Result<[String; 3]> {
+        let said = self.next(3)?;
+        let lines: Vec<String> = said.lines().map(str::to_owned).collect();
+        lines.try_into().ok().context("three answers")
+    }
+
+    /// Tries until the answers are what `holds` waits for.
+    fn until(&mut self, holds: impl Fn(&[String; 3]) -> Result<bool>) -> Result<()> {
+        until("the files to be looked at again", patience(), || {
+            // the tries last as long as the patience
+            std::thread::sleep(patience() / TRIES);
+            Ok(holds(&self.three()?)?.then_some(()))
+        })
+    }
+
+    fn stop(self, s: &Sandbox) -> Result<()> {
+        s.cli(&["end", &self.session])?.ended(0)?;
+        s.session_ended(&self.session, "operator").map(drop)
+    }
+}
+
+fn classes(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good) = (s.program("member")?, s.program("tools/good")?);
+    let (busybox, loader) = (s.program("tools/busybox")?, s.program("tools/ld-linux-x86-64.so.2")?);
+    let glob = format!("{{ glob: \"{}/tool?/*\", id: tools }}", s.bin());
+    let policy = only(&member).exec_rule("allow", &glob);
+    attempt(s, &policy, &member, "spawn", &good)?.ran(s, "tools")?;
+    attempt(s, &policy, &member, "spawn", &s.program("other/good")?)?.was_refused(s, "default")?;
+    for (program, class) in [(&busybox, "multi-call"), (&loader, "loader")] {
+        attempt(s, &policy, &member, "spawn", program)?.was_refused(s, class)?;
+        let open = policy.clone().exec_rule("allow", &format!("{{ class: {class}, id: open }}"));
+        attempt(s, &open, &member, "spawn", program)?.ran(s, "tools")?;
+    }
+    // by another name it is still the same file
+    let renamed = format!("{}/tools/renamed", s.bin());
+    fs::hard_link(&busybox, &renamed)?;
+    attempt(s, &policy, &member, "spawn", &renamed)?.was_refused(s, "multi-call")?;
+    // a kind that denies no class can have a rule that does
+    let operator = Policy::new().kind("operator");
+    attempt(s, &operator, &member, "spawn", &busybox)?.ran(s, "default")?;
+    let closed = operator.exec_rule("deny", "{ class: multi-call, id: closed }");
+    attempt(s, &closed, &member, "spawn", &busybox)?.was_refused(s, "closed")?;
+    let all = Policy::new().allow_dir("all", s.folder().display());
+    for (how, class) in [("memfd", "memfd"), ("deleted", "deleted"), ("copy", "written")] {
+        let line = |mark: &str| format!("made {how} {good} {} --work mark {mark}", s.file("made"));
+        let (closed, open) = (s.file("mark"), s.file("mark"));
+        let said = s.run(&s.policy(&all)?, &member, &line(&closed))?.wait()?;
+        said.said(refused_exec(s)).with_context(|| format!("{how} refused"))?;
+        ensure!(!Path::new(&closed).exists(), "{how}: a program of a denied class ran");
+        s.wait_evidence("its refusal", |r| r["type"] == "exec" && r["rule"] == class && r["verdict"] == refusal(s))?;
+        let mut policy = all.clone();
+        for class in ["memfd", "deleted", "written", "by-descriptor"] {
+            policy = policy.exec_rule("allow", &format!("{{ class: {class}, id: {class}-open }}"));
+        }
+        s.run(&s.policy(&policy)?, &member, &line(&open))?.wait()?.said("exit 0")?;
+        ensure!(Path::new(&open).exists(), "{how}: a program of an allowed class did not run");
+    }
+    Ok(())
+}
+
+/// Each way to call a program by another name, or another by its name.
+fn identities(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let place = |name: &str| format!("{}/{name}", s.bin());
+    let make = |name: &str| fs::create_dir_all(place(name));
+    for (name, to) in [("to-good", &good), ("to-bad", &bad)] {
+        symlink(to, place(name))?;
+        symlink(name, place(&format!("{name}-again")))?;
+    }
+    symlink(place("loop"), place("loop"))?;
+    // bind mounts: of a file over another, of a folder at another place
+    make("in")?;
+    make("elsewhere")?;
+    fs::copy(&good, place("in/covered"))?;
+    let bind = |from: &str, to: &str| mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+    let mut mounts = Vec::new();
+    let mut cover = |from: &str, to: String| -> Result<()> {
+        bind(from, &to).with_context(|| format!("{from} cannot be mounted at {to}"))?;
+        mounts.push(to);
+        Ok(())
+    };
+    let deep = (0..60).map(|_| "d").collect::<Vec<_>>().join("/");
+    make(&format!("in/{deep}"))?;
+    fs::copy(&good, place(&format!("in/{deep}/good")))?;
+    let long = "d/../".repeat(700);
+    make("d")?;
+    let policy = only(&member).allow("good", &good).allow_dir("in", place("in"));
+    // denied by the file that is there now, not by the name that was allowed
+    cover(&bad, place("in/covered"))?;
+    cover(&s.bin(), place("elsewhere"))?;
+    let cases = [
+        (place("to-good"), "exit 0"),
+        (place("to-bad"), "refused"),
+        (place("to-good-again"), "exit 0"),
+        (place("to-bad-again"), "refused"),
+        (place("loop"), "errno 40"),
+        (place("d/../good"), "exit 0"),
+        (place("d/../bad"), "refused"),
+        (place("in/covered"), "refused"),
+        (place("elsewhere/good"), "exit 0"),
+        (place("elsewhere/bad"), "refused"),
+        // more folders above it than are looked at
+        (place(&format!("in/{deep}/good")), "refused"),
+        (place(&format!("{long}good")), "exit 0"),
+        (place(&format!("{long}bad")), "refused"),
+        (place(&format!("{}good", "d/../".repeat(900))), "errno 36"),
+    ];
+    let tries: Vec<String> = cases.iter().map(|(path, _)| format!("spawn {path} --work nothing")).collect();
+    let outcome = (|| {
+        let mut member = Tries::new(s, &s.policy(&policy)?, &member, &tries, None)?;
+        for (path, expected) in &cases {
+            let said = member.next(1)?;
+            let expected = if *expected == "refused" { refused_exec(s) } else { expected };
+            let end = path.len().saturating_sub(60);
+            ensure!(said == expected, "…{}: {said} where {expected} was expected", &path[end..]);
+        }
+        member.stop(s)
+    })();
+    for place in mounts.iter().rev() {
+        umount2(place.as_str(), MntFlags::MNT_DETACH)?;
+    }
+    outcome
+}
+
+fn replaced(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, sentinel) = (s.program("member")?, s.program("good")?, s.program("sentinel")?);
+    let (other, theirs, newer) = (s.program("new/other")?, s.program("new/theirs")?, s.program("new/newer")?);
+    let old = format!("{}/old", s.bin());
+    let policy = s.policy(&only(&member).allow("good", &good).allow("sentinel", &sentinel))?;
+    let all = [&good, &old, &sentinel].map(|program| format!("spawn {program} --work nothing")).join(" + ");
+    // who is not root cannot be the package manager
+    let user = Some((64_010, crate::harness::sandbox::OPERATORS));
+    let mut run = Tries::new(s, &policy, &member, &vec![all; TRIES as usize], user)?;
+    let refused = refused_exec(s);
+    ensure!(run.three()? == ["exit 0", "errno 2", "exit 0"], "before anything was replaced");
+    // as a package manager does: the new file takes the place of the old in one step
+    fs::hard_link(&good, &old)?;
+    fs::rename(&other, &good)?;
+    run.until(|[good, old, _]| {
+        ensure!(old == refused, "the old file under another name: {old}");
+        Ok(good == "exit 0")
+    })?;
+    // what others than root could have put there is not taken for the program; the sentinel tells that it was looked at
+    fs::set_permissions(&theirs, PermissionsExt::from_mode(0o777))?;
+    fs::rename(&theirs, &good)?;
+    fs::rename(&newer, &sentinel)?;
+    run.until(|[good, _, sentinel]| {
+        ensure!(good == refused, "a file that anybody can write: {good}");
+        Ok(sentinel == "exit 0")
+    })?;
+    ensure!(run.three()?[0] == refused, "a file that anybody can write ran later");
+    // until it is root's alone
+    fs::set_permissions(&good, PermissionsExt::from_mode(0o755))?;
+    run.until(|[good, ..]| Ok(good == "exit 0"))?;
+    run.stop(s)
+}
+
+fn sha256(path: &str) -> Result<String> {
+    Ok(Sha256::digest(fs::read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn digests(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good) = (s.program("member")?, s.program("good")?);
+    let rule = |digest: &str| format!("{{ path: \"{good}\", sha256: \"{digest}\", id: pinned }}");
+    let right = sha256(&good)?;
+    let policy = |digest: &str| only(&member).allow_dir("all", s.bin()).exec_rule("allow", &rule(digest));
+    attempt(s, &policy(&"0".repeat(64)), &member, "spawn", &good)?.was_refused(s, "digest")?;
+    let tries = vec![format!("spawn {good} --work nothing"); TRIES as usize];
+    let mut run = Tries::new(s, &s.policy(&policy(&right))?, &member, &tries, None)?;
+    ensure!(run.next(1)? == "exit 0", "the file has its digest");
+    // opening it to write waits until the kernel's table says that it is not what it was
+    let mut file = fs::File::options().write(true).open(&good)?;
+    ensure!(run.next(1)? != "exit 0", "a program that is open to write ran");
+    let end = file.seek(std::io::SeekFrom::End(0))?;
+    file.write_all(b"!")?;
+    drop(file);
+    for _ in 0..3 {
+        ensure!(run.next(1)? == refused_exec(s), "a program that was changed ran");
+    }
+    // the same bytes again: it is hashed again
+    fs::File::options().write(true).open(&good)?.set_len(end)?;
+    ensure!(sha256(&good)? == right, "the file is not what it was");
+    until("the program to be what it was", patience(), || {
+        std::thread::sleep(patience() / TRIES);
+        Ok((run.next(1)? == "exit 0").then_some(()))
+    })?;
+    run.stop(s)
+}
+
+fn subcommands(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good) = (s.program("member")?, s.program("good")?);
+    let line = |word: &str| format!("spawn {good} {word} mark");
+    let words = format!("{{ path: \"{good}\", subcommands: [--work, status], id: words }}");
+    let narrow = only(&member).exec_rule("allow", &words);
+    let wide = only(&member).allow("good", &good);
+    let without = wide.clone().exec_rule("deny", &format!("{{ path: \"{good}\", subcommands: [--work], id: not }}"));
+    for (policy, runs, rule) in [(&narrow, true, "words"), (&wide, true, "good"), (&without, false, "not")] {
+        let mark = s.file("mark");
+        let running = s.run(&s.policy(policy)?, &member, &format!("{} {mark}", line("--work")))?;
+        let session = running.session(s)?;
+        running.wait()?.said(if runs { "exit 0" } else { "signal 9" })?;
+        ensure!(Path::new(&mark).exists() == runs, "{rule}: the mark is wrong");
+        s.saw_exec(&session, &good, if runs { "allow" } else { "kill" }, rule)?;
+    }
+    // another word, a word that begins as one does, a longer one, none at all
+    for word in ["--wor", "--work-more-than-sixteen", "-", ""] {
+        let policy = s.policy(&narrow)?;
+        let running = s.run(&policy, &member, &format!("spawn {good} {word}"))?;
+        let session = running.session(s)?;
+        running.wait()?.said("signal 9").with_context(|| format!("word {word:?}"))?;
+        s.saw_exec(&session, &good, "kill", "default")?;
+    }
+    s.cli(&["policy", "check", &s.policy(&narrow)?])?.ended(0)?.told(&["subcommands --work, status", "kill"])?;
+    Ok(())
+}
+
+fn bad_rules(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let bin = s.bin();
+    let policy = only(&member)
+        .allow("gone", format!("{bin}/gone"))
+        .allow("folder", &bin)
+        .exec_rule("allow", &format!("{{ glob: \"{bin}/none-*\", id: nothing }}"));
+    let started = s.run(&s.policy(&policy)?, &member, "say here")?.wait()?;
+    started.ended(0)?.complained(&[
+        "rule gone allows nothing",
+        "rule folder names no program",
+        "is a directory; write dir",
+        "rule nothing allows nothing",
+    ])?;
+    // as many rules as anybody writes, the last as good as the first
+    let good = s.program("good")?;
+    let many = (0..9_998).fold(only(&member), |policy, n| policy.allow(&format!("r{n}"), format!("{bin}/gone-{n}")));
+    attempt(s, &many.allow("last", &good), &member, "spawn", &good)?.ran(s, "last")?;
+    // names that are not text are no rule's, and a folder's all the same
+    let odd = OsString::from_vec([bin.as_bytes(), b"/odd\xff"].concat());
+    fs::copy(&good, &odd)?;
+    let link = format!("{bin}/link");
+    symlink(&odd, &link)?;
+    attempt(s, &only(&member), &member, "spawn", &link)?.was_refused(s, "default")?;
+    attempt(s, &only(&member).allow_dir("all", &bin), &member, "spawn", &link)?.ran(s, "all")
+}
