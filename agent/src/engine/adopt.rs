@@ -33,8 +33,8 @@ use super::{
 use crate::{
     enforce::{Flows, SessionCgroup, Sweep},
     evidence::{Body, Gap, GapCause, Log, Mark, Transition},
-    kernel::{boot_now, open_pidfd},
-    policy::{self, AgentLoss, Plan, Policy, Resolved},
+    kernel::{AddressRules, boot_now, open_pidfd},
+    policy::{self, AgentLoss, NetKey, NetTable, Plan, Policy, Resolved},
     session::{Cause, EndReason, Input, Mode, SessionId, State},
     store::{Kept, Narrowed},
 };
@@ -185,8 +185,8 @@ impl Engine {
         read.map_err(|why| self.gap(format!("session {id} cannot go on and is ended: {why}"))).ok()
     }
 
-    /// The plan as it stands in the kernel: which files its rules name was settled when it was put there, whatever the
-    /// paths lead to by now.
+    /// The plan as it stands in the kernel: which files and resolvers its rules name was settled when it was put there,
+    /// whatever the paths lead to by now.
     fn plan_in_force(
         &mut self,
         mut policy: Policy,
@@ -205,9 +205,11 @@ impl Engine {
         if let Some(narrowed) = narrowed {
             plan = plan.renumbered(&narrowed.rules).ok_or("its policies had too many rules")?;
         }
-        plan.exec = kernel.exec_rules(revision).map_err(|e| e.to_string())?.into_iter().collect();
+        let exec = kernel.exec_rules(revision).map_err(|e| e.to_string())?.into_iter().collect();
+        let unix = kernel.unix_rules(revision).map_err(|e| e.to_string())?.into_iter().collect();
+        let net = kernel.address_rules(revision).map_err(|e| e.to_string())?.map(net_table);
+        plan.put(exec, unix, net);
         host.as_pinned(&policy, &plan);
-        plan.unix = kernel.unix_rules(revision).map_err(|e| e.to_string())?.into_iter().collect();
         Ok((policy, host, plan))
     }
 
@@ -387,6 +389,11 @@ fn find_first(kept: &Kept, is_member: impl Fn(std::os::fd::BorrowedFd<'_>) -> bo
     // has another start or no label
     let same = started(kept.first.pid).is_none_or(|ticks| kept.first.started == 0 || ticks == kept.first.started);
     (same && is_member(process.as_fd())).then_some(process)
+}
+
+/// A trie as the kernel has it.
+fn net_table(rules: Vec<AddressRules>) -> NetTable {
+    rules.into_iter().map(|(prefix_len, address, entry)| (NetKey { prefix_len, address }, entry)).collect()
 }
 
 /// The cgroup below `root` with this id.

@@ -96,7 +96,8 @@ impl Engine {
         let host = host.map_err(|e| e.to_string())?;
         let plan = policy::compile(&live.policy, &host)
             .map_err(|problems| problems.first().map(ToString::to_string).unwrap_or_default())?;
-        let plan = plan.renumbered(&live.plan.rules).ok_or("there are more rules than numbers")?;
+        let mut plan = plan.renumbered(&live.plan.rules).ok_or("there are more rules than numbers")?;
+        plan.keep_but_programs(&live.plan);
         if plan.exec == live.plan.exec {
             return Ok(());
         }

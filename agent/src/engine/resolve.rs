@@ -91,6 +91,10 @@ pub(super) fn again(
             _ => {}
         }
     }
+    // a class is the file's, whatever it is called by now
+    for (file, classes) in &before.host.classes {
+        *host.classes.entry(*file).or_default() |= classes;
+    }
     host.unix.clone_from(&before.host.unix);
     host.resolvers.clone_from(&before.host.resolvers);
     Ok(host)

@@ -253,6 +253,25 @@ impl Kernel {
         rules.iter().collect::<Result<_, _>>().map_err(failed("read", "UNIX_RULES"))
     }
 
+    /// The rules on destinations, local addresses and peers of a revision, as the programs have them.
+    pub fn address_rules(&self, revision: u32) -> Result<[Vec<AddressRules>; 3], KernelError> {
+        let of = |outer: &HashOfMaps<MapData, u32, NetRules>, name: &'static str| {
+            let rules = match outer.get(&revision, 0) {
+                // a policy that says nothing of them has none
+                Err(MapError::KeyNotFound) => return Ok(Vec::new()),
+                rules => rules.map_err(failed("read", name))?,
+            };
+            let all = rules.iter().map(|rule| rule.map(|(key, entry)| (key.prefix_len(), key.data(), entry)));
+            all.collect::<Result<_, _>>().map_err(failed("read", name))
+        };
+        let maps = &self.maps;
+        Ok([
+            of(&maps.net_rules, "NET_RULES")?,
+            of(&maps.listen_rules, "LISTEN_RULES")?,
+            of(&maps.inbound_rules, "INBOUND_RULES")?,
+        ])
+    }
+
     /// Takes a policy out of force; no session may use it any more.
     pub fn uninstall(&mut self, policy: u32, revision: u32) -> Result<(), KernelError> {
         let maps = &mut self.maps;

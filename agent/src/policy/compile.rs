@@ -9,16 +9,16 @@ use std::{
 
 use tipstaff_common::{
     limits::UNIX_NAME,
-    rule::{self, Content, ExecEntry, ExecKey, FileId, ProgramEntry, UnixKey},
+    rule::{self, Content, ExecEntry, ExecKey, FileId, ProgramEntry, UnixKey, word_key},
     session::{HAS_DIRECTORIES, HAS_UNIX_DIRECTORIES, PolicyEntry},
 };
 
 use super::{
     exec::exec_table,
-    programs::FileDigest,
+    programs::{FileDigest, word_bytes},
     table::{CompileProblem, Folded, NetTable, Rules},
     traffic::{Access, NetRule, UnixTarget},
-    types::{Effect, ExecTarget, Policy, reason_name},
+    types::{Effect, ExecRule, ExecTarget, Policy, reason_name},
 };
 
 /// What the rules of a policy name on this host.
@@ -71,17 +71,38 @@ impl Resolved {
         self.files.get(index).map_or(&[], Vec::as_slice)
     }
 
-    /// Takes back what became of the files of rules that allow since the plan was put in force: they are what the plan says
-    /// that they were.
+    /// Takes back what became of the files of rules since the plan was put in force: rules that allow name what they named,
+    /// as it was; what a rule denied stays denied, and a directory is the one that it was, whatever stands there now.
     pub fn as_pinned(&mut self, policy: &Policy, plan: &Plan) {
+        let entry = |file: &FileId| plan.exec.get(&ExecKey { file: *file, kind: rule::KIND_FILE, pad: 0 });
         let then = |file: &FileId| {
-            let entry = plan.exec.get(&ExecKey { file: *file, kind: rule::KIND_FILE, pad: 0 })?;
-            (entry.flags & (rule::PINNED | rule::NO_RULE) == rule::PINNED).then_some(entry.content)
+            entry(file).filter(|entry| entry.flags & (rule::PINNED | rule::NO_RULE) == rule::PINNED).copied()
         };
-        self.contents = self.contents.keys().filter_map(|file| Some((*file, then(file)?))).collect();
+        self.contents = self.contents.keys().filter_map(|file| Some((*file, then(file)?.content))).collect();
+        let named_by = |rule: &ExecRule, file: &FileId| {
+            let Some(entry) = then(file) else { return false };
+            let has = |word: &String| {
+                let word = word_bytes(word.as_bytes()).map(|word| word_key(word, entry.words));
+                word.is_none_or(|word| plan.exec.contains_key(&word))
+            };
+            if rule.is_plain() { entry.flags & rule::WORDS_ONLY == 0 } else { rule.subcommands.iter().all(has) }
+        };
+        let mut denied = plan.named();
         for (files, rule) in self.files.iter_mut().zip(&policy.exec) {
-            if rule.effect == Effect::Allow && !matches!(rule.target, ExecTarget::Dir(_)) {
-                files.retain(|file| then(file).is_some());
+            let own = denied.remove(rule.id.as_str()).unwrap_or_default();
+            match (&rule.target, rule.effect) {
+                (ExecTarget::Dir(_), _) => *files = own.into_iter().collect(),
+                (_, Effect::Deny) => {
+                    let lost = own.into_iter().filter(|file| !files.contains(file)).collect::<Vec<_>>();
+                    files.extend(lost);
+                }
+                (_, Effect::Allow) => files.retain(|file| named_by(rule, file)),
+            }
+        }
+        for (key, entry) in plan.exec.iter().filter(|(key, _)| key.kind == rule::KIND_FILE) {
+            let classes = entry.flags & ((1 << rule::CLASSES) - 1);
+            if classes != 0 {
+                *self.classes.entry(key.file).or_default() |= classes;
             }
         }
     }
@@ -183,6 +204,42 @@ impl Plan {
         Some(self)
     }
 
+    /// Takes the tables that are in the kernel for those that the rules come to by now.
+    pub fn put(
+        &mut self,
+        exec: BTreeMap<ExecKey, ProgramEntry>,
+        unix: BTreeMap<UnixKey, ExecEntry>,
+        net: [NetTable; 3],
+    ) {
+        (self.exec, self.unix, [self.net, self.listen, self.inbound]) = (exec, unix, net);
+        self.flags = flags(&self.exec, &self.unix);
+    }
+
+    /// Takes everything but the rules on programs from another plan of the same policy.
+    pub fn keep_but_programs(&mut self, of: &Self) {
+        let exec = std::mem::take(&mut self.exec);
+        self.put(exec, of.unix.clone(), [&of.net, &of.listen, &of.inbound].map(Clone::clone));
+    }
+
+    /// The directories, and the files that are denied, whatever their first argument or with some, by their rules' ids.
+    fn named(&self) -> BTreeMap<&str, BTreeSet<FileId>> {
+        let with_words = self.exec.iter().filter(|(key, entry)| key.kind == rule::KIND_FILE && entry.words != 0);
+        let words: BTreeMap<u32, FileId> = with_words.map(|(key, entry)| (entry.words, key.file)).collect();
+        let mut named: BTreeMap<&str, BTreeSet<FileId>> = BTreeMap::new();
+        for (key, entry) in self.exec.iter().filter(|(_, entry)| entry.rule < rule::REASONS) {
+            let file = match key.kind {
+                rule::KIND_DIRECTORY => Some(key.file),
+                rule::KIND_FILE if entry.verdict != rule::ALLOW => Some(key.file),
+                rule::KIND_WORD if entry.verdict != rule::ALLOW => words.get(&key.pad).copied(),
+                _ => None,
+            };
+            if let Some(file) = file {
+                named.entry(self.rule_name(entry.rule)).or_default().insert(file);
+            }
+        }
+        named
+    }
+
     /// As `Policy::rule_name`.
     #[must_use]
     pub fn rule_name(&self, code: u32) -> &str {
@@ -276,9 +333,7 @@ pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProb
     let inbound = fold_access(host, &policy.inbound, &numbered(&policy.inbound.rules, Policy::inbound_number))?;
     net_notes(policy, host, &net, &mut notes);
     let unix = unix_table(policy, host, &mut notes);
-    let directories = exec.keys().any(|key| key.kind == rule::KIND_DIRECTORY);
-    let unix_directories = unix.keys().any(|key| key.kind == rule::UNIX_DIRECTORY);
-    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    let flags = flags(&exec, &unix);
     Ok(Plan {
         exec,
         net: net.table(),
@@ -291,10 +346,17 @@ pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProb
         inbound_default: policy.inbound_default().code(),
         unix_default: policy.kind.unix_default().code(),
         sockets: policy.socket_classes(),
-        flags: flag(directories, HAS_DIRECTORIES) | flag(unix_directories, HAS_UNIX_DIRECTORIES),
+        flags,
         rules: policy.rules().map(str::to_owned).collect(),
         notes,
     })
+}
+
+/// `HAS_DIRECTORIES`, `HAS_UNIX_DIRECTORIES`
+fn flags(exec: &BTreeMap<ExecKey, ProgramEntry>, unix: &BTreeMap<UnixKey, ExecEntry>) -> u32 {
+    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    flag(exec.keys().any(|key| key.kind == rule::KIND_DIRECTORY), HAS_DIRECTORIES)
+        | flag(unix.keys().any(|key| key.kind == rule::UNIX_DIRECTORY), HAS_UNIX_DIRECTORIES)
 }
 
 fn fold(

@@ -22,6 +22,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("programs::the-right-file-or-none", WHEREVER, identities),
     Test::new("programs::replaced-files-are-looked-at-again", WHEREVER, replaced),
     Test::new("programs::digests-hold-for-the-bytes", WHEREVER, digests),
+    Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted),
     Test::new("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
     Test::new("programs::rules-that-name-nothing", WHEREVER, bad_rules),
 ];
@@ -220,6 +221,43 @@ fn replaced(s: &mut Sandbox) -> Result<()> {
     // until it is root's alone
     fs::set_permissions(&good, PermissionsExt::from_mode(0o755))?;
     run.until(|[good, ..]| Ok(good == "exit 0"))?;
+    run.stop(s)
+}
+
+/// What was renamed while an agent lived is denied and allowed by the next one as before, and what stands in its place now
+/// is not taken for it.
+fn adopted(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for program in ["in/evil", "in/good", "in/words", "new/good"] {
+        s.program(program)?;
+    }
+    let place = |name: &str| format!("{}/{name}", s.bin());
+    let words = format!("{{ path: \"{}\", subcommands: [--work], id: words }}", place("in/words"));
+    let policy = only(&member).allow_dir("in", place("in")).deny("evil", place("in/evil")).exec_rule("deny", &words);
+    let tried = ["was/renamed", "was/reworded", "was/good", "in/good"];
+    let tries = vec![tried.map(|name| format!("spawn {} --work nothing", place(name))).join(" + "); 3];
+    let mut run = Tries::new(s, &s.policy(&policy)?, &member, &tries, None)?;
+    fs::rename(place("in"), place("was"))?;
+    fs::rename(place("was/evil"), place("was/renamed"))?;
+    fs::rename(place("was/words"), place("was/reworded"))?;
+    fs::rename(place("new"), place("in"))?;
+    let refused = refused_exec(s);
+    let expected = |said: &str| {
+        let lines: Vec<&str> = said.lines().collect();
+        let [renamed, reworded, good, new] = lines.as_slice() else { anyhow::bail!("{said}") };
+        ensure!(*renamed == refused, "a denied file under another name: {renamed}");
+        // judged in place, or before for having changed
+        ensure!(["signal 9", refused].contains(reworded), "a first argument under another name: {reworded}");
+        ensure!(*good == "exit 0", "a file in the folder: {good}");
+        ensure!(*new == refused, "a file in the folder that took its place: {new}");
+        Ok(())
+    };
+    expected(&run.next(4)?)?;
+    s.kill_agent()?;
+    s.start()?;
+    expected(&run.next(4)?).context("with another agent")?;
+    expected(&run.next(4)?).context("and again")?;
     run.stop(s)
 }
 
