@@ -64,10 +64,10 @@ pub(super) struct Before<'a> {
 impl Before<'_> {
     /// Whether a rule may name a file that it did not name as it is now. One that has the digest it must have may be
     /// anybody's work; a denial is never wrong.
-    fn admits(&self, rule: &ExecRule, path: &Path, seen: Seen) -> bool {
+    fn admits(&self, (index, rule): (usize, &ExecRule), path: &Path, seen: Seen) -> bool {
         rule.effect == Effect::Deny
             || rule.digest.is_some()
-            || self.host.contents.get(&seen.id) == Some(&seen.content)
+            || (self.host.of(index).contains(&seen.id) && self.host.contents.get(&seen.id) == Some(&seen.content))
             || (!self.by_root && only_root_can_replace(path))
     }
 }
@@ -157,7 +157,8 @@ fn resolve(
                 For::Dir(index) => resolved.files[*index].extend(id),
                 For::Program(index) => {
                     let rule = &policy.exec[*index];
-                    let admitted = |found: &Found| before.is_none_or(|before| before.admits(rule, path, found.seen));
+                    let admitted =
+                        |found: &Found| before.is_none_or(|before| before.admits((*index, rule), path, found.seen));
                     match found {
                         Some(found) if admitted(&found) => program(&mut resolved, rule, *index, found),
                         // it stays what it was, and is not that any more: the kernel says so

@@ -22,6 +22,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("programs::the-right-file-or-none", WHEREVER, identities),
     Test::new("programs::replaced-files-are-looked-at-again", WHEREVER, replaced),
     Test::new("programs::digests-hold-for-the-bytes", WHEREVER, digests),
+    Test::new("programs::a-rule-never-gets-another-rules-file", WHEREVER, borrowed),
     Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted),
     Test::new("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
     Test::new("programs::rules-that-name-nothing", WHEREVER, bad_rules),
@@ -221,6 +222,36 @@ fn replaced(s: &mut Sandbox) -> Result<()> {
     // until it is root's alone
     fs::set_permissions(&good, PermissionsExt::from_mode(0o755))?;
     run.until(|[good, ..]| Ok(good == "exit 0"))?;
+    run.stop(s)
+}
+
+/// A rule on a folder that members can write to is led to a file of which another rule allows little.
+fn borrowed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, git, tool) = (s.program("member")?, s.program("git")?, s.program("open/tool")?);
+    let (sentinel, newer) = (s.program("sentinel")?, s.program("new/newer")?);
+    let open = format!("{}/open", s.bin());
+    fs::set_permissions(&open, PermissionsExt::from_mode(0o777))?;
+    let words = format!("{{ path: \"{git}\", subcommands: [status], id: git }}");
+    let policy = only(&member).exec_rule("allow", &words).allow("tool", &tool).allow("sentinel", &sentinel);
+    let all = [&git, &tool, &sentinel].map(|program| format!("spawn {program} --work nothing")).join(" + ");
+    let user = Some((64_010, crate::harness::sandbox::OPERATORS));
+    let mut run = Tries::new(s, &s.policy(&policy)?, &member, &vec![all; TRIES as usize], user)?;
+    ensure!(run.three()? == ["signal 9", "exit 0", "exit 0"], "before the link");
+    let link = format!("{open}/link");
+    symlink(&git, &link)?;
+    fs::rename(&link, &tool)?;
+    // tells that the link was looked at
+    fs::rename(&newer, &sentinel)?;
+    let kept = |[git, tool, _]: &[String; 3]| {
+        ensure!(git != "exit 0" && tool != "exit 0", "a rule on {tool} opened what it was led to: {git}");
+        Ok(())
+    };
+    run.until(|said| {
+        kept(said)?;
+        Ok(said[2] == "exit 0")
+    })?;
+    kept(&run.three()?)?;
     run.stop(s)
 }
 
