@@ -253,9 +253,20 @@ fn compiled(policy: &Policy, host: &Resolved) -> Result<Plan, ApiError> {
 fn above(kernel: &mut Kernel, policy: &Policy, host: &Resolved) -> Result<HashMap<FileId, Vec<FileId>>, KernelError> {
     let mut named: Vec<(FileId, PathBuf)> = Vec::new();
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut matched: Vec<PathBuf> = Vec::new();
     for (index, rule) in policy.exec.iter().enumerate() {
-        let (ExecTarget::Path(path) | ExecTarget::Dir(path)) = &rule.target else { continue };
-        named.extend(host.of(index).first().map(|id| (*id, real(path))));
+        match &rule.target {
+            ExecTarget::Path(path) | ExecTarget::Dir(path) => {
+                named.extend(host.of(index).first().map(|id| (*id, real(path))));
+            }
+            ExecTarget::Glob(pattern) => matched.extend(resolve::matching(pattern)),
+            ExecTarget::Class(_) => {}
+        }
+    }
+    for chunk in matched.chunks(CHUNK) {
+        let paths: Vec<&Path> = chunk.iter().map(PathBuf::as_path).collect();
+        let ids = identities(kernel, &paths)?;
+        named.extend(ids.into_iter().zip(&paths).filter_map(|(id, path)| Some((id?, real(path)))));
     }
     for (index, rule) in policy.unix_rules().iter().enumerate() {
         let found = host.of_unix(index);

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use tipstaff_common::rule::{self, ExecKey, FileId, LEASED, NO_RULE, NetEntry, ProgramEntry, STRICT};
+use tipstaff_common::rule::{self, ExecKey, FileId, LEASED, NO_RULE, NetEntry, PINNED, ProgramEntry, STRICT};
 
 use super::{
     compile::{Plan, Resolved},
@@ -138,9 +138,11 @@ fn wider_exec(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
     }
     let mut allowed = plan.exec.iter().filter(|(_, entry)| allows(entry));
     let more = allowed.find(|(key, entry)| {
-        let above = new.above.get(&key.file).map_or(&[][..], Vec::as_slice);
+        let known = new.above.get(&key.file);
+        let above = known.map_or(&[][..], Vec::as_slice);
         match key.kind {
-            rule::KIND_FILE => wider_program(old, plan, key, entry, above),
+            // a file of which nobody knows where it is could be anywhere
+            rule::KIND_FILE => known.is_none() || wider_program(old, plan, key, entry, above),
             rule::KIND_DIRECTORY => {
                 // no file has this identity: what decides are the directory and those above it
                 let tree: Vec<FileId> = std::iter::once(key.file).chain(above.iter().copied()).collect();
@@ -155,7 +157,9 @@ fn wider_exec(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
 /// Whether the new plan lets a program that it names do more: with any first argument, or none, or once it has changed.
 fn wider_program(old: &Plan, new: &Plan, key: &ExecKey, entry: &ProgramEntry, above: &[FileId]) -> bool {
     let strict = |entry: &ProgramEntry| entry.flags & (STRICT | LEASED);
-    if old.exec.get(key).is_some_and(|before| strict(before) & !strict(entry) != 0) {
+    // a file that changed since is denied now, and would be allowed as it is
+    let changed = |before: &ProgramEntry| before.flags & PINNED != 0 && before.content != entry.content;
+    if old.exec.get(key).is_some_and(|before| strict(before) & !strict(entry) != 0 || changed(before)) {
         return true;
     }
     let words = |plan: &Plan| -> Vec<Vec<u8>> {

@@ -9,6 +9,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("narrow::rules-are-removed", WHEREVER, removal),
     Test::sharing("narrow::to-a-stricter-policy", WHEREVER, policy),
     Test::sharing("narrow::never-wider", WHEREVER, wider),
+    Test::sharing("narrow::never-to-other-files", WHEREVER, files),
     Test::sharing("narrow::what-cannot-be-narrowed", WHEREVER, bad),
     Test::sharing("narrow::ten-thousand-rules-flip-under-load", WHEREVER, flip),
 ];
@@ -122,6 +123,37 @@ fn wider(s: &mut Sandbox) -> Result<()> {
     ensure!(report(&answers, 3)?[1..] == ["errno 1", "ok"], "after: {:?}", report(&answers, 3)?);
     s.cli(&["end", &session])?.ended(0)?;
     ensure!(s.records(&session, "session-narrowed")?.is_empty(), "a refused narrowing was recorded as one");
+    Ok(())
+}
+
+/// A file that changed since the session began, and files of a glob below a folder that is denied.
+fn files(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, tool) = (s.program("member")?, s.program("tool")?);
+    s.program("in/tool")?;
+    s.program("other/tool")?;
+    let pinned = s.policy(&only(&member).allow("tool", &tool))?;
+    let glob = |folder: &str| {
+        let rule = format!("{{ glob: \"{}/{folder}/*\", id: files }}", s.bin());
+        s.policy(&only(&member).exec_rule("allow", &rule))
+    };
+    let open = s.policy(&Policy::new().kind("operator").deny_dir("in", format!("{}/in", s.bin())))?;
+    let (first, second) = (s.run(&pinned, &member, "idle")?, s.run(&open, &member, "idle")?);
+    let (first, second) = (first.session(s)?, second.session(s)?);
+    let refused = |session: &str, policy: &str, rule: &str| {
+        let answer = s.cli(&["narrow", session, "--policy", policy])?;
+        answer.ended(3)?.complained(&["is wider than the session's", rule]).map(drop)
+    };
+    s.cli(&["narrow", &first, "--policy", &pinned])?.ended(0)?;
+    let mut file = fs::File::options().append(true).open(&tool)?;
+    std::io::Write::write_all(&mut file, b"!")?;
+    drop(file);
+    refused(&first, &pinned, "its rule tool allows")?;
+    refused(&second, &glob("in")?, "its rule files allows")?;
+    s.cli(&["narrow", &second, "--policy", &glob("other")?])?.ended(0)?;
+    for session in [&first, &second] {
+        s.cli(&["end", session])?.ended(0)?;
+    }
     Ok(())
 }
 
