@@ -24,10 +24,17 @@ const ON_DISK: [i64; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x7371
 /// tmpfs and ramfs: a write through a mapping moves no time of the file's.
 const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
+/// Bytes of the largest file that is hashed: nothing else is done meanwhile.
+const LARGEST: u64 = 1 << 30;
+/// Files whose leases are held at once: each is an open descriptor.
+const HELD: usize = 256;
+
 /// What was hashed, and the leases.
 #[derive(Debug, Default)]
 pub(super) struct Digests {
     held: BTreeMap<FileId, Held>,
+    /// Files that had another digest than their rule asks for. No lease is kept on them: at worst they stay denied.
+    others: BTreeMap<FileId, (Content, FileDigest)>,
 }
 
 #[derive(Debug)]
@@ -40,12 +47,13 @@ struct Held {
 }
 
 impl Digests {
-    /// The digest of the file at `path`, which is `id`, and what the file was when it was hashed.
+    /// The digest of the file at `path`, which is `id`, and what the file was when it was hashed. Its lease is held where
+    /// the digest is the one that is `wanted`.
     pub(super) fn hash(
         &mut self,
         kernel: &mut Kernel,
         path: &Path,
-        id: FileId,
+        (id, wanted): (FileId, FileDigest),
     ) -> Result<(Hashed, Option<Content>), KernelError> {
         let not = |why: String| Ok((Hashed::Not(why), None));
         let file = match open(path) {
@@ -62,6 +70,13 @@ impl Digests {
             let hashed = Hashed::As { digest: held.digest, while_leased: held.while_leased };
             return Ok((hashed, Some(held.content)));
         }
+        if let Some((_, digest)) = self.others.get(&id).filter(|(then, other)| *then == now.content && *other != wanted)
+        {
+            return Ok((Hashed::As { digest: *digest, while_leased: false }, Some(now.content)));
+        }
+        if self.held.len() >= HELD && !self.held.contains_key(&id) {
+            return not(format!("is not hashed: the digests of {HELD} other files are held, and no more can be"));
+        }
         let system = fstatfs(&file).map(|s| s.filesystem_type());
         let is = |known: &[i64]| system.is_ok_and(|system| known.iter().any(|magic| system == FsType(*magic)));
         if !is(&ON_DISK) && !is(&IN_MEMORY) {
@@ -75,6 +90,9 @@ impl Digests {
         }
         // from here on nobody can write it: what it is now is what is hashed
         let before = kernel.see(std::slice::from_ref(&file))?.pop().flatten();
+        if file.metadata().map_or(true, |metadata| metadata.len() > LARGEST) {
+            return not("is not hashed: it is larger than 1 GiB".into());
+        }
         let digest = match digest(&file) {
             Ok(digest) => digest,
             Err(error) => return not(format!("cannot be read: {error}")),
@@ -82,6 +100,13 @@ impl Digests {
         let Some(seen) = before.filter(|seen| seen.id == id && has_lease(&file)) else {
             return not("was opened to write while it was hashed".into());
         };
+        if digest != wanted {
+            if self.others.len() >= HELD {
+                self.others.clear();
+            }
+            self.others.insert(id, (seen.content, digest));
+            return Ok((Hashed::As { digest, while_leased: false }, Some(seen.content)));
+        }
         let held = Held { file, content: seen.content, digest, while_leased: is(&IN_MEMORY) };
         let hashed = Hashed::As { digest, while_leased: held.while_leased };
         self.held.insert(id, held);

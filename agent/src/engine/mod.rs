@@ -293,9 +293,13 @@ impl Engine {
             Request::Events(follow) => self.send_records(reply, 0, follow.follow),
             Request::Run(run) => {
                 let result = self.start(&run, &peer);
+                let result = self.without_leases(result);
                 reply.finish(result.map(Reply::Started));
             }
-            Request::Attach(attach) => reply.finish(self.attach(&attach, &peer)),
+            Request::Attach(attach) => {
+                let result = self.attach(&attach, &peer);
+                reply.finish(self.without_leases(result));
+            }
             Request::End(end) => self.end(&end, &peer, reply),
             Request::Renew(renew) => reply.finish(self.renew_for(&renew, &peer)),
             Request::Freeze(id) => reply.finish(self.freeze(&id.id, &peer)),
@@ -303,9 +307,20 @@ impl Engine {
             Request::Revoke(revoke) => self.revoke(&revoke, &peer, reply),
             Request::Stays {} => reply.finish(Ok(Reply::Stays(self.list_stays()))),
             Request::Lift(lift) => reply.finish(self.lift(&lift, &peer).map(Reply::Stays)),
-            Request::Narrow(narrow) => reply.finish(self.narrow(&narrow, &peer)),
+            Request::Narrow(narrow) => {
+                let result = self.narrow(&narrow, &peer);
+                reply.finish(self.without_leases(result));
+            }
             Request::Disarm {} => self.disarm(&peer, reply),
         }
+    }
+
+    /// What was refused keeps no lease on files that its policy asks digests of.
+    fn without_leases<T>(&mut self, result: Result<T, ApiError>) -> Result<T, ApiError> {
+        if result.is_err() {
+            self.let_leases_go();
+        }
+        result
     }
 
     /// Takes what the rings hold, up to a batch.

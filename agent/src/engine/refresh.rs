@@ -116,12 +116,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Lets the leases go that no live session needs.
+    pub(super) fn let_leases_go(&mut self) {
+        let sessions = &self.sessions;
+        self.digests
+            .let_go(|id| sessions.values().any(|live| is_concerned(live) && live.host.digests.contains_key(id)));
+    }
+
     /// Watches the directories of all files that rules of live sessions name, and lets leases go that nobody needs.
     pub(super) fn watch_files(&mut self) {
         let mut wanted = BTreeSet::new();
-        let mut hashed = BTreeSet::new();
         for live in self.sessions.values().filter(|live| is_concerned(live)) {
-            hashed.extend(live.host.digests.keys().copied());
             for rule in &live.policy.exec {
                 match &rule.target {
                     ExecTarget::Path(path) => wanted.extend(directories_of(path)),
@@ -133,7 +138,7 @@ impl Engine {
                 }
             }
         }
-        self.digests.let_go(|id| hashed.contains(id));
+        self.let_leases_go();
         for (path, error) in self.parts.files.set(&wanted) {
             if error.kind() != std::io::ErrorKind::NotFound {
                 warn!("{} is not watched, so what is replaced there is looked at late: {error}", path.display());

@@ -171,10 +171,10 @@ fn resolve(
                 For::Place(index, name) => resolved.unix[*index].place = id.map(|id| (id, name.clone())),
             }
             if let (For::Program(index), Some(id)) = (what, id)
-                && policy.exec[*index].digest.is_some()
+                && let Some(wanted) = policy.exec[*index].digest
                 && resolved.files[*index].contains(&id)
             {
-                let (hashed, content) = digests.hash(kernel, path, id)?;
+                let (hashed, content) = digests.hash(kernel, path, (id, wanted))?;
                 resolved.digests.insert(id, hashed);
                 // what was hashed, which may be newer than what was looked at before
                 resolved.contents.extend(content.map(|content| (id, content)));

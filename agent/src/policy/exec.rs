@@ -121,7 +121,7 @@ fn note_file(entry: &mut Named, rule: &ExecRule, number: u32, file: FileId, host
     entry.digest = true;
     let found = match host.digests.get(&file) {
         Some(Hashed::As { digest, .. }) if *digest == wanted => return,
-        Some(Hashed::As { digest, .. }) => format!("{} has the digest {digest}", rule.target),
+        Some(Hashed::As { .. }) => format!("{} has another digest", rule.target),
         Some(Hashed::Not(why)) => format!("{} {why}", rule.target),
         None => format!("{} was not hashed", rule.target),
     };

@@ -6,7 +6,7 @@ use std::{
     io::{Seek, Write},
     os::unix::{
         ffi::OsStringExt,
-        fs::{PermissionsExt, symlink},
+        fs::{OpenOptionsExt, PermissionsExt, symlink},
     },
     path::Path,
 };
@@ -303,6 +303,21 @@ fn digests(s: &mut Sandbox) -> Result<()> {
     let right = sha256(&good)?;
     let policy = |digest: &str| only(&member).allow_dir("all", s.bin()).exec_rule("allow", &rule(digest));
     attempt(s, &policy(&"0".repeat(64)), &member, "spawn", &good)?.was_refused(s, "digest")?;
+    // the note tells no more than the rule asked, and nobody has to wait to write a file that was refused
+    let other = s.program("other")?;
+    let huge = s.file("huge");
+    fs::File::create(&huge)?.set_len(1 << 43)?;
+    let told = only(&member)
+        .exec_rule("allow", &format!("{{ path: \"{other}\", sha256: \"{}\", id: other }}", "0".repeat(64)))
+        .exec_rule("allow", &format!("{{ path: \"{huge}\", sha256: \"{right}\", id: huge }}"));
+    let told = s.run(&s.policy(&told)?, &member, "idle")?;
+    let session = told.session(s)?;
+    let opened = fs::File::options().append(true).custom_flags(libc::O_NONBLOCK).open(&other);
+    opened.context("a file without its digest is leased")?;
+    s.cli(&["end", &session])?.ended(0)?;
+    let told = told.wait()?;
+    told.complained(&["has another digest", "it is larger than 1 GiB"])?;
+    ensure!(!told.stderr.contains(&right), "the digest of a file is told: {}", told.stderr);
     let tries = vec![format!("spawn {good} --work nothing"); TRIES as usize];
     let mut run = Tries::new(s, &s.policy(&policy(&right))?, &member, &tries, None)?;
     ensure!(run.next(1)? == "exit 0", "the file has its digest");
