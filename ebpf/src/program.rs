@@ -135,7 +135,8 @@ fn classes(session: &Session, bprm: Binprm, file: File, inode: Inode, known: u32
 fn by_name(name: [u8; 8]) -> u32 {
     let name = u64::from_le_bytes(name);
     let starts = |with: &[u8; 8], length: u32| (name ^ u64::from_le_bytes(*with)) << (64 - 8 * length) == 0;
-    if starts(b"ld-linux", 8) || starts(b"ld-musl-", 8) || starts(b"ld.so\0\0\0", 5) || starts(b"ld64.so\0", 7) {
+    let loaders = starts(b"ld-linux", 8) || starts(b"ld-musl-", 8) || starts(b"ld-2.\0\0\0", 5);
+    if loaders || starts(b"ld.so\0\0\0", 5) || starts(b"ld64.so\0", 7) {
         return 1 << CLASS_LOADER;
     }
     if starts(b"busybox\0", 7) || starts(b"toybox\0\0", 6) {

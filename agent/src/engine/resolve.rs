@@ -160,13 +160,13 @@ fn resolve(
                     let admitted =
                         |found: &Found| before.is_none_or(|before| before.admits((*index, rule), path, found.seen));
                     match found {
-                        Some(found) if admitted(&found) => program(&mut resolved, rule, *index, found),
+                        Some(found) if admitted(&found) => program(&mut resolved, rule, *index, (path, found)),
                         // it stays what it was, and is not that any more: the kernel says so
                         Some(found) => stays(&mut resolved, before, *index, found.seen.id),
                         None => {}
                     }
                 }
-                For::Class => classed(&mut resolved, found),
+                For::Class => classed(&mut resolved, path, found),
                 For::Unix(index) => resolved.unix[*index].files.extend(id),
                 For::Place(index, name) => resolved.unix[*index].place = id.map(|id| (id, name.clone())),
             }
@@ -185,7 +185,7 @@ fn resolve(
 }
 
 /// What a rule names as a program.
-fn program(resolved: &mut Resolved, rule: &ExecRule, index: usize, found: Found) {
+fn program(resolved: &mut Resolved, rule: &ExecRule, index: usize, (path, found): (&Path, Found)) {
     if found.directory {
         if matches!(rule.target, ExecTarget::Path(_)) {
             resolved.directories.insert(rule.id.clone());
@@ -195,7 +195,7 @@ fn program(resolved: &mut Resolved, rule: &ExecRule, index: usize, found: Found)
     let Seen { id, content } = found.seen;
     resolved.files[index].push(id);
     resolved.contents.insert(id, content);
-    classed(resolved, Some(found));
+    classed(resolved, path, Some(found));
 }
 
 /// A rule goes on naming a file as it was.
@@ -206,9 +206,11 @@ fn stays(resolved: &mut Resolved, before: Option<Before<'_>>, index: usize, id: 
     resolved.contents.entry(id).or_insert(*content);
 }
 
-fn classed(resolved: &mut Resolved, found: Option<Found>) {
+/// A file is of the classes of its own name and of the link's that led to it: `ld-linux-x86-64.so.2` to `ld-2.31.so`,
+/// `ld-musl-x86_64.so.1` to `libc.so`.
+fn classed(resolved: &mut Resolved, path: &Path, found: Option<Found>) {
     let Some(found) = found.filter(|found| !found.directory) else { return };
-    let classes = ProgramClass::of_name(&found.name);
+    let classes = ProgramClass::of_name(&found.name) | ProgramClass::of_name(path);
     if classes != 0 {
         *resolved.classes.entry(found.seen.id).or_default() |= classes;
     }

@@ -26,7 +26,7 @@ pub enum ProgramClass {
 }
 
 /// Loaders by the beginning of their names, and multi-call programs; as the kernel programs know them.
-const LOADERS: [&str; 4] = ["ld-linux", "ld-musl-", "ld.so", "ld64.so"];
+const LOADERS: [&str; 5] = ["ld-linux", "ld-musl-", "ld-2.", "ld.so", "ld64.so"];
 const MULTI_CALL: [&str; 2] = ["busybox", "toybox"];
 
 impl ProgramClass {

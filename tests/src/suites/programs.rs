@@ -99,6 +99,15 @@ fn classes(s: &mut Sandbox) -> Result<()> {
         let open = policy.clone().exec_rule("allow", &format!("{{ class: {class}, id: open }}"));
         attempt(s, &open, &member, "spawn", program)?.ran(s, "tools")?;
     }
+    // loaders of other days: what the link to them is called counts, and the name of a file that no rule names
+    let (old, musl) = (s.program("tools/ld-2.31.so")?, s.program("tools/libc.so")?);
+    symlink(&musl, format!("{}/tools/ld-musl-x86_64.so.1", s.bin()))?;
+    let folder = only(&member).allow_dir("folder", s.bin());
+    for (policy, program) in [(&policy, &old), (&policy, &musl), (&folder, &old)] {
+        attempt(s, policy, &member, "spawn", program)?.was_refused(s, "loader")?;
+    }
+    let open = policy.clone().exec_rule("allow", "{ class: loader, id: open }");
+    attempt(s, &open, &member, "spawn", &musl)?.ran(s, "tools")?;
     // by another name it is still the same file
     let renamed = format!("{}/tools/renamed", s.bin());
     fs::hard_link(&busybox, &renamed)?;
