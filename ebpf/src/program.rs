@@ -75,6 +75,8 @@ pub fn judge(session: &Session, bprm: Binprm, file: File, identity: FileId, stag
         match stage {
             // of a script the interpreter alone is seen later
             Stage::Before if bprm.is_script() => return Ok(Decision::deny(REASON_UNRESOLVED)),
+            // rules that only deny some first arguments allow nothing
+            Stage::Before if named.rule == REASON_DEFAULT => {}
             Stage::Before => best = of_entry(named),
             Stage::After => {
                 if let Some(word) = by_word(rules, named.words)? {

@@ -116,7 +116,7 @@ fn stands(host: &Resolved, program: &Program<'_>, digest: bool) -> bool {
     program.content.is_none_or(|now| now == *then) && (program.leased || !(digest && while_leased))
 }
 
-/// What rules with first arguments say. Before the program is in place they let it go on, but for a script, whose
+/// What rules with first arguments say. Before the program is in place those that allow let it go on, but for a script, whose
 /// interpreter alone is seen later.
 fn by_word(policy: &Policy, program: &Program<'_>, names: &dyn Fn(usize, &ExecRule) -> bool) -> Option<Decision> {
     let rules = policy.exec.iter().enumerate().filter(|(index, rule)| !rule.is_plain() && names(*index, rule));
@@ -129,9 +129,8 @@ fn by_word(policy: &Policy, program: &Program<'_>, names: &dyn Fn(usize, &ExecRu
         let is_file = |rule: &ExecRule| matches!(rule.target, ExecTarget::Path(_) | ExecTarget::Glob(_));
         let allows =
             |(index, rule): &(usize, &ExecRule)| rule.effect == Effect::Allow && is_file(rule) && names(*index, rule);
-        let found = policy.exec.iter().enumerate().find(allows);
-        let rule = found.map_or(rule::REASON_DEFAULT, |(index, _)| rule_number(index));
-        return Some(Decision { verdict: Effect::Allow, rule });
+        let (index, _) = policy.exec.iter().enumerate().find(allows)?;
+        return Some(Decision { verdict: Effect::Allow, rule: rule_number(index) });
     };
     let said = |effect: Effect| {
         let has = |rule: &ExecRule| rule.subcommands.iter().any(|own| Some(own.as_bytes()) == word);
@@ -265,6 +264,7 @@ impl Plan {
         if named.flags & (WORDS | NO_RULE) == WORDS {
             match program.word {
                 None if program.script => return Decision::UNRESOLVED,
+                None if named.rule == rule::REASON_DEFAULT => {}
                 None => best = of_entry(named),
                 Some(word) => {
                     let key = word.and_then(word_bytes).map(|bytes| word_key(bytes, named.words));

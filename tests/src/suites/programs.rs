@@ -373,6 +373,9 @@ fn subcommands(s: &mut Sandbox) -> Result<()> {
         running.wait()?.said("signal 9").with_context(|| format!("word {word:?}"))?;
         s.saw_exec(&session, &good, "kill", "default")?;
     }
+    // a rule that denies a first argument allows no other
+    let denies = only(&member).exec_rule("deny", &format!("{{ path: \"{good}\", subcommands: [push], id: push }}"));
+    attempt(s, &denies, &member, "spawn", &good)?.was_refused(s, "default")?;
     s.cli(&["policy", "check", &s.policy(&narrow)?])?.ended(0)?.told(&["subcommands --work, status", "kill"])?;
     Ok(())
 }
