@@ -9,7 +9,7 @@ use std::{
 };
 
 /// As many links as the kernel follows.
-const LINKS: usize = 40;
+pub(super) const LINKS: usize = 40;
 const STICKY: u32 = 0o1000;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
@@ -51,7 +51,7 @@ pub fn only_root_can_replace(path: &Path) -> bool {
 }
 
 /// The names of a path, the last first.
-fn names(path: &Path) -> Vec<OsString> {
+pub(super) fn names(path: &Path) -> Vec<OsString> {
     let named = |component: Component<'_>| match component {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some("..".into()),

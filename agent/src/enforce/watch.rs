@@ -10,6 +10,8 @@ use std::{
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
+use super::trust::{LINKS, names};
+
 /// Directories under watch.
 #[derive(Debug)]
 pub struct FileWatch {
@@ -79,18 +81,55 @@ fn flags() -> AddWatchFlags {
         | AddWatchFlags::IN_ONLYDIR
 }
 
-/// The directories whose change can make a path lead elsewhere, from the nearest up: where the file is, and where the
-/// links that lead to it stand.
+/// The directories whose change can make a path lead elsewhere: all on the way, through links too.
 #[must_use]
 pub fn directories_of(path: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
-    let mut at = path.to_owned();
-    // as many links as the kernel follows
-    for _ in 0..40 {
-        found.extend(at.parent().map(Path::to_owned));
-        let Ok(to) = std::fs::read_link(&at) else { break };
-        at = at.parent().map_or_else(|| to.clone(), |parent| parent.join(&to));
+    let mut rest = names(path);
+    let mut at = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        found.insert(at.clone());
+        let next = at.join(&name);
+        let Ok(to) = std::fs::read_link(&next) else {
+            at = next;
+            continue;
+        };
+        links += 1;
+        if links > LINKS {
+            break;
+        }
+        if to.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        rest.extend(names(&to));
     }
-    found.extend(std::fs::canonicalize(path).ok().and_then(|real| Some(real.parent()?.to_owned())));
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn all_directories_on_the_way_are_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = fs::canonicalize(dir.path()).unwrap();
+        fs::create_dir_all(base.join("releases/1/bin")).unwrap();
+        fs::create_dir(base.join("app")).unwrap();
+        fs::write(base.join("releases/1/bin/x"), "").unwrap();
+        symlink("../releases/1", base.join("app/current")).unwrap();
+        let found = directories_of(&base.join("app/current/bin/x"));
+        let expected = ["", "app", "releases", "releases/1", "releases/1/bin"].map(|name| base.join(name));
+        assert!(expected.iter().all(|folder| found.contains(&folder.components().collect::<PathBuf>())), "{found:?}");
+        assert!(found.contains(Path::new("/")) && !found.contains(&base.join("app/current")), "{found:?}");
+        symlink("loop", base.join("loop")).unwrap();
+        assert!(directories_of(&base.join("loop")).contains(&base));
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -132,7 +133,9 @@ impl Engine {
                     ExecTarget::Path(path) => wanted.extend(directories_of(path)),
                     ExecTarget::Glob(pattern) => {
                         wanted.extend(resolve::matching(pattern).iter().flat_map(|path| directories_of(path)));
-                        wanted.extend(resolve::parents(pattern));
+                        // whatever comes to stand there
+                        let any = |folder: PathBuf| directories_of(&folder.join("x"));
+                        wanted.extend(resolve::parents(pattern).into_iter().flat_map(any));
                     }
                     ExecTarget::Dir(_) | ExecTarget::Class(_) => {}
                 }

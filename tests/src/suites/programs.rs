@@ -22,6 +22,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("programs::the-right-file-or-none", WHEREVER, identities),
     Test::new("programs::replaced-files-are-looked-at-again", WHEREVER, replaced),
     Test::new("programs::digests-hold-for-the-bytes", WHEREVER, digests),
+    Test::new("programs::a-folder-on-the-way-is-swapped", WHEREVER, swapped),
     Test::new("programs::a-rule-never-gets-another-rules-file", WHEREVER, borrowed),
     Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted),
     Test::new("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
@@ -231,6 +232,26 @@ fn replaced(s: &mut Sandbox) -> Result<()> {
     // until it is root's alone
     fs::set_permissions(&good, PermissionsExt::from_mode(0o755))?;
     run.until(|[good, ..]| Ok(good == "exit 0"))?;
+    run.stop(s)
+}
+
+/// As releases are put in place: a link to a folder is swapped.
+fn swapped(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, old, new) = (s.program("member")?, s.program("releases/1/good")?, s.program("releases/2/good")?);
+    let place = |name: &str| format!("{}/{name}", s.bin());
+    symlink("releases/1", place("current"))?;
+    let good = place("current/good");
+    let policy = s.policy(&only(&member).allow("good", &good))?;
+    let all = [&good, &old, &new].map(|program| format!("spawn {program} --work nothing")).join(" + ");
+    let user = Some((64_010, crate::harness::sandbox::OPERATORS));
+    let mut run = Tries::new(s, &policy, &member, &vec![all; TRIES as usize], user)?;
+    let refused = refused_exec(s);
+    ensure!(run.three()? == ["exit 0", "exit 0", refused], "before the swap");
+    symlink("releases/2", place("next"))?;
+    fs::rename(place("next"), place("current"))?;
+    run.until(|said| Ok(said[0] == "exit 0"))?;
+    ensure!(run.three()? == ["exit 0", refused, "exit 0"], "after the swap");
     run.stop(s)
 }
 
