@@ -7,7 +7,7 @@ use crate::{
     enforce::Song,
     evidence::ControlState,
     kernel::Tier,
-    policy::{Access, Effect, ExecTarget, Policy},
+    policy::{Access, Effect, ExecTarget, Policy, ProgramClass},
 };
 
 /// What the canary's song says about every control.
@@ -199,6 +199,35 @@ pub(super) fn remedy(policy: &Policy, code: u32, what: &str) -> String {
             format!("kind {kind} denies what no rule names: add `- {{ path: {what} }}` to spec.scope.exec.allow")
         }
         rule::REASON_UNRESOLVED => "it lies too deep for its directories to be looked at: name it by path".into(),
-        _ => format!("change rule {} of the policy", policy.rule_name(code)),
+        rule::REASON_CHANGED => {
+            format!("{what} is not the file that was looked at when the session began: start another session")
+        }
+        rule::REASON_DIGEST => "put the file's SHA-256 into its rule: sha256sum(1) prints it".into(),
+        _ => match ProgramClass::ALL.iter().find(|class| code == rule::REASON_CLASSES + class.code()) {
+            Some(class) => {
+                let (kind, class) = (policy.kind, class.word());
+                format!("kind {kind} denies the class {class}: add `- {{ class: {class} }}` to spec.scope.exec.allow")
+            }
+            None => format!("change rule {} of the policy", policy.rule_name(code)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_its_remedy() {
+        let text = include_bytes!("../../../docs/examples/agent.yaml");
+        let policy = crate::policy::parse("agent.yaml", text).unwrap();
+        let of = |code: u32| remedy(&policy, code, "/x");
+        assert!(of(rule::REASON_CHANGED).contains("start another session"));
+        assert!(of(rule::REASON_DIGEST).contains("sha256sum(1)"));
+        for class in ProgramClass::ALL {
+            let found = of(rule::REASON_CLASSES + class.code());
+            assert!(found.contains(&format!("class: {}", class.word())), "{found}");
+        }
+        assert!(of(0).starts_with("change rule "));
     }
 }

@@ -304,7 +304,7 @@ impl fmt::Display for Note {
         match self {
             Self::Missing { rule, effect, target } => {
                 let verb = if *effect == Effect::Allow { "allows" } else { "denies" };
-                write!(f, "rule {rule} {verb} nothing: {target} does not exist here; what is made later is not covered")
+                write!(f, "rule {rule} {verb} nothing: {target} does not exist here now")
             }
             Self::Directory { rule, target } => {
                 write!(f, "rule {rule} names no program: {target} is a directory; write dir for all below it")

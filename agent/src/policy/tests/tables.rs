@@ -290,7 +290,7 @@ fn rules_that_do_nothing_are_noted() {
         "rule net.allow[0] has no effect: rule low denies what it allows",
         "rule net.allow[1] has no effect: rule low denies what it allows",
         "rule gone has no effect: rule net.deny[1] denies what it allows",
-        "rule unix.allow[0] allows nothing: path /run/gone/socket does not exist here; what is made later is not covered",
+        "rule unix.allow[0] allows nothing: path /run/gone/socket does not exist here now",
     ];
     assert_eq!(notes, expected);
 }
@@ -357,8 +357,7 @@ fn deny_beats_allow_for_programs() {
     assert_eq!(judge(5, &[10]), denied("default"));
     assert_eq!(judge(20, &[10]), denied("default"));
     let notes: Vec<_> = plan.notes.iter().map(ToString::to_string).collect();
-    let missing =
-        "rule exec.allow[2] allows nothing: path /gone does not exist here; what is made later is not covered";
+    let missing = "rule exec.allow[2] allows nothing: path /gone does not exist here now";
     assert_eq!(notes, ["rule exec.allow[0] has no effect: rule no-b denies the same file as /a", missing]);
     assert_eq!(plan.exec[&ExecKey { file: id(1), kind: KIND_FILE, pad: 0 }].verdict, DENY);
     assert_eq!(plan.exec[&ExecKey { file: id(21), kind: KIND_DIRECTORY, pad: 0 }].verdict, ALLOW);
