@@ -240,16 +240,17 @@ fn swapped(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, old, new) = (s.program("member")?, s.program("releases/1/good")?, s.program("releases/2/good")?);
     let place = |name: &str| format!("{}/{name}", s.bin());
-    symlink("releases/1", place("current"))?;
-    let good = place("current/good");
+    fs::create_dir(place("app"))?;
+    symlink("../releases/1", place("app/current"))?;
+    let good = place("app/current/good");
     let policy = s.policy(&only(&member).allow("good", &good))?;
     let all = [&good, &old, &new].map(|program| format!("spawn {program} --work nothing")).join(" + ");
     let user = Some((64_010, crate::harness::sandbox::OPERATORS));
     let mut run = Tries::new(s, &policy, &member, &vec![all; TRIES as usize], user)?;
     let refused = refused_exec(s);
     ensure!(run.three()? == ["exit 0", "exit 0", refused], "before the swap");
-    symlink("releases/2", place("next"))?;
-    fs::rename(place("next"), place("current"))?;
+    symlink("../releases/2", place("app/next"))?;
+    fs::rename(place("app/next"), place("app/current"))?;
     run.until(|said| Ok(said[0] == "exit 0"))?;
     ensure!(run.three()? == ["exit 0", refused, "exit 0"], "after the swap");
     run.stop(s)
