@@ -18,7 +18,7 @@ use crate::{
     maps::{DESTINATIONS, SESSION_CONFIG},
     rules::Target,
     session::Session,
-    verdict::{Decision, Fault, of_fault},
+    verdict::{Decision, Fault, of_fault, settle},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -57,6 +57,23 @@ fn within_second(word: *mut u64, by: u64, limit: u64, now: u64) -> Result<bool, 
         }
     }
     Err(Fault::Contended)
+}
+
+/// Takes back what was counted in the second that runs and does not happen.
+#[inline(always)]
+fn take_back(word: *mut u64, by: u64, now: u64) {
+    let second = (now / SECOND) & (u64::MAX >> WINDOW_COUNT_BITS);
+    for _ in 0..TRIES {
+        // SAFETY: points into the map. VERIFIER: volatile, because other processors change the word meanwhile.
+        let before = unsafe { core::ptr::read_volatile(word) };
+        // the next second has begun, and began without it
+        if before >> WINDOW_COUNT_BITS != second || before & COUNT < by {
+            return;
+        }
+        if swap(word, before, before - by) == before {
+            return;
+        }
+    }
 }
 
 /// Whether a session has any budget at all.
@@ -136,24 +153,35 @@ fn visit(session: &Session, limit: u64, counters: *mut SessionCounters, target: 
     }
 }
 
-/// Counts the bytes of a packet out. `Err`: the budget that refuses it; then nothing was counted.
+/// Counts the bytes of a packet out. `Err`: what the session's mode makes of the budget's refusal; what is refused uses
+/// nothing up, and a larger packet than fits leaves room for smaller ones.
 #[inline(always)]
-pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u64) -> Result<(), u32> {
+pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u64) -> Result<(), Decision> {
     // SAFETY: points into the map.
     let (total, window) = unsafe { (&raw mut (*counters).egress_bytes, &raw mut (*counters).egress_window) };
     let before = add(total, bytes);
     let Some(budgets) = of(session) else { return Ok(()) };
+    let now = kernel::coarse_now();
+    let mut in_window = false;
     let refused = if budgets.egress_bytes != 0 && before + bytes > budgets.egress_bytes {
         REASON_BUDGET_EGRESS
-    } else if budgets.egress_bytes_per_second != 0
-        && within_second(window, bytes, budgets.egress_bytes_per_second, kernel::coarse_now()) != Ok(true)
-    {
+    } else if budgets.egress_bytes_per_second != 0 {
+        match within_second(window, bytes, budgets.egress_bytes_per_second, now) {
+            Ok(true) => return Ok(()),
+            fits => in_window = fits.is_ok(),
+        }
         REASON_BUDGET_EGRESS_RATE
     } else {
         return Ok(());
     };
-    add(total, bytes.wrapping_neg());
-    Err(refused)
+    let decision = settle(Decision::deny(refused), session);
+    if decision.refuses() {
+        add(total, bytes.wrapping_neg());
+        if in_window {
+            take_back(window, bytes, now);
+        }
+    }
+    Err(decision)
 }
 
 /// Whether a message of so many bytes is still within the total of bytes out: a stream's sender is told before its packets

@@ -286,8 +286,10 @@ impl Flow<'_> {
             return false;
         }
         if self.out {
-            if let Err(reason) = budget::charge_bytes(&self.session, counters, bytes) {
-                return self.over_budget(packet, reason);
+            if let Err(decision) = budget::charge_bytes(&self.session, counters, bytes)
+                && self.over_budget(packet, decision)
+            {
+                return true;
             }
         } else {
             // SAFETY: points into the map.
@@ -304,8 +306,7 @@ impl Flow<'_> {
     }
 
     #[inline(always)]
-    fn over_budget(&self, packet: &Packet, reason: u32) -> bool {
-        let decision = settle(Decision::deny(reason), &self.session);
+    fn over_budget(&self, packet: &Packet, decision: Decision) -> bool {
         if let Some(counters) = self.session.counters() {
             // SAFETY: points into the map.
             if add(unsafe { &raw mut (*counters).over_budget }, 1) == 0 {
