@@ -420,11 +420,20 @@ impl Flow<'_> {
         }
     }
 
-    /// Not a place to go to; but datagrams are answered to whoever a rule lets come, and taken from them.
+    /// Not a place to go to; but datagrams are answered to whoever a rule lets come, and taken from them where they may be
+    /// listened for: a socket that was bound to no port was never asked.
     #[inline(always)]
     fn refuse_unless_visitor(&self, policy: &PolicyEntry, packet: &Packet, refusal: Decision, mark: u64) -> bool {
         let visitor = packet.visitor(self.out);
         if packet.protocol != TCP || self.label.is_null() {
+            if !self.out {
+                let own = packet.destination();
+                match rules::by_rules(policy, Scope::Listen, &own) {
+                    Ok(decision) if decision.verdict == ALLOW => {}
+                    Ok(decision) => return self.refuse(packet, &own, VIA_LISTEN, decision, mark),
+                    Err(fault) => return settle(of_fault(fault, &self.session), &self.session).refuses(),
+                }
+            }
             match rules::by_rules(policy, Scope::Inbound, &visitor) {
                 // on the way out a rule must say so: a default that lets everybody in lets nothing out
                 Ok(decision) if decision.verdict == ALLOW && !(self.out && decision.rule == REASON_DEFAULT) => {

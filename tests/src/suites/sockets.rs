@@ -33,6 +33,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("sockets::source-route", WHEREVER, source_route),
     Test::new("sockets::bind-and-listen", WHEREVER, bind_and_listen),
     Test::new("sockets::who-may-come-in", WHEREVER, inbound),
+    Test::new("sockets::datagrams-nobody-asked-for", WHEREVER, datagrams),
     Test::new("sockets::unix", FULL, unix),
     Test::new("sockets::budgets", WHEREVER, budgets),
 ];
@@ -217,6 +218,34 @@ fn inbound(s: &mut Sandbox) -> Result<()> {
             let fits = |r: &Value| r["session"] == session && r["via"] == "accept" && r["rule"] == rule;
             let seen = s.wait_evidence("who came", fits)?;
             ensure!(seen["verdict"] == verdict, "who came is recorded as {seen}");
+        }
+    }
+    Ok(())
+}
+
+/// To a port that the kernel picked comes what was asked for, and nothing else unless the rules let it be listened on.
+fn datagrams(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let (asked, outsider) = (UdpSocket::bind((address, 0))?, UdpSocket::bind((address, 0))?);
+        let to = asked.local_addr()?;
+        let policy = only(&member).to("server", prefix, to.port());
+        for (policy, heard) in [(policy.clone(), "received 2"), (policy.net("listen: allow"), "received 7")] {
+            let file = s.file("port");
+            let running = s.run(&s.policy(&policy)?, &member, &format!("hear {file} {address} {}", to.port()))?;
+            let session = running.session(s)?;
+            let port = until("the member's port", patience(), || {
+                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
+            })?;
+            outsider.send_to(b"outside", (address, port))?;
+            asked.send_to(b"in", (address, port))?;
+            running.wait()?.said(heard)?;
+            if heard == "received 2" {
+                let own = std::net::SocketAddr::new(address.parse()?, port).to_string();
+                let seen = s.saw_connect(&session, &own, "deny", "default")?;
+                ensure!(seen["via"] == "listen", "the datagram is recorded as {seen}");
+            }
         }
     }
     Ok(())

@@ -108,6 +108,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "take" => sockets::take(rest),
         "early" => sockets::early(rest),
         "source-route" => sockets::source_route(rest),
+        "hear" => sockets::hear(rest),
         "connect-many" => sockets::connect_many(rest),
         "send-many" => sockets::send_many(rest),
         _ => inform::act(word, rest),

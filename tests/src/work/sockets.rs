@@ -123,6 +123,18 @@ pub(super) fn source_route(words: &[&str]) -> Result<u8> {
     Ok(say_io(socket.send_to(b"x", to)))
 }
 
+/// `hear FILE ADDRESS PORT`: sends a datagram there from a port that the kernel picks, writes that port to FILE, and says
+/// how long the first datagram is that comes back, from whoever.
+pub(super) fn hear(words: &[&str]) -> Result<u8> {
+    let (file, rest) = one(words)?;
+    let (to, _) = address(rest)?;
+    let socket = UdpSocket::bind((to.ip(), 0))?;
+    socket.send_to(b"x", to)?;
+    std::fs::write(file, socket.local_addr()?.port().to_string())?;
+    println!("received {}", socket.recv_from(&mut [0; 64])?.0);
+    Ok(0)
+}
+
 /// `connect-many COUNT ADDRESS PORT`: as many UDP sockets connect; how many could, and what the others were told.
 pub(super) fn connect_many(words: &[&str]) -> Result<u8> {
     let (count, rest) = one(words)?;
