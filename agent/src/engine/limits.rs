@@ -10,7 +10,10 @@ use std::{
 
 use jiff::{Timestamp, fmt::temporal::DateTimeParser};
 use nix::sys::stat::{major, minor};
-use tipstaff_common::event::{Header, KIND_CONNECT, KIND_EXEC};
+use tipstaff_common::{
+    event::{Header, KIND_CONNECT, KIND_EXEC},
+    session::SessionCounters,
+};
 use tracing::debug;
 
 use super::{Engine, Live, complain, now};
@@ -126,6 +129,8 @@ pub(super) struct Doings {
     lost: u64,
     /// The time of the last record.
     last_boot_ns: u64,
+    /// Bytes out and in at the last look, where they count.
+    bytes: Option<u64>,
     terminal: Option<Terminal>,
 }
 
@@ -169,10 +174,11 @@ impl Doings {
         let kind = |activity: &Activity| match activity {
             Activity::Exec => Some(KIND_EXEC),
             Activity::Connect => Some(KIND_CONNECT),
-            Activity::Terminal => None,
+            Activity::Bytes | Activity::Terminal => None,
         };
+        let bytes = activity.contains(&Activity::Bytes).then_some(0);
         let terminal = activity.contains(&Activity::Terminal).then(|| Terminal::of(pid)).flatten();
-        Self { kinds: activity.iter().filter_map(kind).collect(), terminal, ..Self::default() }
+        Self { kinds: activity.iter().filter_map(kind).collect(), bytes, terminal, ..Self::default() }
     }
 
     /// What a policy counts as activity and this session has not got.
@@ -196,14 +202,17 @@ impl Doings {
         }
     }
 
-    /// When the session last did something: `consumed` of `produced` records were read, `lost` found no room.
-    fn look(&mut self, produced: &[u64; 8], lost: &[u64; 8], consumed: &[u64; 8], now_boot_ns: u64) -> Option<u64> {
+    /// When the session last did something, by the kernel's counters and the records that were read.
+    fn look(&mut self, counters: &SessionCounters, consumed: &[u64; 8], now_boot_ns: u64) -> Option<u64> {
+        let SessionCounters { produced, lost, egress_bytes, ingress_bytes, .. } = counters;
         let sum = |counts: &[u64; 8]| self.kinds.iter().filter_map(|kind| counts.get(usize::from(*kind))).sum::<u64>();
         let (made, missed, read) = (sum(produced), sum(lost), sum(consumed));
         let did = made != std::mem::replace(&mut self.produced, made);
         let all_read = missed == std::mem::replace(&mut self.lost, missed) && read.saturating_add(missed) == made;
         let typed = self.terminal.as_mut().is_some_and(Terminal::moved);
-        match (did && !all_read) || typed {
+        let carried = egress_bytes.saturating_add(*ingress_bytes);
+        let moved = self.bytes.as_mut().is_some_and(|bytes| std::mem::replace(bytes, carried) != carried);
+        match (did && !all_read) || typed || moved {
             true => Some(now_boot_ns),
             false => Some(self.last_boot_ns).filter(|last| *last > 0),
         }
@@ -268,7 +277,7 @@ impl Engine {
     fn look(&mut self, id: SessionId, now_boot_ns: u64) {
         let Some(live) = self.sessions.get_mut(&id).filter(|live| live.machine.wants_look(now_boot_ns)) else { return };
         let last_boot_ns = match complain("reading counters", self.parts.kernel.counters(live.reference.slot)) {
-            Some(counters) => live.doings.look(&counters.produced, &counters.lost, &live.consumed, now_boot_ns),
+            Some(counters) => live.doings.look(&counters, &live.consumed, now_boot_ns),
             // what cannot be looked at may be busy
             None => Some(now_boot_ns),
         };
@@ -412,16 +421,38 @@ mod tests {
     #[test]
     fn records_say_when_and_lost_ones_count_as_now() {
         let mut doings = Doings { kinds: vec![KIND_EXEC], ..Doings::default() };
-        assert_eq!(doings.look(&[0; 8], &[0; 8], &[0; 8], 10), None);
+        let counters = |made: u64, lost: u64| SessionCounters {
+            produced: of(KIND_EXEC, made),
+            lost: of(KIND_EXEC, lost),
+            ..SessionCounters::default()
+        };
+        let execs = |count| of(KIND_EXEC, count);
+        assert_eq!(doings.look(&counters(0, 0), &execs(0), 10), None);
         doings.record(&header(KIND_EXEC, 12));
         doings.record(&header(KIND_CONNECT, 17));
-        assert_eq!(doings.look(&of(KIND_EXEC, 1), &[0; 8], &of(KIND_EXEC, 1), 20), Some(12));
-        assert_eq!(doings.look(&of(KIND_EXEC, 1), &[0; 8], &of(KIND_EXEC, 1), 30), Some(12), "nothing new");
+        assert_eq!(doings.look(&counters(1, 0), &execs(1), 20), Some(12));
+        assert_eq!(doings.look(&counters(1, 0), &execs(1), 30), Some(12), "nothing new");
         // produced and not read yet, and lost for ever
-        assert_eq!(doings.look(&of(KIND_EXEC, 2), &[0; 8], &of(KIND_EXEC, 1), 40), Some(40));
-        assert_eq!(doings.look(&of(KIND_EXEC, 3), &of(KIND_EXEC, 1), &of(KIND_EXEC, 2), 50), Some(50));
-        assert_eq!(doings.look(&of(KIND_EXEC, 3), &of(KIND_EXEC, 1), &of(KIND_EXEC, 2), 60), Some(12), "nothing new");
-        assert_eq!(doings.look(&of(KIND_CONNECT, 9), &[0; 8], &[0; 8], 70), Some(70), "a count that fell is a change");
+        assert_eq!(doings.look(&counters(2, 0), &execs(1), 40), Some(40));
+        assert_eq!(doings.look(&counters(3, 1), &execs(2), 50), Some(50));
+        assert_eq!(doings.look(&counters(3, 1), &execs(2), 60), Some(12), "nothing new");
+        assert_eq!(doings.look(&counters(0, 1), &execs(0), 70), Some(70), "a count that fell is a change");
+    }
+
+    #[test]
+    fn bytes_count_where_they_are_asked_for() {
+        let mut doings = Doings { bytes: Some(0), ..Doings::default() };
+        let mut look = |egress_bytes, ingress_bytes, now| {
+            let counters = SessionCounters { egress_bytes, ingress_bytes, ..SessionCounters::default() };
+            doings.look(&counters, &[0; 8], now)
+        };
+        assert_eq!(look(0, 0, 10), None);
+        assert_eq!(look(60, 0, 20), Some(20));
+        assert_eq!(look(60, 0, 30), None);
+        assert_eq!(look(60, 1, 40), Some(40));
+        let mut deaf = Doings::default();
+        let counters = SessionCounters { egress_bytes: 60, ..SessionCounters::default() };
+        assert_eq!(deaf.look(&counters, &[0; 8], 10), None);
     }
 
     #[test]

@@ -31,13 +31,15 @@ pub enum Activity {
     Exec,
     /// A member connected, or sent without connecting, or tried to.
     Connect,
+    /// A packet of a session's socket went or came.
+    Bytes,
     /// Something was read from or written to the terminal of the first process.
     Terminal,
 }
 
 impl Activity {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Exec, Self::Connect, Self::Terminal];
+    pub const ALL: [Self; 4] = [Self::Exec, Self::Connect, Self::Bytes, Self::Terminal];
 
     /// As policies spell it.
     #[must_use]
@@ -45,6 +47,7 @@ impl Activity {
         match self {
             Self::Exec => "exec",
             Self::Connect => "connect",
+            Self::Bytes => "bytes",
             Self::Terminal => "terminal",
         }
     }

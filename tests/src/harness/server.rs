@@ -1,6 +1,7 @@
 //! Servers on loopback that the workloads under test try to reach. They count; they refuse nothing.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -20,7 +21,8 @@ struct Seen {
     accepted: AtomicUsize,
     reset: AtomicUsize,
     bytes: Mutex<Vec<u8>>,
-    streams: Mutex<Vec<TcpStream>>,
+    /// Open connections, by number.
+    streams: Mutex<BTreeMap<usize, TcpStream>>,
 }
 
 impl Seen {
@@ -28,7 +30,7 @@ impl Seen {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn streams(&self) -> MutexGuard<'_, Vec<TcpStream>> {
+    fn streams(&self) -> MutexGuard<'_, BTreeMap<usize, TcpStream>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -65,9 +67,9 @@ impl Server {
         let shared = Arc::clone(&seen);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                shared.accepted.fetch_add(1, Ordering::SeqCst);
+                let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
                 let shared = Arc::clone(&shared);
-                thread::spawn(move || keep(stream, &shared));
+                thread::spawn(move || keep(number, stream, &shared));
             }
         });
         Ok(Self { address, udp: false, seen })
@@ -136,13 +138,13 @@ impl Server {
 
     /// Sends `bytes` on every connection that it has.
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<()> {
-        self.seen.streams().iter_mut().try_for_each(|stream| stream.write_all(bytes)).context("server cannot send")
+        self.seen.streams().values_mut().try_for_each(|stream| stream.write_all(bytes)).context("server cannot send")
     }
 }
 
-fn keep(mut stream: TcpStream, seen: &Seen) {
+fn keep(number: usize, mut stream: TcpStream, seen: &Seen) {
     if let Ok(copy) = stream.try_clone() {
-        seen.streams().push(copy);
+        seen.streams().insert(number, copy);
     }
     let mut buffer = [0; 4096];
     loop {
@@ -156,6 +158,7 @@ fn keep(mut stream: TcpStream, seen: &Seen) {
             }
         }
     }
+    seen.streams().remove(&number);
 }
 
 fn any_port(address: &str) -> Result<SocketAddr> {

@@ -17,7 +17,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("attach::tree-to-a-fixed-point", WHEREVER, tree),
     Test::sharing("attach::what-it-holds", WHEREVER, holds),
     Test::new("attach::cgroup", WHEREVER, cgroup),
-    Test::new("attach::refused", WHEREVER, refusals),
+    Test::sharing("attach::refused", WHEREVER, refusals),
     Test::sharing("attach::host-is-refused", WHEREVER, host)
         .guests_only("names the root cgroup, process 1 and kernel threads"),
     Test::new("attach::failed-leaves-nothing", WHEREVER, failed),

@@ -1,6 +1,10 @@
 //! Limits beside the time to live: idleness, windows, credentials, warnings, renewal.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    io::Write,
+    net::{TcpListener, TcpStream},
+    time::{Duration, Instant, SystemTime},
+};
 
 use nix::{
     sys::time::TimeSpec,
@@ -17,6 +21,7 @@ use crate::harness::{
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("limits::idle-ends-what-does-nothing", WHEREVER, idle),
+    Test::sharing("limits::bytes-count-as-activity", WHEREVER, bytes),
     Test::sharing("limits::terminal-counts-as-activity", WHEREVER, terminal),
     Test::new("limits::windows-and-credentials-at-the-start", WHEREVER, at_the_start),
     Test::new("limits::stepped-clock-moves-windows-and-credentials", WHEREVER, stepped).guests_only("sets the clock"),
@@ -80,6 +85,38 @@ fn idle(s: &mut Sandbox) -> Result<()> {
     ensure!(last.elapsed() >= Duration::from_secs(after) / 2, "idle for {:?} only", last.elapsed());
     ensure!(end["produced"]["exec"].as_u64() >= Some(WAKES as u64), "it did not do what it was woken for: {end}");
     running.wait()?.ended(137)?;
+    Ok(())
+}
+
+/// Bytes of an open connection are activity where the policy says so, and only there.
+fn bytes(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let after = secs(2, 12);
+    let member = s.program("member")?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let start = |activity: &str| -> Result<(Running, TcpStream)> {
+        let limit = format!("idle: {{ after: {after}s, activity: [{activity}] }}");
+        let policy = only(&member).to("server", "127.0.0.1/32", port).limit(limit);
+        let running = s.run(&s.policy(&policy)?, &member, &format!("open 1 tcp 127.0.0.1 {port} idle"))?;
+        let (stream, _) = listener.accept()?;
+        Ok((running, stream))
+    };
+    let (busy, mut heard) = start("bytes")?;
+    let (idle, mut unheard) = start("exec")?;
+    let (busy_session, idle_session) = (busy.session(s)?, idle.session(s)?);
+    for _ in 0..4 {
+        let next = Instant::now() + Duration::from_secs(after) / 2;
+        until("half of the idle limit to pass", patience(), || Ok((Instant::now() > next).then_some(())))?;
+        heard.write_all(b"x")?;
+        // its session may be over
+        let _ = unheard.write_all(b"x");
+    }
+    ensure!(!gone(busy.pid()), "a session whose connection was busy was ended");
+    s.session_ended(&idle_session, "idle")?;
+    idle.wait()?.ended(137)?;
+    s.session_ended(&busy_session, "idle")?;
+    busy.wait()?.ended(137)?;
     Ok(())
 }
 

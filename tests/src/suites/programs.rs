@@ -18,15 +18,15 @@ use super::scene::{Fifo, attempt, only, refusal, refused_exec};
 use crate::harness::prelude::*;
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("programs::globs-and-classes", WHEREVER, classes),
-    Test::new("programs::the-right-file-or-none", WHEREVER, identities),
-    Test::new("programs::replaced-files-are-looked-at-again", WHEREVER, replaced),
-    Test::new("programs::digests-hold-for-the-bytes", WHEREVER, digests),
-    Test::new("programs::a-folder-on-the-way-is-swapped", WHEREVER, swapped),
-    Test::new("programs::a-rule-never-gets-another-rules-file", WHEREVER, borrowed),
+    Test::sharing("programs::globs-and-classes", WHEREVER, classes),
+    Test::sharing("programs::the-right-file-or-none", WHEREVER, identities),
+    Test::sharing("programs::replaced-files-are-looked-at-again", WHEREVER, replaced),
+    Test::sharing("programs::digests-hold-for-the-bytes", WHEREVER, digests),
+    Test::sharing("programs::a-folder-on-the-way-is-swapped", WHEREVER, swapped),
+    Test::sharing("programs::a-rule-never-gets-another-rules-file", WHEREVER, borrowed),
     Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted),
-    Test::new("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
-    Test::new("programs::rules-that-name-nothing", WHEREVER, bad_rules),
+    Test::sharing("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
+    Test::sharing("programs::rules-that-name-nothing", WHEREVER, bad_rules),
 ];
 
 /// More than a test can need.

@@ -26,15 +26,15 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("sockets::classes", WHEREVER, classes),
-    Test::new("sockets::made-before", WHEREVER, made_before),
-    Test::new("sockets::passed-in", WHEREVER, passed_in),
-    Test::new("sockets::moved-member-reaches-no-more", FULL, moved),
-    Test::new("sockets::source-route", WHEREVER, source_route),
-    Test::new("sockets::bind-and-listen", WHEREVER, bind_and_listen),
-    Test::new("sockets::who-may-come-in", WHEREVER, inbound),
-    Test::new("sockets::datagrams-nobody-asked-for", WHEREVER, datagrams),
-    Test::new("sockets::unix", FULL, unix),
+    Test::sharing("sockets::classes", WHEREVER, classes),
+    Test::sharing("sockets::made-before", WHEREVER, made_before),
+    Test::sharing("sockets::passed-in", WHEREVER, passed_in),
+    Test::sharing("sockets::moved-member-reaches-no-more", FULL, moved),
+    Test::sharing("sockets::source-route", WHEREVER, source_route),
+    Test::sharing("sockets::bind-and-listen", WHEREVER, bind_and_listen),
+    Test::sharing("sockets::who-may-come-in", WHEREVER, inbound),
+    Test::sharing("sockets::datagrams-nobody-asked-for", WHEREVER, datagrams),
+    Test::sharing("sockets::unix", FULL, unix),
     Test::new("sockets::budgets", WHEREVER, budgets),
 ];
 
