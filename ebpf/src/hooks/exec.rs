@@ -112,7 +112,7 @@ fn judge(session: &Session, bprm: Binprm, stage: Stage) -> (FileId, Decision) {
     let (Ok(file), Ok(identity)) = (file, identity) else {
         return (FileId::default(), of_fault(Fault::Unreadable, session));
     };
-    let decision = match program::judge(session, bprm, file, identity, stage) {
+    let decision = match program::judge(session, bprm, file, stage) {
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
     };
