@@ -5,7 +5,7 @@ use core::{ffi::c_void, mem::offset_of};
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_task, bpf_get_current_task_btf, bpf_get_current_uid_gid,
     bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_probe_read_kernel,
-    bpf_probe_read_kernel_str_bytes, bpf_send_signal,
+    bpf_probe_read_kernel_buf, bpf_probe_read_kernel_str_bytes, bpf_send_signal,
 };
 use tipstaff_common::{
     offsets::Offsets,
@@ -591,7 +591,11 @@ impl Binprm {
     /// The file begins as a script does: its interpreter comes next.
     #[inline(always)]
     pub fn is_script(self) -> bool {
-        let Ok(start) = read::<[u8; 2]>(self.0, offset_of!(Offsets, binprm_buffer)) else { return false };
-        start == *b"#!"
+        let place = self.0 + offset(offset_of!(Offsets, binprm_buffer));
+        let mut start = [0u8; 2];
+        // SAFETY: the helper checks the address and copies; it never faults. VERIFIER: into bytes that are there: in the
+        // `Err` of a `Result` of two bytes the compiler leaves them unwritten and reads them all the same, which 6.1 refuses.
+        let read = unsafe { bpf_probe_read_kernel_buf(place as *const u8, &mut start) };
+        read.is_ok() && start == *b"#!"
     }
 }
