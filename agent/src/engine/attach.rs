@@ -109,6 +109,13 @@ impl Engine {
             processes: Host::read(),
         };
         let found = whom(&host, target, processes_below).map_err(refused)?;
+        // to be held to a policy is to be ended by it: nobody gets that power over others by the group alone
+        if peer.uid != 0
+            && let Some(pid) = found.iter().find(|pid| !is_all_of(**pid, peer.uid))
+        {
+            let message = format!("process {pid} is not user {}'s alone", peer.uid);
+            return Err(ApiError::Refused { message, rule: None, remedy: "let root attach it".into() });
+        }
         if let Some(confine) = &self.parts.confine
             && let Some((pid, place)) = outside(&found, &self.parts.mount, |cgroup| confine.holds(cgroup))
         {
@@ -423,6 +430,13 @@ fn refused(refusal: Refusal) -> ApiError {
 }
 
 /// Who a process acts for: its effective user and group, and its login.
+/// Whether every user id of a process (real, effective, saved, of the file system) is `uid`; one that is gone is nobody's.
+fn is_all_of(pid: u32, uid: u32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    ids.is_some_and(|ids| ids.split_whitespace().all(|id| id.parse() == Ok(uid)))
+}
+
 fn owner(pid: u32) -> Option<Principal> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let effective = |key: &str| {

@@ -9,6 +9,7 @@ use crate::harness::{
     bpf::{Map, pidfd},
     launch::bare,
     prelude::*,
+    sandbox::OPERATORS,
     server::Server,
     wait::{all_gone, gone, in_guest},
 };
@@ -261,6 +262,9 @@ fn refusals(s: &mut Sandbox) -> Result<()> {
     refuse(&["--pid", &pid, "--pid", &agent], 2, &["more than one"])?;
     refuse(&["--pid", &pid, "--ttl", "never"], 2, &["never"])?;
     refuse(&[], 2, &["--pid"])?;
+    // the group may start sessions, and hold nobody else to them
+    let other = s.cli_as(Some((1000, OPERATORS)), &["attach", "--policy", &policy, "--pid", &pid])?;
+    other.ended(3)?.complained(&[&pid, "is not user 1000's alone", "let root attach it"])?;
     let session = s.run(&policy, &member, "idle")?;
     let id = session.session(s)?;
     refuse(&["--pid", &session.pid().to_string()], 3, &["is in session", &id, "already"])?;
