@@ -137,8 +137,8 @@ fn conclude(end: Watched, kernel: &str, tier: &str, before: usize, records: &mut
 fn guests(workspace: &Workspace, records: &mut Records) -> Result<()> {
     let kernels = GUESTS.map(|(name, lsms)| kernels::get(workspace, name, false).map(|kernel| (kernel, lsms)));
     let kernels = kernels.into_iter().collect::<Result<Vec<_>>>()?;
-    // most of a test is one agent starting
-    let jobs = ["--jobs".to_owned(), "2".to_owned()];
+    // one more than a guest has processors: some tests wait for a time to pass
+    let jobs = ["--jobs".to_owned(), "3".to_owned()];
     let all: Vec<Guest<'_>> =
         kernels.iter().flat_map(|(kernel, lsms)| lsms.iter().map(|&lsm| Guest { kernel, lsm, args: &jobs })).collect();
     let next = AtomicUsize::new(0);
