@@ -22,6 +22,7 @@ use crate::{
 pub const NEVER_JUDGED: u32 = u32::MAX;
 
 /// Whether a session still holds.
+#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Members run in their scope.
@@ -33,6 +34,7 @@ pub enum Phase {
 }
 
 /// A session as a hook sees it, read once.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Session {
     /// Index into the session arrays.
@@ -50,6 +52,9 @@ pub struct Session {
 }
 
 impl Session {
+    /// Nobody's, and over.
+    const NONE: Self = Self { slot: 0, generation: 0, flags: 0, mode: MODE_ENFORCE, policy: 0, phase: Phase::Ended };
+
     /// Reads the session that a label names.
     #[inline(always)]
     fn load(slot: u32, generation: u32, flags: u32) -> Self {
@@ -157,6 +162,31 @@ pub fn of_cgroup(cgroup: Cgroup) -> Option<SessionRef> {
 /// is labelled.
 #[inline(always)]
 pub fn of_current() -> Option<Session> {
+    let mut session = Session::NONE;
+    (session_of_current(&raw mut session) != 0).then_some(session)
+}
+
+/// Writes the current task's session. 0: it is in none.
+///
+/// VERIFIER: a function that other objects could call too, so that it is verified by itself: what a session can be is
+/// followed once, and not once more for every way in which it is found.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn session_of_current(place: *mut Session) -> u32 {
+    write(place, find_current())
+}
+
+/// Where it is found, and whether the verifier knows that there is a place.
+#[inline(always)]
+fn write(place: *mut Session, found: Option<Session>) -> u32 {
+    let (false, Some(session)) = (place.is_null(), found) else { return 0 };
+    // SAFETY: not null; the callers pass their own.
+    unsafe { *place = session };
+    1
+}
+
+#[inline(always)]
+fn find_current() -> Option<Session> {
     let label = TASK_LABELS.get(kernel::current_pointer(), false);
     if !label.is_null() {
         // SAFETY: points into the task's storage, which lives while the program runs.
@@ -221,6 +251,21 @@ pub fn of_socket(slot: u32, generation: u32, flags: u32) -> Session {
 /// mirror. What is only known by its cgroup is labelled at its first exec, connect or bind.
 #[inline(always)]
 pub fn of_current_often() -> Option<Session> {
+    let mut session = Session::NONE;
+    (session_of_current_often(&raw mut session) != 0).then_some(session)
+}
+
+/// Writes the current task's session, as [`of_current_often`]. 0: it is in none.
+///
+/// VERIFIER: as [`session_of_current`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn session_of_current_often(place: *mut Session) -> u32 {
+    write(place, find_current_often())
+}
+
+#[inline(always)]
+fn find_current_often() -> Option<Session> {
     let label = TASK_LABELS.get(kernel::current_pointer(), false);
     if label.is_null() {
         let entry = mirrored(Task::current())?;

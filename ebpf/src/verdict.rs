@@ -91,21 +91,30 @@ pub fn of_fault(fault: Fault, session: &Session) -> Decision {
 /// Applies the session's mode, and the confinement of an agent that may only touch what it was first to label.
 #[inline(always)]
 pub fn settle(decision: Decision, session: &Session) -> Decision {
-    if decision.verdict == ALLOW {
-        return decision;
+    Decision { verdict: settled(decision.verdict, session.mode, session.slot, session.flags), rule: decision.rule }
+}
+
+/// The verdict that is carried out, for a session's mode, slot and label's flags.
+///
+/// VERIFIER: as `session::session_of_current`: what follows is verified once for all verdicts.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn settled(verdict: u32, mode: u32, slot: u32, flags: u32) -> u32 {
+    if verdict == ALLOW {
+        return ALLOW;
     }
-    if session.mode == MODE_OBSERVE {
-        return Decision { verdict: WOULD_DENY, rule: decision.rule };
+    if mode == MODE_OBSERVE {
+        return WOULD_DENY;
     }
-    if session.slot == CANARY && !kernel::speaks() {
+    if slot == CANARY && !kernel::speaks() {
         // an earlier load must not answer for the one that is being proven
-        return Decision::allow(decision.rule);
+        return ALLOW;
     }
-    if kernel::settings().confine_cgroup != 0 && session.flags & CONFINED == 0 {
+    if kernel::settings().confine_cgroup != 0 && flags & CONFINED == 0 {
         if let (true, Some(foreign)) = (kernel::speaks(), maps::FOREIGN.get_ptr_mut(0)) {
             crate::emit::add(foreign, 1);
         }
-        return Decision { verdict: WOULD_DENY, rule: decision.rule };
+        return WOULD_DENY;
     }
-    decision
+    verdict
 }

@@ -78,11 +78,12 @@ pub(crate) fn kernel(workspace: &Workspace, kit: &Kit, program: &Path, verb: &st
     cargo.current_dir(&workspace.root).arg(verb).args(["--target", BPF]);
     cargo.arg("--target-dir").arg(workspace.bpf_target());
     cargo.arg("--config").arg(format!("target.{BPF}.linker='{}'", kit.linker.display()));
-    cargo.arg("--config").arg(format!(
-        // v3 is in every kernel that has BPF task storage: 32-bit arithmetic and jumps, so fewer instructions
-        "target.{BPF}.rustflags=['-Ctarget-cpu=v3', '-Clink-arg=--btf', '-Cdebuginfo=2', '--cfg=bpf_target_arch=\"{}\"']",
-        env::consts::ARCH
-    ));
+    // v3 is in every kernel that has BPF task storage: 32-bit arithmetic and jumps, so fewer instructions. Memory is cleared
+    // and copied in line: the linker's default makes each a loop over bytes, which the verifier follows step by step
+    let flags = "'-Ctarget-cpu=v3', '-Clink-arg=--btf', '-Clink-arg=--disable-expand-memcpy-in-order', '-Cdebuginfo=2'";
+    let arch = env::consts::ARCH;
+    cargo.arg("--config");
+    cargo.arg(format!("target.{BPF}.rustflags=[{flags}, '--cfg=bpf_target_arch=\"{arch}\"']"));
     cargo.env("RUSTC", &kit.toolchain.rustc);
     match kit.toolchain.core {
         // only these may use what is not stable in the compiler: inline assembly for BPF

@@ -179,17 +179,15 @@ fn search(query: &mut Query) -> Result<Decision, Fault> {
     let revision = unsafe { core::ptr::read_volatile(&raw const query.revision) };
     // SAFETY: the inner map lives at least until the program ends (RCU).
     let rules: &UnixRules = unsafe { UNIX_RULES.get(&revision) }.ok_or(Fault::NoEntry)?;
-    // VERIFIER: the one key on the stack, which has 512 bytes.
-    let key = UnixKey { file: query.file, kind: UNIX_FILE, length: 0, name: [0; UNIX_NAME] };
-    let mut walk = Walk { rules, entry, best: default, end: ON_THE_WAY, pad: 0, key };
-    let mut steps = FIRST_DIRECTORY;
+    // VERIFIER: by arithmetic, so that it follows the loop for one number that it does not know, not for each that it does.
+    let mut steps = FIRST_DIRECTORY + DEPTH * (query.flags / HAS_UNIX_DIRECTORIES % 2);
+    let mut abstract_name = NO_NAME;
     if is_abstract {
-        walk.key.kind = UNIX_ABSTRACT;
-        walk.key.length = copy(query.place + 1, query.length.saturating_sub(1), &mut walk.key.name)?;
+        abstract_name = query.length.saturating_sub(1);
         steps = 1;
-    } else if query.flags & HAS_UNIX_DIRECTORIES != 0 {
-        steps += DEPTH;
     }
+    let name = query.place + 1;
+    let mut walk = Walk { rules, entry, file: query.file, name, abstract_name, best: default, end: ON_THE_WAY };
     let context = core::ptr::from_mut(&mut walk).cast::<c_void>();
     // SAFETY: the callback takes what it is given here, and the walk outlives the call. VERIFIER: every look-up is in the
     // loop's body, which is verified once; one after the other before the loop, they are too much for 6.1.
@@ -206,14 +204,20 @@ fn search(query: &mut Query) -> Result<Decision, Fault> {
 struct Walk<'a> {
     rules: &'a UnixRules,
     entry: Dentry,
-    best: Decision,
+    /// The socket's own.
+    file: FileId,
+    /// Where an abstract name begins.
+    name: u64,
+    /// Its length, or `NO_NAME`.
+    abstract_name: u32,
     end: u32,
-    pad: u32,
-    key: UnixKey,
+    best: Decision,
 }
 
 const PLACE: u32 = 1;
 const FIRST_DIRECTORY: u32 = 2;
+/// A socket with a file.
+const NO_NAME: u32 = u32::MAX;
 /// The walk goes on.
 const ON_THE_WAY: u32 = 0;
 /// `best` is the decision.
@@ -226,32 +230,21 @@ const LOST: u32 = 2;
 extern "C" fn step(index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `search` passes its `Walk`, which nothing else holds meanwhile.
     let walk = unsafe { &mut *context.cast::<Walk<'_>>() };
-    if index >= PLACE {
-        let Ok(above) = walk.entry.parent() else {
-            walk.end = LOST;
-            return 1;
-        };
-        if above == walk.entry {
+    // VERIFIER: made anew in each step: in the walk, every step would be verified for every key of the one before.
+    let mut key = UnixKey { file: walk.file, kind: UNIX_FILE, length: 0, name: [0; UNIX_NAME] };
+    let found = if index >= PLACE { above(walk, index, &mut key) } else { own(walk, &mut key) };
+    match found {
+        Ok(true) => {}
+        Ok(false) => {
             walk.end = ARRIVED;
             return 1;
         }
-        let Ok(identity) = above.identity() else {
+        Err(_) => {
             walk.end = LOST;
             return 1;
-        };
-        walk.key.file = identity;
-        if index == PLACE {
-            walk.key.kind = UNIX_PLACE;
-            let named = walk.entry.name().and_then(|(place, _)| text(place, &mut walk.key.name));
-            walk.key.length = named.unwrap_or(0);
-        } else {
-            walk.key.kind = UNIX_DIRECTORY;
-            walk.key.length = 0;
-            walk.key.name = [0; UNIX_NAME];
-            walk.entry = above;
         }
     }
-    if let Some(decision) = rule_for(walk.rules, &walk.key) {
+    if let Some(decision) = rule_for(walk.rules, &key) {
         walk.best = decision;
         if !decision.is_allow() {
             walk.end = ARRIVED;
@@ -259,6 +252,35 @@ extern "C" fn step(index: u32, context: *mut c_void) -> i64 {
         }
     }
     0
+}
+
+/// The key of the socket itself.
+#[inline(always)]
+fn own(walk: &Walk<'_>, key: &mut UnixKey) -> Result<bool, Fault> {
+    if walk.abstract_name != NO_NAME {
+        key.kind = UNIX_ABSTRACT;
+        key.length = copy(walk.name, walk.abstract_name, &mut key.name)?;
+    }
+    Ok(true)
+}
+
+/// The key of its place, or of the next directory. False: there is none above.
+#[inline(always)]
+fn above(walk: &mut Walk<'_>, index: u32, key: &mut UnixKey) -> Result<bool, Fault> {
+    let above = walk.entry.parent()?;
+    if above == walk.entry {
+        return Ok(false);
+    }
+    key.file = above.identity()?;
+    if index == PLACE {
+        key.kind = UNIX_PLACE;
+        let named = walk.entry.name().and_then(|(place, _)| text(place, &mut key.name));
+        key.length = named.unwrap_or(0);
+    } else {
+        key.kind = UNIX_DIRECTORY;
+        walk.entry = above;
+    }
+    Ok(true)
 }
 
 #[inline(always)]
