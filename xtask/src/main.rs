@@ -14,6 +14,7 @@ mod kernels;
 mod lint;
 mod modules;
 mod packages;
+mod passed;
 mod report;
 mod setup;
 mod test;

@@ -9,6 +9,13 @@ use std::{
 
 use serde::Deserialize;
 
+const TEST: &str = "TIPSTAFF-TEST ";
+
+/// Whether the line is a test's report.
+pub(crate) fn is_report(line: &str) -> bool {
+    line.contains(TEST)
+}
+
 /// How a test ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -57,7 +64,7 @@ impl Records {
     /// Takes a line of a run, and returns what people should read of it. What a kernel wrote before a report on the
     /// same line is dropped.
     pub(crate) fn take(&mut self, line: &str) -> Option<String> {
-        if let Some(json) = line.split("TIPSTAFF-TEST ").nth(1) {
+        if let Some(json) = line.split(TEST).nth(1) {
             return Some(match serde_json::from_str(json) {
                 Ok(record) => self.add(record),
                 Err(error) => self.unreadable("report", json, &error),

@@ -15,6 +15,7 @@ use crate::{
     cargo::Host,
     exec::{Watched, output, step, watch},
     kernels,
+    passed::Passed,
     report::{Outcome, Records},
     setup,
     vm::{Guest, Lsm},
@@ -23,6 +24,9 @@ use crate::{
 
 /// How long the tests may take on one kernel, and the unit tests in all.
 const LIMIT: Duration = Duration::from_secs(1800);
+
+/// So many black-box tests at a time on this kernel, at most: some wait for a time to pass, and measure it.
+const JOBS: usize = 3;
 
 /// The guests: kernels that are supported, in both tiers, and one that is too old and must be refused clearly.
 const GUESTS: [(&str, &[Lsm]); 4] = [
@@ -41,6 +45,9 @@ pub(crate) struct Options {
     /// Only guests
     #[arg(long)]
     guests_only: bool,
+    /// Also guests whose tests all passed with this kernel, agent and tests
+    #[arg(long)]
+    again: bool,
 }
 
 /// The verb.
@@ -56,7 +63,7 @@ pub(crate) fn test(workspace: &Workspace, options: &Options) -> Result<ExitCode>
     }
     if !options.native_only {
         setup::guest_tools()?;
-        guests(workspace, &mut records)?;
+        guests(workspace, options.again, &mut records)?;
     }
     if !options.native_only && !options.guests_only {
         declarations(workspace, &mut records)?;
@@ -109,7 +116,7 @@ fn native(workspace: &Workspace, records: &mut Records) -> Result<()> {
     let release = release.trim();
     let before = records.failures();
     let end = watch(
-        Command::new(workspace.tests()).args(["--tier", "auto"]),
+        Command::new(workspace.tests()).args(["--tier", "auto", "--jobs"]).arg(processors().min(JOBS).to_string()),
         |line| {
             if let Some(text) = records.take(line) {
                 println!("{release} | {text}");
@@ -132,9 +139,13 @@ fn conclude(end: Watched, kernel: &str, tier: &str, before: usize, records: &mut
     }
 }
 
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// The black-box tests in the guests, as many at a time as there are processors: a guest runs on one. A guest that
 /// breaks is a failure, and the others still run.
-fn guests(workspace: &Workspace, records: &mut Records) -> Result<()> {
+fn guests(workspace: &Workspace, again: bool, records: &mut Records) -> Result<()> {
     let kernels = GUESTS.map(|(name, lsms)| kernels::get(workspace, name, false).map(|kernel| (kernel, lsms)));
     let kernels = kernels.into_iter().collect::<Result<Vec<_>>>()?;
     // one more than a guest has processors: some tests wait for a time to pass
@@ -143,10 +154,9 @@ fn guests(workspace: &Workspace, records: &mut Records) -> Result<()> {
         kernels.iter().flat_map(|(kernel, lsms)| lsms.iter().map(|&lsm| Guest { kernel, lsm, args: &jobs })).collect();
     let next = AtomicUsize::new(0);
     let take = || all.get(next.fetch_add(1, Ordering::Relaxed));
-    let work = || std::iter::from_fn(take).map(|one| guest(workspace, one)).collect::<Vec<_>>();
-    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let work = || std::iter::from_fn(take).map(|one| guest(workspace, one, again)).collect::<Vec<_>>();
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..processors()).map(|_| scope.spawn(work)).collect();
         for worker in workers {
             for seen in worker.join().map_err(|_panic| anyhow!("the watch over a guest broke down"))? {
                 records.merge(seen);
@@ -157,10 +167,10 @@ fn guests(workspace: &Workspace, records: &mut Records) -> Result<()> {
 }
 
 /// The black-box tests in one guest.
-fn guest(workspace: &Workspace, guest: &Guest<'_>) -> Records {
+fn guest(workspace: &Workspace, guest: &Guest<'_>, again: bool) -> Records {
     let mut records = Records::default();
     let (name, tier) = (&guest.kernel.name, guest.tier());
-    let status = step(&format!("tests on {name}, tier {tier}"), || guest.run(workspace, LIMIT, &mut records));
+    let status = step(&format!("tests on {name}, tier {tier}"), || in_guest(workspace, guest, again, &mut records));
     match status {
         Ok(0) => {}
         Ok(_) if records.failures() > 0 => {}
@@ -168,6 +178,23 @@ fn guest(workspace: &Workspace, guest: &Guest<'_>) -> Records {
         Err(error) => records.fail(name, tier, &format!("{error:#}")),
     }
     records
+}
+
+/// Runs what is not known to pass; the tests' exit status.
+fn in_guest(workspace: &Workspace, guest: &Guest<'_>, again: bool, records: &mut Records) -> Result<u8> {
+    guest.write_initramfs(workspace)?;
+    let passed = Passed::of(workspace, guest)?;
+    let known = if again { Vec::new() } else { passed.reports() };
+    if !known.is_empty() {
+        known.iter().for_each(|report| drop(records.take(report)));
+        println!("{} | passed before, with the same kernel, agent and tests: --again runs them", guest.label());
+        return Ok(0);
+    }
+    let ran = guest.run(workspace, LIMIT, records)?;
+    if ran.status == 0 && records.failures() == 0 {
+        passed.keep(&ran.reports)?;
+    }
+    Ok(ran.status)
 }
 
 /// Every test must have run somewhere in each tier that it declares.

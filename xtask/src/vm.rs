@@ -4,7 +4,7 @@
 //! `TIPSTAFF-EXIT <status>`; then the guest powers off. Their arguments and the tier are on the kernel's command line.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use crate::{
     exec::{Watched, say, watch},
     initramfs,
     kernels::{self, Kernel},
-    report::Records,
+    report::{self, Records},
     setup,
     workspace::Workspace,
 };
@@ -80,8 +80,18 @@ pub(crate) fn vm(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let kernel = kernels::get(workspace, &options.kernel, options.refresh)?;
     let mut records = Records::default();
     let guest = Guest { kernel: &kernel, lsm: options.lsm, args: &options.args };
-    let status = guest.run(workspace, Duration::from_secs(options.timeout), &mut records)?;
-    Ok(ExitCode::from(status))
+    guest.write_initramfs(workspace)?;
+    let ran = guest.run(workspace, Duration::from_secs(options.timeout), &mut records)?;
+    Ok(ExitCode::from(ran.status))
+}
+
+/// What a guest's tests came to.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    /// Their exit status.
+    pub(crate) status: u8,
+    /// What they reported, a line each.
+    pub(crate) reports: Vec<String>,
 }
 
 /// One guest to boot.
@@ -102,17 +112,31 @@ impl Guest<'_> {
         }
     }
 
-    /// Boots, and returns the tests' exit status. A boot that dies before init is tried once more.
-    pub(crate) fn run(&self, workspace: &Workspace, limit: Duration, records: &mut Records) -> Result<u8> {
-        let label = format!("{} {}", self.kernel.name, self.tier());
-        // one for each guest: others may run beside it
-        let initramfs = workspace.vm().join(format!("initramfs-{}-{}.cpio", self.kernel.name, self.tier()));
-        initramfs::write(workspace, self.kernel.modules.as_deref(), &initramfs)?;
+    /// What the tests' reports begin with.
+    pub(crate) fn label(&self) -> String {
+        format!("{} {}", self.kernel.name, self.tier())
+    }
+
+    /// Its file system; one for each guest: others may run beside it.
+    pub(crate) fn initramfs(&self, workspace: &Workspace) -> PathBuf {
+        workspace.vm().join(format!("initramfs-{}-{}.cpio", self.kernel.name, self.tier()))
+    }
+
+    /// Writes its file system, from what is built.
+    pub(crate) fn write_initramfs(&self, workspace: &Workspace) -> Result<()> {
+        initramfs::write(workspace, self.kernel.modules.as_deref(), &self.initramfs(workspace))
+    }
+
+    /// Boots, and runs the tests. A boot that dies before init is tried once more.
+    pub(crate) fn run(&self, workspace: &Workspace, limit: Duration, records: &mut Records) -> Result<Ran> {
+        let label = self.label();
+        let initramfs = self.initramfs(workspace);
         for attempt in [1, 2] {
-            let mut console = Console { label: &label, started: false, early: String::new(), status: None, records };
+            let (early, reports) = (String::new(), Vec::new());
+            let mut console = Console { label: &label, started: false, early, reports, status: None, records };
             let end = watch(&mut self.qemu(&initramfs)?, |line| console.line(line, limit), Instant::now() + BOOT)?;
             match (console.started, console.status) {
-                (_, Some(status)) => return Ok(status),
+                (_, Some(status)) => return Ok(Ran { status, reports: console.reports }),
                 (false, None) if attempt == 1 => say(&format!("{label}: the boot died before init; trying once more")),
                 (false, None) => bail!("{label}: the boot died before init; its console:\n{}", console.early),
                 (true, None) if end == Watched::Late => bail!("{label}: stopped after {} s", limit.as_secs()),
@@ -123,7 +147,7 @@ impl Guest<'_> {
     }
 
     /// No hardware virtualisation (it is often not there), no network card: loopback is all that the tests use.
-    fn qemu(&self, initramfs: &Path) -> Result<Command> {
+    pub(crate) fn qemu(&self, initramfs: &Path) -> Result<Command> {
         let args: Vec<String> = self.args.iter().map(|arg| percent_encode(arg)).collect();
         let (lsm, tier) = (self.lsm.command_line(), self.tier());
         let mut line = format!("console=ttyS0 quiet panic=-1 {EMULATED} {lsm} tipstaff.tier={tier}");
@@ -148,6 +172,8 @@ struct Console<'a> {
     started: bool,
     /// What came before init: shown only when init never comes.
     early: String,
+    /// The tests' reports.
+    reports: Vec<String>,
     status: Option<u8>,
     records: &'a mut Records,
 }
@@ -166,8 +192,13 @@ impl Console<'_> {
             // the kernel's farewell
         } else if let Some(status) = line.split("TIPSTAFF-EXIT ").nth(1) {
             self.status = Some(status.trim().parse().unwrap_or(u8::MAX));
-        } else if let Some(text) = self.records.take(line) {
-            println!("{} | {text}", self.label);
+        } else {
+            if report::is_report(line) {
+                self.reports.push(line.to_owned());
+            }
+            if let Some(text) = self.records.take(line) {
+                println!("{} | {text}", self.label);
+            }
         }
         None
     }

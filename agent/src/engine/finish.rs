@@ -33,7 +33,7 @@ impl Engine {
                 Effect::SetDeadline { at_boot_ns } => self.set_deadline(id, at_boot_ns),
                 Effect::Warn { due, left_ns } => {
                     self.warn(id, due, left_ns);
-                    // the next agent does not warn again
+                    // the next agent does not warn again; after a kill just before this it does: rather twice than never
                     self.keep(id);
                 }
                 Effect::Terminate { until_boot_ns } => self.terminate(id, until_boot_ns),

@@ -13,7 +13,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::{mount::MsFlags, sys::signal::Signal};
+use nix::{
+    mount::MsFlags,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use super::{
@@ -139,7 +143,7 @@ impl Sandbox {
         let mut agent = Agent::start(daemon, &self.part("agent"), &self.log())?;
         self.armed = true;
         // its socket is there long before it answers; asking more than once costs more than waiting
-        let socket = self.home.join("run/read.sock");
+        let socket = self.runtime().join("read.sock");
         let ready = until("the agent to answer", patience(), || {
             agent.alive()?;
             Ok((UnixStream::connect(&socket).is_ok() && self.cli(&["status"])?.code != 7).then_some(()))
@@ -259,6 +263,11 @@ impl Sandbox {
         &self.folder
     }
 
+    /// Where the agent's sockets are.
+    pub(crate) fn runtime(&self) -> PathBuf {
+        self.home.join("run")
+    }
+
     pub(crate) fn pins(&self) -> &Path {
         &self.pins
     }
@@ -292,7 +301,8 @@ impl Sandbox {
     }
 
     pub(crate) fn signal_agent(&self, signal: Signal) -> Result<()> {
-        self.agent.as_ref().context("there is no agent")?.signal(signal)
+        let pid = Pid::from_raw(i32::try_from(self.agent_pid()?)?);
+        Ok(kill(pid, signal)?)
     }
 
     pub(crate) fn kill_agent(&mut self) -> Result<()> {

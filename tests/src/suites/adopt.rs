@@ -71,6 +71,8 @@ fn states(s: &mut Sandbox) -> Result<()> {
         Ok(all.iter().filter(|warning| warning["left_ms"].as_u64() > Some(10_000)).count())
     };
     until("a warning", patience(), || Ok((warnings(s)? == 1).then_some(())))?;
+    // once it answers, it has also stored that it warned
+    s.cli(&["ps"])?.ended(0)?;
 
     s.kill_agent()?;
     asleep.wake()?;

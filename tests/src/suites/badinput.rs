@@ -30,11 +30,11 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("badinput::agent-not-running", WHEREVER, no_agent),
     Test::sharing("badinput::unknown-session", WHEREVER, unknown_session),
     Test::new("badinput::unknown-flag", WHEREVER, unknown_flag),
-    Test::new("badinput::member-cannot-call-the-agent", WHEREVER, member_calls),
-    Test::new("badinput::nonsense-on-the-socket", WHEREVER, nonsense),
+    Test::sharing("badinput::member-cannot-call-the-agent", WHEREVER, member_calls),
+    Test::sharing("badinput::nonsense-on-the-socket", WHEREVER, nonsense),
 ];
 
-/// Starts an agent that must refuse with exit status 6 and name each of `parts`; `before` is done in its process first.
+/// Starts an agent that must refuse (its twin are all other tests, whose agents start) with exit status 6 and name each of `parts`; `before` is done in its process first.
 fn agent_refuses(
     s: &Sandbox,
     before: impl Fn() -> nix::Result<()> + Send + Sync + 'static,
@@ -53,8 +53,7 @@ fn agent_refuses(
 
 fn not_root(s: &mut Sandbox) -> Result<()> {
     Running::spawn(s, s.daemon(), Some((1000, READERS)))?.wait()?.ended(6)?.complained(&["tipstaff: ", "root"])?;
-    s.nothing_is_left()?;
-    s.start()
+    s.nothing_is_left()
 }
 
 /// A mount namespace of its own, from which nothing gets out. `places` are all mount points: in a chroot, `/` is none of
@@ -75,8 +74,7 @@ fn no_btf(s: &mut Sandbox) -> Result<()> {
         own_mounts(&places)?;
         mount(Some("none"), "/sys/kernel/btf", Some("tmpfs"), MsFlags::empty(), None::<&str>)
     };
-    agent_refuses(s, hide, &["btf"])?;
-    s.start()
+    agent_refuses(s, hide, &["btf"])
 }
 
 fn no_cgroup2(s: &mut Sandbox) -> Result<()> {
@@ -85,8 +83,7 @@ fn no_cgroup2(s: &mut Sandbox) -> Result<()> {
         own_mounts(&places)?;
         trees.iter().try_for_each(|place| umount2(place, MntFlags::MNT_DETACH))
     };
-    agent_refuses(s, hide, &["cgroup2"])?;
-    s.start()
+    agent_refuses(s, hide, &["cgroup2"])
 }
 
 /// Kernels since 5.11 count no locked memory for programs and maps: the agent does not ask for any.
@@ -247,7 +244,7 @@ fn unknown_flag(s: &mut Sandbox) -> Result<()> {
 fn member_calls(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
-    let run = s.folder().join("run");
+    let run = s.runtime();
     // where unix sockets are judged, the agent's are out of scope as any other; it answers for itself where they are not
     let scope = format!("unix: {{ allow: [{0}/read.sock, {0}/operate.sock] }}", run.display());
     let policy = s.policy(&only(&member).scope(scope))?;
@@ -271,7 +268,7 @@ fn nonsense(s: &mut Sandbox) -> Result<()> {
     let member = s.program("member")?;
     for method in ["dev.tipstaff.Nothing", "\",\"more\":", ""] {
         let mut command = crate::harness::launch::bare(Path::new(&member));
-        let socket = s.folder().join("run/operate.sock");
+        let socket = s.runtime().join("operate.sock");
         command.arg("--work").arg("call").arg(socket).arg(method);
         let answer = Running::spawn(s, command, None)?.wait()?.stdout;
         ensure!(answer.contains("dev.tipstaff.BadRequest"), "{method:?} was answered {answer:?}");

@@ -19,8 +19,8 @@ use crate::harness::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("end::term-comes-first-and-no-mercy-after", WHEREVER, term),
     Test::sharing("end::leftovers-have-their-grace", WHEREVER, leftovers),
-    Test::new("end::stopped-traced-moved-and-hidden-members", WHEREVER, scattered),
-    Test::new("end::fork-bomb", WHEREVER, bomb),
+    Test::sharing("end::stopped-traced-moved-and-hidden-members", WHEREVER, scattered),
+    Test::sharing("end::fork-bomb", WHEREVER, bomb),
     Test::sharing("end::uninterruptible-sleep-is-reported", WHEREVER, uninterruptible),
     Test::new("end::clock-goes-with-a-start-that-fails", WHEREVER, failed_start),
     Test::new("end::clock-comes-back-with-its-processor", WHEREVER, hotplug).guests_only("takes a processor offline"),

@@ -12,7 +12,7 @@ use crate::harness::prelude::*;
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("evidence::session-start-says-who-and-what", WHEREVER, session_start),
     Test::sharing("evidence::thousand-execs", WHEREVER, thousand),
-    Test::new("evidence::chain-can-be-recomputed", WHEREVER, chain),
+    Test::sharing("evidence::chain-can-be-recomputed", WHEREVER, chain),
     Test::new("evidence::goes-on-after-a-restart", WHEREVER, restart),
     Test::new("evidence::tampering-is-found", WHEREVER, tampering),
 ];
@@ -99,7 +99,8 @@ fn restart(s: &mut Sandbox) -> Result<()> {
         s.start()?;
     }
     s.cli(&["verify"])?.ended(0)?;
-    let starts = s.evidence()?.iter().filter(|r| r["type"] == "agent-start").count();
+    let tier = s.tier.name();
+    let starts = s.evidence()?.iter().filter(|r| r["type"] == "agent-start" && r["tier"] == tier).count();
     ensure!(starts == 3, "{starts} starts of the agent in the evidence of three");
     Ok(())
 }

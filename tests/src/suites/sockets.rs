@@ -35,7 +35,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::who-may-come-in", WHEREVER, inbound),
     Test::sharing("sockets::datagrams-nobody-asked-for", WHEREVER, datagrams),
     Test::sharing("sockets::unix", FULL, unix),
-    Test::new("sockets::budgets", WHEREVER, budgets),
+    Test::sharing("sockets::budgets", WHEREVER, budgets),
 ];
 
 const FAMILIES: [(&str, &str); 2] = [("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128")];

@@ -13,7 +13,7 @@ use crate::harness::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("time::ttl-ends-everything", WHEREVER, ttl),
     Test::sharing("time::shorter-ttl-wins", WHEREVER, shorter_wins),
-    Test::new("time::flow-stops-at-the-deadline", WHEREVER, flow_stops),
+    Test::sharing("time::flow-stops-at-the-deadline", WHEREVER, flow_stops),
     Test::new("time::deadline-holds-without-the-agent", WHEREVER, without_agent),
     Test::sharing("time::end-by-operator", WHEREVER, by_operator),
     Test::sharing("time::main-process-ends-the-session", WHEREVER, completed),
