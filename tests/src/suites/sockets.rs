@@ -80,7 +80,7 @@ fn made_before(s: &mut Sandbox) -> Result<()> {
         let session = running.session(s)?;
         let (pid, mut fifo) = (s.file("pid"), Fifo::new(s)?);
         let mut command = bare(member.as_ref());
-        let line = format!("--work pid {pid} early {} {} + send {}", fifo.path, server.words(), server.words());
+        let line = format!("--work early {pid} {} {} + send {}", fifo.path, server.words(), server.words());
         command.args(line.split_whitespace());
         let newcomer = Running::spawn(s, command, None)?;
         s.pid_in(&pid)?;

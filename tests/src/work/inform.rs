@@ -34,9 +34,7 @@ pub(super) fn act(word: &str, words: &[&str]) -> Result<u8> {
         // pid FILE REST: its process id is in FILE
         "pid" => {
             let (file, rest) = one(words)?;
-            let part = format!("{file}.part");
-            fs::write(&part, std::process::id().to_string())?;
-            fs::rename(part, file)?;
+            write_pid(file)?;
             Ok(run(rest))
         }
         // report FILE REST: stdout is FILE from here on
@@ -100,4 +98,11 @@ fn descriptors() -> Result<Vec<String>> {
     });
     numbers.sort_unstable();
     Ok(numbers.iter().map(ToString::to_string).collect())
+}
+
+/// Writes this process's id to `file`, in one step.
+pub(super) fn write_pid(file: &str) -> Result<()> {
+    let part = format!("{file}.part");
+    fs::write(&part, std::process::id().to_string())?;
+    Ok(fs::rename(part, file)?)
 }

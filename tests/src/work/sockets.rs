@@ -18,6 +18,7 @@ use nix::{
 };
 
 use super::{
+    inform,
     network::{address, open},
     one, say,
 };
@@ -94,11 +95,14 @@ pub(super) fn take(words: &[&str]) -> Result<u8> {
     Ok(say_io(socket.send_to(b"x", to)))
 }
 
-/// `early FIFO ADDRESS PORT`: makes a UDP socket, and sends with it when the FIFO can be read.
+/// `early FILE FIFO ADDRESS PORT`: makes a UDP socket, then writes its number to FILE, and sends with the socket when the
+/// FIFO can be read.
 pub(super) fn early(words: &[&str]) -> Result<u8> {
-    let (fifo, rest) = one(words)?;
+    let (file, rest) = one(words)?;
+    let (fifo, rest) = one(rest)?;
     let (to, _) = address(rest)?;
     let socket = UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0))?;
+    inform::write_pid(file)?;
     File::open(fifo)?.read_exact(&mut [0])?;
     Ok(say_io(socket.send_to(b"x", to)))
 }
