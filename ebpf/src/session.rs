@@ -162,8 +162,7 @@ pub fn of_cgroup(cgroup: Cgroup) -> Option<SessionRef> {
 /// is labelled.
 #[inline(always)]
 pub fn of_current() -> Option<Session> {
-    let mut session = Session::NONE;
-    (session_of_current(&raw mut session) != 0).then_some(session)
+    read(|place| session_of_current(place))
 }
 
 /// Writes the current task's session. 0: it is in none.
@@ -174,6 +173,13 @@ pub fn of_current() -> Option<Session> {
 #[inline(never)]
 pub extern "C" fn session_of_current(place: *mut Session) -> u32 {
     write(place, find_current())
+}
+
+/// What such a function writes.
+#[inline(always)]
+fn read(find: impl FnOnce(*mut Session) -> u32) -> Option<Session> {
+    let mut session = Session::NONE;
+    (find(&raw mut session) != 0).then_some(session)
 }
 
 /// Where it is found, and whether the verifier knows that there is a place.
@@ -251,8 +257,7 @@ pub fn of_socket(slot: u32, generation: u32, flags: u32) -> Session {
 /// mirror. What is only known by its cgroup is labelled at its first exec, connect or bind.
 #[inline(always)]
 pub fn of_current_often() -> Option<Session> {
-    let mut session = Session::NONE;
-    (session_of_current_often(&raw mut session) != 0).then_some(session)
+    read(|place| session_of_current_often(place))
 }
 
 /// Writes the current task's session, as [`of_current_often`]. 0: it is in none.

@@ -42,7 +42,10 @@ impl Passed {
     /// Keeps the reports of a run in which all passed.
     pub(crate) fn keep(&self, reports: &[String]) -> Result<()> {
         let text = format!("{}\n{}\n", self.input, reports.join("\n"));
-        fs::write(&self.file, text).with_context(|| format!("cannot write {}", self.file.display()))
+        // whole or not at all: half of the reports would be taken for all of them
+        let part = self.file.with_extension("part");
+        let kept = fs::write(&part, text).and_then(|()| fs::rename(&part, &self.file));
+        kept.with_context(|| format!("cannot write {}", self.file.display()))
     }
 }
 

@@ -58,6 +58,8 @@ pub(crate) struct Records {
     ran: BTreeSet<(String, String)>,
     declared: BTreeMap<String, Vec<String>>,
     failures: Vec<String>,
+    /// How many of those that passed did so in an earlier run.
+    remembered: usize,
 }
 
 impl Records {
@@ -80,6 +82,14 @@ impl Records {
             };
         }
         Some(line.to_owned())
+    }
+
+    /// Takes the reports of an earlier run.
+    pub(crate) fn remember(&mut self, reports: &[String]) {
+        for report in reports {
+            self.take(report);
+        }
+        self.remembered += reports.len();
     }
 
     fn unreadable(&mut self, what: &str, json: &str, error: &serde_json::Error) -> String {
@@ -107,6 +117,7 @@ impl Records {
         self.ran.extend(other.ran);
         self.declared.extend(other.declared);
         self.failures.extend(other.failures);
+        self.remembered += other.remembered;
     }
 
     /// Adds a failure that no test reported: a run that broke off.
@@ -167,6 +178,9 @@ impl Records {
             let _ = writeln!(text, "{name:kernel$}  {tier_name:tier$}  {passed:>6}  {failed:>6}  {skipped:>7}");
             total = [total[0] + passed, total[1] + failed, total[2] + skipped];
         }
+        if self.remembered > 0 {
+            let _ = writeln!(text, "{} of these are of an earlier run: --again runs them", self.remembered);
+        }
         let [passed, failed, skipped] = total;
         text + &format!("{passed} passed, {failed} failed, {skipped} skipped\n")
     }
@@ -195,6 +209,19 @@ mod tests {
         assert!(summary.contains("6.1     full         1       1        0\n"), "{summary}");
         assert!(summary.ends_with("\n41 passed, 1 failed, 1 skipped\n"), "{summary}");
         assert_eq!(records.failures(), 1);
+    }
+
+    #[test]
+    fn what_is_of_an_earlier_run_counts_and_is_named() {
+        let mut earlier = Records::default();
+        earlier.remember(&[record("a", "full", "pass"), record("b", "full", "pass")]);
+        let mut all = Records::default();
+        all.take(&record("a", "no-lsm", "pass"));
+        assert!(!all.summary().contains("earlier run"));
+        all.merge(earlier);
+        let summary = all.summary();
+        assert!(summary.contains("\n2 of these are of an earlier run"), "{summary}");
+        assert!(summary.ends_with("\n3 passed, 0 failed, 0 skipped\n"), "{summary}");
     }
 
     #[test]

@@ -186,7 +186,7 @@ fn in_guest(workspace: &Workspace, guest: &Guest<'_>, again: bool, records: &mut
     let passed = Passed::of(workspace, guest)?;
     let known = if again { Vec::new() } else { passed.reports() };
     if !known.is_empty() {
-        known.iter().for_each(|report| drop(records.take(report)));
+        records.remember(&known);
         println!("{} | passed before, with the same kernel, agent and tests: --again runs them", guest.label());
         return Ok(0);
     }

@@ -29,8 +29,8 @@ const BOOT: Duration = Duration::from_secs(90);
 /// emulated processor; the TSC does not. Debian's kernels clear all memory that they hand out. A test took 2.3 s of
 /// processor instead of 3.8 s.
 const EMULATED: &str = "norandmaps clocksource=tsc tsc=reliable init_on_alloc=0";
-/// The emulated processor. Without what says that it copies strings fast: the kernel then copies a byte at a time by `rep
-/// movsb`, which is emulated one by one (6.1: the tests of bad input took 37 s of processor instead of 49).
+/// The emulated processor, without the marks of fast string instructions: where they are there, the kernel copies by `rep
+/// movsb`, which is emulated byte by byte (the tests of bad input, 6.1: 37 s of processor instead of 49; 7.2: the same).
 const PROCESSOR: &str = "max,-erms,-fsrm";
 /// The kernel cuts a longer command line without a word.
 const COMMAND_LINE: usize = 2047;

@@ -274,8 +274,7 @@ fn above(walk: &mut Walk<'_>, index: u32, key: &mut UnixKey) -> Result<bool, Fau
     key.file = above.identity()?;
     if index == PLACE {
         key.kind = UNIX_PLACE;
-        let named = walk.entry.name().and_then(|(place, _)| text(place, &mut key.name));
-        key.length = named.unwrap_or(0);
+        key.length = text(walk.entry.name()?.0, &mut key.name)?;
     } else {
         key.kind = UNIX_DIRECTORY;
         walk.entry = above;

@@ -34,7 +34,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("badinput::nonsense-on-the-socket", WHEREVER, nonsense),
 ];
 
-/// Starts an agent that must refuse (its twin are all other tests, whose agents start) with exit status 6 and name each of `parts`; `before` is done in its process first.
+/// Starts an agent that must refuse with exit status 6 and name each of `parts`; `before` is done in its process first.
 fn agent_refuses(
     s: &Sandbox,
     before: impl Fn() -> nix::Result<()> + Send + Sync + 'static,
@@ -53,7 +53,8 @@ fn agent_refuses(
 
 fn not_root(s: &mut Sandbox) -> Result<()> {
     Running::spawn(s, s.daemon(), Some((1000, READERS)))?.wait()?.ended(6)?.complained(&["tipstaff: ", "root"])?;
-    s.nothing_is_left()
+    s.nothing_is_left()?;
+    s.start()
 }
 
 /// A mount namespace of its own, from which nothing gets out. `places` are all mount points: in a chroot, `/` is none of
@@ -74,7 +75,8 @@ fn no_btf(s: &mut Sandbox) -> Result<()> {
         own_mounts(&places)?;
         mount(Some("none"), "/sys/kernel/btf", Some("tmpfs"), MsFlags::empty(), None::<&str>)
     };
-    agent_refuses(s, hide, &["btf"])
+    agent_refuses(s, hide, &["btf"])?;
+    s.start()
 }
 
 fn no_cgroup2(s: &mut Sandbox) -> Result<()> {
@@ -83,7 +85,8 @@ fn no_cgroup2(s: &mut Sandbox) -> Result<()> {
         own_mounts(&places)?;
         trees.iter().try_for_each(|place| umount2(place, MntFlags::MNT_DETACH))
     };
-    agent_refuses(s, hide, &["cgroup2"])
+    agent_refuses(s, hide, &["cgroup2"])?;
+    s.start()
 }
 
 /// Kernels since 5.11 count no locked memory for programs and maps: the agent does not ask for any.
