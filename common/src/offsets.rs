@@ -65,6 +65,10 @@ pub struct Offsets {
     pub socket_sock: u32,
     /// Not bytes but bits: `sock.sk_kern_sock`, one bit
     pub sock_kernel_bit: u32,
+    /// `sock.sk_flags`
+    pub sock_flags: u32,
+    /// `SOCK_MEMALLOC` of `enum sock_flags`, the number of a bit in `sock.sk_flags`.
+    pub sock_storage_bit: u32,
     /// `sock.sk_type`
     pub sock_type: u32,
     /// `sock.sk_protocol`
@@ -130,6 +134,6 @@ pub struct Offsets {
     /// `linux_binprm.fdpath`
     pub binprm_descriptor: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 61 * 4);
+const _: () = assert!(size_of::<Offsets>() == 63 * 4);
 
 pod!(Offsets);

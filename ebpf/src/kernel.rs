@@ -366,6 +366,14 @@ impl Sock {
         byte.map(|byte| byte >> (bit % 8) & 1 == 1).map_err(|_errno| Fault::Unreadable)
     }
 
+    /// The kernel reads or writes a disk with it (NBD, NVMe over TCP, iSCSI): it may use the memory that is kept for that.
+    /// No program can ask for the mark; root has it set where it hands a socket to such a driver.
+    #[inline(always)]
+    pub fn is_for_storage(self) -> Result<bool, Fault> {
+        let flags: u64 = read(self.0, offset_of!(Offsets, sock_flags))?;
+        Ok(flags >> (offset(offset_of!(Offsets, sock_storage_bit)) & 63) & 1 == 1)
+    }
+
     /// The cgroup that it was made in.
     #[inline(always)]
     pub fn cgroup(self) -> Result<Cgroup, Fault> {

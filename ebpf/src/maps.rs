@@ -53,6 +53,8 @@ pub static OFFSETS: Offsets = Offsets {
     node_id: 0,
     socket_sock: 0,
     sock_kernel_bit: 0,
+    sock_flags: 0,
+    sock_storage_bit: 0,
     sock_type: 0,
     sock_protocol: 0,
     sock_cgroup: 0,

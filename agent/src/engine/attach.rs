@@ -225,6 +225,7 @@ impl Engine {
         } else {
             Vec::new()
         };
+        held.mark_visitors(&mut self.parts.kernel, live.reference);
         let mut notes = begun.notes.clone();
         notes.extend(held.notes());
         let lists = held.lists();

@@ -1,12 +1,16 @@
 //! What attached processes hold: listed, judged by the policy, destroyed where it says so.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, os::fd::AsFd as _};
+
+use tipstaff_common::label::SessionRef;
+use tracing::warn;
 
 use super::flows;
 use crate::{
     api::wire,
     enforce::{Flows, Found, Held, Inheritance, Registry, inheritance, protocol_name},
     evidence::{Body, CutCause, InheritedSocket, InheritedUnix, RECEIPTS_MAX, SocketReceipt, Text},
+    kernel::Kernel,
     policy::{Effect, Inherited, Policy, Resolved, decide_inbound, decide_listen, decide_net},
     session::SessionId,
 };
@@ -87,6 +91,21 @@ impl Inventory {
         });
         let receipts = flows::receipts(flows.take());
         receipts.chunks(RECEIPTS_MAX).map(|part| Destroyed(part.to_vec())).collect()
+    }
+
+    /// Tells the kernel which connections came in: what it holds is otherwise one that went out.
+    pub(super) fn mark_visitors(&self, kernel: &mut Kernel, session: SessionRef) {
+        let kept = self.held.inet.iter().filter(|held| !self.destroyed.contains(&held.found.socket.cookie));
+        for held in kept.filter(|held| held.came_in()) {
+            let marked = held
+                .open()
+                .map_err(|error| error.to_string())
+                .and_then(|socket| kernel.label_visitor(socket.as_fd(), session).map_err(|error| error.to_string()));
+            if let Err(why) = marked {
+                let (pid, peer) = (held.pid, held.found.socket.remote);
+                warn!("the connection from {peer} that process {pid} holds is taken for one that went out: {why}");
+            }
+        }
     }
 
     /// What the caller should know.

@@ -17,11 +17,20 @@ pub enum BtfError {
         /// C name of the field; dots lead into members.
         field: String,
     },
+    /// The enumeration has no such constant.
+    #[error("enum {enumeration} has no constant {name}")]
+    NoConstant {
+        /// C name of the enumeration.
+        enumeration: String,
+        /// C name of the constant.
+        name: String,
+    },
 }
 
 const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
 /// Typedef, volatile, const, restrict, type tag: a type that stands for another.
 const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
 /// Anonymous members within anonymous members, no further.
@@ -35,10 +44,11 @@ pub struct Btf<'a> {
     /// Byte position of each type's head, by id.
     types: Vec<usize>,
     structures: HashMap<&'a str, usize>,
+    enumerations: HashMap<&'a str, usize>,
 }
 
 impl<'a> Btf<'a> {
-    /// Indexes `data`, the content of `/sys/kernel/btf/vmlinux`, for the structures in `names`.
+    /// Indexes `data`, the content of `/sys/kernel/btf/vmlinux`, for the structures and enumerations in `names`.
     pub fn parse(data: &'a [u8], names: &[&str]) -> Result<Self, BtfError> {
         if u16_at(data, 0)? != MAGIC {
             return Err(BtfError::Damaged(0));
@@ -47,15 +57,16 @@ impl<'a> Btf<'a> {
         let first = add(header, u32_at(data, 8)? as usize)?;
         let end = add(first, u32_at(data, 12)? as usize)?;
         let strings = add(header, u32_at(data, 16)? as usize)?;
-        let mut btf = Self { data, strings, types: vec![0], structures: HashMap::new() };
+        let mut btf = Self { data, strings, types: vec![0], structures: HashMap::new(), enumerations: HashMap::new() };
         let mut at = first;
         while at < end {
             btf.types.push(at);
             let info = u32_at(data, at + 4)?;
-            if kind(info) == KIND_STRUCT {
+            if matches!(kind(info), KIND_STRUCT | KIND_ENUM) {
                 let name = btf.string(u32_at(data, at)?)?;
                 if names.contains(&name) {
-                    btf.structures.entry(name).or_insert(at);
+                    let of_kind = if kind(info) == KIND_ENUM { &mut btf.enumerations } else { &mut btf.structures };
+                    of_kind.entry(name).or_insert(at);
                 }
             }
             at = add(at, 12 + tail(info).ok_or(BtfError::Damaged(at))?)?;
@@ -82,6 +93,20 @@ impl<'a> Btf<'a> {
             at = self.resolve(member_type)?;
         }
         Ok(bits)
+    }
+
+    /// The value of a constant of an enumeration.
+    pub fn constant(&self, enumeration: &str, name: &str) -> Result<u32, BtfError> {
+        let missing = || BtfError::NoConstant { enumeration: enumeration.into(), name: name.into() };
+        let at = *self.enumerations.get(enumeration).ok_or_else(missing)?;
+        let count = (u32_at(self.data, at + 4)? & 0xffff) as usize;
+        for index in 0..count {
+            let constant = add(at, 12 + 8 * index)?;
+            if self.string(u32_at(self.data, constant)?)? == name {
+                return u32_at(self.data, constant + 4);
+            }
+        }
+        Err(missing())
     }
 
     /// Offset in bits and type of a member, looked for in anonymous members too.

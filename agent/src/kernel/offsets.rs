@@ -12,7 +12,7 @@ use super::{
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-const STRUCTURES: [&str; 18] = [
+const TYPES: [&str; 19] = [
     "cgroup",
     "css_set",
     "dentry",
@@ -25,6 +25,7 @@ const STRUCTURES: [&str; 18] = [
     "msghdr",
     "net",
     "sock",
+    "sock_flags",
     "socket",
     "unix_address",
     "unix_sock",
@@ -36,7 +37,7 @@ const STRUCTURES: [&str; 18] = [
 /// Reads the kernel's BTF and resolves every offset.
 pub fn resolve() -> Result<Offsets, KernelError> {
     let data = read(Path::new(BTF))?;
-    let btf = Btf::parse(&data, &STRUCTURES).map_err(missing)?;
+    let btf = Btf::parse(&data, &TYPES).map_err(missing)?;
     let at = |structure: &str, field: &str| btf.offset(structure, field).map_err(missing);
     Ok(Offsets {
         binprm_file: at("linux_binprm", "file")?,
@@ -68,6 +69,8 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         node_id: at("kernfs_node", "id")?,
         socket_sock: at("socket", "sk")?,
         sock_kernel_bit: btf.bit("sock", "sk_kern_sock").map_err(missing)?,
+        sock_flags: at("sock", "__sk_common.skc_flags")?,
+        sock_storage_bit: btf.constant("sock_flags", "SOCK_MEMALLOC").map_err(missing)?,
         sock_type: at("sock", "sk_type")?,
         sock_protocol: at("sock", "sk_protocol")?,
         sock_cgroup: at("sock", "sk_cgrp_data.cgroup")?,

@@ -4,13 +4,13 @@ use std::{
     fs::File,
     io::Read as _,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
 };
 
 use aya::programs::Iter;
 use tipstaff_common::{
     label::SessionRef,
-    socket::{SOCKET_PASSIVE, SocketRow},
+    socket::{SOCKET_BEFORE, SOCKET_CONFINED, SOCKET_PASSIVE, SocketLabel, SocketRow},
 };
 
 use super::{Kernel, KernelError, maps::storage, sys};
@@ -57,6 +57,19 @@ impl Kernel {
         let mut rows = Vec::new();
         File::from(iterator).read_to_end(&mut rows).map_err(|e| refused(&e))?;
         Ok(decode_rows(&rows))
+    }
+
+    /// Labels a connection that came in before its holder was attached: whether its peer may come in is asked at each use.
+    pub fn label_visitor(&mut self, socket: BorrowedFd<'_>, session: SessionRef) -> Result<(), KernelError> {
+        let SessionRef { slot, generation } = session;
+        let flags = SOCKET_CONFINED | SOCKET_PASSIVE | SOCKET_BEFORE;
+        let label = SocketLabel { slot, generation, flags, ..SocketLabel::default() };
+        let map = storage(&self.maps.socket_labels, "SOCKET_LABELS")?;
+        sys::set_socket_label(map, socket, label).map_err(|error| KernelError::Map {
+            action: "write",
+            map: "SOCKET_LABELS",
+            reason: error.to_string(),
+        })
     }
 }
 

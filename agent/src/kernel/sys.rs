@@ -2,18 +2,20 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     ptr::NonNull,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::{Pod, maps::IterableMap};
 use nix::sys::signal::Signal;
-use tipstaff_common::label::Label;
+use tipstaff_common::{label::Label, socket::SocketLabel};
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+/// A flag of an update: only where nothing is yet.
+const BPF_NOEXIST: u64 = 1;
 /// Since 5.6; for tries since 5.13.
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 /// The kernel's own errno for an operation that a type of map does not have (`include/linux/errno.h`).
@@ -89,6 +91,34 @@ pub fn skipped_runs(program: BorrowedFd<'_>) -> io::Result<u64> {
 /// Labels the process's main thread.
 pub fn set_label(map: BorrowedFd<'_>, task: BorrowedFd<'_>, mut label: Label) -> io::Result<()> {
     element(BPF_MAP_UPDATE_ELEM, map, task, &mut label)
+}
+
+/// Labels the socket that a descriptor of this process leads to.
+pub fn set_socket_label(map: BorrowedFd<'_>, socket: BorrowedFd<'_>, label: SocketLabel) -> io::Result<()> {
+    let key = socket.as_raw_fd();
+    let attribute = Element {
+        map: map.as_raw_fd().cast_unsigned(),
+        pad: 0,
+        key: (&raw const key) as u64,
+        value: (&raw const label) as u64,
+        flags: BPF_NOEXIST,
+    };
+    // SAFETY: the attribute and what it points to live through the call; the kernel reads four bytes of key and one
+    // `SocketLabel`, which is the map's value size.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const attribute, size_of::<Element>()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A descriptor of this process for what `number` leads to in another (`pidfd_getfd`, since 5.6).
+pub fn descriptor_of(process: BorrowedFd<'_>, number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made it, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
 }
 
 /// Takes the label off the process's main thread; one that has none is left as it is.

@@ -59,7 +59,7 @@ pub fn judge(session: &Session, family: u32, kind: u32, protocol: u32) -> Decisi
 
 /// The class of a socket; 0: it can always be made, and is judged by address.
 #[inline(always)]
-const fn class(family: u32, kind: u32, protocol: u32) -> u32 {
+pub const fn class(family: u32, kind: u32, protocol: u32) -> u32 {
     match family {
         INET | INET6 => match (kind, protocol) {
             (STREAM, 0 | TCP | MPTCP) | (DATAGRAM, 0 | UDP | UDPLITE) => 0,

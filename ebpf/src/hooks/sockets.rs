@@ -20,7 +20,7 @@ use tipstaff_common::{
     label::TREE,
     rule::{DENY, REASON_BUDGET_EGRESS, REASON_CROSSED, REASON_DEFAULT, REASON_OPTION},
     session::HAS_LISTEN_RULES,
-    socket::{SOCKET_PASSIVE, SocketLabel},
+    socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SocketLabel},
 };
 
 use super::{
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     budget, emit,
     kernel::{self, Address, INET, INET6, Sock, Task, sock_of},
+    maps::POLICIES,
     rules::{self, Scope, Target},
     session::{self, Phase, Session},
     socket,
@@ -156,11 +157,9 @@ fn adopt_accepted(sock: *mut c_void) {
         return;
     }
     let Some(session) = session::of_current_often() else { return };
-    // of a listener from before an attachment: judged at each use
-    if session.flags & TREE != 0 {
-        return;
-    }
-    if socket::give(sock, &session, SOCKET_PASSIVE).is_null() {
+    // of a listener from before an attachment: its peer came in, and each use asks whether it may
+    let before = if session.flags & TREE != 0 { SOCKET_BEFORE } else { 0 };
+    if socket::give(sock, &session, SOCKET_PASSIVE | before).is_null() {
         session.count_fault();
     }
 }
@@ -170,17 +169,60 @@ fn adopt_accepted(sock: *mut c_void) {
 fn report(session: &Session, target: &Target, via: u8, decision: Decision, sock: *mut c_void) {
     // SAFETY: the helper takes a socket that the verifier knows.
     let cookie = unsafe { bpf_get_socket_cookie(sock) };
-    emit::answer::<Connect>(session, KIND_CONNECT, Task::current(), decision, |place| {
-        write(place, target, via, cookie)
+    let answer = u64::from(decision.verdict) << 32 | u64::from(decision.rule);
+    report_address(core::ptr::from_ref(session), core::ptr::from_ref(target), via.into(), cookie, answer);
+}
+
+/// As [`report`]; `answer` is verdict and rule, 32 bits each. Always 0.
+///
+/// VERIFIER: as [`report_socket`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn report_address(
+    session: *const Session,
+    target: *const Target,
+    via: u32,
+    cookie: u64,
+    answer: u64,
+) -> u32 {
+    if session.is_null() || target.is_null() {
+        return 0;
+    }
+    // SAFETY: not null; the caller passes its own.
+    let (session, target) = unsafe { (*session, *target) };
+    let decision = Decision { verdict: (answer >> 32) as u32, rule: answer as u32 };
+    emit::answer::<Connect>(&session, KIND_CONNECT, Task::current(), decision, |place| {
+        write(place, &target, via as u8, cookie)
     });
+    0
 }
 
 /// Records what was tried with a socket of such a family, type and protocol; `option` is level and name.
 #[inline(always)]
 fn report_act(session: &Session, act: u16, socket: (u32, u32, u32), option: (u32, u32), decision: Decision) {
-    emit::answer::<Socket>(session, KIND_SOCKET, Task::current(), decision, |place| {
-        write_act(place, act, socket, option);
+    let (family, kind, protocol) = (socket.0 as u16, socket.1 as u16, socket.2 as u16);
+    let what = u64::from(act) << 48 | u64::from(family) << 32 | u64::from(kind) << 16 | u64::from(protocol);
+    let option = u64::from(option.0) << 32 | u64::from(option.1);
+    report_socket(core::ptr::from_ref(session), what, option, decision.verdict, decision.rule);
+}
+
+/// As [`report_act`]; `what` is act, family, type and protocol, 16 bits each, `option` level and name. Always 0.
+///
+/// VERIFIER: as `session::session_of_current`; and it has a stack of its own, which is not there while rules are asked: 6.1
+/// counts 512 bytes for all that call each other.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn report_socket(session: *const Session, what: u64, option: u64, verdict: u32, rule: u32) -> u32 {
+    if session.is_null() {
+        return 0;
+    }
+    // SAFETY: not null; the caller passes its own.
+    let session = unsafe { *session };
+    let socket = ((what >> 32) as u32 & 0xffff, (what >> 16) as u32 & 0xffff, what as u32 & 0xffff);
+    emit::answer::<Socket>(&session, KIND_SOCKET, Task::current(), Decision { verdict, rule }, |place| {
+        write_act(place, (what >> 48) as u16, socket, ((option >> 32) as u32, option as u32));
     });
+    0
 }
 
 /// Family, type and protocol, for a record.
@@ -191,46 +233,86 @@ fn describe(sock: *mut c_void) -> (u32, u32, u32) {
     (u32::from(family), u32::from(kind), u32::from(sock.protocol().unwrap_or(0)))
 }
 
-/// A member's socket that is judged: not the kernel's own, not of the unix family (a pair of those, or a standard stream
+/// A member's socket that is judged: not the kernel's own, not one that a disk is behind (a member that reads a file may be
+/// the task that sends there), not of the unix family (a pair of those, or a standard stream
 /// that leads to a log, crosses by design; whom they connect to is judged in `unix.rs`).
 #[inline(always)]
 fn is_judged(sock: *mut c_void) -> bool {
     let sock = Sock(sock as u64);
-    sock.family() != Ok(UNIX) && sock.is_kernels() != Ok(true)
+    sock.family() != Ok(UNIX) && sock.is_kernels() != Ok(true) && sock.is_for_storage() != Ok(true)
 }
 
 /// Whether the socket was made outside the session, and the refusal that follows. What a workload held when it was
 /// attached, and what comes in over that, is used as far as the rules let it.
 #[inline(always)]
 fn crossed(session: &Session, sock: *mut c_void, label: *const SocketLabel, act: u16) -> Option<bool> {
-    if socket::is_own(label, session) {
+    let own = socket::is_own(label, session);
+    // SAFETY: points into the socket's storage: it is the session's own.
+    let flags = if own { unsafe { (*label).flags } } else { 0 };
+    if own && flags & SOCKET_BEFORE == 0 {
         return None;
     }
     if !is_judged(sock) {
         return Some(false);
     }
-    if label.is_null() && session.flags & TREE != 0 && peer_in_scope(session, sock) {
-        return None;
+    let before = own || (label.is_null() && session.flags & TREE != 0);
+    if before && session.phase == Phase::Live {
+        let came_in = u32::from(flags & SOCKET_PASSIVE != 0);
+        let held = Held { sock: sock as u64, policy: session.policy, came_in };
+        if scope_has_socket(&raw const held) == 1 {
+            return None;
+        }
     }
     let decision = settle(Decision::deny(REASON_CROSSED), session);
     report_act(session, act, describe(sock), (0, 0), decision);
     Some(decision.refuses())
 }
 
-/// Whether a socket is connected to nobody, or to whom the rules let a member go or let come in.
-#[inline(always)]
-fn peer_in_scope(session: &Session, sock: *mut c_void) -> bool {
-    let to = peer(sock);
-    if session.phase != Phase::Live {
-        return false;
+/// A socket that was made outside the session, and may be used in it as far as the rules let it.
+#[repr(C)]
+pub struct Held {
+    /// Its `struct sock`.
+    sock: u64,
+    /// The session's policy.
+    policy: u32,
+    /// 1: its peer is known to have come in.
+    came_in: u32,
+}
+
+/// 1: the session could make such a socket, and it is connected to nobody, or to whom the rules let a member go or let come
+/// in. Where it is not known that the peer came in, a rule must say so: a default that lets everybody in lets nobody be
+/// talked to.
+///
+/// VERIFIER: as `rules::rules_on_address`: verified by itself, once for each program.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn scope_has_socket(held: *const Held) -> u32 {
+    if held.is_null() {
+        return 0;
     }
-    if to.port == 0 {
-        return true;
+    // SAFETY: not null; the caller passes its own. VERIFIER: volatile, so that the key is on the stack.
+    let (sock, policy, came_in) =
+        unsafe { ((*held).sock, core::ptr::read_volatile(&raw const (*held).policy), (*held).came_in) };
+    let Some(policy) = POLICIES.get(policy) else { return 0 };
+    let sock = Sock(sock);
+    let (Ok(family), Ok(kind), Ok(protocol)) = (sock.family(), sock.kind(), sock.protocol()) else { return 0 };
+    let class = class::class(u32::from(family), u32::from(kind), u32::from(protocol));
+    if class != 0 && policy.sockets & class == 0 {
+        return 0;
     }
-    let Ok(policy) = rules::policy(session) else { return false };
-    let visitor = Target { port: Sock(sock as u64).local_port().unwrap_or(0), ..to };
-    rules::by_rules(policy, Scope::Destination, &to).is_ok_and(Decision::is_allow)
-        || rules::by_rules(policy, Scope::Inbound, &visitor).is_ok_and(Decision::is_allow)
+    let mut to = peer(sock);
+    if kind == RAW {
+        to.port = 0; // the number beside a raw socket's address is no port
+    }
+    if to.port == 0 && (to.address == [0; 16] || to.address == kernel::mapped([0; 4])) {
+        return 1;
+    }
+    if rules::by_rules(policy, Scope::Destination, &to).is_ok_and(Decision::is_allow) {
+        return 1;
+    }
+    to.port = sock.local_port().unwrap_or(0);
+    let found = rules::by_rules(policy, Scope::Inbound, &to);
+    u32::from(found.is_ok_and(|found| found.is_allow() && (came_in != 0 || found.rule != REASON_DEFAULT)))
 }
 
 /// A session that is over uses no socket; and none uses what crossed.
@@ -241,7 +323,23 @@ fn refuse_use(socket: *mut c_void) -> bool {
     if sock.is_null() {
         return false;
     }
-    crossed(&session, sock, socket::label(sock), ACT_USE) == Some(true)
+    match crossed(&session, sock, socket::label(sock), ACT_USE) {
+        Some(refused) => refused,
+        None => refuse_after_end(&session, sock),
+    }
+}
+
+/// A session that is over uses no socket. Where a program on Tipstaff's cgroup drops the packets, that one does it, so that
+/// the other end is told.
+#[inline(always)]
+fn refuse_after_end(session: &Session, sock: *mut c_void) -> bool {
+    let Some(over) = rules::over(session) else { return false };
+    if !is_judged(sock) || seen_by_cgroup(sock) {
+        return false;
+    }
+    let decision = settle(over, session);
+    report_act(session, ACT_USE, describe(sock), (0, 0), decision);
+    decision.refuses()
 }
 
 /// What the rules are to be asked about an address that a program gave. False: nothing that they speak of.
@@ -250,9 +348,10 @@ fn read_target(sock: *mut c_void, address: Address, target: &mut Target) -> Resu
     let sock = Sock(sock as u64);
     let mut family = address.family()?;
     if family == 0 {
-        // on a socket of IPv4, `AF_UNSPEC` with an address is IPv4 (`inet_bind`, `udp_sendmsg`)
+        // on a socket of IPv4, `AF_UNSPEC` with an address is IPv4 (`inet_bind`, `udp_sendmsg`); on a raw one of IPv6 it is
+        // IPv6 (`rawv6_sendmsg`, 6.18)
         family = sock.family()?;
-        if family != INET {
+        if family != INET && !(family == INET6 && sock.kind()? == RAW) {
             return Ok(false);
         }
     }
@@ -322,6 +421,15 @@ fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, 
         }
     }
     let decision = settle(decision, session);
+    if !decision.refuses() && via != VIA_BIND && !label.is_null() {
+        // from here on its peer is one that it went to
+        // SAFETY: points into the socket's storage: it is the session's own.
+        unsafe {
+            if (*label).flags & SOCKET_BEFORE != 0 {
+                (*label).flags &= !SOCKET_PASSIVE;
+            }
+        }
+    }
     // what the mode lets through, the cgroup program records
     if !decision.refuses() && !decision.is_allow() && seen_by_cgroup(sock) {
         return false;
@@ -363,6 +471,9 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
     if let Some(refused) = crossed(&session, sock, label, ACT_USE) {
         return refused;
     }
+    if refuse_after_end(&session, sock) {
+        return true;
+    }
     let family = Sock(sock as u64).family();
     if family != Ok(INET) && family != Ok(INET6) {
         return false;
@@ -370,7 +481,7 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
     if !budget::has_room_for(&session, size & 0xffff_ffff) {
         let decision = settle(Decision::deny(REASON_BUDGET_EGRESS), &session);
         if decision.refuses() {
-            report(&session, &peer(sock), VIA_SEND, decision, sock);
+            report(&session, &peer(Sock(sock as u64)), VIA_SEND, decision, sock);
             return true;
         }
     }
@@ -383,8 +494,7 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
 
 /// What a socket is connected to.
 #[inline(always)]
-fn peer(sock: *mut c_void) -> Target {
-    let sock = Sock(sock as u64);
+fn peer(sock: Sock) -> Target {
     Target {
         address: sock.remote().unwrap_or_default(),
         port: sock.remote_port().unwrap_or(0),
@@ -412,14 +522,24 @@ fn refuse_listen(socket: *mut c_void) -> bool {
         // SAFETY: points into the socket's storage: it is the session's own.
         unsafe { (*label).flags |= SOCKET_PASSIVE };
     }
-    let (Ok(address), Ok(port), Ok(protocol)) = (place.local(), place.local_port(), place.protocol()) else {
-        return settle(of_fault(Fault::Unreadable, &session), &session).refuses();
-    };
-    let target = Target { address, port, protocol: protocol as u8 };
-    let decision = if port == 0 { without_port(&session) } else { rules::judge(&session, Scope::Listen, &target) };
+    let mut target = Target { address: [0; 16], port: 0, protocol: 0 };
+    if let Err(fault) = read_place(place, &mut target) {
+        return settle(of_fault(fault, &session), &session).refuses();
+    }
+    let decision =
+        if target.port == 0 { without_port(&session) } else { rules::judge(&session, Scope::Listen, &target) };
     let decision = settle(decision, &session);
     report(&session, &target, VIA_LISTEN, decision, sock);
     decision.refuses()
+}
+
+/// Where a socket is bound to. VERIFIER: written where it is used: of results in registers, 6.1 saw a byte of a pointer.
+#[inline(always)]
+fn read_place(sock: Sock, target: &mut Target) -> Result<(), Fault> {
+    target.address = sock.local()?;
+    target.port = sock.local_port()?;
+    target.protocol = sock.protocol()? as u8;
+    Ok(())
 }
 
 /// A listener that was bound to no port gets one later. It is judged when somebody comes; here only a policy without any

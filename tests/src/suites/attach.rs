@@ -1,6 +1,13 @@
 //! A workload that runs becomes a session's: all of it, with what it holds, or nothing.
 
-use std::{collections::BTreeSet, fs, os::fd::AsFd as _, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Read as _,
+    net::{SocketAddr, TcpStream},
+    os::fd::AsFd as _,
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -17,6 +24,7 @@ use crate::harness::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("attach::tree-to-a-fixed-point", WHEREVER, tree),
     Test::sharing("attach::what-it-holds", WHEREVER, holds),
+    Test::sharing("attach::what-is-kept-is-judged", WHEREVER, kept),
     Test::new("attach::cgroup", WHEREVER, cgroup),
     Test::sharing("attach::refused", WHEREVER, refusals),
     Test::sharing("attach::host-is-refused", WHEREVER, host)
@@ -187,6 +195,62 @@ fn holds(s: &mut Sandbox) -> Result<()> {
     let refused = s.cli(&["attach", "--policy", &policy, "--pid", &running.pid().to_string()])?;
     refused.ended(3)?.complained(&["holds a tcp socket", &open.address(), "refuses that"])?;
     ensure!(!gone(running.pid()), "who was refused was ended");
+    Ok(())
+}
+
+/// A connection that went out before goes on where the rules let it, and nowhere else (tier full), though anybody may come
+/// in; who came in before, or comes now to a listener from before, is answered.
+fn kept(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let (open, closed) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    let (pids, answers) = ([s.file("pid"), s.file("pid"), s.file("pid")], [s.file("answers"), s.file("answers")]);
+    let (port, said) = (s.file("port"), s.file("answers"));
+    let mut fifos = [Fifo::new(s)?, Fifo::new(s)?, Fifo::new(s)?];
+    let line = format!(
+        "background pid {} report {} hold {} {} + background pid {} report {} hold {} {} \
+         + background report {said} answer 127.0.0.1 {port} {} + pid {} idle",
+        pids[0],
+        answers[0],
+        open.words(),
+        fifos[0].path,
+        pids[1],
+        answers[1],
+        closed.words(),
+        fifos[1].path,
+        fifos[2].path,
+        pids[2],
+    );
+    let running = workload(s, &member, &line)?;
+    for file in &pids {
+        s.pid_in(file)?;
+    }
+    let port = until("the member to listen", patience(), || {
+        Ok(fs::read_to_string(&port).ok().and_then(|text| text.parse::<u16>().ok()))
+    })?;
+    let call = || TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), patience());
+    let mut before = call()?;
+    until("both connections", patience(), || Ok((open.received() == b"a" && closed.received() == b"a").then_some(())))?;
+    let policy = only(&member).to("open", "127.0.0.1/32", open.port()).listening();
+    let policy = s.policy(&policy.spec("attach: { sockets: keep }"))?;
+    let session = session_of(&attach(s, &policy, running.pid())?)?;
+    fifos.iter_mut().try_for_each(Fifo::wake)?;
+    ensure!(report(&answers[0], 3)?[..3] == ["ok"; 3], "in scope: {:?}", report(&answers[0], 3)?);
+    let out = if s.tier == Tier::Full { "errno 1" } else { "ok" };
+    ensure!(report(&answers[1], 3)?[2] == out, "out of scope: {:?}", report(&answers[1], 3)?);
+    before.set_read_timeout(Some(patience()))?;
+    before.read_exact(&mut [0; 3]).context("who came in before is not answered")?;
+    let mut now = call()?;
+    now.set_read_timeout(Some(patience()))?;
+    now.read_exact(&mut [0; 3]).context("who comes to a listener from before is not answered")?;
+    ensure!(report(&said, 2)?[..2] == ["ok"; 2], "who came in: {:?}", report(&said, 2)?);
+    if s.tier == Tier::Full {
+        let crossed = |r: &Value| r["session"] == session && r["type"] == "socket" && r["rule"] == "crossed-socket";
+        s.wait_evidence("the refusal", crossed)?;
+        ensure!(closed.received() == b"a", "the server out of scope received {:?}", closed.received());
+    }
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
     Ok(())
 }
 

@@ -142,6 +142,11 @@ fn moved(s: &mut Sandbox) -> Result<()> {
         reach(s, &policy, &member, &line(&bad))?.was_refused(s, &bad, "default")?;
         reach(s, &policy, &member, &line(&good))?.arrived(s, &good, "server")?;
     }
+    // an address without a family, which raw sockets of IPv6 take
+    let raw = only(&member).scope("sockets: { allow: [raw] }");
+    let line = format!("cgroup {elsewhere} raw-unspec ::1");
+    reach(s, &raw, &member, &line)?.was_refused_to(s, "[::1]:0", "default")?;
+    reach(s, &raw.to("loopback", "::1/128", ""), &member, &line)?.was_let_through(s, "[::1]:0", "loopback")?;
     let (good, bad) = (Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?);
     let policy = only(&member).to("server", "127.0.0.1/32", good.port());
     let line = |to: &Server| format!("cgroup {elsewhere} send {}", to.words());

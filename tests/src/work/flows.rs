@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     net::{SocketAddr, TcpListener},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
@@ -69,6 +69,24 @@ pub(super) fn serve(words: &[&str]) -> Result<u8> {
     stream.write_all(b"yes")?;
     say(Ok(()));
     Ok(run(rest))
+}
+
+/// `answer ADDRESS FILE FIFO`: listens, writes the port to FILE, accepts one connection, waits for the FIFO, sends three bytes
+/// on that connection, accepts another, and sends three on it.
+pub(super) fn answer(words: &[&str]) -> Result<u8> {
+    let (ip, rest) = one(words)?;
+    let (file, rest) = one(rest)?;
+    let (fifo, _) = one(rest)?;
+    let listener = TcpListener::bind(SocketAddr::new(ip.parse()?, 0))?;
+    let part = format!("{file}.part");
+    fs::write(&part, listener.local_addr()?.port().to_string())?;
+    fs::rename(part, file)?;
+    let (first, _) = listener.accept()?;
+    fs::File::open(fifo)?.read_exact(&mut [0])?;
+    say(send(first.as_raw_fd(), b"yes", MsgFlags::MSG_NOSIGNAL).map(drop));
+    let (second, _) = listener.accept()?;
+    say(send(second.as_raw_fd(), b"yes", MsgFlags::MSG_NOSIGNAL).map(drop));
+    idle()
 }
 
 /// `chat ADDRESS PORT` by TCP, `listen-to ADDRESS PORT` by UDP: connects, sends one byte, and waits for what comes back:

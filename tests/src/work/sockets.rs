@@ -127,6 +127,23 @@ pub(super) fn source_route(words: &[&str]) -> Result<u8> {
     Ok(say_io(socket.send_to(b"x", to)))
 }
 
+/// `raw-unspec ADDRESS`: sends to an IPv6 address whose family is not said, which raw sockets of IPv6 take.
+pub(super) fn raw_unspec(words: &[&str]) -> Result<u8> {
+    let (ip, _) = one(words)?;
+    let ip: std::net::Ipv6Addr = ip.parse().context("no IPv6 address")?;
+    // SAFETY: no pointers.
+    let socket = unsafe { libc::socket(libc::AF_INET6, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 253) };
+    // SAFETY: the kernel just made it, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(Errno::result(socket)?) };
+    // SAFETY: all zeros are an address of family `AF_UNSPEC`.
+    let mut to: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+    to.sin6_addr.s6_addr = ip.octets();
+    let length = libc::socklen_t::try_from(size_of_val(&to))?;
+    // SAFETY: message and address outlive the call; the descriptor is open.
+    let sent = unsafe { libc::sendto(socket.as_raw_fd(), b"x".as_ptr().cast(), 1, 0, (&raw const to).cast(), length) };
+    Ok(say(Errno::result(sent).map(drop)))
+}
+
 /// `hear FILE ADDRESS PORT`: sends a datagram there from a port that the kernel picks, writes that port to FILE, and says
 /// how long the first datagram is that comes back, from whoever.
 pub(super) fn hear(words: &[&str]) -> Result<u8> {

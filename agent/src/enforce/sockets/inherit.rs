@@ -2,8 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    os::unix::ffi::OsStrExt as _,
+    fs, io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
 };
 
 use super::{
@@ -11,6 +14,7 @@ use super::{
     namespaces::{Namespaces, Registry},
     wire::LISTEN,
 };
+use crate::kernel::{descriptor_of, open_pidfd};
 
 /// Type and states of unix sockets in `/proc/net/unix` (`include/linux/net.h`, `include/uapi/linux/net.h`).
 const TYPES: [(u32, &str); 3] = [(1, "stream"), (2, "dgram"), (5, "seqpacket")];
@@ -32,6 +36,27 @@ impl Held {
     #[must_use]
     pub const fn listens(&self) -> bool {
         self.found.socket.state == LISTEN
+    }
+
+    /// True where it is a connection that came to a port that one of these processes listens on.
+    #[must_use]
+    pub fn came_in(&self) -> bool {
+        let connects = !matches!(i32::from(self.found.socket.protocol), libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
+        connects && self.found.passive && !self.listens() && self.found.socket.remote.port() != 0
+    }
+
+    /// A descriptor for it, taken from its holder.
+    ///
+    /// # Errors
+    /// The holder is gone, or has closed it.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        let process = open_pidfd(self.pid)?;
+        let inode = u64::from(self.found.socket.inode);
+        let number = descriptors_of(self.pid).find(|(_, found)| *found == inode).map(|(number, _)| number);
+        let descriptor = descriptor_of(process.as_fd(), number.ok_or(io::ErrorKind::NotFound)?)?;
+        // another may have its number by now
+        let taken = fs::metadata(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))?.ino();
+        if taken == inode { Ok(descriptor) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 }
 
@@ -63,7 +88,7 @@ pub struct Inheritance {
 pub fn inheritance(namespaces: &Namespaces, registry: &mut Registry, processes: &BTreeSet<u32>) -> Inheritance {
     let mut holders: BTreeMap<u64, u32> = BTreeMap::new();
     for pid in processes {
-        for inode in sockets_of(*pid) {
+        for (_, inode) in descriptors_of(*pid) {
             holders.entry(inode).or_insert(*pid);
         }
     }
@@ -107,11 +132,14 @@ fn inet(namespaces: &Namespaces, registry: &mut Registry, holders: &BTreeMap<u64
     held
 }
 
-/// Inode numbers of the sockets that a process has open.
-fn sockets_of(pid: u32) -> Vec<u64> {
+/// The sockets that a process has open: descriptors and inode numbers.
+fn descriptors_of(pid: u32) -> impl Iterator<Item = (i32, u64)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
-    links.filter_map(|link| inode(link.as_os_str().as_bytes(), "socket:[")).collect()
+    entries.filter_map(|entry| {
+        let link = fs::read_link(entry.path()).ok()?;
+        let inode = inode(link.as_os_str().as_bytes(), "socket:[")?;
+        Some((entry.file_name().to_str()?.parse().ok()?, inode))
+    })
 }
 
 fn namespace_of(pid: u32) -> Option<u64> {
