@@ -15,7 +15,7 @@ use std::{
 
 use tipstaff_common::{
     label::SessionRef,
-    session::{STATE_ACTIVE, STATE_ENDED, STATE_FREE},
+    session::{STATE_ACTIVE, STATE_ENDED, STATE_FREE, STATE_UNDONE},
 };
 use tracing::{info, warn};
 
@@ -87,7 +87,7 @@ impl Engine {
         let reference = SessionRef { slot: kept.slot, generation: kept.generation };
         let written = history.of(id);
         let (generation, state) = self.parts.kernel.state(kept.slot)?;
-        let in_force = generation == kept.generation && matches!(state, STATE_ACTIVE | STATE_ENDED);
+        let in_force = generation == kept.generation && matches!(state, STATE_ACTIVE | STATE_ENDED | STATE_UNDONE);
         let cgroup = SessionCgroup::existing(kept.cgroup.clone());
         // the agent may have died between the last record and the note that members are left
         let over = kept.over || (written.ended && kept.machine.mode() == Mode::Observe);
@@ -314,6 +314,7 @@ impl Engine {
             if let Some((cgroup, home)) = ran_before {
                 // and runs on
                 undo(&mut self.parts.kernel, (reference, &cgroup), &BTreeMap::new(), &home);
+                return self.feed(id, Input::Undone);
             }
             return self.feed(id, Input::StartFailed);
         }

@@ -76,7 +76,7 @@ impl Engine {
         let walks = match self.take_in(begun.id, &target) {
             Ok(walks) => walks,
             Err(problem) => {
-                self.feed(begun.id, Input::StartFailed);
+                self.feed(begun.id, Input::Undone);
                 let message = format!("nothing was attached: {problem}");
                 return Err(ApiError::Failed { message });
             }
@@ -377,7 +377,8 @@ impl super::Live {
     }
 }
 
-/// Takes every label of a session off again and moves everybody back: to where it was, or to the first process's home.
+/// Takes every label of a session off again and moves everybody back: to where it was, or to the first process's home. Out
+/// of the cgroup first: what has no label in there is given one at its next call.
 pub(super) fn undo(
     kernel: &mut Kernel,
     (session, cgroup): (SessionRef, &SessionCgroup),
@@ -386,19 +387,31 @@ pub(super) fn undo(
 ) {
     complain("taking labels back", kernel.mark_undone(session));
     let began = Instant::now();
-    while began.elapsed() < PATIENCE {
-        match complain("taking labels back", kernel.label_heirs()) {
-            Some(walk) if walk.changed > 0 => {}
-            _ => break,
+    let mut stays = BTreeSet::new();
+    loop {
+        let inside = processes_below(cgroup.path());
+        let inside: Vec<u32> = inside.into_iter().filter(|pid| !stays.contains(pid)).collect();
+        for pid in &inside {
+            let home = homes.get(pid).map_or(home, PathBuf::as_path);
+            if !move_back(*pid, home) && !is_gone(*pid) {
+                warn!("process {pid} cannot be moved back to {}", home.display());
+                stays.insert(*pid);
+            }
+        }
+        let walk = complain("taking labels back", kernel.label_heirs()).unwrap_or_default();
+        if inside.is_empty() && walk.changed == 0 {
+            return;
+        }
+        if began.elapsed() > PATIENCE {
+            return warn!("processes of a session that never came to be still carry its label: it refuses them nothing");
         }
     }
-    for pid in processes_below(cgroup.path()) {
-        let home = homes.get(&pid).map_or(home, PathBuf::as_path);
-        let places = home.ancestors().take_while(|path| path.join("cgroup.procs").exists());
-        if !places.into_iter().any(|place| fs::write(place.join("cgroup.procs"), pid.to_string()).is_ok()) {
-            warn!("process {pid} cannot be moved back to {}", home.display());
-        }
-    }
+}
+
+/// Moves a process to where it was, or as near to it as there is still a cgroup.
+fn move_back(pid: u32, home: &Path) -> bool {
+    let mut places = home.ancestors().map(|path| path.join("cgroup.procs")).take_while(|procs| procs.exists());
+    places.any(|procs| fs::write(procs, pid.to_string()).is_ok())
 }
 
 fn is_gone(pid: u32) -> bool {

@@ -124,6 +124,9 @@ impl Engine {
         let own = |m: &&Member| m.slot == reference.slot && m.generation == reference.generation;
         // what could not be counted is there: its slot must not be used again
         let left = members.map_or(1, |members| members.iter().filter(own).count() as u64);
+        // who could not be moved back gets a label again at its next call
+        let kept_in = |live: &Live| live.machine.reason() == Some(EndReason::StartFailed) && live.cgroup.is_populated();
+        let left = left.max(u64::from(self.sessions.get(&id).is_some_and(kept_in)));
         self.feed(id, Input::Counted { left });
     }
 

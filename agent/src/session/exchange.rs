@@ -11,6 +11,8 @@ pub enum Input {
     Labelled,
     /// The first task could not be made a member.
     StartFailed,
+    /// What ran before could not be attached, and was let go: nothing of it is killed.
+    Undone,
     /// The first process ended.
     FirstExited {
         /// When.

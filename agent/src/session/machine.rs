@@ -153,6 +153,10 @@ impl Session {
             // nobody has seen its label yet: to the caller that start failed
             (Phase::Starting, Input::StartFailed | Input::FirstExited { .. }) => self.begin_end(EndReason::StartFailed),
             (Phase::Active | Phase::Frozen, Input::FirstExited { now_boot_ns }) => self.first_exited(now_boot_ns),
+            (Phase::Starting, Input::Undone) => {
+                self.mode = Mode::Observe;
+                self.begin_end(EndReason::StartFailed)
+            }
             (_, Input::Tick { now_boot_ns }) => self.tick(now_boot_ns),
             (phase, Input::Looked { .. } | Input::Renew { .. } | Input::Rearm { .. }) if phase.lives() => {
                 self.move_limits(input)

@@ -62,6 +62,7 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
     let input = prop_oneof![
         Just(Input::Labelled),
         Just(Input::StartFailed),
+        Just(Input::Undone),
         times().prop_map(|now_boot_ns| Input::FirstExited { now_boot_ns }),
         times().prop_map(|now_boot_ns| Input::Tick { now_boot_ns }),
         (times(), option::of(times()))
@@ -84,7 +85,7 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
     (vec(input, 0..40), any::<bool>()).prop_map(|(mut inputs, lives)| {
         if lives {
             inputs.insert(0, Input::Labelled);
-            inputs.retain(|input| !matches!(input, Input::End { .. } | Input::StartFailed));
+            inputs.retain(|input| !matches!(input, Input::End { .. } | Input::StartFailed | Input::Undone));
         }
         inputs
     })
@@ -173,11 +174,15 @@ proptest! {
 
     #[test]
     fn only_enforce_kills_and_only_observe_leaves(mode in modes(), limits in limits(), inputs in inputs()) {
-        let (_, effects) = run(&mut session(mode, limits), &inputs);
+        let mut session = session(mode, limits);
+        let (_, effects) = run(&mut session, &inputs);
         for effect in effects {
             match effect {
-                Effect::Sweep | Effect::Terminate { .. } => prop_assert_eq!(mode, Mode::Enforce),
-                Effect::Finish { members_left, .. } => prop_assert!(members_left == 0 || mode == Mode::Observe),
+                // also at the end: what was let go is not killed
+                Effect::Sweep | Effect::Terminate { .. } => prop_assert_eq!(session.mode(), Mode::Enforce),
+                Effect::Finish { members_left, .. } => {
+                    prop_assert!(members_left == 0 || session.mode() == Mode::Observe);
+                }
                 _ => {}
             }
         }
@@ -280,6 +285,16 @@ fn a_start_that_fails_is_swept_too() {
         assert_eq!(session.reason(), Some(EndReason::StartFailed));
         assert_eq!(session.step(round(0, 0)).len(), 2);
     }
+}
+
+#[test]
+fn what_could_not_be_attached_is_let_go() {
+    let mut session = new(Mode::Enforce);
+    let end = record(State::Starting, State::Ending, Cause::End(EndReason::StartFailed));
+    assert_eq!(session.step(Input::Undone), [Effect::MarkEnded, end, Effect::Count]);
+    let finish = Effect::Finish { reason: EndReason::StartFailed, members_left: 1 };
+    let last = record(State::Ending, State::Ended, Cause::Measured);
+    assert_eq!(session.step(Input::Counted { left: 1 }), [last, finish]);
 }
 
 #[test]

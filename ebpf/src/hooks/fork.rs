@@ -197,6 +197,10 @@ fn on_attach(to: Cgroup, moved: *mut c_void) {
     }
     // SAFETY: points into the task's storage.
     let label = unsafe { *label };
+    if session::is_undone(label) {
+        // on its way back
+        return;
+    }
     let joined = session::mirror(task, label);
     let stays = there.is_some_and(|s| s.slot == label.slot && s.generation == label.generation);
     match joined {
