@@ -30,7 +30,7 @@ use crate::{
     evidence::{Attached, Attachment, Body, Principal, Text},
     kernel::{Kernel, KernelError, open_pidfd},
     policy::{Inherited, Mode},
-    session::{Input, SessionId},
+    session::{self, Input, SessionId},
 };
 
 /// How long a tree may go on growing faster than it is labelled.
@@ -179,7 +179,7 @@ impl Engine {
         Ok(notes)
     }
 
-    /// Labels and moves until a walk finds nobody new. Whatever fails is taken back.
+    /// Labels and moves until a walk finds nobody new; from then on they are held. Whatever fails is taken back.
     fn take_in(&mut self, id: SessionId, target: &Target) -> Result<u64, String> {
         let Some(live) = self.sessions.get_mut(&id) else { return Err("the session is gone".into()) };
         let (reference, cgroup) = (live.reference, live.cgroup.clone());
@@ -188,10 +188,12 @@ impl Engine {
         };
         let first_pid = live.first_process.pid;
         let home = live.home();
+        let enforces = live.machine.mode() == session::Mode::Enforce;
         let mut taken = Taken::default();
         let kernel = &mut self.parts.kernel;
         let result = taken.fill(kernel, &self.parts.mount, (reference, &cgroup), target, (first_pid, &first));
-        let result = result.and_then(|()| watch(id, first, self.parts.notes.clone()));
+        let enforce = |()| if enforces { kernel.set_enforcing(reference).map_err(|e| e.to_string()) } else { Ok(()) };
+        let result = result.and_then(enforce).and_then(|()| watch(id, first, self.parts.notes.clone()));
         match result {
             Ok(()) => Ok(taken.walks),
             Err(problem) => {
@@ -403,7 +405,9 @@ pub(super) fn undo(
             return;
         }
         if began.elapsed() > PATIENCE {
-            return warn!("processes of a session that never came to be still carry its label: it refuses them nothing");
+            return warn!(
+                "processes of a session that never came to be still carry its label: it refuses them nothing"
+            );
         }
     }
 }

@@ -108,8 +108,7 @@ impl Engine {
         let deadline = machine.armed().at_boot_ns;
         let (policy_slot, plan) = self.policies.acquire(&mut self.parts.kernel, checked.plan).map_err(failed)?;
         let mut notes = checked.notes;
-        let by_root = subject.principal.uid == 0 || subject.attached.is_some();
-        let prepared = self.prepare(id, policy_slot, &checked.policy, deadline, by_root);
+        let prepared = self.prepare(id, policy_slot, &checked.policy, deadline, &subject);
         let (reference, cgroup) = match prepared {
             Ok(prepared) => prepared,
             Err(problem) => {
@@ -292,7 +291,7 @@ impl Engine {
         policy_slot: u32,
         policy: &Policy,
         deadline: u64,
-        by_root: bool,
+        subject: &Subject,
     ) -> Result<(SessionRef, SessionCgroup), ApiError> {
         self.parts.kernel.arm_clock(Some(&self.parts.pins)).map_err(failed)?;
         let reference = self.slots.take().map_err(failed)?;
@@ -304,8 +303,10 @@ impl Engine {
                 return Err(failed(KernelError::file("make a cgroup in", root)(error)));
             }
         };
-        let mode = if policy.mode == Mode::Enforce { MODE_ENFORCE } else { MODE_OBSERVE };
-        let flags = if by_root { ROOT_WRITES } else { 0 };
+        let attaching = subject.attached.is_some();
+        // who is attached is refused nothing before all of it is
+        let mode = if policy.mode == Mode::Enforce && !attaching { MODE_ENFORCE } else { MODE_OBSERVE };
+        let flags = if subject.principal.uid == 0 || attaching { ROOT_WRITES } else { 0 };
         let written = SessionConfig { written_since: coarse_now(), flags, ..SessionConfig::default() };
         let config =
             SessionConfig { mode, policy: policy_slot, deadline, budgets: policy.budgets.for_kernel(), ..written };

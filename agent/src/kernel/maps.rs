@@ -22,8 +22,8 @@ use tipstaff_common::{
     label::{CONFINED, Label, Mirrored, SessionRef, TREE},
     rule::{ExecEntry, ExecKey, NetEntry, ProgramEntry, UnixKey},
     session::{
-        Budgets, HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, MODE_OBSERVE, PolicyEntry, STATE_ACTIVE,
-        STATE_ENDED, STATE_FREE, STATE_UNDONE, SessionConfig, SessionCounters, state_word,
+        Budgets, HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, MODE_ENFORCE, MODE_OBSERVE, PolicyEntry,
+        STATE_ACTIVE, STATE_ENDED, STATE_FREE, STATE_UNDONE, SessionConfig, SessionCounters, state_word,
     },
     socket::Destination,
 };
@@ -311,11 +311,20 @@ impl Kernel {
 
     /// Holds a session to another policy: one word, which every decision reads once.
     pub fn set_policy(&mut self, session: SessionRef, policy: u32) -> Result<(), KernelError> {
+        self.set_word(session, offset_of!(SessionConfig, policy), policy)
+    }
+
+    /// Makes a session that was begun in `MODE_OBSERVE` refuse: one word.
+    pub fn set_enforcing(&mut self, session: SessionRef) -> Result<(), KernelError> {
+        self.set_word(session, offset_of!(SessionConfig, mode), MODE_ENFORCE)
+    }
+
+    fn set_word(&mut self, session: SessionRef, offset: usize, word: u32) -> Result<(), KernelError> {
         let configs = self.maps.configs.map().fd().as_fd();
         let entries = tipstaff_common::limits::SESSIONS as usize;
         let mapped = MappedArray::new(configs, size_of::<SessionConfig>(), entries);
         let mapped = mapped.map_err(failed("map", "SESSION_CONFIG"))?;
-        if mapped.store(session.slot as usize, offset_of!(SessionConfig, policy), policy) {
+        if mapped.store(session.slot as usize, offset, word) {
             return Ok(());
         }
         Err(failed("write", "SESSION_CONFIG")(format!("there is no slot {}", session.slot)))

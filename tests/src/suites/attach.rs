@@ -9,6 +9,7 @@ use std::{
     process::Command,
 };
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::scene::{Fifo, only, refusal, refused_exec, report};
@@ -30,6 +31,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("attach::host-is-refused", WHEREVER, host)
         .guests_only("names the root cgroup, process 1 and kernel threads"),
     Test::new("attach::failed-leaves-nothing", WHEREVER, failed),
+    Test::new("attach::failed-midway-leaves-all-running", WHEREVER, failed_midway),
 ];
 
 /// Starts a workload beside the sessions.
@@ -52,9 +54,7 @@ fn family(pid: u32) -> Result<BTreeSet<u32>> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(child) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
-        parents.extend(parent.map(|parent: u32| (parent, child)));
+        parents.extend(parent(child).map(|parent| (parent, child)));
     }
     let mut found = BTreeSet::from([pid]);
     loop {
@@ -425,10 +425,63 @@ fn failed(s: &mut Sandbox) -> Result<()> {
     kill_all(&family)
 }
 
+/// A tree that makes processes all the time, and room for labels for a part of it: all of it runs on, where it was, without
+/// labels.
+fn failed_midway(s: &mut Sandbox) -> Result<()> {
+    const IDLE: usize = 24;
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member))?;
+    let (stop, ready) = (s.file("stop"), s.file("pid"));
+    let line = format!(
+        "{}background storm {stop} + background storm {stop} + pid {ready} idle",
+        "background idle + ".repeat(IDLE)
+    );
+    let running = workload(s, &member, &line)?;
+    s.pid_in(&ready)?;
+    let (mirror, labels) = (Map::of(s, "MIRROR")?, Map::of(s, "TASK_LABELS")?);
+    // who is there from the beginning: the others come and go
+    let tree = family(running.pid())?;
+    let lasting: Vec<u32> = tree.into_iter().filter(|pid| parent(*pid) == Some(running.pid())).collect();
+    ensure!(lasting.len() == IDLE + 2, "{} processes are there from the beginning", lasting.len());
+    let places = || -> Vec<String> {
+        let place = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        lasting.iter().map(place).collect()
+    };
+    let before = places();
+    let keys: Vec<u64> = (1..=65_536).collect();
+    let filled = mirror.fill(&keys)? as usize;
+    mirror.empty(&keys[..IDLE / 2])?;
+    let told = s.cli(&["attach", "--policy", &policy, "--pid", &running.pid().to_string()]);
+    mirror.empty(&keys[IDLE / 2..filled])?;
+    told?.ended(1)?.complained(&["nothing was attached", "no room"])?;
+    for pid in lasting.iter().chain([&running.pid()]) {
+        ensure!(!gone(*pid), "process {pid} of what was not attached was ended");
+        ensure!(!labels.has(pidfd(*pid)?.as_fd()), "process {pid} still has a label");
+    }
+    ensure!(places() == before, "moved from {before:?} to {:?}", places());
+    let ended = |r: &Value| r["type"] == "session-end" && r["reason"] == "start-failed";
+    let end = s.wait_evidence("the end of what was not attached", ended)?;
+    ensure!(end["members_left"] == 0 && end["receipts"].as_array().is_some_and(Vec::is_empty), "{end}");
+    let now = family(running.pid())?;
+    until("the tree to go on making processes", patience(), || Ok((family(running.pid())? != now).then_some(())))?;
+    ensure!(s.part("sessions").processes().is_empty(), "{:?} are in a session", s.part("sessions").processes());
+    // its twin: with room it is attached, and ends as a session does
+    let attached = s.json(&["attach", "--policy", &policy, "--pid", &running.pid().to_string()])?;
+    let session = session_of(&attached)?;
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
+    all_gone(&lasting)
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
 fn kill_all(pids: &[u32]) -> Result<()> {
     for pid in pids.iter().filter(|pid| !gone(**pid)) {
-        let _ =
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(*pid)?), nix::sys::signal::Signal::SIGKILL);
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(*pid)?), Signal::SIGKILL);
     }
     Ok(())
 }
