@@ -92,7 +92,9 @@ impl Engine {
 
     fn refresh_session(&mut self, id: SessionId) -> Result<(), String> {
         let Some(live) = self.sessions.get(&id) else { return Ok(()) };
-        let before = Before { host: &live.host, by_root: live.start.principal.uid == 0 };
+        // whose processes were there before counts as root's: see `SESSION_CONFIG`'s `ROOT_WRITES`
+        let by_root = live.start.principal.uid == 0 || live.start.attached.is_some();
+        let before = Before { host: &live.host, by_root };
         let host = resolve::again(&mut self.parts.kernel, &mut self.digests, &live.policy, before);
         let host = host.map_err(|e| e.to_string())?;
         let plan = policy::compile(&live.policy, &host)
