@@ -276,8 +276,8 @@ async fn serve(
     let processors = ProcessorEvents::watch().map_err(unexpected)?;
     // before the first lease is taken: what nobody waits for ends the process
     let mut leases = signal(SignalKind::io()).map_err(unexpected)?;
-    let files = FileWatch::new().map_err(unexpected)?;
-    let changes = Readable::watch(files.descriptor().map_err(unexpected)?).map_err(unexpected)?;
+    let files = FileWatch::new();
+    let changes = files.descriptor().map_err(unexpected)?.map(Readable::watch).transpose().map_err(unexpected)?;
     let tier = kernel.tier();
     record_start(&mut ground.log, tier, &controls)?;
     let parts = Parts {
@@ -315,7 +315,7 @@ async fn serve(
             () = rings[1].ready() => pace.look(&mut engine),
             () = pace.due() => pace.look(&mut engine),
             () = timer.expiry.ready() => engine.tick(),
-            () = changes.ready() => engine.files_changed(),
+            () = ready_if_any(changes.as_ref()) => engine.files_changed(),
             Some(()) = leases.recv() => engine.leases_wanted(),
             () = steps.stepped() => {
                 steps.arm().map_err(unexpected)?;
@@ -340,6 +340,14 @@ async fn serve(
         clean_up(pins, &root);
     }
     Ok(())
+}
+
+/// Waits for what is watched; for ever where nothing is.
+async fn ready_if_any(watched: Option<&Readable>) {
+    match watched {
+        Some(watched) => watched.ready().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn record_start(log: &mut Log, tier: Tier, controls: &[Control]) -> Result<(), Failure> {

@@ -10,46 +10,57 @@ use std::{
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
+use tracing::warn;
+
 use super::trust::{LINKS, names};
+
+/// Reads of what happened at a time: whoever changes files without pause does not keep the agent.
+const READS: usize = 64;
 
 /// Directories under watch.
 #[derive(Debug)]
 pub struct FileWatch {
-    inotify: Inotify,
+    /// `None`: the kernel has no instance left (`fs.inotify.max_user_instances`).
+    inotify: Option<Inotify>,
     directories: BTreeMap<PathBuf, WatchDescriptor>,
 }
 
 impl FileWatch {
-    /// Watches nothing yet.
-    ///
-    /// # Errors
-    /// The kernel has no instance left.
-    pub fn new() -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        Ok(Self { inotify, directories: BTreeMap::new() })
+    /// Watches nothing yet, and nothing ever where the kernel has no instance left: that is logged.
+    #[must_use]
+    pub fn new() -> Self {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC);
+        if let Err(error) = &inotify {
+            warn!(
+                "files of rules are not watched, so what is replaced is denied until it is tried: inotify: {error}; \
+                 raise fs.inotify.max_user_instances"
+            );
+        }
+        Self { inotify: inotify.ok(), directories: BTreeMap::new() }
     }
 
-    /// A descriptor that is readable when something happened.
+    /// A descriptor that is readable when something happened; `None`: nothing is watched.
     ///
     /// # Errors
     /// There is no descriptor left.
-    pub fn descriptor(&self) -> io::Result<OwnedFd> {
-        self.inotify.as_fd().try_clone_to_owned()
+    pub fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
+        self.inotify.as_ref().map(|inotify| inotify.as_fd().try_clone_to_owned()).transpose()
     }
 
     /// Watches these directories and no others. Gives those that cannot be watched.
     pub fn set(&mut self, wanted: &BTreeSet<PathBuf>) -> Vec<(PathBuf, io::Error)> {
+        let Some(inotify) = &self.inotify else { return Vec::new() };
         let gone: Vec<PathBuf> = self.directories.keys().filter(|path| !wanted.contains(*path)).cloned().collect();
         for path in gone {
             if let Some(watch) = self.directories.remove(&path) {
                 // a directory that was removed has none any more
-                let _ = self.inotify.rm_watch(watch);
+                let _ = inotify.rm_watch(watch);
             }
         }
         let mut failed = Vec::new();
         for path in wanted {
             // again for those that are watched: another directory may stand there now
-            match self.inotify.add_watch(path.as_path(), flags()) {
+            match inotify.add_watch(path.as_path(), flags()) {
                 Ok(watch) => drop(self.directories.insert(path.clone(), watch)),
                 Err(error) => failed.push((path.clone(), error.into())),
             }
@@ -57,16 +68,11 @@ impl FileWatch {
         failed
     }
 
-    /// Forgets what happened. True: something did.
+    /// Forgets what happened. True: something did. What comes without pause may stay unread: the look that follows sees its
+    /// effect all the same.
     pub fn happened(&self) -> bool {
-        let mut any = false;
-        while let Ok(events) = self.inotify.read_events() {
-            if events.is_empty() {
-                break;
-            }
-            any = true;
-        }
-        any
+        let read = || self.inotify.as_ref()?.read_events().ok().filter(|events| !events.is_empty());
+        (0..READS).take_while(|_| read().is_some()).count() > 0
     }
 }
 

@@ -128,20 +128,21 @@ impl Engine {
 
     /// Watches the directories of all files that rules of live sessions name, and lets leases go that nobody needs.
     pub(super) fn watch_files(&mut self) {
-        let mut wanted = BTreeSet::new();
-        for live in self.sessions.values().filter(|live| is_concerned(live)) {
-            for rule in &live.policy.exec {
-                match &rule.target {
-                    ExecTarget::Path(path) => wanted.extend(directories_of(path)),
-                    ExecTarget::Glob(pattern) => {
-                        wanted.extend(resolve::matching(pattern).iter().flat_map(|path| directories_of(path)));
-                        // whatever comes to stand there
-                        let any = |folder: PathBuf| directories_of(&folder.join("x"));
-                        wanted.extend(resolve::parents(pattern).into_iter().flat_map(any));
-                    }
-                    ExecTarget::Dir(_) | ExecTarget::Class(_) => {}
-                }
+        // sessions have rules in common: each is looked at once
+        let (mut paths, mut patterns) = (BTreeSet::new(), BTreeSet::new());
+        for rule in self.sessions.values().filter(|live| is_concerned(live)).flat_map(|live| &live.policy.exec) {
+            match &rule.target {
+                ExecTarget::Path(path) => drop(paths.insert(path)),
+                ExecTarget::Glob(pattern) => drop(patterns.insert(pattern)),
+                ExecTarget::Dir(_) | ExecTarget::Class(_) => {}
             }
+        }
+        let mut wanted: BTreeSet<PathBuf> = paths.into_iter().flat_map(|path| directories_of(path)).collect();
+        for pattern in patterns {
+            wanted.extend(resolve::matching(pattern).iter().flat_map(|path| directories_of(path)));
+            // whatever comes to stand there
+            let any = |folder: PathBuf| directories_of(&folder.join("x"));
+            wanted.extend(resolve::parents(pattern).into_iter().flat_map(any));
         }
         self.let_leases_go();
         for (path, error) in self.parts.files.set(&wanted) {

@@ -11,7 +11,10 @@ use std::{
     path::Path,
 };
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::inotify::{InitFlags, Inotify},
+};
 use sha2::{Digest, Sha256};
 
 use super::scene::{Fifo, attempt, only, refusal, refused_exec};
@@ -25,6 +28,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("programs::a-folder-on-the-way-is-swapped", WHEREVER, swapped),
     Test::sharing("programs::a-rule-never-gets-another-rules-file", WHEREVER, borrowed),
     Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted),
+    Test::new("programs::nothing-left-to-watch-with", WHEREVER, unwatched).guests_only("takes every inotify instance"),
     Test::sharing("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
     Test::sharing("programs::rules-that-name-nothing", WHEREVER, bad_rules),
 ];
@@ -300,6 +304,25 @@ fn borrowed(s: &mut Sandbox) -> Result<()> {
     })?;
     kept(&run.three()?)?;
     run.stop(s)
+}
+
+/// Where the kernel has no inotify instance left the agent starts, says so, and judges as ever.
+fn unwatched(s: &mut Sandbox) -> Result<()> {
+    let mut taken = Vec::new();
+    while let Ok(one) = Inotify::init(InitFlags::IN_CLOEXEC) {
+        taken.push(one);
+    }
+    let started = s.start();
+    // others start agents too
+    drop(taken);
+    started?;
+    ensure!(s.said_by_agent().contains("fs.inotify.max_user_instances"), "it said {:?}", s.said_by_agent());
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = s.policy(&only(&member).allow("good", &good))?;
+    let line = format!("spawn {good} --work nothing + spawn {bad} --work nothing");
+    let said = s.run(&policy, &member, &line)?.wait()?.stdout;
+    ensure!(said.lines().collect::<Vec<_>>() == ["exit 0", refused_exec(s)], "{said}");
+    Ok(())
 }
 
 /// What was renamed while an agent lived is denied and allowed by the next one as before, and what stands in its place now
