@@ -286,7 +286,8 @@ fn find_current_often() -> Option<Session> {
 pub fn give(pointer: *mut c_void, task: Task, label: Label) -> Result<bool, Fault> {
     let place = TASK_LABELS.get(pointer, true);
     if place.is_null() {
-        return Err(Fault::Unlabelled);
+        // by its entry in the mirror it is a member all the same, and whoever asks next tries again
+        return mirror(task, label).and(Err(Fault::Unlabelled));
     }
     // SAFETY: points into the task's storage.
     unsafe { *place = label };

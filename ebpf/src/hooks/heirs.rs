@@ -44,6 +44,8 @@ pub extern "C" fn heirs(context: *const TaskContext) -> i32 {
             label.flags |= UNLABELLED;
         }
     } else if session::is_undone(label) {
+        // of one whose storage had no room
+        let _ = MIRROR.remove(task.0);
         return 0;
     } else if session::give(pointer, task, label).is_err() {
         label.flags |= UNLABELLED;
