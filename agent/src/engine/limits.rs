@@ -22,6 +22,7 @@ use crate::{
     duration,
     enforce::signal_members,
     evidence::{Body, Moment, StartLimits, Terminate, Warning},
+    host_events::Processors,
     kernel::{boot_now, open_path, signal_pidfd},
     policy::{Activity, Policy, next_opening, open_until},
     session::{Due, Idle, Input, Limits, SessionId, State},
@@ -284,8 +285,10 @@ impl Engine {
         self.feed(id, Input::Looked { now_boot_ns, last_boot_ns });
     }
 
-    /// The wall clock was stepped: what is on it lies elsewhere on `CLOCK_BOOTTIME` now.
+    /// The wall clock was stepped: what is on it lies elsewhere on `CLOCK_BOOTTIME` now. Or the machine slept: all processors
+    /// but the first were taken away meanwhile, and no event tells that they are back.
     pub fn clock_stepped(&mut self) {
+        self.processor_online(&Processors::Any);
         let ids: Vec<SessionId> =
             self.sessions.iter().filter(|(_, live)| live.is_on_wall_clock()).map(|(id, _)| *id).collect();
         debug!("the wall clock was stepped: {} sessions are held to it", ids.len());

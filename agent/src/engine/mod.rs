@@ -400,7 +400,7 @@ impl Engine {
         }
     }
 
-    /// A processor came online, and has no clock yet.
+    /// A processor came online, or any may have, and has no clock yet.
     pub fn processor_online(&mut self, which: &Processors) {
         let only = match which {
             Processors::Online(number) => Some(*number),

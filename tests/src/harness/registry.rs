@@ -62,12 +62,14 @@ pub(crate) struct Test {
     pub(crate) guests: Option<&'static str>,
     /// Whether it can use an agent that other tests used before.
     pub(crate) shares: bool,
+    /// Whether it runs after all others, beside none.
+    pub(crate) alone: bool,
     pub(crate) run: fn(&mut Sandbox) -> Result<()>,
 }
 
 impl Test {
     pub(crate) const fn new(name: &'static str, tiers: &'static [Tier], run: fn(&mut Sandbox) -> Result<()>) -> Self {
-        Self { name, tiers, since: None, guests: None, shares: false, run }
+        Self { name, tiers, since: None, guests: None, shares: false, alone: false, run }
     }
 
     /// One that only starts sessions and asks: it neither stops, signals nor configures its agent, and ends its sessions.
@@ -88,6 +90,12 @@ impl Test {
     /// It does `what` to the host, and so runs in guests only.
     pub(crate) const fn guests_only(mut self, what: &'static str) -> Self {
         self.guests = Some(what);
+        self
+    }
+
+    /// Whatever runs beside it would suffer: it runs after all others.
+    pub(crate) const fn alone(mut self) -> Self {
+        self.alone = true;
         self
     }
 

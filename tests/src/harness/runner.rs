@@ -70,25 +70,19 @@ fn run(options: &Options) -> Result<ExitCode> {
     let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
     let tests: Vec<&Test> = selected(options).filter(|test| test.tiers.contains(&tier)).collect();
     ensure!(!tests.is_empty(), "no test of tier {} has that name: see --list", tier.name());
+    let (alone, beside): (Vec<&Test>, Vec<&Test>) = tests.into_iter().partition(|test| test.alone);
     let report = Mutex::new(Report::new(tier, release.clone()));
+    let worker = || Worker { tier, agent: &agent, release: &release, host: None };
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..options.jobs {
             scope.spawn(|| {
-                let mut worker = Worker { tier, agent: &agent, release: &release, host: None };
-                while let Some(test) = tests.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let start = Instant::now();
-                    let outcome = worker.judge(test);
-                    let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
-                    report.add(test, &outcome, start.elapsed().as_millis());
-                }
-                if let Some(Err(error)) = worker.host.map(Host::end) {
-                    let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
-                    report.fail("harness::shared-agent", &format!("{error:#}"));
-                }
+                let taken = std::iter::from_fn(|| beside.get(next.fetch_add(1, Ordering::SeqCst)).copied());
+                worker().work(taken, &report);
             });
         }
     });
+    worker().work(alone.into_iter(), &report);
     let well = report.into_inner().unwrap_or_else(PoisonError::into_inner).close();
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -120,6 +114,19 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
+    /// Runs `tests`, and ends the agent that they shared.
+    fn work<'t>(mut self, tests: impl Iterator<Item = &'t Test>, report: &Mutex<Report>) {
+        let report = || report.lock().unwrap_or_else(PoisonError::into_inner);
+        for test in tests {
+            let start = Instant::now();
+            let outcome = self.judge(test);
+            report().add(test, &outcome, start.elapsed().as_millis());
+        }
+        if let Some(Err(error)) = self.host.map(Host::end) {
+            report().fail("harness::shared-agent", &format!("{error:#}"));
+        }
+    }
+
     fn judge(&mut self, test: &Test) -> Outcome {
         let kernel = version(self.release);
         if let Some(since) = test.since.filter(|since| kernel.is_some_and(|kernel| kernel < since.kernel)) {

@@ -155,11 +155,11 @@ fn terminal(s: &mut Sandbox) -> Result<()> {
 }
 
 /// `HH:MM` of a moment of the day, UTC.
-fn clock(unix: u64) -> String {
+pub(super) fn clock(unix: u64) -> String {
     format!("{:02}:{:02}", unix / 3600 % 24, unix / 60 % 60)
 }
 
-fn now() -> Result<u64> {
+pub(super) fn now() -> Result<u64> {
     Ok(u64::try_from(clock_gettime(ClockId::CLOCK_REALTIME)?.tv_sec())?)
 }
 
@@ -196,12 +196,12 @@ fn at_the_start(s: &mut Sandbox) -> Result<()> {
 }
 
 /// Sets the wall clock back to what it would be when dropped.
-struct Step {
+pub(super) struct Step {
     by: i64,
 }
 
 impl Step {
-    fn to(seconds: i64) -> Result<Self> {
+    pub(super) fn to(seconds: i64) -> Result<Self> {
         let by = seconds - i64::try_from(now()?)?;
         set(by)?;
         Ok(Self { by })

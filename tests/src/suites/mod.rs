@@ -24,6 +24,7 @@ mod run;
 mod scene;
 mod scope;
 mod sockets;
+mod suspend;
 mod time;
 
 use crate::harness::registry::Test;
@@ -54,4 +55,5 @@ pub(crate) const ALL: &[&[Test]] = &[
     evidence::TESTS,
     rings::TESTS,
     badinput::TESTS,
+    suspend::TESTS,
 ];

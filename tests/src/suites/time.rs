@@ -25,7 +25,7 @@ fn short() -> &'static str {
     if in_guest() { "12s" } else { "2s" }
 }
 
-fn deadline(s: &Sandbox, session: &str) -> Result<u64> {
+pub(super) fn deadline(s: &Sandbox, session: &str) -> Result<u64> {
     let start = s.records(session, "session-start")?;
     start.first().and_then(|r| r["deadline_boot_ns"].as_u64()).context("session-start without a deadline")
 }
@@ -96,7 +96,7 @@ fn shorter_wins(s: &mut Sandbox) -> Result<()> {
 }
 
 /// The times at which the member sent what the server received.
-fn stamps(server: &Server) -> Vec<u64> {
+pub(super) fn stamps(server: &Server) -> Vec<u64> {
     let bytes = server.received();
     bytes.as_chunks().0.iter().map(|stamp| u64::from_be_bytes(*stamp)).collect()
 }
