@@ -276,7 +276,7 @@ async fn serve(
     let processors = ProcessorEvents::watch().map_err(unexpected)?;
     // before the first lease is taken: what nobody waits for ends the process
     let mut leases = signal(SignalKind::io()).map_err(unexpected)?;
-    let files = FileWatch::new();
+    let files = FileWatch::open();
     let changes = files.descriptor().map_err(unexpected)?.map(Readable::watch).transpose().map_err(unexpected)?;
     let tier = kernel.tier();
     record_start(&mut ground.log, tier, &controls)?;

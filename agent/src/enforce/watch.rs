@@ -28,7 +28,7 @@ pub struct FileWatch {
 impl FileWatch {
     /// Watches nothing yet, and nothing ever where the kernel has no instance left: that is logged.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn open() -> Self {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC);
         if let Err(error) = &inotify {
             warn!(
