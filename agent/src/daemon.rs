@@ -4,7 +4,7 @@
 use std::{
     fs,
     os::fd::{AsFd as _, BorrowedFd},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -31,26 +31,19 @@ use crate::{
         self, Control, Engine, Parts, Past, RecoverError, Recovered, controls_from_song, flow_destroy, pidfd_of,
         recover, wire_control,
     },
-    evidence::{self, Body, Gap, GapCause, Log},
+    evidence::{self, Body, Log},
+    ground::{Ground, clean_up, unable, unexpected},
     host_events::{ClockSteps, ProcessorEvents},
     kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier},
+    made::Made,
     pace::Pace,
     readable::Readable,
     session::EndReason,
-    store::{Kept, Store, StoreError},
+    store::Kept,
 };
 
 /// Calls that wait for the engine.
 const CALLS: usize = 64;
-
-/// What the host has, locked against other agents.
-struct Ground {
-    mount: PathBuf,
-    root: CgroupRoot,
-    pins: Pins,
-    log: Log,
-    store: Store,
-}
 
 /// Runs the agent until it is told to stop or disarmed.
 ///
@@ -58,37 +51,44 @@ struct Ground {
 /// It cannot start; nothing half-started remains.
 pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
     Kernel::check_host().map_err(unable)?;
-    let mut ground = Ground::take(config)?;
-    if let Err(problem) = ground.pins.check() {
-        ground.pins.leave();
-        return Err(unable(problem));
-    }
-    let confine = confine.map(|path| CgroupRoot::open(path, &ground.mount)).transpose().map_err(unable)?;
-    if let Some(above) = confine.as_ref().filter(|c| !c.holds(&ground.root.path)) {
-        let remedy = "an agent's --cgroup must lie below its --confine";
-        let (path, above) = (ground.root.path.clone(), above.path.clone());
-        return Err(unable(KernelError::NotBelow { path, above, remedy }));
-    }
-    let groups = &config.groups;
-    let listeners = Listeners::bind(&config.paths.runtime, groups.read.gid()?, groups.operate.gid()?)?;
-    let left = recover(&ground.pins, &ground.store, &mut ground.log, &ground.root.path, None).map_err(unrecovered)?;
-    if !left.ended.is_empty() {
-        info!("{} sessions of an earlier agent were ended", left.ended.len());
-    }
-    let past = Past::read(&ground.log, &left.going_on, left.in_force).map_err(unexpected)?;
+    let groups = (config.groups.read.gid()?, config.groups.operate.gid()?);
+    let mount = cgroup2_mount()?;
+    let confine = confine.map(|path| CgroupRoot::open(path, &mount)).transpose();
+    let confine = confine.map_err(|error| Failure::new(Exit::Usage, error))?;
+    let (listeners, mut ground) = Ground::take_for_good(config, mount, confine.as_ref(), groups)?;
+    let (left, past) = match recovered(&mut ground) {
+        Ok(recovered) => recovered,
+        Err(failure) => {
+            ground.leave();
+            return Err(failure);
+        }
+    };
     let loaded = load(&ground, confine.as_ref());
     let (kernel, controls) = match loaded {
         Ok(loaded) => loaded,
         Err(failure) => {
             // what an earlier agent pinned stays in force
             if !left.in_force {
-                clean_up(ground.pins, &ground.root.path);
+                if let Err(problem) = ground.pins.clear() {
+                    warn!("{problem}");
+                }
+                ground.leave();
             }
             return Err(failure);
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(unexpected)?;
     runtime.block_on(serve(config, ground, confine, (kernel, controls), listeners, (left, past)))
+}
+
+/// Ends what an earlier agent left and what is over.
+fn recovered(ground: &mut Ground) -> Result<(Recovered, Past), Failure> {
+    let left = recover(&ground.pins, &ground.store, &mut ground.log, &ground.root.path, None).map_err(unrecovered)?;
+    if !left.ended.is_empty() {
+        info!("{} sessions of an earlier agent were ended", left.ended.len());
+    }
+    let past = Past::read(&ground.log, &left.going_on, left.in_force).map_err(unexpected)?;
+    Ok((left, past))
 }
 
 /// Finds out what this host can enforce, in programs of its own that are gone afterwards.
@@ -101,11 +101,10 @@ pub fn probe(config: &Config) -> Result<wire::Probe, Failure> {
     // beside the agent's own, whose pinned programs would refuse a canary that they do not know
     let mut name = config.paths.cgroup()?.into_os_string();
     name.push(format!("-probe-{}", std::process::id()));
-    let root = CgroupRoot::create(Path::new(&name), &mount).map_err(unable)?;
+    let mut made = Made::default();
+    let root = CgroupRoot::create(Path::new(&name), &mount, &mut made).map_err(unable)?;
     let proven = load_with(&root, &mount, None, None);
-    if let Err(error) = fs::remove_dir(&root.path) {
-        warn!("cannot remove cgroup {}: {error}", root.path.display());
-    }
+    made.take_away();
     let (kernel, controls) = proven?;
     Ok(wire::Probe {
         kernel: kernel::release(),
@@ -122,7 +121,7 @@ pub fn disarm(config: &Config) -> Result<wire::Disarmed, Failure> {
     if !nix::unistd::geteuid().is_root() {
         return Err(unable(KernelError::NotRoot { uid: nix::unistd::geteuid().as_raw() }));
     }
-    let mut ground = Ground::take(config)?;
+    let mut ground = Ground::take(config, cgroup2_mount()?)?;
     let all = Some(EndReason::Operator);
     let recovered =
         recover(&ground.pins, &ground.store, &mut ground.log, &ground.root.path, all).map_err(unexpected)?;
@@ -143,54 +142,6 @@ pub fn disarm(config: &Config) -> Result<wire::Disarmed, Failure> {
     Ok(disarmed)
 }
 
-impl Ground {
-    /// Takes the locks in an order in which a second agent fails before it touches anything.
-    fn take(config: &Config) -> Result<Self, Failure> {
-        let mount = cgroup2_mount()?;
-        let pins = Pins::open(&config.paths.pins).map_err(unable)?;
-        match Self::rest(config, &mount) {
-            Ok((root, log, store)) => Ok(Self { mount, root, pins, log, store }),
-            Err(failure) => {
-                pins.leave();
-                Err(failure)
-            }
-        }
-    }
-
-    /// What else there is to take once the pins are held.
-    fn rest(config: &Config, mount: &Path) -> Result<(CgroupRoot, Log, Store), Failure> {
-        let paths = &config.paths;
-        make_private(&paths.state)?;
-        let boot = read_line("/proc/sys/kernel/random/boot_id")?;
-        let host = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
-        let opened = Log::open(&paths.evidence, &paths.evidence_head(), &host, &boot, engine::now());
-        let (mut log, recovery) = opened.map_err(unexpected)?;
-        for gap in recovery.gaps {
-            warn!("the evidence has a gap: {}", gap.detail.as_deref().unwrap_or("see its record"));
-            log.append(&Body::Gap(gap), engine::now()).map_err(unexpected)?;
-        }
-        log.flush().map_err(unexpected)?;
-        let (store, spoiled) = Store::open(&paths.state, boot).map_err(refused_store)?;
-        if let Some(why) = spoiled {
-            warn!("{why}");
-            let gap = Gap { detail: Some(why), ..Gap::new(GapCause::AgentAbsent) };
-            log.append_durable(&Body::Gap(gap), engine::now()).map_err(unexpected)?;
-        }
-        let root = CgroupRoot::create(&paths.cgroup()?, mount).map_err(unable)?;
-        Ok((root, log, store))
-    }
-}
-
-/// Removes the directories that nothing uses any more.
-fn clean_up(pins: Pins, root: &Path) {
-    if let Err(problem) = pins.remove() {
-        warn!("{problem}");
-    }
-    if let Err(error) = fs::remove_dir(root) {
-        warn!("cannot remove cgroup {}: {error}", root.display());
-    }
-}
-
 /// Removes what an agent that was killed at the wrong moment left empty in the sessions' cgroup.
 fn remove_empty(root: &Path, kept: &[Kept]) {
     let entries = fs::read_dir(root).into_iter().flatten().flatten().map(|e| e.path());
@@ -200,17 +151,6 @@ fn remove_empty(root: &Path, kept: &[Kept]) {
             warn!("cannot remove cgroup {}: {error}", cgroup.path().display());
         }
     }
-}
-
-fn make_private(path: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|e| unable(KernelError::file("make", path)(e)))
-}
-
-fn read_line(path: &str) -> Result<String, Failure> {
-    let text = fs::read_to_string(path).map_err(|e| unable(KernelError::file("read", path)(e)))?;
-    Ok(text.trim().to_owned())
 }
 
 fn load(ground: &Ground, confine: Option<&CgroupRoot>) -> Result<(Kernel, Vec<Control>), Failure> {
@@ -409,24 +349,10 @@ impl Timer {
     }
 }
 
-fn unable(error: KernelError) -> Failure {
-    Failure::new(if error.host_cannot() { Exit::Unable } else { Exit::Failed }, error)
-}
-
-/// A state that another version or another agent must deal with is this host's, not a failure.
-fn refused_store(error: StoreError) -> Failure {
-    let exit = if matches!(error, StoreError::Newer { .. }) { Exit::Unable } else { Exit::Failed };
-    Failure::new(exit, error)
-}
-
 fn unrecovered(error: RecoverError) -> Failure {
     match error {
         RecoverError::Kernel(error) => unable(error),
         elsewhere @ RecoverError::Elsewhere { .. } => Failure::new(Exit::Usage, elsewhere),
         other => unexpected(other),
     }
-}
-
-fn unexpected(error: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Failed, error)
 }

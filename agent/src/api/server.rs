@@ -112,11 +112,11 @@ impl Listeners {
     /// # Errors
     /// [`ServerError::InUse`] if somebody answers on either path; the other variants name path and operation.
     pub fn bind(runtime: &Path, read_gid: u32, operate_gid: u32) -> Result<Self, ServerError> {
+        let (read, operate) = (super::read_socket(runtime), super::operate_socket(runtime));
+        super::socket::fits(&read)?;
+        super::socket::fits(&operate)?;
         super::socket::prepare(runtime)?;
-        Ok(Self {
-            read: Bound::bind(super::read_socket(runtime), read_gid)?,
-            operate: Bound::bind(super::operate_socket(runtime), operate_gid)?,
-        })
+        Ok(Self { read: Bound::bind(read, read_gid)?, operate: Bound::bind(operate, operate_gid)? })
     }
 
     /// Accepts until the receiver of `calls` is dropped.

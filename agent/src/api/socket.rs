@@ -102,6 +102,25 @@ pub(super) fn prepare(directory: &Path) -> Result<(), ServerError> {
     }
 }
 
+/// Where a socket is made before it takes its place.
+fn draft(path: &Path) -> PathBuf {
+    let mut draft = path.to_owned().into_os_string();
+    draft.push("~");
+    draft.into()
+}
+
+fn address(path: &Path) -> Result<UnixAddr, ServerError> {
+    UnixAddr::new(path).map_err(|errno| match errno {
+        Errno::ENAMETOOLONG => ServerError::PathTooLong { path: path.to_owned() },
+        errno => system("name the socket", path)(errno),
+    })
+}
+
+/// Whether a socket can stand there: asked before anything is made.
+pub(super) fn fits(path: &Path) -> Result<(), ServerError> {
+    address(&draft(path)).map(drop)
+}
+
 /// A listening socket and the file it stands under.
 #[derive(Debug)]
 pub(super) struct Bound {
@@ -114,9 +133,7 @@ pub(super) struct Bound {
 impl Bound {
     pub(super) fn bind(path: PathBuf, gid: u32) -> Result<Self, ServerError> {
         refuse_if_in_use(&path)?;
-        let mut draft = path.clone().into_os_string();
-        draft.push("~");
-        let draft = PathBuf::from(draft);
+        let draft = draft(&path);
         let bound = listen(&draft, gid).and_then(|(listener, identity)| {
             fs::rename(&draft, &path).map_err(system("put in place", &path))?;
             Ok(Self { path, identity, listener })
@@ -142,10 +159,7 @@ impl Drop for Bound {
 }
 
 fn listen(draft: &Path, gid: u32) -> Result<(StdListener, (u64, u64)), ServerError> {
-    let address = UnixAddr::new(draft).map_err(|errno| match errno {
-        Errno::ENAMETOOLONG => ServerError::PathTooLong { path: draft.to_owned() },
-        errno => system("name the socket", draft)(errno),
-    })?;
+    let address = address(draft)?;
     match fs::remove_file(draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(system("remove", draft)(error)),
         _ => {}

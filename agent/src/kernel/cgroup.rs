@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::KernelError;
+use crate::made::Made;
 
 /// Inode of the initial cgroup namespace (`PROC_CGROUP_INIT_INO`, `include/linux/proc_ns.h`).
 const INITIAL_NAMESPACE: u64 = 0xefff_fffb;
@@ -24,12 +25,12 @@ pub struct CgroupRoot {
 
 impl CgroupRoot {
     /// Looks at the cgroup `path` below the cgroup2 mount point `mount`, and makes it if it is not there.
-    pub fn create(path: &Path, mount: &Path) -> Result<Self, KernelError> {
+    pub fn create(path: &Path, mount: &Path, made: &mut Made) -> Result<Self, KernelError> {
         if path == mount || !path.starts_with(mount) {
             let remedy = "name a directory in the cgroup2 tree with --cgroup";
             return Err(KernelError::NotBelow { path: path.into(), above: mount.into(), remedy });
         }
-        fs::create_dir_all(path).map_err(KernelError::file("make cgroup", path))?;
+        made.directory(path, 0o755).map_err(KernelError::file("make cgroup", path))?;
         Self::open(path, mount)
     }
 

@@ -40,6 +40,12 @@ pub enum KernelError {
         /// The pin directory.
         path: PathBuf,
     },
+    /// Another agent holds the cgroup.
+    #[error("another agent is running and holds cgroup {}: stop it, or give this one its own --cgroup", path.display())]
+    CgroupHeld {
+        /// The cgroup.
+        path: PathBuf,
+    },
     /// The directory for pins is not in a BPF file system.
     #[error("{} is not in a bpf file system: mount -t bpf bpf /sys/fs/bpf, or name another --pin-dir", path.display())]
     NotBpffs {

@@ -16,12 +16,14 @@ use nix::{
 use tipstaff_common::LAYOUT;
 
 use super::KernelError;
+use crate::made::Made;
 
 /// A pin directory that this process holds.
 #[derive(Debug)]
 pub struct Pins {
     top: PathBuf,
     directory: PathBuf,
+    made: Made,
     _lock: Flock<File>,
 }
 
@@ -29,19 +31,28 @@ impl Pins {
     /// Makes the directory for this layout below `top` and takes its lock.
     pub fn open(top: &Path) -> Result<Self, KernelError> {
         let directory = top.join(format!("v{LAYOUT}"));
-        fs::create_dir_all(&directory).map_err(KernelError::file("make", &directory))?;
-        let kind = statfs(&directory).map_err(|e| KernelError::file("look at", &directory)(e.into()))?;
+        let mut made = Made::default();
+        let there = made.directory(&directory, 0o755).map_err(KernelError::file("make", &directory));
+        match there.and_then(|()| Self::lock(&directory, top)) {
+            Ok(lock) => Ok(Self { top: top.into(), directory, made, _lock: lock }),
+            Err(problem) => {
+                // what was just made is no pin directory, or nobody's
+                made.take_away();
+                Err(problem)
+            }
+        }
+    }
+
+    fn lock(directory: &Path, top: &Path) -> Result<Flock<File>, KernelError> {
+        let kind = statfs(directory).map_err(|e| KernelError::file("look at", directory)(e.into()))?;
         if kind.filesystem_type() != BPF_FS_MAGIC {
-            // what was just made is not a pin directory: leave nothing behind
-            let _ = fs::remove_dir(&directory);
-            let _ = fs::remove_dir(top);
             return Err(KernelError::NotBpffs { path: top.into() });
         }
-        let file = File::open(&directory).map_err(KernelError::file("open", &directory))?;
+        let file = File::open(directory).map_err(KernelError::file("open", directory))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { top: top.into(), directory, _lock: lock }),
+            Ok(lock) => Ok(lock),
             Err((_, Errno::EWOULDBLOCK)) => Err(KernelError::Held { path: top.into() }),
-            Err((_, error)) => Err(KernelError::file("lock", &directory)(error.into())),
+            Err((_, error)) => Err(KernelError::file("lock", directory)(error.into())),
         }
     }
 
@@ -120,11 +131,9 @@ impl Pins {
         Ok(count)
     }
 
-    /// Gives up the lock, and the directories where they hold no pin of an earlier agent.
+    /// Gives up the lock, and the directories that were made for it.
     pub fn leave(self) {
-        // not empty: then they are in use
-        let _ = fs::remove_dir(&self.directory);
-        let _ = fs::remove_dir(&self.top);
+        self.made.take_away();
     }
 
     /// Removes the pins and the directories. Returns how many pins there were.

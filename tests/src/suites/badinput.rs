@@ -26,6 +26,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("badinput::policy-cannot-be-read", WHEREVER, policy_unreadable),
     Test::new("badinput::configuration-with-an-unknown-key", WHEREVER, configuration),
     Test::new("badinput::second-agent", WHEREVER, second_agent),
+    Test::new("badinput::refused-agents-change-nothing", WHEREVER, refused_agents),
     Test::new("badinput::stale-socket-is-replaced", WHEREVER, stale_socket),
     Test::new("badinput::agent-not-running", WHEREVER, no_agent),
     Test::sharing("badinput::unknown-session", WHEREVER, unknown_session),
@@ -191,6 +192,58 @@ fn second_agent(s: &mut Sandbox) -> Result<()> {
     s.session_ended(&session, "operator")?;
     s.run(&policy, &member, "say well")?.wait()?.ended(0)?.said("well")?;
     Ok(())
+}
+
+/// Beside an agent that runs, each of these must not start, and is gone without a trace: one on whatever the first has, and
+/// those whose flags or configuration are wrong. The first one's evidence is whole all the time.
+fn refused_agents(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let running = s.run(&s.policy(&only(&member))?, &member, "idle")?;
+    let session = running.session(s)?;
+    let top = s.folder().to_owned();
+    let (second, long) = (top.join("second"), top.join("r".repeat(120)));
+    let (pins, cgroup) = (s.pins().with_file_name("second"), s.part("second").path().to_owned());
+    let config = top.join("nobody.toml");
+    fs::write(&config, "[groups]\nread = \"nosuchgroup\"\n")?;
+    let own = |name: &str| second.join(name).display().to_string();
+    let (pins, deep) = (pins.display().to_string(), cgroup.join("deep").display().to_string());
+    let all = [
+        ("--pin-dir", pins.clone()),
+        ("--cgroup", deep.clone()),
+        ("--runtime-dir", own("run")),
+        ("--state-dir", own("state")),
+        ("--evidence-dir", own("evidence")),
+        ("--confine", s.part("").path().display().to_string()),
+    ];
+    let of_first = |name: &str| top.join(name).display().to_string();
+    let elsewhere = s.part("elsewhere").path().display().to_string();
+    let cases = [
+        ("--runtime-dir", of_first("run"), 1, "answers on"),
+        ("--state-dir", of_first("state"), 1, "store.redb"),
+        ("--cgroup", s.part("sessions").path().display().to_string(), 1, "holds cgroup"),
+        ("--runtime-dir", long.display().to_string(), 2, "too long"),
+        ("--config", config.display().to_string(), 2, "nosuchgroup"),
+        ("--confine", elsewhere, 2, "--confine"),
+        ("--confine", of_first("nowhere"), 2, "nowhere"),
+    ];
+    for (flag, value, code, told) in cases {
+        let mut daemon = s.tipstaff();
+        daemon.arg("daemon");
+        for (name, own) in all.iter().filter(|(name, _)| *name != flag) {
+            daemon.arg(name).arg(own);
+        }
+        daemon.arg(flag).arg(&value);
+        let refused = Running::spawn(s, daemon, None)?.wait()?;
+        refused.ended(code)?.complained(&["tipstaff: ", told]).with_context(|| format!("{flag} {value}"))?;
+        for made in [Path::new(&pins), &cgroup, &long] {
+            ensure!(!made.exists(), "{flag} {value} left {}", made.display());
+        }
+        s.cli(&["verify"])?.ended(0).with_context(|| format!("after {flag} {value}"))?;
+    }
+    ensure!(s.json(&["ps"])?["sessions"][0]["id"] == session, "the session is gone");
+    s.cli(&["end", &session])?.ended(0)?;
+    running.wait()?.ended(137).map(drop)
 }
 
 fn stale_socket(s: &mut Sandbox) -> Result<()> {
