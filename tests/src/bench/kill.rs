@@ -1,17 +1,14 @@
 //! `kill`: from a violation to the death of the process, and from the call to the end of a session.
 
-use std::{
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-    path::Path,
-    thread,
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::json;
 
 use super::{
-    Ground, place,
+    Ground,
+    control::call,
+    place,
     report::{Bound, Figures, Row, Target},
     watch::{Receiver, Watch},
     worker::Worker,
@@ -27,7 +24,7 @@ use crate::{
 /// Violations of each sort.
 const TRIALS: usize = 200;
 /// Sessions that are ended, with so many members and flows.
-const ENDS: usize = 10;
+const ENDS: usize = 100;
 const MEMBERS: u32 = 1_000;
 const FLOWS: u32 = 100;
 
@@ -108,7 +105,7 @@ fn ends(ground: &mut Ground) -> Result<Vec<Row>> {
         let begin = boot_ns()?;
         let call = thread::spawn({
             let socket = ground.sandbox.folder().join("run/operate.sock");
-            move || end(&socket, &session)
+            move || call(&socket, "End", &json!({"id": session, "reason": "operator"}))
         });
         let (left, last) = watch.wait(patience())?;
         ensure!(left == 0, "{left} members outlived the end of their session");
@@ -140,20 +137,4 @@ fn ends(ground: &mut Ground) -> Result<Vec<Row>> {
             )
         },
     ])
-}
-
-/// Ends a session through the agent's socket, as `tipstaff end` does, and waits for the answer.
-fn end(socket: &Path, session: &str) -> Result<()> {
-    let mut stream = UnixStream::connect(socket).context("operate.sock")?;
-    stream.set_read_timeout(Some(patience()))?;
-    let call = serde_json::json!({"method": "dev.tipstaff.End", "parameters": {"id": session, "reason": "operator"}});
-    stream.write_all(format!("{call}\0").as_bytes())?;
-    let mut answer = Vec::new();
-    let mut byte = [0];
-    while stream.read(&mut byte)? == 1 && byte != [0] {
-        answer.extend(byte);
-    }
-    let answer: serde_json::Value = serde_json::from_slice(&answer).context("the agent's answer")?;
-    ensure!(answer["error"].is_null(), "the agent refused to end a session: {answer}");
-    Ok(())
 }

@@ -2,6 +2,7 @@
 //! in `docs/performance.md`. They are no tests: the machine decides what comes out, and nothing here runs in `./x test`.
 
 mod bpf;
+mod control;
 mod deadline;
 mod flood;
 mod floor;
@@ -72,6 +73,9 @@ fn measure(options: &Options) -> Result<Vec<Row>> {
     }
     if asked("kill") {
         rows.extend(kill::run(&mut ground)?);
+    }
+    if asked("control") {
+        rows.extend(control::run(&mut ground)?);
     }
     if asked("start") {
         rows.extend(start::run(&mut ground)?);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::harness::options;
 
 /// Every benchmark, in the order in which they run.
-pub(super) const ALL: [&str; 8] = ["tax", "net", "spawn", "deadline", "kill", "start", "programs", "flood"];
+pub(super) const ALL: [&str; 9] = ["tax", "net", "spawn", "deadline", "kill", "control", "start", "programs", "flood"];
 /// Pairs of rounds where nothing else is said.
 const PAIRS: usize = 5;
 

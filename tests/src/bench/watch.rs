@@ -2,7 +2,7 @@
 
 use std::{
     io::Read,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
@@ -23,7 +23,8 @@ use crate::{
     work::victims::pidfd,
 };
 
-/// A server that knows when the last message that it received was sent, and how many connections have ended.
+/// A server, of connections and of datagrams, that knows when the last message that it received was sent, and how many
+/// connections have ended.
 #[derive(Debug)]
 pub(super) struct Receiver {
     pub(super) port: u16,
@@ -41,7 +42,14 @@ impl Receiver {
     pub(super) fn start() -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let (port, seen) = (listener.local_addr()?.port(), Arc::new(Seen::default()));
-        let shared = Arc::clone(&seen);
+        let datagrams = UdpSocket::bind((Ipv4Addr::LOCALHOST, port))?;
+        let (shared, also) = (Arc::clone(&seen), Arc::clone(&seen));
+        thread::spawn(move || {
+            let mut stamp = [0; 8];
+            while datagrams.recv(&mut stamp).is_ok() {
+                also.last_sent_ns.fetch_max(u64::from_be_bytes(stamp), Ordering::SeqCst);
+            }
+        });
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = Arc::clone(&shared);

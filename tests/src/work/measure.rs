@@ -3,7 +3,8 @@
 //! is a program that ends at once, `FORBIDDEN` another, which the policy does not allow.
 //!
 //! Some operations are no loops and have an answer of their own: `trespass THREADS PORT`, `errand THREADS PORT` (the same
-//! with the program that is allowed), `bomb`, `defuse`, `crowd SLEEPERS SPINNERS`, `flows COUNT PORT`.
+//! with the program that is allowed), `bomb`, `defuse`, `crowd SLEEPERS SPINNERS`, `flows COUNT PORT`,
+//! `refused N`: connects to destination N, without a datagram, until that is refused; answers when it was.
 
 use std::{
     ffi::CString,
@@ -119,7 +120,19 @@ impl Bench {
             }
             "crowd" => victims::crowd(first, second),
             "flows" => victims::flows(first, second),
+            "refused" => self.refused(first),
             _ => Ok(self.time(operation, first)?.to_string()),
+        }
+    }
+
+    fn refused(&self, n: u32) -> Result<String> {
+        let to = SockaddrIn::from(SocketAddrV4::new(destination(n), self.receiver_port));
+        loop {
+            match connect(self.sender.as_raw_fd(), &to) {
+                Ok(()) => std::thread::sleep(std::time::Duration::from_micros(100)),
+                Err(nix::errno::Errno::EPERM) => return Ok(crate::harness::wait::boot_ns()?.to_string()),
+                Err(other) => bail!("connect to {}: {other}", to.ip()),
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     ffi::CStr,
     fs::File,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     time::Duration,
 };
@@ -27,6 +27,9 @@ use crate::{bench::place, harness::wait::boot_ns};
 
 /// Pause between two messages of the flows.
 const BEAT: Duration = Duration::from_millis(1);
+
+/// Datagrams in a beat.
+const DATAGRAMS: usize = 10;
 
 fn now_ns() -> Result<u64> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
@@ -117,7 +120,8 @@ pub(super) fn crowd(sleepers: u32, spinners: u32) -> Result<String> {
     Ok(pids.join(" "))
 }
 
-/// A child with so many connections to a port on loopback, which sends the time on each of them in turn, for ever.
+/// A child with so many connections to a port on loopback, which sends the time on each of them in turn, and as datagrams,
+/// for ever.
 pub(super) fn flows(count: u32, port: u32) -> Result<String> {
     let port = u16::try_from(port)?;
     let child = in_child(|| send_for_ever(count, port).map_or(2, |()| 0))?;
@@ -128,10 +132,14 @@ fn send_for_ever(count: u32, port: u16) -> Result<()> {
     place::ordinary()?;
     let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, port));
     let mut flows = (0..count).map(connect).collect::<std::io::Result<Vec<_>>>()?;
+    let datagrams = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     loop {
         for flow in &mut flows {
             // one that was cut fails: the others go on
             let _ = send(flow.as_raw_fd(), &boot_ns()?.to_be_bytes(), MsgFlags::MSG_NOSIGNAL);
+        }
+        for _ in 0..DATAGRAMS {
+            let _ = datagrams.send_to(&boot_ns()?.to_be_bytes(), (Ipv4Addr::LOCALHOST, port));
         }
         std::thread::sleep(BEAT);
     }
