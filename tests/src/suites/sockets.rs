@@ -200,7 +200,9 @@ fn inbound(s: &mut Sandbox) -> Result<()> {
     for (address, _) in FAMILIES {
         let closed = only(&member).net("listen: allow").net("inbound: deny");
         let open = only(&member).net("listen: allow").net(format!("inbound: [{{ from: \"{address}\", id: friends }}]"));
-        for (policy, rule) in [(closed, None), (open, Some("friends"))] {
+        let strangers = if address == "::1" { "2001:db8::/32" } else { "192.0.2.0/24" };
+        let others = only(&member).net("listen: allow").net(format!("inbound: [{{ from: \"{strangers}\" }}]"));
+        for (policy, rule) in [(closed, None), (others, None), (open, Some("friends"))] {
             let (file, mut fifo) = (s.file("port"), Fifo::new(s)?);
             let line = format!("serve {address} {file} fifo {} nothing", fifo.path);
             let running = s.run(&s.policy(&policy)?, &member, &line)?;
@@ -224,8 +226,30 @@ fn inbound(s: &mut Sandbox) -> Result<()> {
             let seen = s.wait_evidence("who came", fits)?;
             ensure!(seen["verdict"] == verdict, "who came is recorded as {seen}");
         }
+        no_listener(s, &member, address)?;
     }
     Ok(())
+}
+
+/// Where nothing may be listened on, a port that the kernel picks is none either, whoever may come in.
+fn no_listener(s: &Sandbox, member: &str, address: &str) -> Result<()> {
+    let policy = s.policy(&only(member).net("inbound: allow"))?;
+    let file = s.file("port");
+    let running = s.run(&policy, member, &format!("serve {address} {file} nothing"))?;
+    let session = running.session(s)?;
+    if s.tier == Tier::Full {
+        running.wait()?.complained(&["Operation not permitted"])?;
+        ensure!(!std::path::Path::new(&file).exists(), "the member listens");
+    } else {
+        let port = until("the member to listen", patience(), || {
+            Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
+        })?;
+        let to = std::net::SocketAddr::new(address.parse()?, port);
+        ensure!(TcpStream::connect_timeout(&to, Duration::from_millis(700)).is_err(), "{to} was reached");
+        s.cli(&["end", &session])?.ended(0)?;
+    }
+    let fits = |r: &Value| r["session"] == session && r["via"] == "listen" && r["verdict"] == "deny";
+    s.wait_evidence("the listener that is none", fits).map(drop)
 }
 
 /// To a port that the kernel picked comes what was asked for, and nothing else unless the rules let it be listened on.
@@ -269,20 +293,28 @@ fn unix(s: &mut Sandbox) -> Result<()> {
     open(&letters)?;
     let name = format!("@tipstaff-test-{}", std::process::id());
     let _named = UnixListener::bind_addr(&unix_address(&name)?)?;
-    let line = format!("unix-to stream {path} + unix-to datagram {letters} + unix-to stream {name}");
+    let post = format!("{name}-post");
+    let _post = UnixDatagram::bind_addr(&unix_address(&post)?)?;
+    let line =
+        format!("unix-to stream {path} + unix-to datagram {letters} + unix-to stream {name} + unix-to datagram {post}");
     let say = |policy: &Policy| -> Result<(String, Finished)> {
         let running = s.run(&s.policy(policy)?, &member, &line)?;
         let session = running.session(s)?;
         Ok((session, running.wait()?))
     };
     let (session, none) = say(&only(&member))?;
-    none.said("errno 1\nerrno 1\nerrno 1")?;
+    none.said("errno 1\nerrno 1\nerrno 1\nerrno 1")?;
     said(s, &session, "unix", "default")?;
-    let all = only(&member).scope(format!("unix: {{ allow: [{path}, {letters}, \"{name}\"] }}"));
-    say(&all)?.1.said("ok\nok\nok")?;
+    let all = only(&member).scope(format!("unix: {{ allow: [{path}, {letters}, \"{name}\", \"{post}\"] }}"));
+    say(&all)?.1.said("ok\nok\nok\nok")?;
+    // whoever may reach all names but some
+    let operator = || only(&member).kind("operator");
+    say(&operator())?.1.said("ok\nok\nok\nok")?;
+    let but = operator().scope(format!("unix: {{ deny: [{path}, \"{post}\"] }}"));
+    say(&but)?.1.said("errno 1\nok\nok\nerrno 1")?;
     let directory = std::path::Path::new(&path).parent().context("no folder")?.display();
     let below = only(&member).scope(format!("unix: {{ allow: [{directory}/], deny: [{letters}] }}"));
-    say(&below)?.1.said("ok\nerrno 1\nerrno 1")?;
+    say(&below)?.1.said("ok\nerrno 1\nerrno 1\nerrno 1")?;
     // another socket at the same place, and another path to it
     let mut fifo = Fifo::new(s)?;
     let running = s.run(&s.policy(&all)?, &member, &format!("fifo {} unix-to stream {path}", fifo.path))?;
@@ -321,30 +353,48 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
             "destinations: 2",
             "connect udp 127.0.0.1 9 + connect udp 127.0.0.2 9 + connect udp 127.0.0.3 9 + connect udp 127.0.0.1 9",
             "ok\nok\nerrno 1\nok",
+            "budget-destinations",
         ),
         // 28 bytes of headers each
-        ("egressBytes: 5120", "send-many 20 1000 127.0.0.1 9", "4 done 16 refused"),
+        ("egressBytes: 5120", "send-many 20 1000 127.0.0.1 9", "4 done 16 refused", "budget-egress"),
         // what was too large uses nothing up
         (
             "egressBytesPerSecond: 4000",
             "send-many 1 8000 127.0.0.1 9 + send-many 3 1000 127.0.0.1 9",
             "0 done 1 refused\n3 done 0 refused",
+            "budget-egress-rate",
         ),
     ];
-    for (budget, line, expected) in cases {
+    for (budget, line, expected, rule) in cases {
         // a socket of the port, so that no ICMP error comes back
         let _sink = UdpSocket::bind(("127.0.0.1", 0))?;
         let line = line.replace("127.0.0.1 9", &server.words());
-        s.run(&policy(budget)?, &member, &line)?.wait()?.said(expected)?;
+        let running = s.run(&policy(budget)?, &member, &line)?;
+        let session = running.session(s)?;
+        running.wait()?.said(expected)?;
+        s.wait_evidence(rule, |r| r["session"] == session && r["rule"] == rule)?;
     }
+    // all members have one budget together
+    let both = format!("background connect-many 20 {0} + background connect-many 20 {0} + idle", server.words());
+    let running = s.run(&policy("connects: 25")?, &member, &both)?;
+    let done = until("both members to be done", patience(), || {
+        let said = running.said();
+        let counts = said.lines().filter(|line| line.ends_with("refused"));
+        let counts: Vec<u32> = counts.filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+        Ok((counts.len() == 2).then_some(counts))
+    })?;
+    ensure!(done.iter().sum::<u32>() == 25, "two members with 25 connects made {done:?}");
+    s.cli(&["end", &running.session(s)?])?.ended(0)?;
     let began = Instant::now();
     let many = s.run(&policy("connectsPerSecond: 10")?, &member, &format!("connect-many 2000 {}", server.words()))?;
+    let session = many.session(s)?;
     let said = many.wait()?.stdout;
     let seconds = began.elapsed().as_secs();
     let number = |at: usize| said.split_whitespace().nth(at).and_then(|n| n.parse::<u64>().ok()).context("no count");
     let (done, refused) = (number(0)?, number(2)?);
     // the first second and the last may be of the clock's for a part only
     ensure!(done >= 10 && done <= 10 * (seconds + 2) && refused > 0, "{said} in {seconds} s");
+    s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connect-rate")?;
     Ok(())
 }
 
