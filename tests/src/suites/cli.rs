@@ -66,7 +66,9 @@ fn status_and_probe(s: &mut Sandbox) -> Result<()> {
         ensure!(state(name) == "enforced", "control {name} is {}: {probe}", state(name));
     }
     let expected = if s.tier == Tier::Full { "enforced" } else { "unavailable" };
-    ensure!(state("exec-script") == expected, "control exec-script is {}", state("exec-script"));
+    for name in ["exec-script", "crossed-sockets", "unix-sockets"] {
+        ensure!(state(name) == expected, "control {name} is {}: {probe}", state(name));
+    }
     Ok(())
 }
 

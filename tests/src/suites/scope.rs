@@ -34,6 +34,11 @@ fn names(s: &mut Sandbox) -> Result<()> {
     let remedy = "add `resolver: allow` to spec.scope.net";
     ensure!(record["remedy"] == remedy, "the record has no remedy: {record}");
     s.cli(&["events"])?.ended(0)?.told(&["dns-denied", remedy])?;
+    // a query that is refused is not sent
+    for way in ["send", "connect tcp"] {
+        let refused = reach(s, &only(&member), &member, &format!("{way} {resolver} 53"))?;
+        refused.was_refused_to(s, &to, "dns-denied")?;
+    }
     let open = reach(s, &only(&member).net("resolver: allow"), &member, &line)?;
     open.was_let_through(s, &to, "net.resolver")?;
     // nothing but port 53 of it is open
