@@ -3,7 +3,8 @@
 
 use std::{
     cell::RefCell,
-    fs,
+    env, fs,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -18,6 +19,7 @@ use nix::{
 };
 use serde_json::Value;
 
+use super::interrupt::Interrupt;
 use crate::{exec::output, workspace::Workspace};
 
 /// Names of the demo's cgroups begin so; the rest is its process id.
@@ -31,26 +33,36 @@ pub(super) struct Ground {
     folder: PathBuf,
     cgroup: PathBuf,
     running: RefCell<Option<Child>>,
+    pub(super) interrupt: Interrupt,
 }
 
 impl Ground {
     /// Sweeps what is left of earlier demos, and makes folder, cgroups and mount.
-    pub(super) fn prepare(workspace: &Workspace) -> Result<Self> {
+    pub(super) fn prepare(workspace: &Workspace, interrupt: Interrupt) -> Result<Self> {
         let folder = workspace.target.join("demo");
         let tree = cgroup2()?;
         sweep(&folder, &tree)?;
         let cgroup = tree.join(format!("{PREFIX}{}", std::process::id()));
+        let ground = Self { agent: workspace.agent(), folder, cgroup, running: RefCell::new(None), interrupt };
+        if let Err(error) = ground.make() {
+            ground.clean_up()?;
+            return Err(error);
+        }
+        Ok(ground)
+    }
+
+    fn make(&self) -> Result<()> {
         for part in ["agent", "callers"] {
-            let path = cgroup.join(part);
+            let path = self.cgroup.join(part);
             fs::create_dir_all(&path).with_context(|| format!("cannot make cgroup {}", path.display()))?;
         }
         for part in ["work", "bpf", "state", "run"] {
-            fs::create_dir_all(folder.join(part))?;
+            fs::create_dir_all(self.folder.join(part))?;
         }
-        let bpf = folder.join("bpf");
+        fs::write(self.configuration(), "")?;
+        let bpf = self.folder.join("bpf");
         mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), None::<&str>)
-            .with_context(|| format!("cannot mount a bpf file system on {}", bpf.display()))?;
-        Ok(Self { agent: workspace.agent(), folder, cgroup, running: RefCell::new(None) })
+            .with_context(|| format!("cannot mount a bpf file system on {}", bpf.display()))
     }
 
     /// Where the workload runs.
@@ -68,6 +80,15 @@ impl Ground {
         self.folder.join("state/evidence/evidence.jsonl")
     }
 
+    /// The agent's configuration, which says nothing: the host's own is not the demo's.
+    fn configuration(&self) -> PathBuf {
+        self.folder.join("tipstaff.toml")
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.folder.join("bpf/pins")
+    }
+
     /// Starts the agent in its own cgroup, confined to the demo's, and waits until it answers.
     pub(super) fn start_agent(&self) -> Result<()> {
         let log = fs::File::options().append(true).create(true).open(self.folder.join("agent.log"))?;
@@ -80,13 +101,13 @@ impl Ground {
             .stdout(log.try_clone()?)
             .stderr(log);
         *self.running.borrow_mut() = Some(command.spawn().context("cannot start the agent")?);
-        let start = Instant::now();
-        while !self.tipstaff(&["probe"]).output().is_ok_and(|o| o.status.success() && self.answers()) {
+        let answers = self.interrupt.until(Instant::now() + PATIENCE, || {
             let ended = self.running.borrow_mut().as_mut().is_some_and(|c| matches!(c.try_wait(), Ok(Some(_))));
-            if ended || start.elapsed() > PATIENCE {
-                bail!("the agent did not start: {}", fs::read_to_string(self.folder.join("agent.log"))?.trim());
-            }
-            thread::sleep(GLANCE);
+            let ready = self.tipstaff(&["probe"]).output().is_ok_and(|o| o.status.success() && self.answers());
+            Ok((ended || ready).then_some(ready))
+        })?;
+        if answers != Some(true) {
+            bail!("the agent did not start: {}", fs::read_to_string(self.folder.join("agent.log"))?.trim());
         }
         Ok(())
     }
@@ -138,25 +159,29 @@ impl Ground {
     }
 
     fn places(&self, command: &mut Command) {
+        self.bare(command);
+        command.env("TIPSTAFF_CONFIG", self.configuration());
         command.env("TIPSTAFF_STATE_DIR", self.folder.join("state"));
+        command.env("TIPSTAFF_EVIDENCE_DIR", self.folder.join("state/evidence"));
         command.env("TIPSTAFF_RUNTIME_DIR", self.folder.join("run"));
-        command.env("TIPSTAFF_PIN_DIR", self.folder.join("bpf/pins"));
+        command.env("TIPSTAFF_PIN_DIR", self.pins());
         command.env("TIPSTAFF_CGROUP", self.cgroup.join("sessions"));
         command.env("TIPSTAFF_POLICY_DIR", &self.folder);
-        command.env_remove("TIPSTAFF_EVIDENCE_DIR").env_remove("TIPSTAFF_CONFIG");
+    }
+
+    /// Of the caller's environment only the PATH: no proxy, no repository and no settings of git, no other agent's places.
+    pub(super) fn bare(&self, command: &mut Command) {
+        command.env_clear().envs(env::var_os("PATH").map(|path| ("PATH", path)));
+        command.env("HOME", self.work()).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
     }
 
     /// Waits until no session lives any more.
     pub(super) fn wait_for_end(&self) -> Result<()> {
-        let start = Instant::now();
-        loop {
+        let ended = self.interrupt.until(Instant::now() + PATIENCE, || {
             let sessions: Value = serde_json::from_str(&output(&mut self.tipstaff(&["ps", "-o", "json"]))?)?;
-            if sessions["sessions"].as_array().is_some_and(Vec::is_empty) {
-                return Ok(());
-            }
-            ensure!(start.elapsed() < PATIENCE, "the session does not end");
-            thread::sleep(GLANCE);
-        }
+            Ok(sessions["sessions"].as_array().is_some_and(Vec::is_empty).then_some(()))
+        })?;
+        ended.context("the session does not end")
     }
 
     /// Processes in the sessions' cgroups.
@@ -171,14 +196,31 @@ impl Ground {
 
     /// Ends the agent and removes everything but the folder.
     pub(super) fn clean_up(self) -> Result<()> {
-        if let Some(mut agent) = self.running.take() {
-            // it may be gone; then there is nothing to end
-            let _ = kill(Pid::from_raw(i32::try_from(agent.id())?), Signal::SIGTERM);
-            agent.wait()?;
-            output(&mut self.tipstaff(&["disarm", "--yes"]))?;
-        }
-        remove(&self.folder, &self.cgroup)
+        let stopped = self.running.take().map_or(Ok(()), |mut agent| stop(&mut agent));
+        let disarmed = if self.pins().exists() {
+            // in a process group of its own: a second Ctrl-C is not meant for it
+            output(self.tipstaff(&["disarm", "--yes"]).process_group(0)).map(|_| ())
+        } else {
+            Ok(())
+        };
+        remove(&self.folder, &self.cgroup).and(stopped).and(disarmed)
     }
+}
+
+/// Asks the agent to end, and kills it where it does not.
+fn stop(agent: &mut Child) -> Result<()> {
+    // it may be gone; then there is nothing to end
+    let _ = kill(Pid::from_raw(i32::try_from(agent.id())?), Signal::SIGTERM);
+    let start = Instant::now();
+    while agent.try_wait()?.is_none() {
+        if start.elapsed() > PATIENCE {
+            agent.kill()?;
+            agent.wait()?;
+            bail!("the agent did not end {} s after SIGTERM: it was killed", PATIENCE.as_secs());
+        }
+        thread::sleep(GLANCE);
+    }
+    Ok(())
 }
 
 /// What demos whose process is gone left behind.

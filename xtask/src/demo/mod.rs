@@ -2,6 +2,7 @@
 //! outlives it, a new agent that ends what is left, a readable timeline from the evidence, and nothing left behind.
 
 mod ground;
+mod interrupt;
 mod server;
 mod stream;
 mod timeline;
@@ -10,13 +11,14 @@ use std::{
     fs,
     io::Write as _,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    panic::{self, AssertUnwindSafe},
     path::Path,
-    process::{Command, ExitCode, ExitStatus},
-    thread,
+    process::{Child, Command, ExitCode, ExitStatus},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     build,
@@ -25,18 +27,26 @@ use crate::{
     workspace::Workspace,
 };
 use ground::Ground;
+use interrupt::Interrupt;
 use server::Server;
 use stream::{Fate, Stream};
 
 /// How long the demo's session may last.
 const TTL: &str = "20s";
-/// When the agent is killed, after the start.
+/// When the agent is killed, after the session's start: the workload had the time to do everything that it does.
 const KILLED: Duration = Duration::from_secs(8);
-/// When a member is woken and a server that it asks for is there: the session is over.
-const WOKEN: Duration = Duration::from_millis(20_200);
-/// When it is looked what came of that: everybody had the time to try.
-const LOOKED: Duration = Duration::from_millis(21_400);
-const GLANCE: Duration = Duration::from_millis(50);
+/// So long before its deadline the session has lost its agent.
+const ALONE: Duration = Duration::from_secs(5);
+/// When a member is woken and a server that it asks for is there, after the session's deadline.
+const WOKEN: Duration = Duration::from_millis(200);
+/// When it is looked what came of that, after the deadline: everybody had the time to try.
+const LOOKED: Duration = Duration::from_millis(1_400);
+/// When the kernel's clock, after the deadline, has killed what computes: ten times a second it looks at what each
+/// processor runs, which on a busy host is not always this.
+const CLOCK: Duration = Duration::from_secs(5);
+/// How long the far end of a destroyed connection waits for its reset.
+const RESET: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Programs that the workload is made of, and Debian's packages for them.
 const PROGRAMS: [(&str, &str); 3] = [("git", "git"), ("curl", "curl"), ("setsid", "util-linux")];
 
@@ -46,17 +56,17 @@ say() { echo "  | $*"; }
 try() { "$@" >/dev/null 2>&1; code=$?; if [ $code = 0 ]; then echo "worked"; else echo "refused (status $code)"; fi; }
 say "git clone of a repository:           $(try git clone -q origin clone)"
 say "git log:                             $(try git -C clone log -1)"
-say "curl to a server in scope:           $(try curl -sf -m 3 "$GOOD4")"
-say "curl to a server in scope, IPv6:     $(try curl -gsf -m 3 "$GOOD6")"
-say "curl to a server out of scope:       $(try curl -sf -m 3 "$BAD4")"
-say "curl to a server out of scope, IPv6: $(try curl -gsf -m 3 "$BAD6")"
-say "curl to the metadata address:        $(try curl -sf -m 3 http://169.254.169.254/latest/meta-data/)"
+say "curl to a server in scope:           $(try curl -q -sf -m 3 "$GOOD4")"
+say "curl to a server in scope, IPv6:     $(try curl -q -gsf -m 3 "$GOOD6")"
+say "curl to a server out of scope:       $(try curl -q -sf -m 3 "$BAD4")"
+say "curl to a server out of scope, IPv6: $(try curl -q -gsf -m 3 "$BAD6")"
+say "curl to the metadata address:        $(try curl -q -sf -m 3 http://169.254.169.254/latest/meta-data/)"
 say "tee, a program out of scope:         $(try tee marker </dev/null)"
 setsid -f ./daemon.sh </dev/null >/dev/null 2>&1
 say "a child daemonised and went its own way"
 ./spin.sh & echo $! > spinner
-sleep 300 | curl -sN "telnet://127.0.0.1:$STREAM" >/dev/null 2>&1 &
-curl -s --retry 90 --retry-delay 1 --retry-all-errors "http://127.0.0.1:$LATER/" >/dev/null 2>&1 &
+sleep 300 | curl -q -sN "telnet://127.0.0.1:$STREAM" >/dev/null 2>&1 &
+curl -q -s --retry 90 --retry-delay 1 --retry-all-errors "http://127.0.0.1:$LATER/" >/dev/null 2>&1 &
 ./late.sh </dev/null >/dev/null 2>&1 &
 say "one child computes, one holds a connection open, one asks each second for a server that is not there yet"
 exec sleep 300
@@ -82,11 +92,16 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<ExitCode> {
         ensure!(packages::is_debian(), "the demo's workload needs {}: install it", missing.join(", "));
         packages::install(&missing)?;
     }
-    let ground = Ground::prepare(workspace)?;
-    let result = play(&ground);
-    let left = ground.clean_up();
-    result?;
-    left?;
+    let ground = Ground::prepare(workspace, Interrupt::watch()?)?;
+    // a terminal that is gone makes printing panic; what was made goes all the same
+    let result = panic::catch_unwind(AssertUnwindSafe(|| play(&ground)));
+    let signal = ground.interrupt.signal();
+    ground.clean_up()?;
+    if let Some(signal) = signal {
+        say(&format!("{signal}: the demo ends early, and has cleaned up"));
+        return Ok(ExitCode::from(128 + u8::try_from(signal as i32)?));
+    }
+    result.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -98,10 +113,10 @@ fn play(ground: &Ground) -> Result<()> {
     }
     let [good6, bad6] = six;
     let (stream, later) = (Stream::start()?, Server::free_port()?);
-    prepare_work(&ground.work())?;
+    prepare_work(ground)?;
     let policy = ground.policy();
     let port6 = good6.as_ref().map_or(good4.port, |s| s.port);
-    fs::write(&policy, policy_text(&ground.work(), [good4.port, stream.port, later], port6)?)
+    fs::write(&policy, policy_text(ground, [good4.port, stream.port, later], port6)?)
         .context("cannot write the policy")?;
     ground.start_agent()?;
     ground.show_controls()?;
@@ -111,7 +126,6 @@ fn play(ground: &Ground) -> Result<()> {
     ensure!(refused.code() == Some(125), "`tipstaff run -- env` ended with {refused}, and should have with 125");
 
     heading(&format!("A session of {TTL}: what the workload itself says"));
-    let start = Instant::now();
     let mut workload = ground.run(&policy);
     workload.arg("./work.sh").current_dir(ground.work());
     workload.env("GOOD4", good4.url()).env("BAD4", bad4.url());
@@ -119,11 +133,12 @@ fn play(ground: &Ground) -> Result<()> {
     workload.env("BAD6", bad6.as_ref().map_or_else(String::new, Server::url));
     workload.env("STREAM", stream.port.to_string()).env("LATER", later.to_string());
     let mut workload = workload.spawn().context("cannot start tipstaff run")?;
-    let refused = without_agent(ground, start, &stream, later)?;
+    let refused = without_agent(ground, &mut workload, &stream, later)?;
 
     heading("A new agent starts");
     ground.start_agent()?;
-    let status = workload.wait().context("cannot wait for tipstaff run")?;
+    let status = ground.interrupt.until(Instant::now() + PATIENCE, || Ok(workload.try_wait()?))?;
+    let status = status.context("the workload does not end")?;
     ground.wait_for_end()?;
 
     heading("The same from the kernel: the evidence");
@@ -131,8 +146,10 @@ fn play(ground: &Ground) -> Result<()> {
     heading("What is left");
     check(ground, status, &[&bad4, &refused], &[&good4])?;
     ensure!(timeline::destroyed(&ground.evidence(), stream.port)?, "no receipt says that the connection is destroyed");
-    let told = if stream.fate() == Fate::Reset { "was reset" } else { "was not told" };
-    println!("  the open connection is destroyed, with a receipt; its other end {told}");
+    let fate = || Some(stream.fate()).filter(|fate| *fate != Fate::Open);
+    let fate = ground.interrupt.until(Instant::now() + RESET, || Ok(fate()))?;
+    ensure!(fate == Some(Fate::Reset), "the other end of the open connection was not told of its end: {fate:?}");
+    println!("  the open connection is destroyed, with a receipt; its other end was reset");
     heading("The evidence");
     println!("  {}", ground.evidence().display());
     let verified = output(&mut ground.tipstaff(&["verify"]))?;
@@ -145,27 +162,31 @@ fn play(ground: &Ground) -> Result<()> {
 
 /// From the agent's death to after the session's end: what the kernel holds alone. The server that the session asks for
 /// each second is there only after the end.
-fn without_agent(ground: &Ground, start: Instant, stream: &Stream, later: u16) -> Result<Server> {
-    let wait = |until: Duration| thread::sleep(until.saturating_sub(start.elapsed()));
-    let spinner = || fs::read_to_string(ground.work().join("spinner")).ok()?.trim().parse::<u32>().ok();
-    let mut pid = None;
-    while pid.is_none() && start.elapsed() < KILLED {
-        pid = spinner();
-        thread::sleep(GLANCE);
-    }
-    let pid = pid.context("the workload was not ready before its agent died")?;
-    wait(KILLED);
-    heading("After 8 s the agent is killed; nobody takes its place");
+fn without_agent(ground: &Ground, workload: &mut Child, stream: &Stream, later: u16) -> Result<Server> {
+    let wait = &ground.interrupt;
+    let life = wait.until(Instant::now() + PATIENCE, || Life::of_session(&ground.evidence(), workload))?;
+    let Life { began, over } = life.context("no record says that the session began")?;
+    let ready = || {
+        let pid = fs::read_to_string(ground.work().join("spinner")).ok()?.trim().parse::<u32>().ok()?;
+        (stream.fate() == Fate::Open).then_some(pid)
+    };
+    let pid = wait.until(over - ALONE, || Ok(ready()))?.context("the workload was not ready before its agent died")?;
+    wait.rest(began + KILLED)?;
+    heading(&format!("After {:.0} s the agent is killed; nobody takes its place", began.elapsed().as_secs_f64()));
     ensure!(stream.fate() == Fate::Open, "the session has no open connection");
     ground.kill_agent()?;
-    wait(WOKEN);
+    let killed = Instant::now();
+    wait.rest(over + WOKEN)?;
     let server = Server::start_on("127.0.0.1", later)?;
     let wake = ground.work().join("wake");
     let mut wake = fs::File::options().write(true).custom_flags(nix::libc::O_NONBLOCK).open(wake)?;
     wake.write_all(b"now\n").context("no child waits to be woken")?;
-    wait(LOOKED);
-    println!("  the session was over 1.4 s ago, and the agent died 13.4 s ago:");
-    ensure!(!Path::new("/proc").join(pid.to_string()).exists() || is_dead(pid), "the child that computes lives");
+    wait.rest(over + LOOKED)?;
+    let dead = || (!Path::new("/proc").join(pid.to_string()).exists() || is_dead(pid)).then_some(());
+    let dead = wait.until(over + CLOCK, || Ok(dead()))?;
+    let ago = |then: Instant| then.elapsed().as_secs_f64();
+    println!("  the session was over {:.1} s ago, and the agent died {:.1} s ago:", ago(over), ago(killed));
+    dead.context("the child that computes lives")?;
     println!("  the child that computed is dead: the kernel's clock killed it");
     ensure!(!ground.work().join("late-marker").exists(), "a program ran after the session's end");
     match ground.work().join("woken").exists() {
@@ -176,6 +197,24 @@ fn without_agent(ground: &Ground, start: Instant, stream: &Stream, later: u16) -
     println!("  a child asked for a server in scope, which is there now: it was not reached");
     println!("  {} processes of it sleep on; what sleeps needs an agent to be removed", ground.members()?.len());
     Ok(server)
+}
+
+/// When a session began, and when it is over.
+struct Life {
+    began: Instant,
+    over: Instant,
+}
+
+impl Life {
+    /// As the session's first record says, once it is there.
+    fn of_session(evidence: &Path, workload: &mut Child) -> Result<Option<Self>> {
+        if let Some(status) = workload.try_wait()? {
+            bail!("the workload ended with {status} before its session began");
+        }
+        let Some((deadline, ttl)) = timeline::deadline(evidence)? else { return Ok(None) };
+        let over = Instant::now() + deadline.saturating_sub(Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?));
+        Ok(Some(Self { began: over - ttl, over }))
+    }
 }
 
 /// Whether a process only waits to be reaped.
@@ -189,12 +228,15 @@ fn heading(text: &str) {
 }
 
 /// A repository to clone, and the scripts.
-fn prepare_work(work: &Path) -> Result<()> {
+fn prepare_work(ground: &Ground) -> Result<()> {
+    let work = ground.work();
     let origin = work.join("origin");
     fs::create_dir_all(&origin)?;
     let git = |arguments: &[&str]| {
         let identity = ["-c", "user.name=demo", "-c", "user.email=demo@localhost", "-c", "init.defaultBranch=main"];
-        output(Command::new("git").arg("-C").arg(&origin).args(identity).args(arguments))
+        let mut git = Command::new("git");
+        ground.bare(&mut git);
+        output(git.arg("-C").arg(&origin).args(identity).args(arguments))
     };
     git(&["init", "-q"])?;
     fs::write(origin.join("README"), "a repository\n")?;
@@ -209,12 +251,12 @@ fn prepare_work(work: &Path) -> Result<()> {
 }
 
 /// The workload's scope: these programs and these two servers, and nothing else.
-fn policy_text(work: &Path, [port4, stream, later]: [u16; 3], port6: u16) -> Result<String> {
-    let path = |program: &str| {
-        let found = which(program).with_context(|| format!("{program} is not on the PATH"))?;
-        Ok::<String, anyhow::Error>(found.display().to_string())
-    };
-    let git_programs = output(Command::new("git").arg("--exec-path"))?;
+fn policy_text(ground: &Ground, [port4, stream, later]: [u16; 3], port6: u16) -> Result<String> {
+    let path = |program: &str| quoted(&which(program).with_context(|| format!("{program} is not on the PATH"))?);
+    let script = |name: &str| quoted(&ground.work().join(name));
+    let mut git = Command::new("git");
+    ground.bare(&mut git);
+    let git_programs = output(git.arg("--exec-path"))?;
     Ok(format!(
         "apiVersion: tipstaff.dev/v1alpha1
 kind: SessionPolicy
@@ -233,10 +275,10 @@ spec:
         - {{ path: {}, id: curl }}
         - {{ path: {}, id: setsid }}
         - {{ path: {}, id: sleep }}
-        - {{ path: {work}/work.sh, id: workload }}
-        - {{ path: {work}/daemon.sh, id: daemon }}
-        - {{ path: {work}/spin.sh, id: computes }}
-        - {{ path: {work}/late.sh, id: late }}
+        - {{ path: {}, id: workload }}
+        - {{ path: {}, id: daemon }}
+        - {{ path: {}, id: computes }}
+        - {{ path: {}, id: late }}
     net:
       allow:
         - {{ to: 127.0.0.1, ports: [{port4}, {stream}, {later}], proto: tcp, id: server }}
@@ -244,12 +286,21 @@ spec:
 ",
         path("sh")?,
         path("git")?,
-        git_programs.trim(),
+        quoted(Path::new(git_programs.trim_end()))?,
         path("curl")?,
         path("setsid")?,
         path("sleep")?,
-        work = work.display(),
+        script("work.sh")?,
+        script("daemon.sh")?,
+        script("spin.sh")?,
+        script("late.sh")?,
     ))
+}
+
+/// A path as YAML has it between double quotes, which is as JSON has it: it may hold what YAML has a meaning for.
+fn quoted(path: &Path) -> Result<String> {
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8, and a policy is", path.display()))?;
+    serde_json::to_string(text).with_context(|| format!("cannot quote {text}"))
 }
 
 /// Says what came of it, and fails where it is not what was promised.

@@ -1,25 +1,43 @@
 //! The evidence as people read it: one line for each thing that happened, with the time since the session began.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
+use nix::libc;
 use serde_json::Value;
 
 /// Prints the records of every session in the file.
 pub(super) fn print(path: &Path) -> Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut start = None;
+    let mut lines = Vec::new();
     for line in text.lines() {
         let record: Value = serde_json::from_str(line).with_context(|| format!("{} holds no JSON", path.display()))?;
-        let at = record["boot_ns"].as_u64().unwrap_or_default();
+        // when the kernel saw it, where the record says so; it may be written long after
+        let at = record["at_boot_ns"].as_u64().or_else(|| record["boot_ns"].as_u64()).unwrap_or_default();
         if record["type"] == "session-start" {
             start = Some(at);
         }
-        let (Some(start), Some(what)) = (start, describe(&record)) else { continue };
-        let seconds = at.saturating_sub(start) / 1_000_000;
-        println!("  {:>2}.{:03} s  {what}", seconds / 1000, seconds % 1000);
+        if let (Some(start), Some(what)) = (start, describe(&record)) {
+            lines.push((at.saturating_sub(start) / 1_000_000, what));
+        }
+    }
+    lines.sort_by_key(|(at, _)| *at);
+    for (at, what) in lines {
+        println!("  {:>2}.{:03} s  {what}", at / 1000, at % 1000);
     }
     Ok(())
+}
+
+/// When the session is over, by the clock that counts from boot on, and how long it lives; `None` before it began.
+pub(super) fn deadline(path: &Path) -> Result<Option<(Duration, Duration)>> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // the last line may be half written
+    let mut records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(records.find(|record| record["type"] == "session-start").and_then(|record| {
+        let deadline = Duration::from_nanos(record["deadline_boot_ns"].as_u64()?);
+        Some((deadline, Duration::from_millis(record["ttl_ms"].as_u64()?)))
+    }))
 }
 
 /// Whether a receipt says that the connection to a port of this host was destroyed and is gone.
@@ -51,6 +69,7 @@ fn describe(record: &Value) -> Option<String> {
             verdict(record, "exec", pid, &shorten(&arguments, 60))
         }
         "connect" => verdict(record, "connect", pid, &format!("{} {}", text("protocol"), text("to"))),
+        "socket" => verdict(record, "socket", pid, &format!("{} {}", text("act"), family(record))),
         "agent-start" => "an agent is in force".into(),
         "gap" => format!("gap: {}, {} records lost; {}", text("cause"), record["lost"], text("detail")),
         "state" => format!("{} -> {} ({})", text("from"), text("to"), text("cause")),
@@ -66,6 +85,25 @@ fn describe(record: &Value) -> Option<String> {
         ),
         _ => return None,
     })
+}
+
+/// Family and type of a socket, as programs ask for them.
+fn family(record: &Value) -> String {
+    let number = |key: &str| record[key].as_u64().and_then(|number| i32::try_from(number).ok()).unwrap_or_default();
+    let family = match number("family") {
+        libc::AF_INET => "AF_INET".into(),
+        libc::AF_INET6 => "AF_INET6".into(),
+        libc::AF_UNIX => "AF_UNIX".into(),
+        libc::AF_NETLINK => "AF_NETLINK".into(),
+        libc::AF_PACKET => "AF_PACKET".into(),
+        other => format!("family {other}"),
+    };
+    match number("kind") {
+        libc::SOCK_STREAM => format!("{family}, SOCK_STREAM"),
+        libc::SOCK_DGRAM => format!("{family}, SOCK_DGRAM"),
+        libc::SOCK_RAW => format!("{family}, SOCK_RAW"),
+        other => format!("{family}, type {other}"),
+    }
 }
 
 fn verdict(record: &Value, kind: &str, pid: u64, what: &str) -> String {
