@@ -77,7 +77,7 @@ pub(crate) fn kernel(workspace: &Workspace, kit: &Kit, program: &Path, verb: &st
     let mut cargo = clean(program);
     cargo.current_dir(&workspace.root).arg(verb).args(["--target", BPF]);
     cargo.arg("--target-dir").arg(workspace.bpf_target());
-    cargo.arg("--config").arg(format!("target.{BPF}.linker='{}'", kit.linker.display()));
+    cargo.env(format!("CARGO_TARGET_{}_LINKER", BPF.replace('-', "_").to_uppercase()), &kit.linker);
     // v3 is in every kernel that has BPF task storage: 32-bit arithmetic and jumps, so fewer instructions. Memory is cleared
     // and copied in line: the linker's default makes each a loop over bytes, which the verifier follows step by step
     let flags = "'-Ctarget-cpu=v3', '-Clink-arg=--btf', '-Clink-arg=--disable-expand-memcpy-in-order', '-Cdebuginfo=2'";
