@@ -96,12 +96,14 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<ExitCode> {
     // a terminal that is gone makes printing panic; what was made goes all the same
     let result = panic::catch_unwind(AssertUnwindSafe(|| play(&ground)));
     let signal = ground.interrupt.signal();
-    ground.clean_up()?;
+    let left = ground.clean_up();
     if let Some(signal) = signal {
+        left?;
         say(&format!("{signal}: the demo ends early, and has cleaned up"));
         return Ok(ExitCode::from(128 + u8::try_from(signal as i32)?));
     }
     result.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
+    left?;
     Ok(ExitCode::SUCCESS)
 }
 

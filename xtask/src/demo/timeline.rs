@@ -9,24 +9,30 @@ use serde_json::Value;
 /// Prints the records of every session in the file.
 pub(super) fn print(path: &Path) -> Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    for line in lines(&text).with_context(|| format!("{} holds no JSON", path.display()))? {
+        println!("  {line}");
+    }
+    Ok(())
+}
+
+/// What happened, in order of time.
+fn lines(text: &str) -> Result<Vec<String>> {
     let mut start = None;
     let mut lines = Vec::new();
     for line in text.lines() {
-        let record: Value = serde_json::from_str(line).with_context(|| format!("{} holds no JSON", path.display()))?;
+        let record: Value = serde_json::from_str(line)?;
         // when the kernel saw it, where the record says so; it may be written long after
         let at = record["at_boot_ns"].as_u64().or_else(|| record["boot_ns"].as_u64()).unwrap_or_default();
         if record["type"] == "session-start" {
             start = Some(at);
         }
         if let (Some(start), Some(what)) = (start, describe(&record)) {
-            lines.push((at.saturating_sub(start) / 1_000_000, what));
+            lines.push((at.saturating_sub(start), what));
         }
     }
     lines.sort_by_key(|(at, _)| *at);
-    for (at, what) in lines {
-        println!("  {:>2}.{:03} s  {what}", at / 1000, at % 1000);
-    }
-    Ok(())
+    let seconds = |at: u64| format!("{:>2}.{:03} s", at / 1_000_000_000, at / 1_000_000 % 1000);
+    Ok(lines.into_iter().map(|(at, what)| format!("{}  {what}", seconds(at))).collect())
 }
 
 /// When the session is over, by the clock that counts from boot on, and how long it lives; `None` before it began.
@@ -122,4 +128,29 @@ fn shorten(text: &str, most: usize) -> String {
 
 fn sum(counts: &Value) -> u64 {
     counts.as_object().map_or(0, |o| o.values().filter_map(Value::as_u64).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lines;
+
+    #[test]
+    fn what_was_written_late_stands_where_it_happened() -> anyhow::Result<()> {
+        let text = r#"{"type":"session-start","boot_ns":5000000000,"session":"abcdef0123","ttl_ms":20000}
+{"type":"agent-start","boot_ns":27000000000}
+{"type":"socket","boot_ns":27100000000,"at_boot_ns":25300000000,"pid":7,"act":"create","family":2,"kind":1,"verdict":"deny","rule":"expired"}
+{"type":"exec","boot_ns":27200000000,"pid":8,"args":["git","--version"],"verdict":"kill","rule":"expired"}"#;
+        let lines = lines(text)?;
+        let begins = [
+            "0.000 s  session abcdef01",
+            "20.300 s  DENY   socket   create AF_INET, SOCK_STREAM ",
+            "22.000 s  an agent",
+            "22.200 s  KILL   exec     git",
+        ];
+        assert_eq!(lines.len(), begins.len());
+        for (line, begin) in lines.iter().zip(begins) {
+            assert!(line.trim_start().starts_with(begin), "{line}");
+        }
+        Ok(())
+    }
 }
