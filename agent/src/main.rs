@@ -1,6 +1,6 @@
 //! The `tipstaff` binary: hands the command line what it needs of the rest of the program.
 
-use std::{path::Path, process::ExitCode};
+use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use tipstaff::{
     api::wire::Problem,
@@ -9,7 +9,7 @@ use tipstaff::{
 };
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if arguments.first().is_some_and(|verb| verb == enforce::VERB) {
         return if enforce::child(&arguments).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }

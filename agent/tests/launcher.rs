@@ -16,9 +16,12 @@ use std::{
     time::Duration,
 };
 
-use tipstaff::api::{
-    server::{Incoming, Listeners},
-    wire::{ApiError, Reply, Request, Run, Started},
+use tipstaff::{
+    api::{
+        server::{Incoming, Listeners},
+        wire::{ApiError, Reply, Request, Run, Started},
+    },
+    evidence::Text,
 };
 use tokio::sync::mpsc;
 
@@ -133,8 +136,9 @@ fn the_command_is_the_caller_with_its_environment_and_only_three_descriptors() {
     assert_eq!(peer, pid);
     assert_eq!(run.policy, "policy text");
     assert_eq!(run.policy_source, agent.path("p.yaml").display().to_string());
-    assert!(run.command.path.ends_with("/sh") && run.command.path.starts_with('/'), "{}", run.command.path);
-    assert_eq!(run.command.argv, command);
+    let path = run.command.path.to_string();
+    assert!(path.ends_with("/sh") && path.starts_with('/'), "{path}");
+    assert_eq!(run.command.argv, command.map(Text::from));
 }
 
 #[test]

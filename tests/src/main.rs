@@ -14,7 +14,8 @@ use std::process::ExitCode;
 use harness::{guest, options::Options, runner};
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    // a workload that needs an argument's own bytes looks for itself
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match words.first().map(String::as_str) {
         Some("--work") => work::main(&words[1..]),
         Some("--script") => work::script(&words[1..]),

@@ -16,6 +16,7 @@ pub use super::{
         Renewed, Reply, Revoked, RevokedRow, SessionRow, Started, Status, Stay, Stays, Verdict,
     },
 };
+use crate::evidence::Text;
 
 /// Calls with their parameters, by method name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -211,7 +212,7 @@ pub struct Narrow {
 pub struct Run {
     /// The policy's text.
     pub policy: String,
-    /// Where the caller read it, for messages and evidence; never opened by the agent.
+    /// Where the caller read it, spelled as a [`Text`], for messages and evidence; never opened by the agent.
     pub policy_source: String,
     /// A shorter time to live than the policy's (`15m`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -225,10 +226,10 @@ pub struct Run {
     /// What the caller will become.
     pub command: Command,
     /// The caller's working directory, for evidence.
-    pub cwd: String,
+    pub cwd: Text,
     /// The caller's terminal, for evidence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tty: Option<String>,
+    pub tty: Option<Text>,
 }
 
 /// Parameters of `Attach`: a process or a cgroup.
@@ -246,7 +247,7 @@ pub struct Attach {
     pub twice: bool,
     /// The policy's text.
     pub policy: String,
-    /// Where the caller read it, for messages and evidence; never opened by the agent.
+    /// Where the caller read it, spelled as a [`Text`], for messages and evidence; never opened by the agent.
     pub policy_source: String,
     /// As in [`Run`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -264,9 +265,9 @@ pub struct Attach {
 #[serde(deny_unknown_fields)]
 pub struct Command {
     /// Absolute path of the program, found as execvp(3) finds it. The kernel judges the exec itself again.
-    pub path: String,
-    /// The argument vector, for evidence: not UTF-8 is replaced, and it may have been cut.
-    pub argv: Vec<String>,
+    pub path: Text,
+    /// The argument vector, for evidence and rules for the first argument; it may have been cut.
+    pub argv: Vec<Text>,
     /// Whether `argv` was cut because of its size.
     #[serde(default)]
     pub argv_cut: bool,

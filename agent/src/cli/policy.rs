@@ -1,6 +1,6 @@
 //! `tipstaff policy check`: every fault of every file at once. Needs no agent.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -52,8 +52,8 @@ pub(super) fn execute(flags: &Flags, host: &Host) -> Result<Exit, Failure> {
     let mut results = Vec::new();
     for path in &flags.files {
         let file = path.display().to_string();
-        let bytes = policy_bytes(path)?;
-        results.push(match (host.check_policy)(&file, &bytes) {
+        let checked = policy_bytes(path).map_err(|error| vec![unreadable(&file, &error)]);
+        results.push(match checked.and_then(|bytes| (host.check_policy)(&file, &bytes)) {
             Ok(Checked { text, json }) => Checking { file, ok: true, policy: Some(json), problems: Vec::new(), text },
             Err(problems) => Checking { file, ok: false, policy: None, problems, text: String::new() },
         });
@@ -61,6 +61,12 @@ pub(super) fn execute(flags: &Flags, host: &Host) -> Result<Exit, Failure> {
     let good = results.iter().all(|result| result.ok);
     print::show(flags.print.output, &results, |results| results.iter().map(text).collect())?;
     Ok(if good { Exit::Ok } else { Exit::Usage })
+}
+
+/// A file that cannot be read is one problem; the others are checked all the same.
+fn unreadable(file: &str, error: &io::Error) -> Problem {
+    let message = format!("cannot be read: {error}");
+    Problem { file: file.to_owned(), line: 1, column: 1, key: String::new(), message }
 }
 
 fn text(result: &Checking) -> String {

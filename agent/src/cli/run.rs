@@ -9,7 +9,7 @@ use std::{
     fmt::Display,
     fs::{self, File},
     io::{self, IsTerminal, Read},
-    os::unix::ffi::OsStrExt,
+    os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,7 +24,9 @@ use crate::{
         wire::{Command, Request, Run, Started},
     },
     config::Config,
-    duration, inherited,
+    duration,
+    evidence::Text,
+    inherited,
 };
 
 /// How long the agent may take to start a session.
@@ -83,7 +85,7 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
         credential_expires: flags.credential_expires.clone(),
         labels: flags.labels.iter().cloned().collect(),
         command: describe(&path, &flags.command)?,
-        cwd: std::env::current_dir().map_or_else(|_| String::new(), |path| path.display().to_string()),
+        cwd: std::env::current_dir().map(text).unwrap_or_default(),
         tty: terminal(),
     };
     inherited::close_on_exec_from(3).map_err(|error| {
@@ -129,61 +131,65 @@ pub(super) fn refusal(error: ClientError) -> Failure {
     }
 }
 
-/// The policy's source, absolute, and its text. A name without a slash that is no file here is looked up in the policy
-/// directory.
+/// The policy's source, absolute and in the evidence's spelling, and its text. A name without a slash that is no file
+/// here is looked up in the policy directory.
 pub(super) fn read_policy(given: &OsStr, directory: &Path) -> Result<(String, String), Failure> {
     let mut path = PathBuf::from(given);
-    if !given.as_bytes().contains(&b'/') && !path.exists() {
+    let named = !given.as_bytes().contains(&b'/') && !path.exists();
+    if named {
         let mut file = given.to_owned();
         file.push(".yaml");
         path = directory.join(file);
     }
-    let bytes = policy_bytes(&path)?;
-    let source = std::path::absolute(&path).unwrap_or(path).display().to_string();
+    let bytes = policy_bytes(&path).map_err(|error| {
+        let here = if named { format!("; nor is there ./{}", given.display()) } else { String::new() };
+        Failure::new(Exit::Usage, format!("cannot read the policy {}: {error}{here}", path.display()))
+    })?;
+    let source = std::path::absolute(&path).unwrap_or(path);
     match String::from_utf8(bytes) {
-        Ok(text) => Ok((source, text)),
+        Ok(policy) => Ok((text(source).into(), policy)),
         Err(error) => {
             let valid = error.utf8_error().valid_up_to();
-            Err(Failure::new(Exit::Usage, format!("the policy {source} is not UTF-8 from byte {} on", valid + 1)))
+            let message = format!("the policy {} is not UTF-8 from byte {} on", source.display(), valid + 1);
+            Err(Failure::new(Exit::Usage, message))
         }
     }
 }
 
 /// A policy file's bytes, bounded.
-pub(super) fn policy_bytes(path: &Path) -> Result<Vec<u8>, Failure> {
-    let unreadable =
-        |error: io::Error| Failure::new(Exit::Usage, format!("cannot read the policy {}: {error}", path.display()));
+pub(super) fn policy_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(POLICY + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    File::open(path)?.take(POLICY + 1).read_to_end(&mut bytes)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length <= POLICY) {
         return Ok(bytes);
     }
-    Err(Failure::new(Exit::Usage, format!("the policy {} has more than {POLICY} bytes", path.display())))
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {POLICY} bytes")))
 }
 
 /// The command for the agent. It judges the path, so that has to be exact; the arguments are for the evidence.
 fn describe(path: &Path, argv: &[OsString]) -> Result<Command, Failure> {
     let absolute = std::path::absolute(path)
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot tell the working directory: {error}")))?;
-    let Some(path) = absolute.to_str() else {
-        let message = format!("the path {} is not UTF-8; run the command by another name", absolute.display());
-        return Err(Failure::new(Exit::Usage, message));
-    };
     let mut left = ARGUMENTS;
     let mut shown = Vec::new();
     for argument in argv {
         let Some(rest) = left.checked_sub(argument.len() + 1) else { break };
         left = rest;
-        shown.push(argument.to_string_lossy().into_owned());
+        shown.push(argument.as_bytes().into());
     }
-    Ok(Command { path: path.to_owned(), argv_cut: shown.len() < argv.len(), argv: shown })
+    Ok(Command { path: text(absolute), argv_cut: shown.len() < argv.len(), argv: shown })
 }
 
 /// The terminal of the first of the descriptors 0 to 2 that is one.
-fn terminal() -> Option<String> {
+fn terminal() -> Option<Text> {
     let terminals = [io::stdin().is_terminal(), io::stdout().is_terminal(), io::stderr().is_terminal()];
     let descriptor = terminals.iter().position(|&is_one| is_one)?;
-    fs::read_link(format!("/proc/self/fd/{descriptor}")).ok().map(|path| path.display().to_string())
+    fs::read_link(format!("/proc/self/fd/{descriptor}")).ok().map(text)
+}
+
+/// A path with its own bytes.
+fn text(path: PathBuf) -> Text {
+    path.into_os_string().into_vec().into()
 }
 
 #[cfg(test)]
@@ -203,9 +209,12 @@ mod tests {
         assert_eq!(read_policy("release".as_ref(), directory.path()).unwrap(), expected);
         assert_eq!(read_policy(file.as_os_str(), Path::new("/nonexistent")).unwrap(), expected);
         let missing = message(read_policy("other".as_ref(), directory.path()));
-        assert!(missing.contains("/other.yaml: No such file"), "{missing}");
+        assert!(
+            missing.contains("/other.yaml: No such file") && missing.ends_with("; nor is there ./other"),
+            "{missing}"
+        );
         let missing = message(read_policy("./release".as_ref(), directory.path()));
-        assert!(missing.starts_with("cannot read the policy ./release: "), "{missing}");
+        assert!(missing.starts_with("cannot read the policy ./release: ") && !missing.contains("nor"), "{missing}");
     }
 
     #[test]
@@ -232,9 +241,17 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_not_utf_8_is_refused() {
-        let path = Path::new(OsStr::from_bytes(b"/bin/\xff"));
-        assert!(describe(path, &[]).unwrap_err().message.contains("is not UTF-8"));
+    fn bytes_that_are_no_text_stay_what_they_are() {
+        let bytes = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        let command = describe(Path::new(&bytes(b"/bin/\xff")), &[bytes(b"\\x"), bytes(b"a\xe9")]).unwrap();
+        let sent = serde_json::to_value(&command).unwrap();
+        assert_eq!(sent["path"], r"/bin/\xff");
+        assert_eq!(sent["argv"], serde_json::json!([r"\\x", r"a\xe9"]));
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(bytes(b"p\xe9.yaml"));
+        fs::write(&file, "text").unwrap();
+        let (source, _) = read_policy(file.as_os_str(), directory.path()).unwrap();
+        assert_eq!(source, format!(r"{}/p\xe9.yaml", directory.path().display()));
     }
 
     #[test]
@@ -246,7 +263,7 @@ mod tests {
             credential_expires: None,
             labels: std::collections::BTreeMap::new(),
             command: describe(Path::new("/bin/cmd"), &["\u{1}".repeat(32 * 1024 - 1).into()]).unwrap(),
-            cwd: "\u{1}".repeat(4096),
+            cwd: "\u{1}".repeat(4096).as_str().into(),
             tty: None,
         };
         assert!(!run.command.argv_cut);

@@ -3,12 +3,14 @@
 //! programs attach and never run).
 
 use std::{
+    ffi::OsString,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::{
         fd::AsFd as _,
         linux::net::SocketAddrExt as _,
         unix::{
+            ffi::OsStrExt as _,
             net::{SocketAddr as UnixAddress, UnixListener, UnixStream},
             process::{CommandExt as _, ExitStatusExt as _},
         },
@@ -216,7 +218,7 @@ fn datagrams_to_self() -> (u32, [u8; 16], NetEntry) {
 ///
 /// # Errors
 /// Its pipes are gone, or the loopback interface is not there.
-pub fn child(arguments: &[String]) -> std::io::Result<()> {
+pub fn child(arguments: &[OsString]) -> std::io::Result<()> {
     if arguments.iter().any(|a| a == FORBIDDEN) {
         println!("{RAN}");
         return Ok(());
@@ -236,7 +238,7 @@ pub fn child(arguments: &[String]) -> std::io::Result<()> {
     say("crossed", errno(before.send_to(b"1", (Ipv4Addr::LOCALHOST, PORT))));
     say("raw", make(AddressFamily::Inet));
     say("frames", make(AddressFamily::Packet));
-    let name = arguments.iter().rfind(|a| *a != VERB).map_or("", String::as_str);
+    let name = arguments.iter().rfind(|a| *a != VERB).map_or(&[][..], |name| name.as_bytes());
     let unix = UnixAddress::from_abstract_name(name).and_then(|to| UnixStream::connect_addr(&to));
     say("unix", errno(unix));
     say("exec", try_exec());

@@ -467,10 +467,11 @@ fn owner(pid: u32) -> Option<Principal> {
 /// What a `run` would have said of a process that runs.
 fn as_run(attach: &wire::Attach, pid: Option<u32>) -> wire::Run {
     let file = |name: &str| pid.map(|pid| format!("/proc/{pid}/{name}"));
-    let link = |name: &str| file(name).and_then(|path| fs::read_link(path).ok()).map(|path| path.display().to_string());
+    let bytes = |path: PathBuf| Text::from(path.into_os_string().into_vec());
+    let link = |name: &str| file(name).and_then(|path| fs::read_link(path).ok()).map(bytes);
     let line = file("cmdline").and_then(|path| fs::read(path).ok()).unwrap_or_default();
     let words = line.strip_suffix(b"\0").unwrap_or(&line).split(|b| *b == 0);
-    let argv = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let argv = words.map(Text::from).collect();
     wire::Run {
         policy: attach.policy.clone(),
         policy_source: attach.policy_source.clone(),
@@ -479,6 +480,7 @@ fn as_run(attach: &wire::Attach, pid: Option<u32>) -> wire::Run {
         labels: attach.labels.clone(),
         command: wire::Command { path: link("exe").unwrap_or_default(), argv, argv_cut: false },
         cwd: link("cwd").unwrap_or_default(),
-        tty: link("fd/0").filter(|path| path.starts_with("/dev/pts/") || path.starts_with("/dev/tty")),
+        tty: link("fd/0")
+            .filter(|path| [&b"/dev/pts/"[..], b"/dev/tty"].iter().any(|start| path.as_bytes().starts_with(start))),
     }
 }

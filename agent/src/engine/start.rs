@@ -3,10 +3,11 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ffi::OsStr,
     fs,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
     path::Path,
     time::Duration,
@@ -251,8 +252,9 @@ impl Engine {
         files: &Resolved,
     ) -> Result<Option<String>, ApiError> {
         let root = format!("/proc/{}/root", peer.pid);
-        let (path, kernel) = (Path::new(&run.command.path), &mut self.parts.kernel);
-        let word = run.command.argv.get(1).map(|word| word.as_bytes());
+        let path = Path::new(OsStr::from_bytes(run.command.path.as_bytes()));
+        let kernel = &mut self.parts.kernel;
+        let word = run.command.argv.get(1).map(Text::as_bytes);
         let judged = judge::command(kernel, policy, files, Path::new(&root), path, Some(word)).map_err(failed)?;
         let Some(refusal) = judged else { return Ok(None) };
         let what = refusal.path.display().to_string();
@@ -454,8 +456,8 @@ fn session_start(
             pid: subject.pid,
             command,
             command_cut: cut || run.command.argv_cut,
-            cwd: run.cwd.as_str().into(),
-            tty: run.tty.as_deref().map(Into::into),
+            cwd: run.cwd.clone(),
+            tty: run.tty.clone(),
             cgroup: Text::from(cgroup.path().as_os_str().as_encoded_bytes()),
             namespaces,
         },

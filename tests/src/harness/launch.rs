@@ -2,6 +2,7 @@
 //! for with a deadline.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     os::{
         fd::AsRawFd,
@@ -28,8 +29,8 @@ pub(crate) type User = (u32, u32);
 #[derive(Debug)]
 pub(crate) struct Launch<'a> {
     sandbox: &'a Sandbox,
-    policy: String,
-    command: Vec<String>,
+    policy: OsString,
+    command: Vec<OsString>,
     ttl: Option<String>,
     flags: Vec<String>,
     user: Option<User>,
@@ -40,11 +41,15 @@ pub(crate) struct Launch<'a> {
 }
 
 impl<'a> Launch<'a> {
-    pub(crate) fn new(sandbox: &'a Sandbox, policy: &str, command: Vec<String>) -> Self {
+    pub(crate) fn new<T: Into<OsString>>(
+        sandbox: &'a Sandbox,
+        policy: impl Into<OsString>,
+        command: impl IntoIterator<Item = T>,
+    ) -> Self {
         Self {
             sandbox,
-            policy: policy.to_owned(),
-            command,
+            policy: policy.into(),
+            command: command.into_iter().map(Into::into).collect(),
             ttl: None,
             flags: Vec::new(),
             user: None,
@@ -93,13 +98,10 @@ impl<'a> Launch<'a> {
     }
 
     pub(crate) fn start(self) -> Result<Running> {
-        let mut words = vec!["run".to_owned(), "--policy".to_owned(), self.policy];
-        words.extend(self.ttl.into_iter().flat_map(|ttl| ["--ttl".to_owned(), ttl]));
-        words.extend(self.flags);
-        words.push("--".to_owned());
-        words.extend(self.command);
         let mut command = self.sandbox.tipstaff();
-        command.args(words).envs(self.variables);
+        command.args(["run", "--policy"]).arg(self.policy);
+        command.args(self.ttl.into_iter().flat_map(|ttl| ["--ttl".to_owned(), ttl])).args(self.flags);
+        command.arg("--").args(self.command).envs(self.variables);
         if let Some(folder) = self.folder {
             command.current_dir(folder);
         }

@@ -210,8 +210,7 @@ impl Sandbox {
 
     /// As [`Sandbox::run`], with more to say about it.
     pub(crate) fn launch(&self, policy: &str, program: &str, line: &str) -> Launch<'_> {
-        let words = [program, "--work"].into_iter().chain(line.split_whitespace());
-        Launch::new(self, policy, words.map(str::to_owned).collect())
+        Launch::new(self, policy, [program, "--work"].into_iter().chain(line.split_whitespace()))
     }
 
     /// A program of its own (its own inode) in `bin/`, which does what `--work` says; `name` may have folders.

@@ -1,6 +1,12 @@
 //! `tipstaff run`: the command is the caller's own in everything but its scope.
 
-use std::{fs, fs::File, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    ffi::OsStr,
+    fs,
+    fs::File,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    path::Path,
+};
 
 use super::scene::only;
 use crate::harness::{
@@ -12,6 +18,7 @@ use crate::harness::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("run::exit-status-and-signals", WHEREVER, status),
     Test::sharing("run::input-output-environment-folder", WHEREVER, surroundings),
+    Test::sharing("run::names-of-any-bytes", WHEREVER, bytes),
     Test::sharing("run::user-and-groups", WHEREVER, user),
     Test::sharing("run::no-descriptor-beyond-0-to-2", WHEREVER, descriptors),
     Test::sharing("run::no-such-command", WHEREVER, no_such_command),
@@ -44,9 +51,38 @@ fn surroundings(s: &mut Sandbox) -> Result<()> {
     let here = folder.display().to_string();
     s.launch(&policy, &member, "cwd").folder(&folder).start()?.wait()?.ended(0)?.said(&here)?;
     // a command without a slash is found as a shell finds it
-    let words = ["member", "--work", "say", "found"].map(str::to_owned).to_vec();
-    let launch = Launch::new(s, &policy, words).variable("PATH", &s.bin());
+    let launch = Launch::new(s, &policy, ["member", "--work", "say", "found"]).variable("PATH", &s.bin());
     launch.start()?.wait()?.ended(0)?.said("found")?;
+    Ok(())
+}
+
+/// A program, an argument, a folder and a policy whose names are Latin-1 and hold a backslash: each keeps its bytes, and
+/// the evidence has the one spelling of them.
+fn bytes(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let named = |folder: &Path, name: &[u8]| folder.join(OsStr::from_bytes(name));
+    let folder = named(&s.folder().join("work"), b"caf\xe9");
+    fs::create_dir(&folder)?;
+    let policy = named(&folder, b"p\\\xe9.yaml");
+    fs::copy(s.policy(&Policy::new().allow_dir("all", s.bin()))?, &policy)?;
+    let program = named(Path::new(&s.bin()), b"m\xe9mber");
+    fs::copy(s.program("member")?, &program)?;
+    fs::write(named(&folder, b"\\\xff"), "in and out")?;
+    let words: [&OsStr; 4] = [program.as_os_str(), "--work".as_ref(), "show".as_ref(), OsStr::from_bytes(b"\\\xff")];
+    let running = Launch::new(s, policy, words).folder(&folder).start()?;
+    let session = running.session(s)?;
+    running.wait()?.ended(0)?.said("in and out")?;
+    s.session_ended(&session, "completed")?;
+    let start = s.records(&session, "session-start")?.remove(0);
+    let spelled = |name: &str| format!("{}/{name}", s.folder().display());
+    let program = spelled(r"bin/m\xe9mber");
+    let (context, exec) = (&start["context"], s.saw_exec(&session, &program, "allow", "all")?);
+    for words in [&context["command"], &exec["args"]] {
+        ensure!(words[0] == program && words[3] == r"\\\xff", "the command's words are {words}");
+    }
+    ensure!(context["cwd"] == spelled(r"work/caf\xe9"), "the folder is {}", context["cwd"]);
+    let source = &start["policy"]["source"];
+    ensure!(*source == spelled(r"work/caf\xe9/p\\\xe9.yaml"), "the policy is from {source}");
     Ok(())
 }
 
@@ -67,8 +103,15 @@ fn user(s: &mut Sandbox) -> Result<()> {
     let start = s.records(&session, "session-start")?.remove(0);
     let principal = &start["principal"];
     ensure!(principal["uid"] == UID && principal["gid"] == OPERATORS, "the principal is {principal}");
-    s.cli_as(Some((UID, READERS)), &["ps"])?.ended(0)?;
-    s.cli_as(Some((UID, UID)), &["ps"])?.complained(&["tipstaff: "])?;
+    // whoever may operate may ask
+    for group in [READERS, OPERATORS] {
+        for words in [&["ps"][..], &["status"], &["probe"], &["events"]] {
+            let asked = s.cli_as(Some((UID, group)), words)?;
+            // 4: another test's records were lost
+            ensure!(matches!(asked.code, 0 | 4), "{words:?} of group {group}: {asked:?}");
+        }
+    }
+    s.cli_as(Some((UID, UID)), &["ps"])?.ended(6)?.complained(&["tipstaff: ", "read.sock"])?;
     Ok(())
 }
 

@@ -73,6 +73,11 @@ fn tell(word: &str, words: &[&str]) -> Result<u8> {
             std::io::copy(&mut std::io::stdin(), &mut std::io::stdout())?;
             std::io::stdout().flush()?;
         }
+        // show FILE: prints it; its name may be any bytes
+        "show" => {
+            let name = std::env::args_os().next_back().context("there is no file")?;
+            std::io::stdout().write_all(&fs::read(name)?)?;
+        }
         "env" => println!("{}", std::env::var(one(words)?.0).unwrap_or_default()),
         "cwd" => println!("{}", std::env::current_dir()?.display()),
         "ids" => {
