@@ -9,6 +9,7 @@ use super::{
 use crate::{
     api::wire::{Follow, Request},
     config::Config,
+    evidence::Moment,
 };
 
 #[derive(Debug, clap::Args)]
@@ -123,18 +124,19 @@ fn wait_status(record: &Map<String, Value>) -> String {
 
 /// The fields of a record that has no line of its own, but for those that every record has.
 fn others(record: &Map<String, Value>) -> String {
-    const COMMON: [&str; 10] = ["v", "n", "time", "boot_ns", "host", "boot", "type", "session", "prev", "hash"];
+    const COMMON: [&str; 11] =
+        ["v", "n", "time", "boot_ns", "at_boot_ns", "host", "boot", "type", "session", "prev", "hash"];
     let own = record.iter().filter(|(key, _)| !COMMON.contains(&key.as_str()));
     own.map(|(key, value)| format!("{} {}", printable(key), shown(Some(value)))).collect::<Vec<_>>().join(", ")
 }
 
-/// UTC, to the millisecond.
+/// When it happened, which may be before it was written: UTC, to the millisecond.
 fn time(record: &Map<String, Value>) -> String {
     let time = text(record, "time");
-    match time.parse::<jiff::Timestamp>() {
-        Ok(time) => format!("{time:.3}"),
-        Err(_) => time,
-    }
+    let Ok(written) = time.parse() else { return time };
+    let written = Moment { time: written, boot_ns: number(record, "boot_ns") };
+    let happened = record.get("at_boot_ns").and_then(Value::as_u64).map_or(written, |at| written.back_to(at));
+    format!("{:.3}", happened.time)
 }
 
 fn command(argv: Option<&Value>) -> String {
@@ -189,6 +191,8 @@ mod tests {
             line(&format!(r#""type":"connect",{id},{query}"#)),
             format!("{start}connect        deny        udp 10.0.0.2:53  rule dns-denied, pid 9: add it")
         );
+        let late = line(r#""type":"fork","boot_ns":2000000001,"at_boot_ns":1000000001,"pid":9,"child":10"#);
+        assert_eq!(late, "2026-11-21T22:07:03.123Z  -             fork           pid 9 -> 10", "when it happened");
         assert_eq!(
             line(&format!(r#""type":"exit",{id},"pid":9,"status":9"#)),
             format!("{start}exit           pid 9, signal 9")

@@ -29,7 +29,7 @@ pub(super) struct Written {
     pub(super) verdicts: VecDeque<wire::Verdict>,
     /// Processes that were seen to end by SIGKILL once it was ending.
     pub(super) killed: Vec<u32>,
-    /// When the last record of each kind was written, `CLOCK_BOOTTIME` nanoseconds.
+    /// When the last of what each kind of record tells of happened, `CLOCK_BOOTTIME` nanoseconds.
     pub(super) last: [u64; 8],
     /// Losses that gap records speak of, by kind.
     pub(super) reported: [u64; 8],
@@ -80,7 +80,7 @@ impl History {
 impl Written {
     fn take(&mut self, record: &Record) {
         if let Some(last) = self.count(record.body.kind()).and_then(|kind| self.last.get_mut(kind)) {
-            *last = record.boot_ns;
+            *last = record.happened().boot_ns.max(*last);
         }
         match &record.body {
             Body::SessionStart(_) => self.started = true,
@@ -136,7 +136,7 @@ fn verdict(record: &Record) -> Option<wire::Verdict> {
         _ => return None,
     };
     (verdict != Verdict::Allow).then(|| wire::Verdict {
-        time: record.time.to_string(),
+        time: record.happened().time.to_string(),
         kind: record.body.kind().into(),
         pid,
         what,

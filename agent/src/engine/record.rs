@@ -104,7 +104,7 @@ impl Live {
             self.verdicts.pop_front();
         }
         self.verdicts.push_back(wire::Verdict {
-            time: now().time.to_string(),
+            time: now().back_to(header.time).time.to_string(),
             kind: ring::kind_name(header.kind).unwrap_or("unknown").into(),
             pid: header.tgid,
             what: what(event),
@@ -189,25 +189,28 @@ fn body(session: SessionId, live: &Live, event: &Event) -> Body {
 /// The record of evidence for a record of the kernel; `rule_name` names its rule.
 pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u32) -> String) -> Body {
     let header = event.header();
-    let (seq, pid, tid, uid) = (header.sequence, header.tgid, header.tid, header.uid);
+    let (seq, at_boot_ns) = (header.sequence, header.time);
+    let (pid, tid, uid) = (header.tgid, header.tid, header.uid);
     let (verdict, rule) = (verdict(header), rule(event, rule_name));
     match event {
-        Event::Fork(fork) => Body::Fork(Fork { session, seq, pid, child: fork.child_tid, verdict, rule }),
-        Event::Exit(exit) => Body::Exit(Exit { session, seq, pid, status: exit.code }),
-        Event::Move(moved) => Body::Move(Move { session, seq, pid, cgroup: moved.cgroup, joined: moved.joined != 0 }),
+        Event::Fork(fork) => Body::Fork(Fork { session, seq, at_boot_ns, pid, child: fork.child_tid, verdict, rule }),
+        Event::Exit(exit) => Body::Exit(Exit { session, seq, at_boot_ns, pid, status: exit.code }),
+        Event::Move(moved) => {
+            Body::Move(Move { session, seq, at_boot_ns, pid, cgroup: moved.cgroup, joined: moved.joined != 0 })
+        }
         Event::Exec(exec) => {
             let (arguments, more) = ring::arguments(exec);
             let (args, cut) = Text::list(arguments, ARGUMENTS);
             let file = FileRef { device: exec.file.device, inode: exec.file.inode, generation: exec.file.generation };
             let (path, args_cut) = (ring::path(exec).into(), cut || more);
-            Body::Exec(Exec { session, seq, pid, tid, uid, path, args, args_cut, file, verdict, rule })
+            Body::Exec(Exec { session, seq, at_boot_ns, pid, tid, uid, path, args, args_cut, file, verdict, rule })
         }
         Event::Connect(connect) => {
             let via = via(connect.via);
             let protocol = protocol(connect);
             let to = SocketAddr::new(ring::address(connect), connect.port);
             let remedy = remedy(event).map(str::to_owned);
-            Body::Connect(Connect { session, seq, pid, tid, uid, to, protocol, via, verdict, rule, remedy })
+            Body::Connect(Connect { session, seq, at_boot_ns, pid, tid, uid, to, protocol, via, verdict, rule, remedy })
         }
         Event::Socket(socket) => {
             let event::Socket { family, kind, protocol, level, option, .. } = *socket;
@@ -215,6 +218,7 @@ pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u3
             Body::Socket(Socket {
                 session,
                 seq,
+                at_boot_ns,
                 pid,
                 tid,
                 uid,
@@ -231,7 +235,7 @@ pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u3
         Event::Unix(unix) => {
             let file = FileRef { device: unix.file.device, inode: unix.file.inode, generation: unix.file.generation };
             let (to, via) = (unix_name(unix), via(u8::try_from(unix.via).unwrap_or(VIA_CONNECT)));
-            Body::Unix(Unix { session, seq, pid, tid, uid, to, file, via, verdict, rule })
+            Body::Unix(Unix { session, seq, at_boot_ns, pid, tid, uid, to, file, via, verdict, rule })
         }
     }
 }

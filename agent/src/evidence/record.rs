@@ -11,6 +11,8 @@ mod flows;
 mod life;
 mod narrow;
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +53,15 @@ pub struct Record {
     pub prev: Hash,
     /// Hash of this record.
     pub hash: Hash,
+}
+
+impl Record {
+    /// When what it tells of happened: by the kernel's word where the record is the kernel's, else when it was written.
+    #[must_use]
+    pub fn happened(&self) -> Moment {
+        let written = Moment { time: self.time, boot_ns: self.boot_ns };
+        self.body.at_boot_ns().map_or(written, |at| written.back_to(at))
+    }
 }
 
 /// What happened, by type.
@@ -142,6 +153,21 @@ impl Body {
         }
     }
 
+    /// When the kernel says that it happened, `CLOCK_BOOTTIME` nanoseconds.
+    fn at_boot_ns(&self) -> Option<u64> {
+        let at = match self {
+            Self::Exec(body) => body.at_boot_ns,
+            Self::Connect(body) => body.at_boot_ns,
+            Self::Fork(body) => body.at_boot_ns,
+            Self::Exit(body) => body.at_boot_ns,
+            Self::Move(body) => body.at_boot_ns,
+            Self::Socket(body) => body.at_boot_ns,
+            Self::Unix(body) => body.at_boot_ns,
+            _ => 0,
+        };
+        (at != 0).then_some(at)
+    }
+
     /// The session that the record is about, if it is about one.
     #[must_use]
     pub fn session(&self) -> Option<SessionId> {
@@ -178,6 +204,15 @@ pub struct Moment {
     pub time: Timestamp,
     /// `CLOCK_BOOTTIME`, nanoseconds.
     pub boot_ns: u64,
+}
+
+impl Moment {
+    /// An earlier moment of this boot: right by the wall clock too where that was not set in between.
+    #[must_use]
+    pub fn back_to(self, boot_ns: u64) -> Self {
+        let ago = Duration::from_nanos(self.boot_ns.saturating_sub(boot_ns));
+        Self { time: self.time.checked_sub(ago).unwrap_or(self.time), boot_ns: boot_ns.min(self.boot_ns) }
+    }
 }
 
 /// A moment that still means something after a reboot.

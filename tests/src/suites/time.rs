@@ -7,7 +7,7 @@ use super::scene::{Fifo, only, refused_exec, report};
 use crate::harness::{
     prelude::*,
     server::Server,
-    wait::{all_gone, gone, in_guest, pass, slack},
+    wait::{all_gone, boot_ns, gone, in_guest, pass, slack},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -101,25 +101,39 @@ pub(super) fn stamps(server: &Server) -> Vec<u64> {
     bytes.as_chunks().0.iter().map(|stamp| u64::from_be_bytes(*stamp)).collect()
 }
 
+/// What members do meanwhile is recorded with the kernel's time, however late the agent writes it down.
 fn flow_stops(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (member, server) = (s.program("member")?, Server::tcp("127.0.0.1")?);
-    let policy = s.policy(&only(&member).to("server", "127.0.0.1/32", server.port()))?;
+    let (member, good) = (s.program("member")?, s.program("good")?);
+    let (server, other) = (Server::tcp("127.0.0.1")?, Server::udp("127.0.0.1")?);
+    let policy = only(&member).allow("good", &good).to("server", "127.0.0.1/32", server.port());
+    let policy = s.policy(&policy.to("other", "127.0.0.1/32", other.port()))?;
     for agent_sleeps in [false, true] {
         // a member that left its cgroup makes sockets that no program there sees
         let leaves = agent_sleeps && s.tier == Tier::Full;
         let elsewhere = s.part("elsewhere").path().display().to_string();
         let beside =
             if leaves { format!("background cgroup {elsewhere} flow {} + ", server.words()) } else { String::new() };
-        let line = format!("{beside}flow {}", server.words());
+        let (go, ran, reached) = (s.file("go"), s.file("ran"), s.file("reached"));
+        let late = format!(
+            "background report {ran} await {go} spawn {good} --work nothing \
+             + background report {reached} await {go} connect udp {} + ",
+            other.words()
+        );
+        let line = format!("{beside}{late}flow {}", server.words());
         let running = s.launch(&policy, &member, &line).ttl(short()).start()?;
         let session = running.session(s)?;
         let before = stamps(&server).len();
         until("the flow to flow", patience(), || Ok((stamps(&server).len() > before + 5).then_some(())))?;
         if agent_sleeps {
             s.signal_agent(Signal::SIGSTOP)?;
+            until("the agent to stand still", patience(), || Ok(stands_still(s.agent_pid()?).then_some(())))?;
         }
-        let deadline = deadline(s, &session)?;
+        let before = boot_ns()?;
+        std::fs::write(&go, "now")?;
+        ensure!(report(&ran, 1)? == ["exit 0"] && report(&reached, 1)? == ["ok"], "an act before the deadline failed");
+        let (span, deadline) = (before..=boot_ns()?, deadline(s, &session)?);
+        ensure!(*span.end() < deadline, "the acts took until the deadline");
         pass(deadline, 2 * slack())?;
         let last = stamps(&server).into_iter().max().unwrap_or(0);
         let late = last.saturating_sub(deadline);
@@ -129,8 +143,22 @@ fn flow_stops(s: &mut Sandbox) -> Result<()> {
         running.wait()?.ended(137)?;
         s.session_ended(&session, "ttl")?;
         ensure!(stamps(&server).len() == count, "bytes arrived after the flow had been cut");
+        let exec = s.saw_exec(&session, &good, "allow", "good")?;
+        let connect = s.saw_connect(&session, &other.address(), "allow", "other")?;
+        for record in [exec, connect] {
+            let clock = |field: &str| record[field].as_u64().unwrap_or(0);
+            ensure!(span.contains(&clock("at_boot_ns")), "it happened within {span:?}: {record}");
+            ensure!(!agent_sleeps || clock("boot_ns") > deadline, "it was written by {deadline}: {record}");
+        }
     }
     Ok(())
+}
+
+/// Whether every thread of a process was stopped.
+fn stands_still(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let state = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+    tasks.map(state).all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
 }
 
 /// The agent is stopped while a session runs into its deadline. What computes dies; what sleeps can wake, but starts and

@@ -14,6 +14,9 @@ pub struct Exec {
     pub session: SessionId,
     /// The kernel's sequence number in the session.
     pub seq: u64,
+    /// When it happened, `CLOCK_BOOTTIME` nanoseconds; 0 in a log of before there was this field.
+    #[serde(default)]
+    pub at_boot_ns: u64,
     /// Process id.
     pub pid: u32,
     /// Thread id.
@@ -77,6 +80,9 @@ pub struct Connect {
     pub session: SessionId,
     /// The kernel's sequence number in the session.
     pub seq: u64,
+    /// When it happened, `CLOCK_BOOTTIME` nanoseconds; 0 in a log of before there was this field.
+    #[serde(default)]
+    pub at_boot_ns: u64,
     /// Process id.
     pub pid: u32,
     /// Thread id.
@@ -137,6 +143,9 @@ pub struct Socket {
     pub session: SessionId,
     /// The kernel's sequence number in the session.
     pub seq: u64,
+    /// When it happened, `CLOCK_BOOTTIME` nanoseconds; 0 in a log of before there was this field.
+    #[serde(default)]
+    pub at_boot_ns: u64,
     /// Process id.
     pub pid: u32,
     /// Thread id.
@@ -193,6 +202,9 @@ pub struct Unix {
     pub session: SessionId,
     /// The kernel's sequence number in the session.
     pub seq: u64,
+    /// When it happened, `CLOCK_BOOTTIME` nanoseconds; 0 in a log of before there was this field.
+    #[serde(default)]
+    pub at_boot_ns: u64,
     /// Process id.
     pub pid: u32,
     /// Thread id.
@@ -218,6 +230,9 @@ pub struct Fork {
     pub session: SessionId,
     /// The kernel's sequence number in the session.
     pub seq: u64,
+    /// When it happened, `CLOCK_BOOTTIME` nanoseconds; 0 in a log of before there was this field.
+    #[serde(default)]
+    pub at_boot_ns: u64,
     /// The parent's process id.
     pub pid: u32,
     /// The new task's thread id; of a new process this is its process id; 0 where it was refused before it had one.
@@ -235,6 +250,9 @@ pub struct Exit {
     pub session: SessionId,
     /// The kernel's sequence number in the session.
     pub seq: u64,
+    /// When it happened, `CLOCK_BOOTTIME` nanoseconds; 0 in a log of before there was this field.
+    #[serde(default)]
+    pub at_boot_ns: u64,
     /// Process id.
     pub pid: u32,
     /// As wait(2) reports it: the exit status in bits 8 to 15, or the signal in bits 0 to 6.
@@ -248,6 +266,9 @@ pub struct Move {
     pub session: SessionId,
     /// The kernel's sequence number in the session.
     pub seq: u64,
+    /// When it happened, `CLOCK_BOOTTIME` nanoseconds; 0 in a log of before there was this field.
+    #[serde(default)]
+    pub at_boot_ns: u64,
     /// Process id.
     pub pid: u32,
     /// Id of the cgroup that it is in now.

@@ -116,6 +116,7 @@ fn exec() -> Body {
     Body::Exec(Exec {
         session: session(),
         seq: 1,
+        at_boot_ns: 5,
         pid: 42,
         tid: 42,
         uid: 1000,
@@ -132,6 +133,7 @@ fn connect(to: &str) -> Body {
     Body::Connect(Connect {
         session: session(),
         seq: 2,
+        at_boot_ns: 5,
         pid: 42,
         tid: 43,
         uid: 1000,
@@ -146,7 +148,7 @@ fn connect(to: &str) -> Body {
 
 fn one_of_each() -> Vec<Body> {
     let control = Control { control: "exec-deny".to_owned(), state: ControlState::BestEffort, why: None };
-    let (session, seq, pid) = (session(), 3, 42);
+    let (session, seq, at_boot_ns, pid) = (session(), 3, 5, 42);
     vec![
         Body::AgentStart(AgentStart {
             version: "0.1.0".to_owned(),
@@ -162,12 +164,13 @@ fn one_of_each() -> Vec<Body> {
         exec(),
         connect("1.2.3.4:80"),
         connect("[::1]:80"),
-        Body::Fork(Fork { session, seq, pid, child: 43, verdict: Verdict::Allow, rule: "default".into() }),
-        Body::Exit(Exit { session, seq, pid, status: 9 }),
-        Body::Move(Move { session, seq, pid, cgroup: 77, joined: true }),
+        Body::Fork(Fork { session, seq, at_boot_ns, pid, child: 43, verdict: Verdict::Allow, rule: "default".into() }),
+        Body::Exit(Exit { session, seq, at_boot_ns, pid, status: 9 }),
+        Body::Move(Move { session, seq, at_boot_ns, pid, cgroup: 77, joined: true }),
         Body::Socket(Socket {
             session,
             seq,
+            at_boot_ns,
             pid,
             tid: 43,
             uid: 0,
@@ -183,6 +186,7 @@ fn one_of_each() -> Vec<Body> {
         Body::Unix(Unix {
             session,
             seq,
+            at_boot_ns,
             pid,
             tid: 43,
             uid: 0,
