@@ -1,12 +1,14 @@
 //! The `tipstaff` binary: hands the command line what it needs of the rest of the program.
 
-use std::{ffi::OsString, path::Path, process::ExitCode};
+use std::{ffi::OsString, io, path::Path, process::ExitCode};
 
 use tipstaff::{
     api::wire::Problem,
     cli::{self, Exit, Failure, Host, policy::Checked, verify::Verified},
     daemon, duration, enforce, evidence, policy,
 };
+use tracing::warn;
+use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -19,16 +21,37 @@ fn main() -> ExitCode {
 
 /// Logs to standard error; `TIPSTAFF_LOG` chooses what, as in `debug` or `tipstaff=trace`.
 fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TIPSTAFF_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let wanted = std::env::var_os("TIPSTAFF_LOG");
+    let filter = wanted.as_ref().map(|wanted| match wanted.to_str() {
+        Some(text) => EnvFilter::try_new(text).map_err(|error| error.to_string()),
+        None => Err("it is not UTF-8".to_owned()),
+    });
+    let (filter, problem) = match filter {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(problem)) => (EnvFilter::new("warn"), Some(problem)),
+        None => (EnvFilter::new("warn"), None),
+    };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     log.with_target(false).with_ansi(false).init();
+    if let (Some(wanted), Some(problem)) = (wanted, problem) {
+        warn!("TIPSTAFF_LOG {wanted:?} is ignored: {problem}; write for example info or tipstaff=debug");
+    }
 }
 
 fn verify(file: &Path, head: Option<&Path>) -> Result<Verified, Failure> {
-    let report = evidence::verify(file, head).map_err(|e| Failure::new(Exit::Failed, e))?;
+    let report = evidence::verify(file, head).map_err(unverified)?;
     let json = serde_json::to_value(&report).map_err(|e| Failure::new(Exit::Failed, e))?;
     Ok(Verified { intact: report.is_intact(), text: report.to_string(), json })
+}
+
+/// What keeps a log from being verified is no damage.
+fn unverified(error: evidence::Error) -> Failure {
+    let exit = match &error {
+        evidence::Error::Open { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Exit::Unable,
+        evidence::Error::Open { .. } => Exit::Usage,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error)
 }
 
 fn check_policy(file: &str, bytes: &[u8]) -> Result<Checked, Vec<Problem>> {

@@ -119,7 +119,7 @@ pub struct Inspect {
     pub controls: Vec<Control>,
     /// Labelled threads; the list may be cut, `session.members` counts them all.
     pub members: Vec<Member>,
-    /// The last verdicts, oldest first.
+    /// The last verdicts that were not to allow, oldest first.
     pub verdicts: Vec<Verdict>,
 }
 

@@ -1,7 +1,9 @@
 //! `tipstaff disarm`: takes Tipstaff out of the kernel, through the agent where one runs, and without it otherwise.
 
 use std::{
+    fs,
     io::{self, BufRead, IsTerminal, Write},
+    path::Path,
     time::Duration,
 };
 
@@ -36,7 +38,11 @@ pub(super) fn execute(config: &Config, flags: &Flags, host: &Host) -> Result<Exi
     }
     let disarmed = match Client::connect(&api::operate_socket(&config.paths.runtime), LIMIT) {
         Ok(mut agent) => agent.call(&Request::Disarm {})?,
-        Err(ClientError::Missing { .. } | ClientError::Stale { .. }) => (host.disarm)(config)?,
+        Err(ClientError::Missing { .. } | ClientError::Stale { .. }) => {
+            let pinned = is_pinned(&config.paths.pins);
+            let disarmed = (host.disarm)(config)?;
+            if pinned { disarmed } else { Disarmed { removed: Vec::new(), ..disarmed } }
+        }
         Err(error) => return Err(error.into()),
     };
     print::show(flags.print.output, &disarmed, text)?;
@@ -56,7 +62,19 @@ fn confirmed() -> Result<bool, Failure> {
     Ok(answer.trim() == "yes")
 }
 
+/// Whether an earlier agent left pins, of whatever layout. What cannot be looked at may be there.
+fn is_pinned(pins: &Path) -> bool {
+    let is_empty = |folder: &Path| fs::read_dir(folder).map(|mut entries| entries.next().is_none());
+    match fs::read_dir(pins) {
+        Ok(layouts) => !layouts.flatten().all(|layout| is_empty(&layout.path()).unwrap_or(false)),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
 fn text(disarmed: &Disarmed) -> String {
+    if disarmed.sessions == 0 && disarmed.removed.is_empty() && disarmed.left.is_empty() {
+        return "disarmed: nothing was in force\n".to_owned();
+    }
     let mut text = format!("disarmed: {} sessions ended\n", disarmed.sessions);
     for path in &disarmed.removed {
         text.push_str(&format!("removed {}\n", printable(path)));

@@ -33,8 +33,8 @@ fn text(inspect: &Inspect) -> String {
     }
     text.push_str("\ncontrols\n");
     text.push_str(&indent(&print::controls(&inspect.controls)));
-    text.push_str("\nlast verdicts\n");
-    text.push_str(&indent(&verdicts(&inspect.verdicts)));
+    text.push_str("\nlast denials\n");
+    text.push_str(&indent(&denials(&inspect.verdicts)));
     text
 }
 
@@ -123,7 +123,7 @@ fn counts(counts: &BTreeMap<String, u64>) -> String {
     counts.iter().map(|(name, count)| format!("{} {count}", printable(name))).collect::<Vec<_>>().join(", ")
 }
 
-fn verdicts(verdicts: &[Verdict]) -> String {
+fn denials(verdicts: &[Verdict]) -> String {
     let row = |verdict: &Verdict| {
         let remedy = verdict.remedy.as_ref().map(|remedy| format!(" ({})", printable(remedy))).unwrap_or_default();
         [

@@ -39,7 +39,7 @@ use self::print::Output;
 use crate::{
     api::{
         self,
-        client::Client,
+        client::{Client, ClientError},
         wire::{self, Problem},
     },
     config::{Config, Overrides},
@@ -235,7 +235,18 @@ fn complain(message: &str) {
 
 /// A connection for questions.
 fn ask(config: &Config) -> Result<Client, Failure> {
-    Ok(Client::connect(&api::read_socket(&config.paths.runtime), ASK)?)
+    Ok(connect_to_ask(config)?)
+}
+
+/// Whoever may operate may ask, and need not be in the group of those who only ask.
+fn connect_to_ask(config: &Config) -> Result<Client, ClientError> {
+    let runtime = &config.paths.runtime;
+    match Client::connect(&api::read_socket(runtime), ASK) {
+        Err(refused @ ClientError::Permission { .. }) => {
+            Client::connect(&api::operate_socket(runtime), ASK).map_err(|_as_well| refused)
+        }
+        other => other,
+    }
 }
 
 /// A connection for what changes something; `limit` is how long that may take.

@@ -1,20 +1,19 @@
 //! `tipstaff probe`: what this host can enforce, asked of the agent, or tried out where none runs.
 
 use super::{
-    ASK, Exit, Failure, Host,
+    Exit, Failure, Host, connect_to_ask,
     print::{self, Output, printable},
 };
 use crate::{
     api::{
-        self,
-        client::{Client, ClientError},
+        client::ClientError,
         wire::{Probe, Request},
     },
     config::Config,
 };
 
 pub(super) fn execute(config: &Config, output: Output, host: &Host) -> Result<Exit, Failure> {
-    let probe = match Client::connect(&api::read_socket(&config.paths.runtime), ASK) {
+    let probe = match connect_to_ask(config) {
         Ok(mut agent) => agent.call(&Request::Probe {})?,
         Err(ClientError::Missing { .. } | ClientError::Stale { .. }) => (host.probe)(config)?,
         Err(error) => return Err(error.into()),

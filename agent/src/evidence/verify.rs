@@ -5,7 +5,8 @@
 use std::{
     collections::BTreeMap,
     fs::{File, TryLockError},
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, ErrorKind},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -24,12 +25,18 @@ use super::{
 ///
 /// # Errors
 ///
-/// A file cannot be opened or read. Damage is no error: the report tells.
+/// A file cannot be opened or read, or is no plain file. Damage is no error: the report tells.
 pub fn verify(path: &Path, head: Option<&Path>) -> Result<Report, Error> {
     let path = if path.is_dir() { log_file(path) } else { path.to_owned() };
-    // the head first: an agent that writes meanwhile only takes the log further
+    let file = open(&path).map_err(|source| Error::Open { path: path.clone(), source })?;
+    if let Some(head) = head
+        && let Err(source) = File::open(head)
+        && source.kind() == ErrorKind::PermissionDenied
+    {
+        return Err(Error::Open { path: head.to_owned(), source });
+    }
+    // the head is read first: an agent that writes meanwhile only takes the log further
     let head = HeadFile::read(head);
-    let file = File::open(&path).map_err(|source| Error::Open { path: path.clone(), source })?;
     let read = |source| Error::Read { path: path.clone(), source };
     let mut walk = Walk::new(head);
     walk.all(&mut BufReader::new(&file)).map_err(read)?;
@@ -38,6 +45,12 @@ pub fn verify(path: &Path, head: Option<&Path>) -> Result<Report, Error> {
         walk.report.being_written = true;
     }
     Ok(walk.finish())
+}
+
+/// Opens a plain file, and nothing that would have to be waited for.
+fn open(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::new(ErrorKind::InvalidInput, "not a plain file")) }
 }
 
 /// Verifies what `input` holds.

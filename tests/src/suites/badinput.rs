@@ -1,8 +1,9 @@
 //! Wrong input, wrong hosts, wrong times: each with one clear message, its exit status, and nothing half-started.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::{net::UnixListener, process::CommandExt},
+    os::unix::{ffi::OsStrExt, net::UnixListener, process::CommandExt},
     path::{Path, PathBuf},
 };
 
@@ -12,6 +13,8 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::resource::{Resource, setrlimit},
 };
+
+use serde_json::Value;
 
 use super::scene::only;
 use crate::harness::{mounts, prelude::*, sandbox::READERS};
@@ -161,8 +164,16 @@ fn policy_unreadable(s: &mut Sandbox) -> Result<()> {
         s.cli(&["policy", "check", path])?.ended(2)?.told(&[path])?;
         s.run(path, &member, "nothing")?.wait()?.ended(125)?.complained(&["tipstaff: ", path])?;
     }
-    let text = s.policy_text("spec: [\n")?;
-    s.cli(&["policy", "check", &text])?.ended(2)?.told(&[&text])?;
+    // one that cannot be read does not hide what is wrong, or right, with the others
+    let (text, good) = (s.policy_text("spec: [\n")?, s.policy(&only(&member))?);
+    let check = ["policy", "check", &missing, &text, &good];
+    s.cli(&check)?.ended(2)?.told(&[&format!("{missing}:1:1: cannot be read"), &text, &format!("{good}: ok")])?;
+    let found: Value = serde_json::from_str(&s.cli(&[&check[..], &["-o", "json"]].concat())?.ended(2)?.stdout)?;
+    let ok = |n: usize| (found[n]["ok"].clone(), found[n]["problems"].as_array().is_some_and(Vec::is_empty));
+    ensure!([ok(0), ok(1), ok(2)] == [(false.into(), false), (false.into(), false), (true.into(), true)], "{found}");
+    let mut command = s.tipstaff();
+    command.args(["policy", "check"]).arg(OsStr::from_bytes(b"/nowhere/\xff.yaml"));
+    Running::spawn(s, command, None)?.wait()?.ended(2)?.told(&["/nowhere/", "cannot be read"])?;
     Ok(())
 }
 
@@ -262,6 +273,7 @@ fn no_agent(s: &mut Sandbox) -> Result<()> {
     for words in [&["ps"][..], &["status"], &["inspect", "00"], &["end", "00"], &["events"]] {
         s.cli(words)?.ended(7).with_context(|| format!("{words:?}"))?.complained(&["tipstaff: ", &socket])?;
     }
+    s.cli(&["disarm", "--yes"])?.ended(0)?.said("disarmed: nothing was in force")?;
     let (member, mark) = (s.program("member")?, s.file("mark"));
     let policy = s.policy(&only(&member))?;
     let line = format!("mark {mark}");
@@ -294,6 +306,9 @@ fn unknown_flag(s: &mut Sandbox) -> Result<()> {
         ensure!(!finished.stderr.is_empty(), "{words:?} says nothing");
     }
     s.cli(&["--help"])?.ended(0)?;
+    let mut command = s.tipstaff();
+    command.args(["policy", "check", "/nonexistent"]).env("TIPSTAFF_LOG", "bad[[[");
+    Running::spawn(s, command, None)?.wait()?.ended(2)?.complained(&["TIPSTAFF_LOG", "bad[[[", "is ignored"])?;
     Ok(())
 }
 

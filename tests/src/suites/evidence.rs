@@ -1,6 +1,6 @@
 //! The evidence: complete, in order, and noticed when it is tampered with.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use nix::unistd::getuid;
 use serde_json::Value;
@@ -82,6 +82,15 @@ fn chain(s: &mut Sandbox) -> Result<()> {
         ensure!(record["prev"] == before, "the link to the record before is wrong in {line}");
         before = sha256(hashed.as_bytes());
         ensure!(record["hash"] == before, "the hash is not {before} in {line}");
+    }
+    // what cannot be verified is not damaged, and nothing is waited for
+    let (evidence, missing, fifo) = (s.evidence_file().display().to_string(), s.file("missing"), s.file("fifo"));
+    nix::unistd::mkfifo(Path::new(&fifo), nix::sys::stat::Mode::S_IRWXU)?;
+    s.cli(&["verify", &evidence])?.ended(0)?;
+    s.cli_as(Some((1000, 1000)), &["verify", &evidence])?.ended(6)?.complained(&[&evidence, "permission denied"])?;
+    s.cli(&["verify", &missing])?.ended(2)?.complained(&[&missing, "no such file"])?;
+    for path in [&fifo, "/dev/zero"] {
+        s.cli(&["verify", path])?.ended(2)?.complained(&[path, "not a plain file"])?;
     }
     Ok(())
 }

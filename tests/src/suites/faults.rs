@@ -55,7 +55,7 @@ fn disarm(s: &mut Sandbox) -> Result<()> {
     let wall = Wall::new(s, 1)?;
     let before = s.pins().exists();
     ensure!(before, "{} is not there while the agent runs", s.pins().display());
-    s.cli(&["disarm", "--yes"])?.ended(0)?;
+    s.cli(&["disarm", "--yes"])?.ended(0)?.told(&["disarmed: ", "removed "])?;
     s.agent_ends()?;
     all_gone(&[wall.running.pid()])?;
     s.wait_evidence("the end of the session", |r| r["type"] == "session-end" && r["session"] == wall.session)?;
