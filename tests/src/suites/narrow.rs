@@ -1,6 +1,8 @@
 //! A live session gets a stricter scope, never a wider one.
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{collections::BTreeSet, fs};
+
+use serde_json::Value;
 
 use super::scene::{only, report};
 use crate::harness::{prelude::*, server::Server, wait::in_guest};
@@ -202,13 +204,22 @@ fn flip(s: &mut Sandbox) -> Result<()> {
     let first = s.policy(&revision(0))?;
     let running = [s.run(&first, &member, &line)?, s.run(&first, &member, &line)?];
     let sessions = [running[0].session(s)?, running[1].session(s)?];
+    // every member met `verdict` at the port, and so at those before it in its round
+    let all_met = |port: u16, verdict: &str| {
+        let to = format!("127.0.0.1:{port}");
+        sessions.iter().try_for_each(|session| {
+            let met = |r: &Value| r["session"] == *session && r["to"] == to && r["verdict"] == verdict;
+            s.wait_evidence(&format!("{to} {verdict}"), met).map(drop)
+        })
+    };
+    all_met(ports[2], "allow")?;
     for denied in 1..ports.len() {
         let policy = s.policy(&revision(denied))?;
         for session in &sessions {
             let narrowed = s.json(&["narrow", session, "--policy", &policy])?;
             ensure!(narrowed["revision"] == denied + 1, "{narrowed}");
         }
-        std::thread::sleep(Duration::from_millis(50));
+        all_met(ports[denied - 1], "deny")?;
     }
     fs::write(&stop, "now")?;
     for running in running {
