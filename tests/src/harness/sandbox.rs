@@ -140,8 +140,13 @@ impl Sandbox {
     /// As [`Sandbox::start`], with a command that was made from [`Sandbox::daemon`].
     pub(crate) fn start_as(&mut self, daemon: Command) -> Result<()> {
         ensure!(self.shared.is_none(), "a test that starts an agent in its own way cannot share one");
-        let mut agent = Agent::start(daemon, &self.part("agent"), &self.log())?;
+        let agent = Agent::start(daemon, &self.part("agent"), &self.log())?;
         self.armed = true;
+        self.ready(agent)
+    }
+
+    /// Waits until an agent that was started answers, and keeps it.
+    pub(crate) fn ready(&mut self, mut agent: Agent) -> Result<()> {
         // its socket is there long before it answers; asking more than once costs more than waiting
         let socket = self.runtime().join("read.sock");
         let ready = until("the agent to answer", patience(), || {

@@ -13,11 +13,11 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::scene::{only, report};
+use super::scene::{only, report, stamps};
 use crate::harness::{
     prelude::*,
     server::Server,
-    wait::{all_gone, in_guest, pass, slack},
+    wait::{all_gone, boot_ns, in_guest, pass, slack},
 };
 use crate::work::flows::sctp;
 
@@ -153,24 +153,31 @@ fn namespace(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// Sessions whose deadline passed without an agent: their flows are silent, and the next agent destroys them.
+/// Sessions whose deadline passed without an agent: their flows are silent from then on, and the next agent destroys them.
 fn agent_killed(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let servers = [Server::tcp("127.0.0.1")?, Server::tcp("::1")?];
+    let busy = [Server::tcp("127.0.0.1")?, Server::tcp("::1")?];
     let ttl = if in_guest() { "20s" } else { "3s" };
     let mut sessions = Vec::new();
-    for ((_, prefix), server) in FAMILIES.iter().zip(&servers) {
-        let policy = s.policy(&only(&member).to("server", prefix, server.port()))?;
-        let line = format!("open 10 tcp {} idle", server.words());
-        let running = s.launch(&policy, &member, &line).ttl(ttl).start()?;
+    for (((_, prefix), server), busy) in FAMILIES.iter().zip(&servers).zip(&busy) {
+        let policy = only(&member).to("server", prefix, server.port()).to("busy", prefix, busy.port());
+        let line = format!("background flow {} + open 10 tcp {} idle", busy.words(), server.words());
+        let running = s.launch(&s.policy(&policy)?, &member, &line).ttl(ttl).start()?;
         let session = running.session(s)?;
         server.accepted(10)?;
         sessions.push((running, session));
     }
     s.kill_agent()?;
-    let start = s.records(&sessions[1].1, "session-start")?;
-    pass(start[0]["deadline_boot_ns"].as_u64().context("session-start without a deadline")?, slack())?;
+    let killed = boot_ns()?;
+    let mut deadlines = Vec::new();
+    for (_, session) in &sessions {
+        let start = s.records(session, "session-start")?;
+        deadlines.push(start[0]["deadline_boot_ns"].as_u64().context("session-start without a deadline")?);
+    }
+    pass(deadlines[1], slack())?;
+    let heard = busy.each_ref().map(|server| server.received().len());
     s.start()?;
     for ((running, session), server) in sessions.into_iter().zip(&servers) {
         server.reset(10)?;
@@ -179,7 +186,16 @@ fn agent_killed(s: &mut Sandbox) -> Result<()> {
             s.wait_evidence("the end of the session", |r| r["type"] == "session-end" && r["session"] == session)?;
         let receipts = receipts(s, &session)?;
         nothing_left(&end, &receipts)?;
-        all_destroyed(&receipts, 10)?;
+        let own: Vec<Value> = receipts.into_iter().filter(|r| r["to"] == server.address()).collect();
+        all_destroyed(&own, 10)?;
+    }
+    for ((server, deadline), heard) in busy.iter().zip(deadlines).zip(heard) {
+        let last = stamps(&server.received()).into_iter().max().unwrap_or(0);
+        ensure!(last > killed, "{} heard nothing after the agent was killed", server.address());
+        let late = last.saturating_sub(deadline);
+        ensure!(u128::from(late) < slack().as_nanos(), "a byte left {} ms after the deadline", late / 1_000_000);
+        let since = server.received().len() - heard;
+        ensure!(since == 0, "{} heard {since} bytes of a session that was over", server.address());
     }
     Ok(())
 }

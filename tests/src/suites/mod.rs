@@ -5,6 +5,7 @@ mod attach;
 mod badinput;
 mod cli;
 mod control;
+mod deadline;
 mod end;
 mod evidence;
 mod exec;
@@ -41,6 +42,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     narrow::TESTS,
     sockets::TESTS,
     time::TESTS,
+    deadline::TESTS,
     limits::TESTS,
     control::TESTS,
     end::TESTS,

@@ -143,6 +143,11 @@ pub(super) fn report(file: &str, lines: usize) -> Result<Vec<String>> {
     })
 }
 
+/// Times, as workloads write and send them.
+pub(super) fn stamps(bytes: &[u8]) -> Vec<u64> {
+    bytes.as_chunks().0.iter().map(|stamp| u64::from_be_bytes(*stamp)).collect()
+}
+
 /// A session whose member, each time it is woken, tries a program and an address that are out of scope and a program
 /// and an address in scope.
 pub(super) struct Wall {

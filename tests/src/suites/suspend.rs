@@ -11,8 +11,8 @@ use nix::{
 
 use super::{
     limits::{Step, clock, now},
-    scene::{Fifo, only, refused_exec},
-    time::{deadline, stamps},
+    scene::{Fifo, only, refused_exec, stamps},
+    time::deadline,
 };
 use crate::harness::{
     prelude::*,
@@ -68,7 +68,7 @@ fn counts(s: &mut Sandbox) -> Result<()> {
     let lasting = s.run(&s.policy(&only(&member))?, &member, "idle")?;
     let sessions = [(short.session(s)?, "ttl"), (open.session(s)?, "window")];
     let pids = [s.pid_in(&waits)?, s.pid_in(&sends)?];
-    until("the flow to flow", patience(), || Ok((stamps(&server).len() > 5).then_some(())))?;
+    until("the flow to flow", patience(), || Ok((stamps(&server.received()).len() > 5).then_some(())))?;
     s.signal_agent(Signal::SIGSTOP)?;
     ensure!(short.said().starts_with("exit 0\n") && fs::exists(&early)?, "the twin did not run before the deadline");
     let over = deadline(s, &sessions[0].0)?;
@@ -87,9 +87,9 @@ fn counts(s: &mut Sandbox) -> Result<()> {
         ensure!(answer.is_empty() || answer == expected, "after the deadline a member was answered {answer:?}");
     }
     pass(woke, slack())?;
-    let flowed = stamps(&server).len();
+    let flowed = stamps(&server.received()).len();
     pass(woke, 3 * slack())?;
-    ensure!(stamps(&server).len() == flowed, "a flow went on after the machine woke");
+    ensure!(stamps(&server.received()).len() == flowed, "a flow went on after the machine woke");
     ensure!(!fs::exists(&late)?, "a program ran after the deadline");
     s.signal_agent(Signal::SIGCONT)?;
     all_gone(&pids)?;

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::scene::{Fifo, only, refused_exec, report};
+use super::scene::{only, report, stamps};
 use crate::harness::{
     prelude::*,
     server::Server,
@@ -14,7 +14,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("time::ttl-ends-everything", WHEREVER, ttl),
     Test::sharing("time::shorter-ttl-wins", WHEREVER, shorter_wins),
     Test::sharing("time::flow-stops-at-the-deadline", WHEREVER, flow_stops),
-    Test::new("time::deadline-holds-without-the-agent", WHEREVER, without_agent),
     Test::sharing("time::end-by-operator", WHEREVER, by_operator),
     Test::sharing("time::main-process-ends-the-session", WHEREVER, completed),
     Test::sharing("time::crowd-ends-to-zero", WHEREVER, crowd),
@@ -75,30 +74,27 @@ fn ttl(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// `--ttl` narrows a policy and never widens it.
+/// `--ttl` narrows a policy and never widens it; `inspect` says which of them won.
 fn shorter_wins(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let policy = s.policy(&only(&member).ttl(short()))?;
     let wider = s.launch(&policy, &member, "idle").ttl("10m").start()?;
     let session = wider.session(s)?;
+    let winner = |session: &str| Ok::<_, anyhow::Error>(s.json(&["inspect", session])?["limits"]["winner"].clone());
+    ensure!(winner(&session)? == "policy", "the winner is {}", winner(&session)?);
     pass(deadline(s, &session)?, slack())?;
     wider.wait()?.ended(137)?;
     s.session_ended(&session, "ttl")?;
     let ms = |session: &str| Ok::<_, anyhow::Error>(s.records(session, "session-start")?[0]["ttl_ms"].clone());
     ensure!(ms(&session)? == if in_guest() { 12_000 } else { 2_000 }, "--ttl widened: {}", ms(&session)?);
     let policy = s.policy(&only(&member))?;
-    let narrower = s.launch(&policy, &member, "say in time").ttl("33s").start()?;
+    let narrower = s.launch(&policy, &member, "idle").ttl("33s").start()?;
     let session = narrower.session(s)?;
-    narrower.wait()?.ended(0)?.said("in time")?;
+    ensure!(winner(&session)? == "--ttl", "the winner is {}", winner(&session)?);
+    s.cli(&["end", &session])?.ended(0)?;
     ensure!(ms(&session)? == 33_000, "--ttl did not narrow: {}", ms(&session)?);
     Ok(())
-}
-
-/// The times at which the member sent what the server received.
-pub(super) fn stamps(server: &Server) -> Vec<u64> {
-    let bytes = server.received();
-    bytes.as_chunks().0.iter().map(|stamp| u64::from_be_bytes(*stamp)).collect()
 }
 
 /// What members do meanwhile is recorded with the kernel's time, however late the agent writes it down.
@@ -123,8 +119,8 @@ fn flow_stops(s: &mut Sandbox) -> Result<()> {
         let line = format!("{beside}{late}flow {}", server.words());
         let running = s.launch(&policy, &member, &line).ttl(short()).start()?;
         let session = running.session(s)?;
-        let before = stamps(&server).len();
-        until("the flow to flow", patience(), || Ok((stamps(&server).len() > before + 5).then_some(())))?;
+        let before = stamps(&server.received()).len();
+        until("the flow to flow", patience(), || Ok((stamps(&server.received()).len() > before + 5).then_some(())))?;
         if agent_sleeps {
             s.signal_agent(Signal::SIGSTOP)?;
             until("the agent to stand still", patience(), || Ok(stands_still(s.agent_pid()?).then_some(())))?;
@@ -135,14 +131,14 @@ fn flow_stops(s: &mut Sandbox) -> Result<()> {
         let (span, deadline) = (before..=boot_ns()?, deadline(s, &session)?);
         ensure!(*span.end() < deadline, "the acts took until the deadline");
         pass(deadline, 2 * slack())?;
-        let last = stamps(&server).into_iter().max().unwrap_or(0);
+        let last = stamps(&server.received()).into_iter().max().unwrap_or(0);
         let late = last.saturating_sub(deadline);
         ensure!(u128::from(late) < slack().as_nanos(), "the last byte left {} ms after the deadline", late / 1_000_000);
-        let count = stamps(&server).len();
+        let count = stamps(&server.received()).len();
         s.signal_agent(Signal::SIGCONT)?;
         running.wait()?.ended(137)?;
         s.session_ended(&session, "ttl")?;
-        ensure!(stamps(&server).len() == count, "bytes arrived after the flow had been cut");
+        ensure!(stamps(&server.received()).len() == count, "bytes arrived after the flow had been cut");
         let exec = s.saw_exec(&session, &good, "allow", "good")?;
         let connect = s.saw_connect(&session, &other.address(), "allow", "other")?;
         for record in [exec, connect] {
@@ -161,73 +157,13 @@ fn stands_still(pid: u32) -> bool {
     tasks.map(state).all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
 }
 
-/// The agent is stopped while a session runs into its deadline. What computes dies; what sleeps can wake, but starts and
-/// sends nothing; when the agent comes back all of it goes.
-fn without_agent(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let (member, good, server) = (s.program("member")?, s.program("good")?, Server::tcp("127.0.0.1")?);
-    let policy = only(&member).allow("good", &good).to("server", "127.0.0.1/32", server.port());
-    let mut fifos = [Fifo::new(s)?, Fifo::new(s)?, Fifo::new(s)?];
-    let answers = [s.file("answers"), s.file("answers"), s.file("answers"), s.file("answers")];
-    let pids: Vec<String> = (0..6).map(|_| s.file("pid")).collect();
-    let (early, late) = (s.file("mark"), s.file("mark"));
-    let words = server.words();
-    let line = format!(
-        "spawn {good} --work mark {early} + background pid {} spin \
-         + background report {} pid {} fifo {} spawn {good} --work mark {late} \
-         + background report {} pid {} fifo {} connect tcp {words} \
-         + background report {} pid {} hold {words} {} + daemonise pid {} idle + pid {} idle",
-        pids[0],
-        answers[0],
-        pids[1],
-        fifos[0].path,
-        answers[1],
-        pids[2],
-        fifos[1].path,
-        answers[2],
-        pids[3],
-        fifos[2].path,
-        pids[4],
-        pids[5],
-    );
-    let running = s.launch(&s.policy(&policy)?, &member, &line).ttl(short()).start()?;
-    let session = running.session(s)?;
-    let deadline = deadline(s, &session)?;
-    let pids = pids.iter().map(|file| s.pid_in(file)).collect::<Result<Vec<_>>>()?;
-    until("the flow to be established", patience(), || Ok((server.received() == b"a").then_some(())))?;
-    s.signal_agent(Signal::SIGSTOP)?;
-    ensure!(running.said() == "exit 0\n" && std::fs::exists(&early)?, "the twin did not run before the deadline");
-    pass(deadline, slack())?;
-    all_gone(&pids[..1]).context("a member that only computes")?;
-    server.send(b"late")?;
-    fifos.iter_mut().try_for_each(Fifo::wake)?;
-    for (answers, pid, expected) in [(&answers[0], pids[1], refused_exec(s)), (&answers[1], pids[2], "errno 1")] {
-        // a member that wakes may be killed by the clock before it has said anything
-        let answer = until("a woken member to fail", patience(), || {
-            let text = std::fs::read_to_string(answers)?;
-            Ok((!text.is_empty() || gone(pid)).then(|| text.trim_end().to_owned()))
-        })?;
-        ensure!(answer.is_empty() || answer == expected, "after the deadline a member was answered {answer:?}");
-    }
-    until("the flow to have been tried", patience(), || {
-        Ok((gone(pids[3]) || report(&answers[2], 4).is_ok()).then_some(()))
-    })?;
-    let held = std::fs::read_to_string(&answers[2])?;
-    ensure!(!held.contains("received 4"), "a packet reached a member after the deadline: {held:?}");
-    ensure!(server.received() == b"a", "the server received {:?}", server.received());
-    ensure!(!std::fs::exists(&late)?, "a program ran after the deadline");
-    s.signal_agent(Signal::SIGCONT)?;
-    all_gone(&pids)?;
-    let end = s.session_ended(&session, "ttl")?;
-    ensure!(end["packets_dropped"].as_u64() > Some(0), "packets_dropped is {}", end["packets_dropped"]);
-    ensure!(server.received() == b"a", "the server received {:?}", server.received());
-    server.accepted(1)
-}
-
 fn by_operator(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (running, pids) = company(s, "10m")?;
     let session = running.session(s)?;
+    // what is the agent's own finding is nobody's reason to give
+    s.cli(&["end", &session, "--reason", "ttl"])?.ended(2)?.complained(&["\"ttl\" is no reason to give", "locked"])?;
+    ensure!(pids.iter().all(|pid| !gone(*pid)), "a request that was refused ended a member");
     // an unambiguous prefix names it
     s.cli(&["end", &session[..12]])?.ended(0)?;
     ensure!(pids.iter().all(|pid| gone(*pid)), "end returned before all members were gone: {pids:?}");
@@ -235,6 +171,16 @@ fn by_operator(s: &mut Sandbox) -> Result<()> {
     let end = s.session_ended(&session, "operator")?;
     accounts_for(s, &session, &end, &pids)?;
     s.cli(&["end", &session])?.ended(5)?;
+    // the reason that was given is the one that is recorded
+    let member = s.program("locked")?;
+    let running = s.run(&s.policy(&only(&member))?, &member, "idle")?;
+    let session = running.session(s)?;
+    s.cli(&["end", &session, "--reason", "locked"])?.ended(0)?.told(&["ended (locked)"])?;
+    s.session_ended(&session, "locked")?;
+    let causes: Vec<Value> = s.records(&session, "state")?.iter().map(|r| r["cause"].clone()).collect();
+    ensure!(causes == ["labelled", "locked", "measured"], "the states passed: {causes:?}");
+    let asked = s.records(&session, "command")?;
+    ensure!(asked.len() == 1 && asked[0]["verb"] == "end" && asked[0]["detail"] == "reason locked", "{asked:?}");
     Ok(())
 }
 

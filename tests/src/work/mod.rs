@@ -11,6 +11,7 @@ mod network;
 mod place;
 mod process;
 pub(crate) mod sockets;
+mod strive;
 mod stubborn;
 pub(crate) mod victims;
 
@@ -69,6 +70,8 @@ fn act(words: &[&str]) -> Result<u8> {
         "daemonise" => process::daemonise(rest),
         "spin" => process::spin(),
         "idle" => process::idle(),
+        "strive" => strive::strive(rest),
+        "late" => strive::late(rest),
         "count" => stubborn::count(rest),
         "catch" => stubborn::catch(rest),
         "deaf" => stubborn::deaf(rest),

@@ -199,10 +199,15 @@ pub(super) fn connect_to(socket: &OwnedFd, address: &SocketAddr) -> Result<(), E
 }
 
 fn send_to(socket: &OwnedFd, address: &SocketAddr, flags: MsgFlags) -> Result<(), Errno> {
+    send_bytes(socket, address, b"x", flags)
+}
+
+/// Sends without a connect.
+pub(super) fn send_bytes(socket: &OwnedFd, address: &SocketAddr, bytes: &[u8], flags: MsgFlags) -> Result<(), Errno> {
     let (fd, flags) = (socket.as_raw_fd(), flags | MsgFlags::MSG_NOSIGNAL);
     let sent = match address {
-        SocketAddr::V4(v4) => sendto(fd, b"x", &SockaddrIn::from(*v4), flags),
-        SocketAddr::V6(v6) => sendto(fd, b"x", &SockaddrIn6::from(*v6), flags),
+        SocketAddr::V4(v4) => sendto(fd, bytes, &SockaddrIn::from(*v4), flags),
+        SocketAddr::V6(v6) => sendto(fd, bytes, &SockaddrIn6::from(*v6), flags),
     };
     sent.map(drop)
 }

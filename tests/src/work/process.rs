@@ -208,8 +208,10 @@ pub(super) fn attach_itself(words: &[&str]) -> Result<u8> {
 
 /// `fork REST`: a child does the rest and is waited for.
 pub(super) fn fork(rest: &[&str]) -> Result<u8> {
-    let child = in_child(|| run(rest))?;
-    tell_wait(waitpid(child, None)?)
+    match in_child(|| run(rest)) {
+        Ok(child) => tell_wait(waitpid(child, None)?),
+        Err(error) => Ok(say(Err(error.downcast()?))),
+    }
 }
 
 /// `background REST`: a child does the rest.
