@@ -5,7 +5,10 @@ use std::{fs::File, os::fd::OwnedFd};
 use anyhow::{Context, Result};
 
 use super::bpf;
-use crate::harness::cgroup::Cgroup;
+use crate::harness::{
+    bpf::{Stats, stats},
+    cgroup::Cgroup,
+};
 
 /// `enum bpf_prog_type`: `CGROUP_SKB`, `CGROUP_SOCK_ADDR`.
 const SKB: u32 = 8;
@@ -40,8 +43,8 @@ impl Floor {
     }
 
     /// What the kernel counted for the program on a hook.
-    pub(super) fn stats(&self, hook: &str) -> Result<bpf::Stats> {
+    pub(super) fn stats(&self, hook: &str) -> Result<Stats> {
         let found = self.programs.iter().find(|(name, _, _)| *name == hook);
-        bpf::stats(&found.with_context(|| format!("there is no empty program on {hook}"))?.1)
+        stats(&found.with_context(|| format!("there is no empty program on {hook}"))?.1)
     }
 }

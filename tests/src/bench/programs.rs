@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 
 use super::{
     Ground,
-    bpf::{self, Stats},
     floor::Floor,
     place,
     report::{Figures, Row},
     worker::Worker,
 };
+use crate::harness::bpf::{self, Stats};
 
 /// What is done in the session and out of it, and how often.
 const OPERATIONS: [(&str, u32); 7] = [

@@ -1,5 +1,5 @@
-//! The few calls of bpf(2) that tests make themselves, on maps that the sandbox's own agent pinned: to bring about what
-//! the kernel cannot be asked for.
+//! The few calls of bpf(2) that tests and benchmarks make themselves, on what an agent pinned: to bring about what the kernel
+//! cannot be asked for, and to count runs of programs.
 
 use std::{
     ffi::CString,
@@ -16,8 +16,11 @@ const LOOKUP: libc::c_int = 1;
 const DELETE: libc::c_int = 3;
 const GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_GET: libc::c_int = 7;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const UPDATE_BATCH: libc::c_int = 26;
 const DELETE_BATCH: libc::c_int = 27;
+const ENABLE_STATS: libc::c_int = 32;
 
 /// A pinned map.
 #[derive(Debug)]
@@ -58,11 +61,7 @@ impl Map {
     /// The map `name` of the sandbox's agent.
     pub(crate) fn of(s: &Sandbox, name: &str) -> Result<Self> {
         let found = find(s.pins(), &format!("map_{name}")).with_context(|| format!("no map {name} is pinned"))?;
-        let path = CString::new(found.as_os_str().as_encoded_bytes())?;
-        let request = ObjGet { path: path.as_ptr() as u64, descriptor: 0, flags: 0 };
-        let fd = libc::c_int::try_from(call(OBJ_GET, &request)?)?;
-        // SAFETY: the kernel just made this descriptor for us.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Self(pinned(&found)?))
     }
 
     fn number(&self) -> u32 {
@@ -145,6 +144,79 @@ impl Map {
             flags: 0,
         })
     }
+}
+
+/// As `BPF_OBJ_GET_INFO_BY_FD` reads it.
+#[repr(C)]
+struct GetInfo {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// `struct bpf_link_info`, its start.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+}
+
+/// `struct bpf_prog_info`: its words of 8 bytes. Those that are read: `run_time_ns` 24, `run_cnt` 25, and the lower half
+/// of 27, `verified_insns` (5.16).
+const INFO: usize = 28;
+
+/// What the kernel knows of a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stats {
+    pub(crate) run_ns: u64,
+    pub(crate) runs: u64,
+    pub(crate) verified: u64,
+}
+
+/// Makes the kernel count the runs and the time of every program until this is closed (`BPF_STATS_RUN_TIME`).
+pub(crate) fn count_time() -> Result<OwnedFd> {
+    descriptor(ENABLE_STATS, &0_u32)
+}
+
+/// The program that a pinned link holds.
+pub(crate) fn program_of(pin: &Path) -> Result<OwnedFd> {
+    let mut info = LinkInfo::default();
+    info_of(&pinned(pin)?, &mut info)?;
+    // the structure begins with the number
+    descriptor(PROG_GET_FD_BY_ID, &[info.program, 0, 0])
+}
+
+/// What the kernel counted for a program.
+pub(crate) fn stats(program: &OwnedFd) -> Result<Stats> {
+    let mut info = [0_u64; INFO];
+    info_of(program, &mut info)?;
+    Ok(Stats { run_ns: info[24], runs: info[25], verified: info[27] & 0xffff_ffff })
+}
+
+/// `T` is integers only, so that whatever the kernel writes is one.
+fn info_of<T>(fd: &OwnedFd, info: &mut T) -> Result<()> {
+    let request = GetInfo {
+        fd: fd.as_raw_fd().cast_unsigned(),
+        length: u32::try_from(size_of::<T>())?,
+        info: std::ptr::from_mut(info) as u64,
+    };
+    call(OBJ_GET_INFO_BY_FD, &request).map(drop)
+}
+
+/// What is pinned there.
+fn pinned(path: &Path) -> Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    descriptor(OBJ_GET, &ObjGet { path: path.as_ptr() as u64, descriptor: 0, flags: 0 })
+}
+
+/// A command whose result is a descriptor.
+fn descriptor<T>(command: libc::c_int, attributes: &T) -> Result<OwnedFd> {
+    let fd = libc::c_int::try_from(call(command, attributes)?)?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The first file of that name.

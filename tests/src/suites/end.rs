@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use super::scene::{Fifo, only};
 use crate::harness::{
+    bpf,
     prelude::*,
-    wait::{all_gone, gone, in_guest},
+    wait::{all_gone, boot_ns, gone, in_guest},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -23,6 +24,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("end::fork-bomb", WHEREVER, bomb),
     Test::sharing("end::uninterruptible-sleep-is-reported", WHEREVER, uninterruptible),
     Test::new("end::clock-goes-with-a-start-that-fails", WHEREVER, failed_start),
+    Test::sharing("end::clock-ticks-while-sessions-live-and-no-longer", WHEREVER, ticks),
     Test::new("end::clock-comes-back-with-its-processor", WHEREVER, hotplug).guests_only("takes a processor offline"),
 ];
 
@@ -168,6 +170,7 @@ fn bomb(s: &mut Sandbox) -> Result<()> {
     let running = s.run(&s.policy(&only(&member))?, &member, &format!("bomb {lit}"))?;
     let session = running.session(s)?;
     until("the bomb to be lit", patience(), || Ok(Path::new(&lit).exists().then_some(())))?;
+    let lit = boot_ns()?;
     let enough = if in_guest() { 40 } else { 400 };
     until("it to have grown", patience(), || {
         Ok((s.json(&["ps"])?["sessions"][0]["members"].as_u64() >= Some(enough)).then_some(()))
@@ -176,6 +179,14 @@ fn bomb(s: &mut Sandbox) -> Result<()> {
     running.wait()?.ended(137)?;
     let end = s.session_ended(&session, "operator")?;
     receipted(&end, &[])?;
+    let states = s.records(&session, "state")?;
+    let over = states.iter().find(|r| r["to"] == "ending").and_then(|r| r["boot_ns"].as_u64()).context("no end")?;
+    // what was forked before it was said to be lit is not counted, so that the rate is no more than it was
+    let forks = end["produced"]["fork"].as_u64().unwrap_or(0).saturating_sub(8);
+    let rate = forks * 1_000_000_000 / over.saturating_sub(lit).max(1);
+    eprintln!("a bomb of {rate} forks a second, {} receipts", end["receipts"].as_array().map_or(0, Vec::len));
+    let least = if in_guest() { 10 } else { 100 };
+    ensure!(rate >= least, "{rate} forks a second are no bomb: {forks} in {} ms", over.saturating_sub(lit) / 1_000_000);
     until("the session's cgroup to be gone", patience(), || Ok(s.nothing_of_sessions_is_left().is_ok().then_some(())))
 }
 
@@ -302,6 +313,41 @@ fn failed_start(s: &mut Sandbox) -> Result<()> {
     ensure!(clocks(s)?.len() >= cpus, "{:?} for {cpus} processors", clocks(s)?);
     s.cli(&["end", &session])?.ended(0)?;
     ensure!(clocks(s)?.is_empty(), "the last session left {:?}", clocks(s)?);
+    Ok(())
+}
+
+/// Before the first member runs each processor has its clock, which ticks ten times a second and no more; after the last
+/// session nothing does. The kernel itself counts the runs.
+fn ticks(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, folder) = (s.program("member")?, layout(s)?);
+    ensure!(clocks(s)?.is_empty(), "with no session there are {:?}", clocks(s)?);
+    let line = format!("names {} idle", folder.display());
+    let running = s.run(&s.policy(&only(&member))?, &member, &line)?;
+    let session = running.session(s)?;
+    let seen = until("the first member to look", patience(), || {
+        let said = running.said();
+        Ok(said.ends_with('\n').then_some(said))
+    })?;
+    let seen: Vec<&str> = seen.split_whitespace().filter(|name| name.starts_with("link_clock")).collect();
+    let cpus = std::thread::available_parallelism()?.get();
+    ensure!(seen.len() >= cpus, "the first member found {seen:?} for {cpus} processors");
+    let _counting = bpf::count_time()?;
+    let clock = bpf::program_of(&folder.join(seen[0]))?;
+    let runs = || Ok::<_, anyhow::Error>(bpf::stats(&clock)?.runs);
+    let (start, before) = (Instant::now(), runs()?);
+    let ran = |least: Duration| {
+        until("time to pass", least + patience(), || Ok((start.elapsed() >= least).then_some(())))?;
+        Ok::<_, anyhow::Error>((runs()? - before, start.elapsed()))
+    };
+    let (ran, took) = ran(Duration::from_secs(3))?;
+    let most = (took.as_secs_f64() * 10.0 + 2.0) * seen.len() as f64;
+    ensure!(ran > 0 && ran as f64 <= most, "{ran} ticks in {took:?} on {} processors", seen.len());
+    s.cli(&["end", &session])?.ended(0)?;
+    running.wait()?.ended(137)?;
+    let (over, last) = (Instant::now(), runs()?);
+    until("ten ticks to be missed", patience(), || Ok((over.elapsed() > Duration::from_secs(1)).then_some(())))?;
+    ensure!(runs()? == last, "{} ticks with no session", runs()? - last);
     Ok(())
 }
 

@@ -57,6 +57,13 @@ pub(super) fn act(word: &str, words: &[&str]) -> Result<u8> {
             File::open(file)?.read_exact(&mut [0])?;
             Ok(run(rest))
         }
+        // names FOLDER REST: what is in it
+        "names" => {
+            let (folder, rest) = one(words)?;
+            let names = fs::read_dir(folder)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+            println!("{}", names.collect::<Vec<_>>().join(" "));
+            Ok(run(rest))
+        }
         "status" => Ok(one(words)?.0.parse()?),
         "raise" => {
             raise(Signal::try_from(one(words)?.0.parse::<i32>()?)?)?;
