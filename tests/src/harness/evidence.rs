@@ -95,7 +95,7 @@ impl Sandbox {
         Ok(found)
     }
 
-    /// Every session ended once, and for each kind of record what was produced was consumed or counted as lost.
+    /// Every session ended once, and what its end counts is what the evidence holds.
     pub(crate) fn evidence_adds_up(&self) -> Result<()> {
         let all = self.evidence()?;
         let first = if self.since == 0 { 1 } else { all.first().and_then(|record| record["n"].as_u64()).unwrap_or(1) };
@@ -107,27 +107,53 @@ impl Sandbox {
             let ends = of("session-end").filter(|end| end["session"] == start["session"]).count();
             ensure!(ends == 1, "session {} has {ends} ends in the evidence", start["session"]);
         }
-        of("session-end").try_for_each(balanced)
+        of("session-end").try_for_each(|end| balanced(&all, end))
     }
 }
 
-/// For each kind: produced = consumed + lost.
-fn balanced(end: &Value) -> Result<()> {
+/// For each kind: produced is consumed and lost; what was consumed stands in the evidence, each record once; and what was
+/// lost is what gaps tell of, where nothing else is missing from the session's time.
+fn balanced(all: &[Value], end: &Value) -> Result<()> {
     let parts = ["produced", "consumed", "lost"];
     for part in parts {
         ensure!(end[part].is_object(), "session-end without {part}: {end}");
     }
+    let session = &end["session"];
+    let start = all.iter().find(|r| r["type"] == "session-start" && r["session"] == *session);
+    let from = start.and_then(|r| r["n"].as_u64()).unwrap_or(0);
+    let within = || all.iter().filter(|r| r["n"].as_u64() > Some(from) && r["n"].as_u64() < end["n"].as_u64());
+    let gaps = |cause: &'static str| within().filter(move |r| r["type"] == "gap" && r["cause"] == cause);
+    let unwritten = ["not-written", "torn", "altered", "cut"].iter().any(|cause| gaps(cause).next().is_some());
+    let untold: u64 = gaps("agent-absent").filter_map(|gap| gap["lost"].as_u64()).sum();
+    // of a session of which nothing was kept a gap tells, and the end how much it was
+    let named =
+        |gap: &Value| gap["lost"].is_null() && gap["detail"].to_string().contains(session.as_str().unwrap_or("-"));
+    let forgotten = gaps("agent-absent").any(named);
+    let own = || within().filter(|r| r["session"] == *session);
     let kinds: BTreeSet<&String> =
         parts.iter().filter_map(|part| end[part].as_object()).flat_map(|map| map.keys()).collect();
     for kind in kinds {
         let count = |part: &str| end[part][kind].as_u64().unwrap_or(0);
         let (produced, consumed, lost) = (count("produced"), count("consumed"), count("lost"));
-        ensure!(
-            produced == consumed + lost,
-            "session {}: {produced} records {kind} produced, {consumed} consumed, {lost} lost",
-            end["session"]
-        );
+        let written = own().filter(|r| r["type"] == **kind).count() as u64;
+        let full = gaps("ring-full").filter(|gap| gap["session"] == *session);
+        let told: u64 = full.filter_map(|gap| gap["kinds"][kind].as_u64()).sum();
+        let counts = format!("{produced} records {kind} produced, {consumed} consumed, {lost} lost");
+        ensure!(produced == consumed + lost, "session {session}: {counts}");
+        ensure!(unwritten || written == consumed, "session {session}: {counts}, {written} in the evidence");
+        let silent = end["members_left"] == 0 && untold == 0 && !unwritten && !forgotten;
+        ensure!(told <= lost && (told == lost || !silent), "session {session}: {counts}, gaps tell of {told}");
     }
+    let sum = |part: &str| end[part].as_object().map_or(0, |kinds| kinds.values().filter_map(Value::as_u64).sum());
+    let (produced, lost): (u64, u64) = (sum("produced"), sum("lost"));
+    let numbers: Vec<u64> = own().filter_map(|r| r["seq"].as_u64()).collect();
+    let distinct: BTreeSet<u64> = numbers.iter().copied().collect();
+    ensure!(distinct.len() == numbers.len(), "session {session}: a record stands twice among {}", numbers.len());
+    let last = distinct.last().copied().unwrap_or(0);
+    ensure!(last <= produced, "session {session}: record {last} of {produced}");
+    // every number that is not there was lost, before the last that is there or after it
+    let missing = produced - distinct.len() as u64;
+    ensure!(unwritten || missing == lost, "session {session}: {missing} numbers are missing, {lost} were lost");
     Ok(())
 }
 
@@ -137,12 +163,49 @@ mod tests {
 
     use super::*;
 
+    fn log(end: Value) -> Vec<Value> {
+        let mut all = vec![
+            json!({"n": 1, "type": "session-start", "session": "a"}),
+            json!({"n": 2, "type": "exec", "session": "a", "seq": 1}),
+            json!({"n": 3, "type": "exec", "session": "a", "seq": 3}),
+            json!({"n": 4, "type": "fork", "session": "a", "seq": 4}),
+            json!({"n": 5, "type": "gap", "session": "a", "cause": "ring-full", "lost": 1, "kinds": {"exec": 1}}),
+            end,
+        ];
+        all[5]["n"] = 6.into();
+        all
+    }
+
+    fn end(lost: Value) -> Value {
+        let counts = json!({"exec": 3, "fork": 1});
+        json!({"type": "session-end", "session": "a", "members_left": 0, "produced": counts,
+            "consumed": {"exec": 2, "fork": 1}, "lost": lost})
+    }
+
+    fn judged(all: &[Value]) -> Result<()> {
+        balanced(all, all.last().context("an end")?)
+    }
+
     #[test]
     fn a_balance_must_hold_for_every_kind() {
-        let end = |lost| json!({"session": "a", "produced": {"exec": 3, "fork": 1}, "consumed": {"exec": 2, "fork": 1}, "lost": lost});
-        assert!(balanced(&end(json!({"exec": 1}))).is_ok());
-        assert!(balanced(&end(json!({}))).is_err());
-        assert!(balanced(&end(json!({"exec": 1, "exit": 1}))).is_err());
-        assert!(balanced(&json!({"session": "a", "produced": {}, "consumed": {}})).is_err());
+        assert!(judged(&log(end(json!({"exec": 1})))).is_ok());
+        assert!(judged(&log(end(json!({})))).is_err());
+        assert!(judged(&log(end(json!({"exec": 1, "exit": 1})))).is_err());
+        assert!(judged(&log(json!({"session": "a", "produced": {}, "consumed": {}}))).is_err());
+    }
+
+    #[test]
+    fn it_is_held_against_the_records() {
+        let well = log(end(json!({"exec": 1})));
+        // a record that nobody wrote; one that stands twice; a loss that no gap tells of
+        for (at, field, value) in [(2, "type", json!("other")), (2, "seq", json!(1)), (4, "kinds", json!({}))] {
+            let mut all = well.clone();
+            all[at][field] = value;
+            assert!(judged(&all).is_err(), "{field} of record {at}");
+        }
+        // with a gap of unwritten records nobody knows
+        let mut all = well;
+        all[2] = json!({"n": 3, "type": "gap", "cause": "not-written", "lost": 1});
+        assert!(judged(&all).is_ok());
     }
 }
