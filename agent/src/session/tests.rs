@@ -1,5 +1,7 @@
 //! The machine under random inputs, and the paths that matter one by one.
 
+use std::collections::BTreeSet;
+
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
@@ -199,6 +201,34 @@ proptest! {
         if mode == Mode::Observe && states[states.len() - 1].0 == State::Ended {
             prop_assert_eq!(turns.len() % 2, 0);
         }
+    }
+
+    /// Once for each threshold of an end, and a round for the end and for each round that left somebody.
+    #[test]
+    fn a_warning_and_a_round_come_once(mode in modes(), limits in limits(), inputs in inputs()) {
+        let mut session = session(mode, limits);
+        let (mut warned, mut sweeps, mut rounds) = (BTreeSet::new(), 0, 1);
+        for input in inputs {
+            let before = session.due();
+            rounds += usize::from(matches!(input, Input::Swept(round) if round.left > 0));
+            for effect in session.step(input) {
+                match effect {
+                    Effect::Warn { due, left_ns } => {
+                        let threshold = WARNINGS_NS.into_iter().filter(|threshold| left_ns <= *threshold).min();
+                        prop_assert!(threshold.is_some(), "warned {left_ns} ns before the end");
+                        prop_assert_eq!(due, before);
+                        prop_assert!(warned.insert(threshold), "warned twice of {due:?} at {threshold:?}");
+                    }
+                    Effect::Sweep => sweeps += 1,
+                    _ => {}
+                }
+            }
+            // of an end that was moved is warned anew
+            if session.due() != before {
+                warned.clear();
+            }
+        }
+        prop_assert!(sweeps <= rounds, "{sweeps} rounds were asked for, {rounds} were due");
     }
 
     /// The kernel's word is the one that was last told, never later than what ends the session but for the idle

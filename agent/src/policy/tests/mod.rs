@@ -1,6 +1,7 @@
 //! Tests of the policy as a whole: every problem, the tables against the reference, and hostile texts.
 
 mod agree;
+mod kinds;
 mod limits;
 mod problems;
 mod robust;

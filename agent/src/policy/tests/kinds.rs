@@ -1,0 +1,106 @@
+//! What each kind of session means where a policy says nothing: one row a kind, as the code has it and as the reference
+//! documents it.
+
+use tipstaff_common::socket::{SOCKET_ALL, SOCKET_NETLINK, SOCKET_UNIX};
+
+use super::policy;
+use crate::policy::{
+    Budgets, Effect, Inherited, Kind, Limits, Mode, Resolved, UnixSocket, decide_inbound, decide_listen, decide_net,
+    decide_unix, parse,
+};
+
+const REFERENCE: &str = include_str!("../../../../docs/policy.md");
+
+struct Row {
+    word: &'static str,
+    kind: Kind,
+    /// Programs, destinations, listening and unix sockets that no rule names.
+    rest: Effect,
+    /// Programs of the classes.
+    classes: Effect,
+    sockets: u32,
+}
+
+const ROWS: [Row; 5] = [
+    Row {
+        word: "service",
+        kind: Kind::Service,
+        rest: Effect::Deny,
+        classes: Effect::Allow,
+        sockets: SOCKET_UNIX | SOCKET_NETLINK,
+    },
+    Row {
+        word: "ci",
+        kind: Kind::Ci,
+        rest: Effect::Deny,
+        classes: Effect::Deny,
+        sockets: SOCKET_UNIX | SOCKET_NETLINK,
+    },
+    Row {
+        word: "agent",
+        kind: Kind::Agent,
+        rest: Effect::Deny,
+        classes: Effect::Deny,
+        sockets: SOCKET_UNIX | SOCKET_NETLINK,
+    },
+    Row { word: "operator", kind: Kind::Operator, rest: Effect::Allow, classes: Effect::Allow, sockets: SOCKET_ALL },
+    Row {
+        word: "breakglass",
+        kind: Kind::Breakglass,
+        rest: Effect::Allow,
+        classes: Effect::Allow,
+        sockets: SOCKET_ALL,
+    },
+];
+
+#[test]
+fn each_kind_has_its_defaults() {
+    let host = Resolved::default();
+    for Row { word, kind, rest, classes, sockets } in ROWS {
+        let policy = policy(word, "{}");
+        assert_eq!(policy.kind, kind);
+        assert_eq!((policy.mode, policy.strict, &policy.limits), (Mode::Enforce, false, &Limits::default()), "{word}");
+        assert_eq!((&policy.budgets, &policy.attach), (&Budgets::default(), &Inherited::default()), "{word}");
+        assert_eq!((kind.exec_default(), kind.class_default()), (rest, classes), "{word}");
+        for to in ["192.0.2.1", "2001:db8::1", "127.0.0.1", "::1"] {
+            let to = to.parse().expect(to);
+            assert_eq!(decide_net(&policy, &host, to, 443, 6).verdict, rest, "{word} to {to}");
+            assert_eq!(decide_listen(&policy, &host, to, 8080, 6).verdict, rest, "{word} on {to}");
+            // who may listen may be reached
+            assert_eq!(decide_inbound(&policy, &host, to, 8080, 6).verdict, Effect::Allow, "{word} from {to}");
+        }
+        let metadata = "169.254.169.254".parse().expect("an address");
+        assert_eq!(decide_net(&policy, &host, metadata, 80, 6).verdict, Effect::Deny, "{word}");
+        assert_eq!(decide_unix(&policy, &host, &UnixSocket::Abstract(b"bus")).verdict, rest, "{word}");
+        assert_eq!(policy.socket_classes(), sockets, "{word}");
+    }
+}
+
+/// The time to live has none: a policy without it is refused, whatever its kind.
+#[test]
+fn no_kind_has_a_time_to_live_of_its_own() {
+    for Row { word, .. } in ROWS {
+        let text = super::document(&format!("{{kind: {word}}}"));
+        let problems = parse("p", text.as_bytes()).expect_err(word);
+        assert!(problems.iter().any(|problem| problem.to_string().contains("limits")), "{word}: {problems:?}");
+    }
+}
+
+#[test]
+fn the_reference_documents_them() {
+    let said = |effect| if effect == Effect::Allow { "allowed" } else { "denied" };
+    for Row { word, rest, classes, sockets, .. } in ROWS {
+        let name = format!("`{word}`");
+        let row = REFERENCE.lines().find(|line| {
+            line.starts_with('|')
+                && line.split('|').nth(1).is_some_and(|kinds| kinds.contains(&name))
+                && line.matches('|').count() == 7
+        });
+        let columns: Vec<&str> = row.expect(word).split('|').map(str::trim).collect();
+        assert!(columns[2..6].iter().all(|column| column.starts_with(said(rest))), "{word}: {columns:?}");
+        assert_eq!(columns[6] == "all", sockets == SOCKET_ALL, "{word}: {columns:?}");
+        let denies =
+            REFERENCE.contains("Kinds `agent` and `ci` deny every class below") && ["agent", "ci"].contains(&word);
+        assert_eq!(denies, classes == Effect::Deny, "{word}");
+    }
+}
