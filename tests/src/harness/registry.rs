@@ -64,12 +64,14 @@ pub(crate) struct Test {
     pub(crate) shares: bool,
     /// Whether it runs after all others, beside none.
     pub(crate) alone: bool,
+    /// Seconds that it needs by its nature, beside what any test may take.
+    pub(crate) lasts: u64,
     pub(crate) run: fn(&mut Sandbox) -> Result<()>,
 }
 
 impl Test {
     pub(crate) const fn new(name: &'static str, tiers: &'static [Tier], run: fn(&mut Sandbox) -> Result<()>) -> Self {
-        Self { name, tiers, since: None, guests: None, shares: false, alone: false, run }
+        Self { name, tiers, since: None, guests: None, shares: false, alone: false, lasts: 0, run }
     }
 
     /// One that only starts sessions and asks: it neither stops, signals nor configures its agent, and ends its sessions.
@@ -96,6 +98,12 @@ impl Test {
     /// Whatever runs beside it would suffer: it runs after all others.
     pub(crate) const fn alone(mut self) -> Self {
         self.alone = true;
+        self
+    }
+
+    /// It waits for so many seconds to pass.
+    pub(crate) const fn lasting(mut self, seconds: u64) -> Self {
+        self.lasts = seconds;
         self
     }
 

@@ -92,7 +92,7 @@ fn settle_tier(asked: Option<Tier>, agent: &Path) -> Result<Tier> {
     if asked == Some(Tier::Old) {
         return Ok(Tier::Old);
     }
-    let said = in_child(&["--ask-tier"], agent).context("the agent cannot be asked for its tier")?;
+    let said = in_child(&["--ask-tier"], agent, 0).context("the agent cannot be asked for its tier")?;
     let (found, said) = said.trim().split_once(' ').unwrap_or_else(|| (said.trim(), ""));
     let found = Tier::parse(found)?;
     match asked {
@@ -137,7 +137,10 @@ impl Worker<'_> {
             return Outcome::Skip(format!("it {what}: in guests only"));
         }
         let words = ["--one", test.name, "--tier", self.tier.name()];
-        let done = if test.shares { self.on_shared(&words) } else { in_child(&words, self.agent).map(drop) };
+        let done = match test.shares {
+            true => self.on_shared(&words, test.lasts),
+            false => in_child(&words, self.agent, test.lasts).map(drop),
+        };
         match done {
             Ok(()) => Outcome::Pass,
             Err(error) => Outcome::Fail(format!("{error:#}")),
@@ -145,23 +148,24 @@ impl Worker<'_> {
     }
 
     /// After a failure nobody knows what its agent is in: the next test gets another.
-    fn on_shared(&mut self, words: &[&str]) -> Result<()> {
+    fn on_shared(&mut self, words: &[&str], lasts: u64) -> Result<()> {
         let host = match self.host.take() {
             Some(host) => host,
             None => Host::start(self.tier, self.agent)?,
         };
-        in_child(&[words, &["--shared", &host.shared().to_string()]].concat(), self.agent)?;
+        in_child(&[words, &["--shared", &host.shared().to_string()]].concat(), self.agent, lasts)?;
         self.host = Some(host);
         Ok(())
     }
 }
 
-/// Runs this binary with `words` as a child and sweeps after it; what it printed, or as an error why it failed.
-fn in_child(words: &[&str], agent: &Path) -> Result<String> {
+/// Runs this binary with `words` as a child, for `lasts` seconds more than is usual at most, and sweeps after it; what it
+/// printed, or as an error why it failed.
+fn in_child(words: &[&str], agent: &Path, lasts: u64) -> Result<String> {
     let mut command = Command::new("/proc/self/exe");
     command.args(words).arg("--agent").arg(agent).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("a test's process cannot be started")?;
-    let limit = Duration::from_secs(if in_guest() { 180 } else { 60 });
+    let limit = Duration::from_secs(lasts + if in_guest() { 180 } else { 60 });
     let status = wait_or_kill(&mut child, limit);
     let swept = sweep::one(&sweep::name(child.id()));
     let mut said = String::new();

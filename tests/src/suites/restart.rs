@@ -20,7 +20,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("restart::first-process-is-found-again", WHEREVER, first_process),
     Test::new("restart::deadline-of-an-earlier-agent", WHEREVER, deadline),
     Test::new("restart::agent-loss-ends-where-asked", WHEREVER, agent_loss),
-    Test::new("restart::kill-loop-is-no-hole", WHEREVER, kill_loop),
+    Test::new("restart::kill-loop-is-no-hole", WHEREVER, kill_loop).lasting(60),
     Test::new("restart::pins-of-another-version-are-refused", WHEREVER, other_pins),
     Test::new("restart::spoiled-store", WHEREVER, spoiled_store),
     Test::new("restart::two-agents-on-one-store", WHEREVER, one_store),
@@ -146,10 +146,10 @@ fn agent_loss(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// The agent is killed at any moment of its start and of its work, again and again, while a member tries what is out of
-/// scope and what is in scope.
+/// The agent is killed at any moment of its start and of its work, again and again for a minute (in a guest, half of one),
+/// while a member tries what is out of scope and what is in scope.
 fn kill_loop(s: &mut Sandbox) -> Result<()> {
-    let (span, least) = if in_guest() { (30, 4) } else { (10, 6) };
+    let (span, least) = if in_guest() { (30, 4) } else { (60, 30) };
     s.start()?;
     let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
     let (server, refused) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
