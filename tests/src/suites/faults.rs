@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::scene::{Wall, only};
-use crate::harness::{prelude::*, wait::all_gone};
+use crate::harness::{launch::Finished, prelude::*, wait::all_gone};
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("faults::killed-twice", WHEREVER, killed_twice),
@@ -50,14 +50,31 @@ fn killed_in_start(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
+/// On a terminal it asks, and without one it wants to be told; whatever is no `yes` changes nothing.
 fn disarm(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let wall = Wall::new(s, 1)?;
-    let before = s.pins().exists();
-    ensure!(before, "{} is not there while the agent runs", s.pins().display());
-    s.cli(&["disarm", "--yes"])?.ended(0)?.told(&["disarmed: ", "removed "])?;
+    let mut wall = Wall::new(s, 3)?;
+    wall.holds(s)?;
+    let answering = |s: &Sandbox, answer: &[u8]| -> Result<Finished> {
+        let pty = nix::pty::openpty(None, None).context("openpty")?;
+        let mut disarm = s.tipstaff();
+        disarm.arg("disarm").stdin(pty.slave);
+        let running = Running::spawn(s, disarm, None)?;
+        nix::unistd::write(&pty.master, answer).context("answering")?;
+        running.wait_for(2 * patience())
+    };
+    answering(s, b"no\n")?.ended(1)?.complained(&["type yes to go on", "nothing was changed"])?;
+    wall.holds(s)?;
+    s.cli(&["disarm"])?.ended(2)?.complained(&["give --yes"])?;
+    wall.holds(s)?;
+    ensure!(s.nothing_of_sessions_is_left().is_err(), "there is no cgroup while the session lives");
+    answering(s, b"yes\n")?.ended(0)?.told(&["disarmed: 1 sessions ended", "removed "])?;
     s.agent_ends()?;
-    all_gone(&[wall.running.pid()])?;
-    s.wait_evidence("the end of the session", |r| r["type"] == "session-end" && r["session"] == wall.session)?;
-    s.wait_evidence("the disarming", |r| r["type"] == "disarm").map(drop)
+    wall.running.wait()?.ended(137)?;
+    s.nothing_is_left()?;
+    s.session_ended(&wall.session, "operator")?;
+    let disarmed = s.wait_evidence("the disarming", |r| r["type"] == "disarm")?;
+    let ended = serde_json::json!([wall.session]);
+    ensure!(disarmed["sessions"] == ended && disarmed["principal"]["uid"] == 0, "recorded: {disarmed}");
+    wall.bad.untouched()
 }
