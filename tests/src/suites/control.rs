@@ -1,9 +1,12 @@
 //! What operators do to live sessions: freeze, thaw, revoke, and the stay that follows.
 
 use std::{
+    collections::BTreeSet,
     fs,
     time::{Duration, Instant},
 };
+
+use serde_json::Value;
 
 use super::scene::only;
 use crate::harness::{
@@ -95,7 +98,7 @@ fn frozen_deadline(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-fn ids(answer: &serde_json::Value) -> Vec<String> {
+fn ids(answer: &Value) -> Vec<String> {
     let rows = answer["sessions"].as_array().into_iter().flatten();
     rows.filter_map(|row| row["id"].as_str().map(str::to_owned)).collect()
 }
@@ -103,14 +106,19 @@ fn ids(answer: &serde_json::Value) -> Vec<String> {
 fn revoke(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
-    let (red, blue) = (s.policy(&only(&member).name("red"))?, s.policy(&only(&member).name("blue"))?);
-    let start = |policy: &str, label: &str, uid: u32| -> Result<(Running, String)> {
-        let launch = s.launch(policy, &member, "idle").flag("--label", label).user(uid, OPERATORS);
+    let red = only(&member).name("red").spec("on: { expiry: { term: 1m } }");
+    let (red, blue) = (s.policy(&red)?, s.policy(&only(&member).name("blue"))?);
+    let start_as = |policy: &str, label: &str, uid: u32, line: &str| -> Result<(Running, String)> {
+        let launch = s.launch(policy, &member, line).flag("--label", label).user(uid, OPERATORS);
         let running = launch.start()?;
         let session = running.session(s)?;
         Ok((running, session))
     };
-    let (first, by_label) = start(&red, "team=a", 4_001)?;
+    let start = |policy: &str, label: &str, uid: u32| start_as(policy, label, uid, "idle");
+    // many, and deaf to SIGTERM
+    let many: usize = if in_guest() { 40 } else { 200 };
+    let (first, by_label) = start_as(&red, "team=a", 4_001, &format!("deaf tree {many} + idle"))?;
+    until("all to be there", patience(), || Ok((first.said() == format!("{many} made\n")).then_some(())))?;
     let (second, by_policy) = start(&red, "team=b", 4_001)?;
     let (third, by_principal) = start(&blue, "team=b", 4_002)?;
     let (last, spared) = start(&blue, "team=c", 4_003)?;
@@ -126,8 +134,9 @@ fn revoke(s: &mut Sandbox) -> Result<()> {
     let hit = s.json(&["revoke", "--label", "team=a"])?;
     ensure!(started.elapsed() < patience(), "revoke took {:?}", started.elapsed());
     ensure!(ids(&hit) == [by_label.clone()], "revoked: {hit}");
-    s.session_ended(&by_label, "revoked")?;
+    let end = s.session_ended(&by_label, "revoked")?;
     first.wait()?.ended(137)?;
+    caused(s, &by_label, &end, many + 1)?;
     ensure!(ids(&s.json(&["revoke", "--policy", "red", "--no-stay"])?) == [by_policy.clone()], "another was hit");
     s.session_ended(&by_policy, "revoked")?;
     second.wait()?.ended(137)?;
@@ -150,6 +159,21 @@ fn revoke(s: &mut Sandbox) -> Result<()> {
     s.cli(&["revoke", "--principal", "no-such-user"])?.ended(2)?.complained(&["no-such-user", "give the user id"])?;
     let record = s.wait_evidence("the revocation", |r| r["type"] == "revoke" && r["by"] == "principal")?;
     ensure!(record["principal"]["uid"] == 0 && record["stay"]["until"].is_string(), "recorded: {record}");
+    Ok(())
+}
+
+/// The evidence leads from the revocation to what was done for it, and from there to a receipt for each process.
+fn caused(s: &Sandbox, session: &str, end: &Value, processes: usize) -> Result<()> {
+    let revoke = s.wait_evidence("the revocation", |r| r["type"] == "revoke" && r["by"] == "label")?;
+    ensure!(revoke["sessions"] == serde_json::json!([session]) && revoke["principal"]["uid"] == 0, "{revoke}");
+    let states = s.records(session, "state")?;
+    let ending = states.iter().find(|r| r["to"] == "ending").context("it was never ending")?;
+    ensure!(ending["cause"] == "revoked", "it was ending because of {}", ending["cause"]);
+    let order = [&revoke, ending, end].map(|r| r["n"].as_u64());
+    ensure!(order.is_sorted() && order[0] < order[2], "revoke, state and end are records {order:?}");
+    let receipts = end["receipts"].as_array().context("session-end without receipts")?;
+    let pids: BTreeSet<u64> = receipts.iter().filter(|r| r["gone"] == true).filter_map(|r| r["pid"].as_u64()).collect();
+    ensure!(pids.len() == processes, "{} receipts for {processes} processes", pids.len());
     Ok(())
 }
 
