@@ -16,7 +16,8 @@ use super::scene::{Fifo, only};
 use crate::harness::{
     launch::bare,
     prelude::*,
-    wait::{all_gone, gone, in_guest, wall_clock},
+    server::Server,
+    wait::{all_gone, gone, in_guest, pass, wall_clock},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -25,6 +26,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("limits::terminal-counts-as-activity", WHEREVER, terminal),
     Test::sharing("limits::windows-and-credentials-at-the-start", WHEREVER, at_the_start),
     Test::new("limits::stepped-clock-moves-windows-and-credentials", WHEREVER, stepped).guests_only("sets the clock"),
+    Test::new("limits::window-ends-what-runs-by-the-policys-zone", WHEREVER, window_closes).lasting(65),
     Test::sharing("limits::credential-ends-its-session", WHEREVER, credential),
     Test::new("limits::renewed-and-refused", WHEREVER, renewed),
     Test::sharing("limits::warned-before-the-end", WHEREVER, warned),
@@ -58,33 +60,48 @@ fn inspect(s: &Sandbox, session: &str) -> Result<Value> {
     Ok(s.json(&["inspect", session])?["limits"].clone())
 }
 
-/// What is woken often enough lives on, and is ended when nobody wakes it any more: with the reason, and not before.
+/// What is woken often enough lives on, and is ended when nobody wakes it any more: with the reason, and not before. What
+/// counts as activity is what the policy lists, and nothing else.
 fn idle(s: &mut Sandbox) -> Result<()> {
     const WAKES: usize = 4;
     s.start()?;
     let after = secs(2, 12);
-    let (member, good) = (s.program("member")?, s.program("good")?);
-    let limit = format!("idle: {{ after: {after}s, activity: [exec, connect] }}");
-    let policy = s.policy(&only(&member).allow("good", &good).limit(limit))?;
-    let mut fifos = (0..WAKES).map(|_| Fifo::new(s)).collect::<Result<Vec<_>>>()?;
-    let wakes: Vec<String> = fifos.iter().map(|f| format!("fifo {} spawn {good} --work nothing", f.path)).collect();
-    let running = s.run(&policy, &member, &format!("{} + idle", wakes.join(" + ")))?;
-    let session = running.session(s)?;
-    let limits = inspect(s, &session)?;
+    let (member, good, server) = (s.program("member")?, s.program("good")?, Server::udp("127.0.0.1")?);
+    let start = |activity: &str, action: &str| -> Result<(Running, String, Vec<Fifo>)> {
+        let limit = format!("idle: {{ after: {after}s, activity: [{activity}] }}");
+        let policy = only(&member).allow("good", &good).to("server", "127.0.0.1/32", server.port()).limit(limit);
+        let fifos = (0..WAKES).map(|_| Fifo::new(s)).collect::<Result<Vec<_>>>()?;
+        let wakes: Vec<String> = fifos.iter().map(|fifo| format!("fifo {} {action}", fifo.path)).collect();
+        let running = s.run(&s.policy(&policy)?, &member, &format!("{} + idle", wakes.join(" + ")))?;
+        let session = running.session(s)?;
+        Ok((running, session, fifos))
+    };
+    let (spawn, connect) = (format!("spawn {good} --work nothing"), format!("connect udp {}", server.words()));
+    let mut busy = [start("exec", &spawn)?, start("connect", &connect)?];
+    let mut idle = [start("connect", &spawn)?, start("exec", &connect)?];
+    let limits = inspect(s, &busy[0].1)?;
     ensure!(limits["winner"] == "idle" && limits["idle_ms"] == after * 1000, "inspect says {limits}");
     let start = Instant::now();
-    for fifo in &mut fifos {
+    for wake in 0..WAKES {
         let next = Instant::now() + Duration::from_secs(after) / 2;
         until("half of the idle limit to pass", patience(), || Ok((Instant::now() > next).then_some(())))?;
-        fifo.wake()?;
+        busy.iter_mut().chain(&mut idle).try_for_each(|(_, _, fifos)| fifos[wake].wake())?;
     }
-    let busy = start.elapsed();
-    ensure!(!gone(running.pid()), "a session that was busy for {busy:?} was ended");
+    let took = start.elapsed();
+    for (running, session, _) in &idle {
+        ensure!(gone(running.pid()), "a session that did what does not count was not ended within {took:?}");
+        s.session_ended(session, "idle")?;
+    }
+    for (running, ..) in &busy {
+        ensure!(!gone(running.pid()), "a session that was busy for {took:?} was ended");
+    }
     let last = Instant::now();
-    let end = s.session_ended(&session, "idle")?;
-    ensure!(last.elapsed() >= Duration::from_secs(after) / 2, "idle for {:?} only", last.elapsed());
-    ensure!(end["produced"]["exec"].as_u64() >= Some(WAKES as u64), "it did not do what it was woken for: {end}");
-    running.wait()?.ended(137)?;
+    for ((running, session, _), kind) in busy.into_iter().zip(["exec", "connect"]) {
+        let end = s.session_ended(&session, "idle")?;
+        ensure!(last.elapsed() >= Duration::from_secs(after) / 2, "idle for {:?} only", last.elapsed());
+        ensure!(end["produced"][kind].as_u64() >= Some(WAKES as u64), "it did not do what it was woken for: {end}");
+        running.wait()?.ended(137)?;
+    }
     Ok(())
 }
 
@@ -113,6 +130,7 @@ fn bytes(s: &mut Sandbox) -> Result<()> {
         let _ = unheard.write_all(b"x");
     }
     ensure!(!gone(busy.pid()), "a session whose connection was busy was ended");
+    ensure!(gone(idle.pid()), "bytes kept a session whose policy counts execs only");
     s.session_ended(&idle_session, "idle")?;
     idle.wait()?.ended(137)?;
     s.session_ended(&busy_session, "idle")?;
@@ -220,6 +238,38 @@ fn set(by: i64) -> Result<()> {
     Ok(())
 }
 
+/// The host's zone until it is dropped.
+struct Zone {
+    before: Option<Vec<u8>>,
+}
+
+impl Zone {
+    const FILE: &str = "/etc/localtime";
+
+    /// Fourteen hours ahead of UTC: the shortest file that says so, as tzfile(5) has it.
+    fn kiritimati() -> Result<Self> {
+        let mut file = b"TZif\0".to_vec();
+        file.extend([0; 15]);
+        // no leap seconds, no transitions, one type of local time whose name has four bytes
+        file.extend([0_u32, 0, 0, 0, 1, 4].into_iter().flat_map(u32::to_be_bytes));
+        file.extend(50_400_i32.to_be_bytes());
+        file.extend(*b"\0\0+14\0");
+        let before = std::fs::read(Self::FILE).ok();
+        std::fs::create_dir_all("/etc")?;
+        std::fs::write(Self::FILE, file).context(Self::FILE)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Zone {
+    fn drop(&mut self) {
+        let _ = match &self.before {
+            Some(before) => std::fs::write(Self::FILE, before),
+            None => std::fs::remove_file(Self::FILE),
+        };
+    }
+}
+
 /// The clock is stepped to just before a window's end: the session ends at it, and not when it would have. A credential
 /// has more time when the clock is set back.
 fn stepped(s: &mut Sandbox) -> Result<()> {
@@ -236,6 +286,14 @@ fn stepped(s: &mut Sandbox) -> Result<()> {
     let credential = held.session(s)?;
     let before = inspect(s, &session)?["left_ms"].as_u64().unwrap_or(0);
     ensure!(before > 200_000, "{before} ms are left before the clock is stepped");
+    // the host's own zone is nobody's business
+    let elsewhere = Zone::kiritimati()?;
+    let after = inspect(s, &session)?["left_ms"].as_u64().unwrap_or(0);
+    ensure!(
+        (before - patience().as_secs() * 1000..=before).contains(&after),
+        "{before} ms became {after} ms in another zone"
+    );
+    drop(elsewhere);
     let step = Step::to(i64::try_from(close)? - 20)?;
     let near = until("the window's end to come near", patience(), || {
         let left = inspect(s, &session)?["left_ms"].as_u64().unwrap_or(0);
@@ -251,6 +309,37 @@ fn stepped(s: &mut Sandbox) -> Result<()> {
     drop(step);
     until("the credential to have more time again", patience(), || Ok((left(s)? > 150_000).then_some(())))?;
     s.cli(&["end", &credential])?.ended(0)?;
+    Ok(())
+}
+
+/// What runs when a window closes is ended, and it closes by the policy's zone, not by the agent's own.
+fn window_closes(s: &mut Sandbox) -> Result<()> {
+    /// `Asia/Kolkata`, which has no daylight saving time, is so far ahead of UTC, in seconds.
+    const AHEAD: u64 = 5 * 3_600 + 1_800;
+    let _clock = wall_clock(in_guest())?;
+    let mut daemon = s.daemon();
+    daemon.env("TZ", "Pacific/Kiritimati");
+    s.start_as(daemon)?;
+    let member = s.program("member")?;
+    // a guest is told that the time is near, elsewhere it comes within a minute
+    let close = (now()? + 5).div_ceil(60) * 60;
+    let step = in_guest().then(|| Step::to(i64::try_from(close)? - 20)).transpose()?;
+    let (from, to) = (clock(close - 3_600 + AHEAD), clock(close + AHEAD));
+    let policy = s.policy(&only(&member).limit(format!("windows: [\"{from}-{to} Asia/Kolkata\"]")))?;
+    let (running, twin) = (s.run(&policy, &member, "idle")?, s.run(&s.policy(&only(&member))?, &member, "idle")?);
+    let (session, other) = (running.session(s)?, twin.session(s)?);
+    ensure!(inspect(s, &session)?["winner"] == "window", "inspect says {}", inspect(s, &session)?);
+    let start = s.records(&session, "session-start")?;
+    pass(start[0]["deadline_boot_ns"].as_u64().context("session-start without a deadline")?, Duration::ZERO)?;
+    let over = now()?;
+    ensure!((close..=close + secs(1, 3)).contains(&over), "the window was to close at {close} and did at {over}");
+    s.session_ended(&session, "window")?;
+    running.wait()?.ended(137)?;
+    let late = s.run(&policy, &member, "say in")?.wait()?;
+    late.ended(125)?.said("")?.complained(&["lets sessions run only at"])?;
+    ensure!(!gone(twin.pid()), "a session without a window ended with it");
+    s.cli(&["end", &other])?.ended(0)?;
+    drop(step);
     Ok(())
 }
 
@@ -318,7 +407,7 @@ fn renewed(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// The first process is sent the policy's signal ten seconds before the end, and the evidence says so.
+/// The first process is sent the policy's signal a minute and ten seconds before the end, and the evidence says so.
 fn warned(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, caught) = (s.program("member")?, s.file("caught"));
@@ -326,6 +415,18 @@ fn warned(s: &mut Sandbox) -> Result<()> {
     let ttl = format!("{}s", secs(13, 25));
     let running = s.launch(&policy, &member, &format!("catch 10 {caught} idle")).ttl(&ttl).start()?;
     let session = running.session(s)?;
+    // a minute before its end another one is warned, and lives on
+    let early = s.file("caught");
+    let ttl = format!("{}s", secs(62, 70));
+    let longer = s.launch(&policy, &member, &format!("catch 10 {early} idle")).ttl(&ttl).start()?;
+    let other = longer.session(s)?;
+    let warning = s.wait_evidence("a warning a minute before", |r| r["type"] == "warning" && r["session"] == other)?;
+    ensure!(warning["limit"] == "ttl" && warning["signal"] == "SIGUSR1" && warning["delivered"] == true, "{warning}");
+    let left = warning["left_ms"].as_u64().unwrap_or(0);
+    ensure!((50_000..=60_000).contains(&left), "warned {left} ms before the end");
+    until("the first signal to arrive", patience(), || Ok((std::fs::read_to_string(&early)? == "10").then_some(())))?;
+    ensure!(!gone(longer.pid()), "a warning ended its session");
+    s.cli(&["end", &other])?.ended(0)?;
     let warning = s.wait_evidence("a warning", |r| r["type"] == "warning" && r["session"] == session)?;
     ensure!(warning["limit"] == "ttl" && warning["signal"] == "SIGUSR1" && warning["delivered"] == true, "{warning}");
     let left = warning["left_ms"].as_u64().unwrap_or(0);
