@@ -318,10 +318,21 @@ pub struct Status {
     pub skipped: BTreeMap<String, u64>,
     /// The evidence file.
     pub evidence: EvidenceInfo,
-    /// A control that a live session asked for is not in force, or records were lost.
+    /// What the next agent will know.
+    pub store: StoreInfo,
+    /// A control that a live session asked for is not in force, records were lost, or the disk refuses.
     pub degraded: bool,
     /// Why it is degraded, one line each.
     pub why: Vec<String>,
+}
+
+/// The store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreInfo {
+    /// Its path.
+    pub path: String,
+    /// Writes that the disk refused since the start. Those of sessions that live are tried again.
+    pub refused: u64,
 }
 
 /// The evidence file.

@@ -13,7 +13,7 @@ pub use super::{
     reply::{
         Attached, Context, Control, ControlState, Counters, Disarmed, Ended, Event, EvidenceInfo, Frozen,
         InheritedSocket, InheritedUnix, Inspect, LimitsInfo, Member, Narrowed, PolicyInfo, Principal, Probe, Ps,
-        Renewed, Reply, Revoked, RevokedRow, SessionRow, Started, Status, Stay, Stays, Verdict,
+        Renewed, Reply, Revoked, RevokedRow, SessionRow, Started, Status, Stay, Stays, StoreInfo, Verdict,
     },
 };
 use crate::evidence::Text;

@@ -17,7 +17,7 @@ pub(super) fn execute(config: &Config, output: Output) -> Result<Exit, Failure> 
 
 fn text(status: &Status) -> String {
     let lost: u64 = status.lost.values().sum();
-    let evidence = &status.evidence;
+    let (evidence, store) = (&status.evidence, &status.store);
     let mut text = print::fields(&[
         ("state", if status.degraded { "degraded".to_owned() } else { "ok".to_owned() }),
         ("agent", format!("pid {}, version {}, up {}", status.pid, printable(&status.version), span(status.uptime_ms))),
@@ -29,6 +29,7 @@ fn text(status: &Status) -> String {
             "evidence",
             format!("{}, {} records, {} unwritten", printable(&evidence.path), evidence.n, evidence.unwritten),
         ),
+        ("store", format!("{}, {} writes refused", printable(&store.path), store.refused)),
     ]);
     for why in &status.why {
         text.push_str(&format!("degraded: {}\n", printable(why)));

@@ -34,7 +34,7 @@ use crate::{
     enforce::{Flows, SessionCgroup, Sweep},
     evidence::{Body, Gap, GapCause, Log, Mark, Transition},
     kernel::{AddressRules, boot_now, open_pidfd},
-    policy::{self, AgentLoss, NetKey, NetTable, Plan, Policy, Resolved},
+    policy::{self, AgentLoss, Limits, NetKey, NetTable, Plan, Policy, Resolved},
     session::{Cause, EndReason, Input, Mode, SessionId, State},
     store::{Kept, Narrowed},
 };
@@ -102,18 +102,21 @@ impl Engine {
             if !kept.over && !written.ended && written.started {
                 self.gap(format!("session {id} is kept, and the kernel does not know it: it is not gone on with"));
             }
-            complain("forgetting a session", self.parts.store.forget(id));
+            self.forget(id);
             return Ok(None);
         }
         let config = self.parts.kernel.config(kept.slot)?;
+        let found = kept;
         // a narrowing is kept before it is in force: one that was begun is finished
-        let begun = config.policy != kept.policy_slot && self.parts.kernel.revision(kept.policy_slot)? != 0;
-        let policy_slot = if begun { kept.policy_slot } else { config.policy };
-        if begun {
-            self.parts.kernel.set_policy(reference, policy_slot)?;
-        }
+        let (kept, begun) = &kept.clone().settled(config.policy, |slot| self.parts.kernel.revision(slot))?;
+        let policy_slot = if *begun { kept.policy_slot } else { config.policy };
         let revision = self.parts.kernel.revision(policy_slot)?;
         let Some((cgroup, [began, policy], host, plan)) = self.whole(kept, cgroup, revision) else { return Ok(None) };
+        let budgets = policy.budgets.stricter(policy::Budgets::from_kernel(config.budgets));
+        if *begun {
+            self.parts.kernel.set_budgets(reference, budgets.for_kernel())?;
+            self.parts.kernel.set_policy(reference, policy_slot)?;
+        }
         if !self.slots.claim(reference) {
             return Ok(None);
         }
@@ -123,8 +126,9 @@ impl Engine {
         let mut doings = Doings::watch(&began, kept.first.pid);
         let counters = self.parts.kernel.counters(kept.slot)?;
         doings.go_on(&counters.produced, &counters.lost, &written.last);
-        let policy = Policy { budgets: policy::Budgets::from_kernel(config.budgets), ..policy };
         let narrowed = kept.narrowed.clone();
+        let (longest, rules) = held_to(&began, narrowed.as_ref());
+        let policy = Policy { budgets, ..policy };
         let live = Live {
             machine: kept.machine.clone(),
             reference,
@@ -133,12 +137,12 @@ impl Engine {
             policy_text: kept.policy.clone(),
             start_text: kept.start_policy.clone(),
             source: narrowed.as_ref().map_or_else(|| kept.start.policy.source.clone(), |n| n.source.clone()),
-            revision: narrowed.as_ref().map_or(1, |n| n.revision),
+            revision: kept.revision(),
             removed: narrowed.map(|n| n.removed).unwrap_or_default(),
             host,
             retired: Vec::new(),
-            rules: began.limits,
-            longest: began.ttl,
+            rules,
+            longest,
             plan: Rc::new(plan),
             policy_slot,
             start: kept.start.clone(),
@@ -161,7 +165,11 @@ impl Engine {
             first_process: kept.first,
             first,
         };
+        let settled = self.kept(&live) != *found;
         self.sessions.insert(id, live);
+        if settled {
+            self.keep(id);
+        }
         self.see_again(id);
         Ok(Some(first_again))
     }
@@ -324,9 +332,11 @@ impl Engine {
         match kept_to {
             // what the kernel has expired stays so
             Ok(kept_to) if kept_to <= now_boot_ns && !in_grace => return self.feed(id, Input::End { reason: limit }),
-            Ok(kept_to) if kept_to != deadline => {
+            // of two moments the earlier holds
+            Ok(kept_to) if kept_to > deadline => {
                 complain("moving a deadline", self.parts.kernel.set_deadline(reference, deadline));
             }
+            Ok(kept_to) if kept_to < deadline => self.feed(id, Input::Held { at_boot_ns: kept_to }),
             _ => {}
         }
         // as it was said to be: an agent that died at it may have left the cgroup otherwise
@@ -381,6 +391,13 @@ impl Engine {
             self.append(&Body::Gap(gap));
         }
     }
+}
+
+/// The longest time to live and the limits that a session began under and was narrowed to.
+fn held_to(began: &Policy, narrowed: Option<&Narrowed>) -> (Duration, Limits) {
+    let longest = narrowed.map_or(began.ttl, |n| began.ttl.min(Duration::from_millis(n.longest_ms)));
+    let renew = began.limits.renew && narrowed.is_none_or(|n| n.renew);
+    (longest, Limits { renew, ..began.limits.clone() })
 }
 
 /// The session's first process, if it lives: by its number, its start and its label.

@@ -177,7 +177,7 @@ impl Engine {
             return;
         }
         self.watch_files();
-        complain("forgetting a session", self.parts.store.forget(id));
+        self.forget(id);
         complain("releasing a session", self.parts.kernel.release(live.reference, live.cgroup.id()));
         self.slots.free(live.reference);
         self.leaving.push(live.cgroup.clone());

@@ -26,6 +26,7 @@ use crate::{
     kernel::{boot_now, open_path, signal_pidfd},
     policy::{Activity, Policy, next_opening, open_until},
     session::{Due, Idle, Input, Limits, SessionId, State},
+    store::Kept,
 };
 
 /// The wall clock against `CLOCK_BOOTTIME` is not told anew for less: clocks are slewed all the time.
@@ -320,7 +321,7 @@ impl Engine {
         let now_boot_ns = boot_now();
         self.tick_session(id, now_boot_ns);
         let cap = nanos(self.parts.config.limits.max_ttl);
-        let Some(live) = self.sessions.get_mut(&id) else { return Err(over(&id.to_string())) };
+        let Some(live) = self.sessions.get(&id) else { return Err(over(&id.to_string())) };
         if !matches!(live.machine.state(), State::Active | State::Frozen) {
             return Err(ending(id, live));
         }
@@ -350,8 +351,21 @@ impl Engine {
             };
             return Err(refused(message, "start another one when it has ended, or ask for more"));
         }
-        live.winner = if ttl_boot_ns == capped { "host cap" } else { "renew" };
-        self.feed(id, Input::Renew { now_boot_ns, ttl_boot_ns });
+        let winner = if ttl_boot_ns == capped { "host cap" } else { "renew" };
+        let renewed = Input::Renew { now_boot_ns, ttl_boot_ns };
+        let mut machine = live.machine.clone();
+        let _ = machine.step(renewed);
+        // kept before it holds: the next agent would not know of it
+        let kept = Kept { machine, winner: winner.to_owned(), ..self.kept(live) };
+        if let Err(problem) = self.parts.store.keep(&kept) {
+            self.keep(id);
+            let message =
+                format!("session {id:.8} ends when it would have: that it is renewed cannot be kept: {problem}");
+            return Err(ApiError::Failed { message });
+        }
+        let Some(live) = self.sessions.get_mut(&id) else { return Err(over(&id.to_string())) };
+        live.winner = winner;
+        self.feed(id, renewed);
         // also where another limit comes first and the kernel's deadline stays
         self.keep(id);
         let Some(live) = self.sessions.get(&id) else { return Err(over(&id.to_string())) };

@@ -49,6 +49,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether a session is over and members of it run on.
+    pub(super) fn lingers(&self, id: SessionId) -> bool {
+        self.lingering.iter().any(|l| l.id == id)
+    }
+
     /// Frees what nobody needs any more.
     pub(super) fn look_after(&mut self) {
         self.linger_due = None;
@@ -62,7 +67,7 @@ impl Engine {
             let (left, gone): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(lives);
             self.lingering = left;
             for session in gone {
-                complain("forgetting a session", self.parts.store.forget(session.id));
+                self.forget(session.id);
                 complain("releasing a session", self.parts.kernel.release(session.reference, session.cgroup.id()));
                 self.slots.free(session.reference);
                 self.leaving.push(session.cgroup);

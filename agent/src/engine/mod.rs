@@ -11,6 +11,7 @@ mod flows;
 mod history;
 mod inherited;
 mod judge;
+mod keeping;
 mod limits;
 mod linger;
 mod narrow;
@@ -47,6 +48,7 @@ use self::{
     control::Revoking,
     digests::Digests,
     history::LAST_VERDICTS,
+    keeping::Owed,
     limits::Doings,
     linger::Lingering,
     refresh::Refresh,
@@ -132,6 +134,8 @@ pub struct Engine {
     sessions: BTreeMap<SessionId, Live>,
     slots: Slots,
     policies: Policies,
+    /// What the disk would not take.
+    owed: Owed,
     digests: Digests,
     /// When files of rules are looked at again.
     refresh: Refresh,
@@ -240,7 +244,8 @@ impl Engine {
             parts,
             sessions: BTreeMap::new(),
             slots: Slots::new(boot_now()),
-            policies: Policies::default(),
+            policies: Policies::new(boot_now()),
+            owed: Owed::default(),
             digests: Digests::default(),
             refresh: Refresh::default(),
             namespaces: Registry::default(),
@@ -398,6 +403,7 @@ impl Engine {
             self.account();
             self.flush();
         }
+        self.pay(now);
     }
 
     /// A processor came online, or any may have, and has no clock yet.
@@ -411,9 +417,10 @@ impl Engine {
 
     /// When [`Engine::tick`] is needed next, `CLOCK_BOOTTIME` nanoseconds.
     #[must_use]
-    pub fn next_tick(&self) -> Option<u64> {
+    pub fn next_tick(&mut self) -> Option<u64> {
+        let owed = self.owed_due();
         let sessions = self.sessions.values().flat_map(|s| [s.machine.wakes_at(), s.next_round]);
-        sessions.chain([self.flush_due, self.removal_due, self.linger_due, self.refresh.due()]).flatten().min()
+        sessions.chain([self.flush_due, self.removal_due, self.linger_due, self.refresh.due(), owed]).flatten().min()
     }
 
     /// Says goodbye: enforcement stays.

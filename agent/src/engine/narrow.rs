@@ -128,13 +128,23 @@ impl Engine {
         let budgets = narrower.policy.budgets.stricter(live.policy.budgets);
         let (slot, plan) = self.policies.acquire(&mut self.parts.kernel, plan).map_err(failed)?;
         let live = self.sessions.get(&id).ok_or_else(gone)?;
+        let old_budgets = live.policy.budgets.for_kernel();
         let begun = self.kept_narrower(live, &narrower, &plan, slot);
-        complain("keeping a session", self.parts.store.keep(&begun));
-        let budgets_set = self.parts.kernel.set_budgets(reference, budgets.for_kernel());
-        if let Err(problem) = budgets_set.and_then(|()| self.parts.kernel.set_policy(reference, slot)) {
+        let done = match self.parts.store.keep(&begun) {
+            // what is not kept does not hold: the next agent would not know of it
+            Err(problem) => Err(format!("its narrower scope cannot be kept: {problem}")),
+            Ok(()) => {
+                let budgets_set = self.parts.kernel.set_budgets(reference, budgets.for_kernel());
+                budgets_set.and_then(|()| self.parts.kernel.set_policy(reference, slot)).map_err(|e| {
+                    complain("setting budgets back", self.parts.kernel.set_budgets(reference, old_budgets));
+                    e.to_string()
+                })
+            }
+        };
+        if let Err(problem) = done {
             self.keep(id);
             complain("releasing a policy", self.policies.release(&mut self.parts.kernel, slot));
-            return Err(failed(problem));
+            return Err(failed(format!("session {id:.8} is as it was: {problem}")));
         }
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let live = self.sessions.get_mut(&id).ok_or_else(gone)?;
@@ -167,18 +177,23 @@ impl Engine {
             notes: narrower.notes,
             ms,
         };
-        self.keep(id);
         self.append_durable(&Body::SessionNarrowed(narrowed));
         self.shorten(id, ttl);
+        self.keep(id);
         self.watch_files();
         self.cut_out_of_scope(id);
         self.retire(id, old_slot);
         Ok(Reply::Narrowed(reply))
     }
 
-    /// The session as the next agent has to know it once it is narrowed.
+    /// The session as the next agent has to know it once it is narrowed, and as it was.
     fn kept_narrower(&self, live: &Live, narrower: &Narrower, plan: &Plan, slot: u32) -> Kept {
         let kept = self.kept(live);
+        let longest = live.longest.min(narrower.policy.ttl);
+        let mut machine = kept.machine.clone();
+        if let Some(shorter) = shorter(live, longest) {
+            let _ = machine.step(shorter);
+        }
         let removed = match narrower.text {
             Some(_) => Vec::new(),
             None => live.removed.iter().chain(&narrower.removed).cloned().collect(),
@@ -189,17 +204,18 @@ impl Engine {
             digest: narrower.policy.digest.clone(),
             removed,
             rules: plan.rules.clone(),
+            longest_ms: millis(longest),
+            renew: live.rules.renew && narrower.policy.limits.renew,
         };
         let policy = narrower.text.clone().unwrap_or_else(|| kept.policy.clone());
-        Kept { policy_slot: slot, policy, narrowed: Some(narrowed), ..kept }
+        let policy_revision = self.policies.revision(slot);
+        let before = Some(Box::new(kept.clone()));
+        Kept { policy_slot: slot, policy_revision, policy, machine, narrowed: Some(narrowed), before, ..kept }
     }
 
-    /// The time to live counts from the session's start, and never becomes longer by this.
     fn shorten(&mut self, id: SessionId, ttl: Duration) {
-        let Some(live) = self.sessions.get(&id) else { return };
-        let end = live.started.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
-        if end < live.machine.limits().ttl_boot_ns {
-            self.feed(id, Input::Renew { now_boot_ns: boot_now(), ttl_boot_ns: end });
+        if let Some(shorter) = self.sessions.get(&id).and_then(|live| shorter(live, ttl)) {
+            self.feed(id, shorter);
         }
     }
 
@@ -225,8 +241,20 @@ impl Live {
             digest: self.policy.digest.clone(),
             removed: self.removed.clone(),
             rules: self.plan.rules.clone(),
+            longest_ms: millis(self.longest),
+            renew: self.rules.renew,
         })
     }
+}
+
+/// The time to live counts from the session's start, and never becomes longer by this.
+fn shorter(live: &Live, ttl: Duration) -> Option<Input> {
+    let ttl_boot_ns = live.started.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
+    (ttl_boot_ns < live.machine.limits().ttl_boot_ns).then(|| Input::Renew { now_boot_ns: boot_now(), ttl_boot_ns })
+}
+
+fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A session keeps the idle limit and the windows that it started with: a policy with others is not what would hold.

@@ -114,6 +114,10 @@ impl Engine {
                 n: self.parts.log.last(),
                 unwritten: self.parts.log.missed(),
             },
+            store: wire::StoreInfo {
+                path: self.parts.store.path().display().to_string(),
+                refused: self.parts.store.refused(),
+            },
             degraded: !why.is_empty(),
             why,
         }))
@@ -141,6 +145,7 @@ impl Engine {
         if self.parts.log.missed() > 0 {
             why.push(format!("{} records of evidence could not be written", self.parts.log.missed()));
         }
+        why.extend(self.store_trouble());
         if let Ok(foreign @ 1..) = self.parts.kernel.foreign() {
             why.push(format!("{foreign} decisions fell on tasks outside the confinement and were not carried out"));
         }

@@ -22,9 +22,7 @@ impl Slots {
     pub(super) fn new(seed: u64) -> Self {
         let mut taken = vec![false; limits::SESSIONS as usize];
         taken[0] = true; // the canary's
-        // about a thousand a second: no agent makes sessions as fast as that for long
-        let generation = u32::try_from((seed >> 20) & 0xffff_ffff).unwrap_or(0);
-        Self { taken, generation }
+        Self { taken, generation: stamp(seed) }
     }
 
     /// A free slot with a fresh generation.
@@ -65,13 +63,23 @@ struct Installed {
 }
 
 /// The plans in the kernel.
-#[derive(Default)]
 pub(super) struct Policies {
     installed: Vec<Installed>,
     revisions: u32,
 }
 
 impl Policies {
+    /// `seed` makes revisions differ from those of an earlier agent, also from those that it kept and that the kernel has
+    /// no more: boottime nanoseconds.
+    pub(super) fn new(seed: u64) -> Self {
+        Self { installed: Vec::new(), revisions: stamp(seed) }
+    }
+
+    /// The revision that stands under a number; 0: none.
+    pub(super) fn revision(&self, slot: u32) -> u32 {
+        self.installed.iter().find(|i| i.slot == slot).map_or(0, |i| i.revision)
+    }
+
     /// Puts a plan in force, or finds an equal one that is. Its number in `POLICIES`.
     pub(super) fn acquire(&mut self, kernel: &mut Kernel, plan: Plan) -> Result<(u32, Rc<Plan>), KernelError> {
         for same in &mut self.installed {
@@ -125,6 +133,11 @@ impl Policies {
         let gone = self.installed.swap_remove(index);
         kernel.uninstall(gone.slot, gone.revision)
     }
+}
+
+/// About a thousand a second: no agent makes sessions or policies as fast as that for long.
+fn stamp(boot_ns: u64) -> u32 {
+    u32::try_from((boot_ns >> 20) & 0xffff_ffff).unwrap_or(0)
 }
 
 fn trie(table: &NetTable) -> Vec<AddressRules> {

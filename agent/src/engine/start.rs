@@ -36,7 +36,7 @@ use crate::{
     policy::{self, Mode, Plan, Policy, Resolved},
     readable::Readable,
     session::{self, Input, Session, SessionId},
-    store::{First, Kept},
+    store::First,
 };
 
 /// Namespaces that a session's context names.
@@ -337,33 +337,6 @@ impl Engine {
             return Err(format!("process {} is gone", peer.pid));
         }
         watch(id, task.try_clone_to_owned().map_err(|e| e.to_string())?, self.parts.notes.clone())
-    }
-
-    /// A session as the next agent has to know it.
-    pub(super) fn kept(&self, live: &Live) -> Kept {
-        Kept {
-            boot: self.parts.store.boot().to_owned(),
-            slot: live.reference.slot,
-            generation: live.reference.generation,
-            policy_slot: live.policy_slot,
-            cgroup: live.cgroup.path().to_owned(),
-            over: false,
-            machine: live.machine.clone(),
-            start: live.start.clone(),
-            policy: live.policy_text.clone(),
-            start_policy: live.start_text.clone(),
-            narrowed: live.narrowed(),
-            winner: live.winner.to_owned(),
-            started: live.started,
-            first: live.first_process,
-        }
-    }
-
-    /// Keeps a session as it is now, for the next agent.
-    pub(super) fn keep(&self, id: SessionId) {
-        if let Some(live) = self.sessions.get(&id) {
-            complain("keeping a session", self.parts.store.keep(&self.kept(live)));
-        }
     }
 
     /// Takes the label and the cgroup from a caller that could not be admitted, so that it lives to be told.

@@ -37,6 +37,11 @@ pub enum Input {
         /// The new end.
         ttl_boot_ns: u64,
     },
+    /// The kernel holds it to an earlier moment than is known here: it stays so.
+    Held {
+        /// That moment.
+        at_boot_ns: u64,
+    },
     /// The wall clock was stepped: its calendar window and its credential end at other times on this clock.
     Rearm {
         /// When this was found.

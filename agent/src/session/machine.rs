@@ -161,6 +161,9 @@ impl Session {
             (phase, Input::Looked { .. } | Input::Renew { .. } | Input::Rearm { .. }) if phase.lives() => {
                 self.move_limits(input)
             }
+            (phase, Input::Held { at_boot_ns }) if phase.lives() && at_boot_ns < self.armed.at_boot_ns => {
+                self.hold(at_boot_ns)
+            }
             (Phase::Active, Input::Freeze { now_boot_ns }) => self.freeze(now_boot_ns),
             (Phase::Frozen, Input::Thaw { now_boot_ns }) => self.thaw(now_boot_ns),
             (Phase::Starting | Phase::Active | Phase::Frozen, Input::End { reason }) => self.begin_end(reason),
@@ -294,6 +297,16 @@ impl Session {
             self.set_warning(now);
         }
         self.arm(self.limits.for_kernel(self.phase == Phase::Frozen))
+    }
+
+    /// With an idle limit the earlier moment may be one before the session did something: the next look moves it.
+    fn hold(&mut self, at_boot_ns: u64) -> Vec<Effect> {
+        let mut reason = self.armed.reason;
+        if self.limits.idle.is_none() {
+            self.limits.ttl_boot_ns = self.limits.ttl_boot_ns.min(at_boot_ns);
+            reason = EndReason::Ttl;
+        }
+        self.arm(Due { at_boot_ns, reason })
     }
 
     /// The warning that comes next before the end as it is now: one that was not given yet stays due, however near the

@@ -77,6 +77,7 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
                 credential_boot_ns
             }
         ),
+        times().prop_map(|at_boot_ns| Input::Held { at_boot_ns }),
         times().prop_map(|now_boot_ns| Input::Freeze { now_boot_ns }),
         times().prop_map(|now_boot_ns| Input::Thaw { now_boot_ns }),
         select(EndReason::ALL.to_vec()).prop_map(|reason| Input::End { reason }),
@@ -454,6 +455,31 @@ fn leftovers_have_their_grace_within_the_limits() {
     assert_eq!(late.step(exited(95)), [ending(EndReason::Completed)], "the deadline is held already");
     assert_eq!(late.wakes_at(), Some(95 * SECOND));
     assert_eq!(late.step(tick(100)), [Effect::MarkEnded, Effect::Sweep]);
+}
+
+#[test]
+fn an_earlier_moment_of_the_kernel_holds() {
+    let held = |seconds| Input::Held { at_boot_ns: seconds * SECOND };
+    let word = |seconds| Effect::SetDeadline { at_boot_ns: seconds * SECOND };
+    let mut session = active(Limits::ttl(DEADLINE));
+    assert_eq!(session.step(held(100)), []);
+    assert_eq!(session.step(held(120)), [], "it never makes anything longer");
+    assert_eq!(session.step(held(80)), [word(80)]);
+    assert_eq!(session.due(), Due { at_boot_ns: 80 * SECOND, reason: EndReason::Ttl });
+    // a thing that moves another limit does not bring the time back
+    let rearm = Input::Rearm { now_boot_ns: 20 * SECOND, window_boot_ns: Some(DEADLINE), credential_boot_ns: None };
+    assert_eq!(session.step(rearm), []);
+    assert_eq!(session.step(tick(80)), [Effect::MarkEnded, ending(EndReason::Ttl), Effect::Sweep]);
+    // with an idle limit it may be the one of before the session did something: whoever looks moves it
+    let idle = Some(Idle::new(50 * SECOND, 0));
+    let mut busy = active(Limits { idle, ..Limits::ttl(DEADLINE) });
+    assert_eq!(busy.step(held(40)), [word(40)]);
+    assert_eq!(busy.due(), Due { at_boot_ns: 50 * SECOND, reason: EndReason::Idle });
+    let looked = Input::Looked { now_boot_ns: 30 * SECOND, last_boot_ns: Some(29 * SECOND) };
+    assert_eq!(busy.step(looked), [Effect::SetDeadline { at_boot_ns: 79 * SECOND + IDLE_MARGIN_NS }]);
+    // what has passed has passed
+    assert_eq!(busy.step(held(60)), [word(60)]);
+    assert_eq!(busy.step(tick(60)), [Effect::MarkEnded, ending(EndReason::Idle), Effect::Sweep]);
 }
 
 #[test]

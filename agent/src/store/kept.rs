@@ -18,6 +18,9 @@ pub struct Kept {
     pub generation: u32,
     /// Its policy's number in `POLICIES`.
     pub policy_slot: u32,
+    /// The revision that stands under that number: numbers are used again, revisions are not. 0: not known.
+    #[serde(default)]
+    pub policy_revision: u32,
     /// Its cgroup.
     pub cgroup: PathBuf,
     /// It has ended, and members of it run on: it only observed.
@@ -39,6 +42,32 @@ pub struct Kept {
     pub started: u64,
     /// Its first process.
     pub first: First,
+    /// A narrowing is under way: the session as it was kept before it.
+    #[serde(default)]
+    pub before: Option<Box<Kept>>,
+}
+
+impl Kept {
+    /// How many scopes it has had.
+    #[must_use]
+    pub fn revision(&self) -> u32 {
+        self.narrowed.as_ref().map_or(1, |narrowed| narrowed.revision)
+    }
+
+    /// What of a narrowing that was under way holds, and whether the kernel has still to be told. `in_force` is the
+    /// policy's number that the kernel has for the session, `revision` what stands there under a number. The kernel's word
+    /// wins: it is moved only from the very policy before to the very one that was kept.
+    ///
+    /// # Errors
+    /// Those of `revision`.
+    pub fn settled<E>(mut self, in_force: u32, revision: impl Fn(u32) -> Result<u32, E>) -> Result<(Self, bool), E> {
+        let Some(before) = self.before.take() else { return Ok((self, false)) };
+        let stands = |kept: &Self| Ok(kept.policy_revision != 0 && revision(kept.policy_slot)? == kept.policy_revision);
+        if in_force != before.policy_slot || !stands(&before)? {
+            return Ok((self, false));
+        }
+        Ok(if stands(&self)? { (self, true) } else { (*before, false) })
+    }
 }
 
 /// A scope that is not the one that the session started with.
@@ -55,6 +84,12 @@ pub struct Narrowed {
     pub removed: Vec<String>,
     /// The id of each rule number in the kernel.
     pub rules: Vec<String>,
+    /// The longest time to live that its policies gave it, milliseconds.
+    #[serde(default)]
+    pub longest_ms: u64,
+    /// Whether it may be renewed.
+    #[serde(default)]
+    pub renew: bool,
 }
 
 /// A process by number and start: no other has both.

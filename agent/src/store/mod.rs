@@ -8,6 +8,7 @@ mod kept;
 mod tests;
 
 use std::{
+    cell::{Cell, RefCell},
     fs, io,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -27,6 +28,8 @@ const VERSION: u64 = 1;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const STAYS: Table = TableDefinition::new("stays");
 const SESSIONS: Table = TableDefinition::new("sessions");
+/// Holds something only while it is tried whether there is room.
+const ROOM: Table = TableDefinition::new("room");
 type Table = TableDefinition<'static, &'static str, &'static [u8]>;
 /// What was kept, and what could not be read, each with why.
 pub type Stored<T> = (Vec<T>, Vec<String>);
@@ -36,7 +39,7 @@ const DIGEST: usize = 32;
 const CACHE: usize = 1024 * 1024;
 
 /// The store cannot be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// Another process has it open.
     #[error("another agent has {} open: stop it, or give this one its own --state-dir", path.display())]
@@ -62,11 +65,21 @@ pub enum StoreError {
     },
 }
 
-/// The open store, locked against other agents.
+/// The open store, locked against other agents. After an error it is closed, and opened again when it is used: the database
+/// would refuse everything from then on.
 pub struct Store {
     path: PathBuf,
     boot: String,
-    database: Database,
+    database: RefCell<Option<Database>>,
+    trouble: RefCell<Option<Trouble>>,
+    refused: Cell<u64>,
+}
+
+/// The disk refused something.
+struct Trouble {
+    why: StoreError,
+    /// So much has to find room before it is over.
+    bytes: usize,
 }
 
 impl std::fmt::Debug for Store {
@@ -76,12 +89,17 @@ impl std::fmt::Debug for Store {
 }
 
 /// Why what a file holds was not taken.
+#[derive(Debug, thiserror::Error)]
 enum Refusal {
+    #[error("another agent has it open")]
     Held,
+    #[error("it is of version {0} now")]
     Newer(u64),
     /// The file itself is not to be had: nothing was read.
+    #[error("{0}")]
     Unusable(String),
     /// It was read, and is no store.
+    #[error("{0}")]
     Spoiled(String),
 }
 
@@ -109,7 +127,10 @@ impl Store {
             other => other,
         };
         match opened {
-            Ok(database) => Ok((Self { path, boot, database }, spoiled)),
+            Ok(database) => {
+                let (database, trouble) = (RefCell::new(Some(database)), RefCell::new(None));
+                Ok((Self { path, boot, database, trouble, refused: Cell::new(0) }, spoiled))
+            }
             Err(Refusal::Held) => Err(StoreError::Held { path }),
             Err(Refusal::Newer(version)) => Err(StoreError::Newer { path, version }),
             Err(Refusal::Unusable(why) | Refusal::Spoiled(why)) => Err(StoreError::Unusable { path, why }),
@@ -120,6 +141,33 @@ impl Store {
     #[must_use]
     pub fn boot(&self) -> &str {
         &self.boot
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes that the disk refused since the store was opened.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.get()
+    }
+
+    /// Why the disk refused a write; `None`: there is room again for what it refused.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().as_ref().map(|trouble| trouble.why.to_string())
+    }
+
+    /// After trouble, tries whether there is room for as much as was refused. False: there is none.
+    #[must_use]
+    pub fn try_again(&self) -> bool {
+        let Some(bytes) = self.trouble.borrow().as_ref().map(|trouble| trouble.bytes) else { return true };
+        let room = vec![0; bytes];
+        let tried = self.write(ROOM, "room", Some(&room)).and_then(|()| self.write(ROOM, "room", None));
+        tried.is_ok()
     }
 
     /// Keeps a session as it is now.
@@ -177,7 +225,7 @@ impl Store {
 
     fn all<T: DeserializeOwned>(&self, table: Table, what: &str) -> Result<Stored<T>, StoreError> {
         let (mut found, mut spoiled) = (Vec::new(), Vec::new());
-        for (key, value) in self.values(table).map_err(|e| self.unusable(&e))? {
+        for (key, value) in self.with(0, |database| values(database, table))? {
             match decode(&value) {
                 Ok(value) => found.push(value),
                 Err(why) => {
@@ -190,20 +238,44 @@ impl Store {
     }
 
     fn change(&self, table: Table, key: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
-        write(&self.database, table, key, value).map_err(|e| self.unusable(&e))
+        self.write(table, key, value).inspect_err(|_| self.refused.set(self.refused.get().saturating_add(1)))
     }
 
-    fn values(&self, table: Table) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
-        let table = self.database.begin_read()?.open_table(table)?;
-        let owned = |row: Result<(AccessGuard<'_, &str>, AccessGuard<'_, &[u8]>), _>| {
-            row.map(|(key, value)| (key.value().to_owned(), value.value().to_owned()))
-        };
-        table.iter()?.map(owned).collect::<Result<_, _>>().map_err(redb::StorageError::into)
+    fn write(&self, table: Table, key: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
+        self.with(value.map_or(0, <[u8]>::len), |database| write(database, table, key, value))
+    }
+
+    /// Does something that needs room for `bytes`.
+    fn with<T>(&self, bytes: usize, work: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let held = self.database.take();
+        let database = held.map_or_else(|| open(&self.path).map_err(|why| self.unusable(&why)), Ok);
+        let done = database.and_then(|database| {
+            let done = work(&database).map_err(|e| self.unusable(&e))?;
+            self.database.replace(Some(database));
+            Ok(done)
+        });
+        let mut trouble = self.trouble.borrow_mut();
+        match &done {
+            Ok(_) => drop(trouble.take_if(|trouble| trouble.bytes <= bytes)),
+            Err(why) => {
+                let most = trouble.as_ref().map_or(0, |trouble| trouble.bytes).max(bytes);
+                *trouble = Some(Trouble { why: why.clone(), bytes: most });
+            }
+        }
+        done
     }
 
     fn unusable(&self, why: &dyn std::fmt::Display) -> StoreError {
         StoreError::Unusable { path: self.path.clone(), why: why.to_string() }
     }
+}
+
+fn values(database: &Database, table: Table) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+    let table = database.begin_read()?.open_table(table)?;
+    let owned = |row: Result<(AccessGuard<'_, &str>, AccessGuard<'_, &[u8]>), _>| {
+        row.map(|(key, value)| (key.value().to_owned(), value.value().to_owned()))
+    };
+    table.iter()?.map(owned).collect::<Result<_, _>>().map_err(redb::StorageError::into)
 }
 
 fn write(database: &Database, table: Table, key: &str, value: Option<&[u8]>) -> Result<(), redb::Error> {
@@ -224,11 +296,7 @@ fn make(path: &Path) -> Result<(), String> {
     let made = || -> Result<(), redb::Error> {
         fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         let database = builder().create(&fresh)?;
-        let transaction = database.begin_write()?;
-        transaction.open_table(META)?.insert("version", VERSION)?;
-        transaction.open_table(SESSIONS)?;
-        transaction.open_table(STAYS)?;
-        transaction.commit()?;
+        lay_out(&database)?;
         drop(database);
         fs::rename(&fresh, path)?;
         Ok(sync_folder(path)?)
@@ -238,6 +306,15 @@ fn make(path: &Path) -> Result<(), String> {
         let _ = fs::remove_file(&fresh);
         error.to_string()
     })
+}
+
+/// Gives an empty database its tables.
+fn lay_out(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    transaction.open_table(META)?.insert("version", VERSION)?;
+    transaction.open_table(SESSIONS)?;
+    transaction.open_table(STAYS)?;
+    Ok(transaction.commit()?)
 }
 
 fn builder() -> Builder {
@@ -253,8 +330,13 @@ fn open(path: &Path) -> Result<Database, Refusal> {
         return Err(Refusal::Unusable("it is not a plain file".into()));
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|e| Refusal::Unusable(e.to_string()))?;
+    sound(|| builder().open(path))
+}
+
+/// The database that `open` opens, if it is one of this version and all of it is in order.
+fn sound(open: impl FnOnce() -> Result<Database, DatabaseError>) -> Result<Database, Refusal> {
     // bytes that nobody wrote may make the database panic
-    let opened = catch_unwind(AssertUnwindSafe(|| read_version(path)));
+    let opened = catch_unwind(AssertUnwindSafe(|| read_version(open())));
     match opened {
         Ok(Ok((database, VERSION))) => Ok(database),
         Ok(Ok((_, version))) if version > VERSION => Err(Refusal::Newer(version)),
@@ -264,8 +346,8 @@ fn open(path: &Path) -> Result<Database, Refusal> {
     }
 }
 
-fn read_version(path: &Path) -> Result<(Database, u64), Refusal> {
-    let database = builder().open(path).map_err(|error| match error {
+fn read_version(opened: Result<Database, DatabaseError>) -> Result<(Database, u64), Refusal> {
+    let database = opened.map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => Refusal::Held,
         DatabaseError::UpgradeRequired(format) => Refusal::Unusable(format!("its file format {format} is another")),
         DatabaseError::Storage(redb::StorageError::Io(error)) if !is_content(&error) => {

@@ -1,5 +1,7 @@
 //! The store after what disks and people do to it: each record comes back as it was written, or is reported.
 
+mod power;
+
 use std::{collections::BTreeSet, fs, path::Path};
 
 use tempfile::TempDir;
@@ -51,14 +53,24 @@ fn sample(n: u8) -> Kept {
         winner: "policy".into(),
         started: 3,
         first: First { pid: 7, started: 99 },
+        policy_revision: 11,
+        before: None,
     }
 }
 
-/// A store with three sessions that was closed properly, or by a kill.
-fn filled(folder: &Path, killed: bool) -> BTreeSet<String> {
+/// The sessions that are kept.
+type State = BTreeSet<String>;
+
+fn state(kept: &[Kept]) -> State {
+    kept.iter().map(|session| format!("{session:?}")).collect()
+}
+
+/// A store with three sessions that was closed properly, or by a kill. Every state that was ever committed.
+fn filled(folder: &Path, killed: bool) -> Vec<State> {
     let (store, spoiled) = Store::open(folder, "b".into()).expect("opens");
     assert_eq!(spoiled, None);
-    let mut ever = BTreeSet::new();
+    let committed = || state(&store.kept().expect("reads").0);
+    let mut states = vec![committed()];
     for n in 1..=4 {
         let mut kept = sample(n);
         for step in [None, Some(Input::Labelled)] {
@@ -66,15 +78,16 @@ fn filled(folder: &Path, killed: bool) -> BTreeSet<String> {
                 let _ = kept.machine.step(input);
             }
             store.keep(&kept).expect("is kept");
-            ever.insert(format!("{kept:?}"));
+            states.push(committed());
         }
     }
     store.forget(id(4)).expect("is forgotten");
+    states.push(committed());
     if killed {
         // as SIGKILL leaves it: nothing is written on the way out
         std::mem::forget(store);
     }
-    ever
+    states
 }
 
 #[test]
@@ -88,6 +101,36 @@ fn what_is_kept_comes_back() {
     let mut first = sample(1);
     let _ = first.machine.step(Input::Labelled);
     assert_eq!(kept[0], first);
+}
+
+/// A session under policy 1, revision 11, that is being narrowed to policy 2, revision 12.
+fn begun() -> Kept {
+    let before = sample(1);
+    Kept {
+        policy_slot: 2,
+        policy_revision: 12,
+        policy: "less".into(),
+        before: Some(Box::new(before.clone())),
+        ..before
+    }
+}
+
+#[test]
+fn a_narrowing_is_finished_only_where_the_kernel_stands_as_it_was_left() {
+    let (narrowed, before) = (Kept { before: None, ..begun() }, sample(1));
+    let settled = |in_force: u32, there: &[(u32, u32)]| {
+        let revision = |slot: u32| Ok::<_, ()>(there.iter().find(|(own, _)| *own == slot).map_or(0, |(_, r)| *r));
+        begun().settled(in_force, revision).expect("it is read")
+    };
+    assert_eq!(settled(1, &[(1, 11), (2, 12)]), (narrowed.clone(), true), "begun and not finished");
+    assert_eq!(settled(2, &[(1, 11), (2, 12)]), (narrowed.clone(), false), "finished");
+    // its number is free, or is another policy's by now: it was refused, and what is kept of it says nothing
+    assert_eq!(settled(1, &[(1, 11)]), (before.clone(), false));
+    assert_eq!(settled(1, &[(1, 11), (2, 13)]), (before.clone(), false), "somebody else's policy");
+    // the kernel went on since: it is never moved back, and the less of the two is what the session is taken to have
+    assert_eq!(settled(3, &[(1, 11), (2, 12), (3, 14)]), (narrowed.clone(), false));
+    assert_eq!(settled(1, &[(1, 15), (2, 12)]), (narrowed, false), "the number of before is another policy's");
+    assert_eq!(before.clone().settled(7, |_| Ok::<_, ()>(11)), Ok((before, false)), "no narrowing");
 }
 
 #[test]
@@ -116,60 +159,66 @@ fn a_newer_store_is_refused_and_left_alone() {
     assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing was set aside or made");
 }
 
-/// One damage: what was there afterwards must be what was once written, or be reported.
-fn survives(damage: impl Fn(&mut Vec<u8>), killed: bool, what: &str) -> bool {
-    let folder = TempDir::new().expect("a folder");
-    let path = folder.path().join("store.redb");
-    // after a kill the lock goes with the process; here it is this process's, so the copy is opened
-    let origin = TempDir::new().expect("a folder");
-    let ever = filled(origin.path(), killed);
-    let mut bytes = fs::read(origin.path().join("store.redb")).expect("is there");
-    damage(&mut bytes);
-    fs::write(&path, &bytes).expect("is written");
-    let (store, spoiled) = Store::open(folder.path(), "b".into()).unwrap_or_else(|e| panic!("{what}: {e}"));
-    let (kept, unreadable) = store.kept().unwrap_or_else(|e| panic!("{what}: {e}"));
-    for session in &kept {
-        assert!(ever.contains(&format!("{session:?}")), "{what}: a session came back as it never was");
+/// A store and what it was when it was whole.
+struct Origin {
+    bytes: Vec<u8>,
+    states: Vec<State>,
+    what: &'static str,
+}
+
+impl Origin {
+    fn new(killed: bool) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let states = filled(folder.path(), killed);
+        let bytes = fs::read(folder.path().join("store.redb")).expect("is there");
+        Self { bytes, states, what: if killed { "killed" } else { "closed" } }
     }
-    if spoiled.is_some() {
-        assert!(kept.is_empty(), "{what}: a spoiled store has sessions");
-        let aside = fs::read(folder.path().join("store.unreadable-1")).expect("it was set aside");
-        assert_eq!(aside.len(), bytes.len(), "{what}: what was set aside is not what was found");
+
+    /// One damage: what is there afterwards must be a state that was once committed, or what is missing is reported.
+    /// True: it is reported.
+    fn survives(&self, damage: impl Fn(&mut Vec<u8>), what: &str) -> bool {
+        let what = format!("{what}, {}", self.what);
+        let folder = TempDir::new().expect("a folder");
+        let mut bytes = self.bytes.clone();
+        damage(&mut bytes);
+        fs::write(folder.path().join("store.redb"), &bytes).expect("is written");
+        let (store, spoiled) = Store::open(folder.path(), "b".into()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let (kept, unreadable) = store.kept().unwrap_or_else(|e| panic!("{what}: {e}"));
+        let found = state(&kept);
+        if spoiled.is_some() {
+            assert!(kept.is_empty(), "{what}: a spoiled store has sessions");
+            let aside = fs::read(folder.path().join("store.unreadable-1")).expect("it was set aside");
+            assert_eq!(aside.len(), bytes.len(), "{what}: what was set aside is not what was found");
+        } else if unreadable.is_empty() {
+            assert!(self.states.contains(&found), "{what}: nothing is reported, and this was never so: {found:?}");
+        } else {
+            let ever = |session| self.states.iter().any(|state| state.contains(session));
+            assert!(found.iter().all(ever), "{what}: a session came back as it never was");
+        }
+        // whatever it was, it can be written again
+        store.keep(&sample(9)).unwrap_or_else(|e| panic!("{what}: {e}"));
+        spoiled.is_some() || !unreadable.is_empty()
     }
-    // whatever it was, it can be written again
-    store.keep(&sample(9)).unwrap_or_else(|e| panic!("{what}: {e}"));
-    spoiled.is_some() || !unreadable.is_empty() || kept.len() < 3
 }
 
 #[test]
 fn a_cut_store_is_reported_or_whole() {
-    let origin = TempDir::new().expect("a folder");
-    filled(origin.path(), false);
-    let length = fs::metadata(origin.path().join("store.redb")).expect("is there").len();
-    let mut noticed = 0;
-    for killed in [false, true] {
-        for step in 0..24 {
-            let at = usize::try_from(length * step / 24).expect("fits");
-            noticed += u32::from(survives(|b| b.truncate(at), killed, &format!("cut at {at}, killed {killed}")));
-        }
+    for origin in [false, true].map(Origin::new) {
+        let length = origin.bytes.len();
+        let cuts = (0..24).map(|step| length * step / 24);
+        let noticed = cuts.filter(|at| origin.survives(|b| b.truncate(*at), &format!("cut at {at}"))).count();
+        assert!(noticed > 0, "no cut was noticed");
     }
-    assert!(noticed > 0, "no cut was noticed");
 }
 
 #[test]
 fn a_changed_store_is_reported_or_whole() {
-    let origin = TempDir::new().expect("a folder");
-    filled(origin.path(), false);
-    let length = fs::metadata(origin.path().join("store.redb")).expect("is there").len();
-    let mut noticed = 0;
-    for killed in [false, true] {
+    for origin in [false, true].map(Origin::new) {
         // the header's every field, then places all over the file
-        let places = (0..320u64).step_by(5).chain((0..64).map(|n| 320 + (length - 320) * n / 64));
-        for at in places {
-            let at = usize::try_from(at).expect("fits");
-            let change = |b: &mut Vec<u8>| b[at..].iter_mut().take(8).for_each(|byte| *byte ^= 0x5a);
-            noticed += u32::from(survives(change, killed, &format!("changed at {at}, killed {killed}")));
-        }
+        let rest = origin.bytes.len() - 320;
+        let places = (0..320).step_by(5).chain((0..64).map(|n| 320 + rest * n / 64));
+        let change = |at: usize| move |b: &mut Vec<u8>| b[at..].iter_mut().take(8).for_each(|byte| *byte ^= 0x5a);
+        let noticed = places.filter(|at| origin.survives(change(*at), &format!("changed at {at}"))).count();
+        assert!(noticed > 0, "no change was noticed");
     }
-    assert!(noticed > 0, "no change was noticed");
 }

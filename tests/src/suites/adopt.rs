@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     badinput::own_mounts,
-    scene::{Fifo, Wall, only, report},
+    scene::{Fifo, SmallDisk, Wall, bulky, only, report},
 };
 use crate::harness::{
     mounts,
@@ -20,6 +20,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("adopt::every-state-goes-on", WHEREVER, states),
     Test::new("adopt::narrowed-stays-narrow", WHEREVER, narrowed),
     Test::new("adopt::narrowing-is-whole-or-not-at-all", WHEREVER, cut_short),
+    Test::new("adopt::full-disk-never-widens", WHEREVER, full_disk),
     Test::new("adopt::reboot-ends-sessions-and-keeps-stays", WHEREVER, reboot),
     Test::new("adopt::newer-store-and-other-cgroup-are-refused", WHEREVER, not_its_own),
 ];
@@ -186,6 +187,78 @@ fn cut_short(s: &mut Sandbox) -> Result<()> {
         let port = record["to"].as_str().and_then(|to| to.rsplit(':').next()).unwrap_or_default();
         let verb = if record["verdict"] == "allow" { "open" } else { "shut" };
         ensure!(record["rule"] == format!("{verb}-{port}"), "{record}");
+    }
+    Ok(())
+}
+
+/// A narrowing that cannot be kept is none: whatever the disk holds, the next agent goes on with what the kernel holds, and
+/// a neighbour under the same policy is what it was.
+fn full_disk(s: &mut Sandbox) -> Result<()> {
+    let disk = SmallDisk::over(s, "state", 4096)?;
+    s.start()?;
+    let (one, two, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?, s.program("member")?);
+    let narrow = || only(&member).to("one", "127.0.0.1/32", one.port());
+    let wide = s.policy(&narrow().to("two", "127.0.0.1/32", two.port()).ttl("2h"))?;
+    let narrow = bulky(s, &narrow().ttl("1h"))?;
+    let both = format!("connect tcp {} + connect tcp {}", one.words(), two.words());
+    let begin = |s: &Sandbox| -> Result<_> {
+        let (mut fifos, answers) = (Vec::new(), s.file("answers"));
+        for _ in 0..3 {
+            fifos.push(Fifo::new(s)?);
+        }
+        let tries: Vec<String> = fifos.iter().map(|fifo| format!("fifo {} {both}", fifo.path)).collect();
+        let running = s.run(&wide, &member, &format!("report {answers} {} + idle", tries.join(" + ")))?;
+        let session = running.session(s)?;
+        Ok((running, session, answers, fifos))
+    };
+    let (_running, session, answers, mut fifos) = begin(s)?;
+    let (_other, neighbour, theirs, mut others) = begin(s)?;
+    let mut told = |round: usize, expected: [&str; 2]| -> Result<()> {
+        for (fifo, answers, expected) in
+            [(&mut fifos[round], &answers, expected), (&mut others[round], &theirs, ["ok", "ok"])]
+        {
+            fifo.wake()?;
+            let said = report(answers, 2 * round + 2)?.split_off(2 * round);
+            ensure!(said == expected, "round {round}: {said:?} where {expected:?} was expected");
+        }
+        Ok(())
+    };
+    let held = |s: &Sandbox| -> Result<_> {
+        let shown = shown(s, &session)?;
+        Ok((shown["policy"].clone(), shown["limits"]["deadline_boot_ns"].clone()))
+    };
+    let before = held(s)?;
+    disk.fill()?;
+    let refused = s.cli(&["narrow", &session, "--policy", &narrow])?;
+    refused.ended(1)?.complained(&[
+        "is as it was: its narrower scope cannot be kept",
+        "store.redb",
+        "No space left",
+    ])?;
+    ensure!(refused.stderr.trim_end().lines().count() == 1, "more than one line: {}", refused.stderr);
+    ensure!(held(s)? == before, "{before:?} became {:?}", held(s)?);
+    s.kill_agent()?;
+    let full = Running::spawn(s, s.daemon(), None)?.wait()?;
+    full.ended(1)?.complained(&["No space left"])?;
+    told(0, ["ok", "ok"])?;
+    disk.make_room()?;
+    s.start()?;
+    ensure!(held(s)? == before, "with another agent: {before:?} became {:?}", held(s)?);
+    told(1, ["ok", "ok"])?;
+    // with room it is narrowed, and stays so on a disk that is full again
+    s.cli(&["narrow", &session, "--policy", &narrow])?.ended(0)?.told(&["revision 2"])?;
+    let after = held(s)?;
+    ensure!(after.1.as_u64() < before.1.as_u64(), "the deadline stayed {}", after.1);
+    disk.fill()?;
+    s.kill_agent()?;
+    disk.make_room()?;
+    s.start()?;
+    ensure!(held(s)? == after, "with another agent: {after:?} became {:?}", held(s)?);
+    told(2, ["ok", "errno 1"])?;
+    let longer = s.cli(&["renew", &session, "--ttl", "90m"])?;
+    longer.ended(3)?.complained(&["longer than policy", "ask for 1h at most"])?;
+    for session in [session, neighbour] {
+        s.cli(&["end", &session])?.ended(0)?;
     }
     Ok(())
 }

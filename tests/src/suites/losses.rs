@@ -2,14 +2,17 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use nix::{mount::MsFlags, sys::signal::Signal};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::scene::{Fifo, only};
+use super::scene::{Fifo, SmallDisk, Wall, bulky, only};
 use crate::harness::{prelude::*, server::Server};
 
-pub(super) const TESTS: &[Test] =
-    &[Test::new("losses::flood-adds-up", WHEREVER, flood), Test::new("losses::full-disk", WHEREVER, full_disk)];
+pub(super) const TESTS: &[Test] = &[
+    Test::new("losses::flood-adds-up", WHEREVER, flood),
+    Test::new("losses::full-disk", WHEREVER, full_disk),
+    Test::new("losses::full-store", WHEREVER, full_store),
+];
 
 /// More refusals than the ring of verdicts has room for.
 const REFUSALS: u64 = 20_000;
@@ -94,11 +97,7 @@ fn adds_up(s: &Sandbox, session: &str, end: &Value, away: Away) -> Result<()> {
 /// With no room for evidence the session is held as before; what was not written is counted, shown, and told when there
 /// is room again.
 fn full_disk(s: &mut Sandbox) -> Result<()> {
-    let folder = s.folder().join("evidence");
-    let mount = |options: &str, flags: MsFlags| {
-        nix::mount::mount(Some("tmpfs"), &folder, Some("tmpfs"), flags, Some(options)).context("a small tmpfs")
-    };
-    mount("size=128k", MsFlags::empty())?;
+    let disk = SmallDisk::over(s, "evidence", 128)?;
     s.start()?;
     let (member, bad) = (s.program("member")?, s.program("bad")?);
     let (server, refused) = (Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?);
@@ -123,7 +122,7 @@ fn full_disk(s: &mut Sandbox) -> Result<()> {
     })?;
     let before = fs::metadata(s.evidence_file())?.len();
     ensure!(before <= 128 * 1024, "the disk was not full: {before} bytes");
-    mount("size=64m", MsFlags::MS_REMOUNT)?;
+    disk.enlarge()?;
     fifo.wake()?;
     running.wait()?.ended(0)?;
     s.session_ended(&session, "completed")?;
@@ -133,5 +132,40 @@ fn full_disk(s: &mut Sandbox) -> Result<()> {
     let written = u64::try_from(s.records(&session, "connect")?.len())?;
     ensure!(written < 1002 && written + lost >= 1002, "{written} connects were written and {lost} records were not");
     s.cli(&["verify"])?.ended(0)?.told(&["intact, with", "not-written"])?;
+    Ok(())
+}
+
+/// With no room for what the next agent must know, nothing new starts and what runs is held as before; it is shown, and
+/// over when there is room again, without another agent. What changed meanwhile is kept then.
+fn full_store(s: &mut Sandbox) -> Result<()> {
+    let disk = SmallDisk::over(s, "state", 4096)?;
+    s.start()?;
+    let mut wall = Wall::new(s, 3)?;
+    let member = s.program("other")?;
+    let policy = bulky(s, &only(&member))?;
+    let starts = || s.run(&policy, &member, "say in")?.wait();
+    disk.fill()?;
+    let refused = starts()?;
+    refused.ended(125)?.said("")?.complained(&["cannot use ", "store.redb", "No space left", "its free space"])?;
+    ensure!(refused.stderr.trim_end().lines().count() == 1, "more than one line: {}", refused.stderr);
+    let degraded =
+        || s.cli(&["status"])?.ended(4)?.told(&["store.redb", "No space left", "no session starts"]).map(drop);
+    degraded()?;
+    wall.holds(s)?;
+    s.cli(&["freeze", &wall.session])?.ended(0)?;
+    // long enough for the agent to ask again whether there is room
+    std::thread::sleep(Duration::from_millis(2_500));
+    degraded()?;
+    disk.make_room()?;
+    until("status to be whole again", patience(), || Ok((s.cli(&["status"])?.code == 0).then_some(())))?;
+    ensure!(s.json(&["status"])?["store"]["refused"].as_u64() > Some(0), "no refused write is counted");
+    starts()?.ended(0)?.said("in")?;
+    s.kill_agent()?;
+    s.start()?;
+    let state = s.json(&["inspect", &wall.session])?["session"]["state"].clone();
+    ensure!(state == "frozen", "what changed on the full disk was not kept: it is {state}");
+    s.cli(&["thaw", &wall.session])?.ended(0)?;
+    wall.holds(s)?;
+    s.cli(&["end", &wall.session])?.ended(0)?;
     Ok(())
 }

@@ -1,9 +1,13 @@
 //! What many tests do: a session whose member tries one thing, and the three places to look at afterwards – what the
 //! member saw, what came of it, and what the evidence says.
 
-use std::{fs::File, io::Write, path::Path};
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+};
 
-use nix::sys::stat::Mode;
+use nix::{mount::MsFlags, sys::stat::Mode};
 
 use crate::harness::{prelude::*, server::Server, wait::gone};
 
@@ -137,7 +141,7 @@ impl Fifo {
 /// Waits until a workload has reported `lines` lines to `file`.
 pub(super) fn report(file: &str, lines: usize) -> Result<Vec<String>> {
     until(&format!("{lines} lines in {file}"), patience(), || {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let text = fs::read_to_string(file).unwrap_or_default();
         let found: Vec<String> = text.lines().map(str::to_owned).collect();
         Ok((found.len() >= lines).then_some(found))
     })
@@ -193,4 +197,51 @@ impl Wall {
         ensure!(said == expected, "the member was answered {said:?} where {expected:?} was expected");
         Ok(())
     }
+}
+
+/// A file system over one of the agent's folders, so small that a test can fill it.
+pub(super) struct SmallDisk {
+    folder: PathBuf,
+}
+
+impl SmallDisk {
+    pub(super) fn over(s: &Sandbox, folder: &str, kilobytes: u32) -> Result<Self> {
+        let disk = Self { folder: s.folder().join(folder) };
+        disk.mount(&format!("mode=0700,size={kilobytes}k"), MsFlags::empty())?;
+        Ok(disk)
+    }
+
+    fn mount(&self, options: &str, flags: MsFlags) -> Result<()> {
+        nix::mount::mount(Some("tmpfs"), &self.folder, Some("tmpfs"), flags, Some(options)).context("a small tmpfs")
+    }
+
+    pub(super) fn enlarge(&self) -> Result<()> {
+        self.mount("size=64m", MsFlags::MS_REMOUNT)
+    }
+
+    /// Leaves no room for anything.
+    pub(super) fn fill(&self) -> Result<()> {
+        let mut filler = File::create(self.filler())?;
+        let full = loop {
+            if let Err(error) = filler.write_all(&[7; 4096]) {
+                break error;
+            }
+        };
+        ensure!(full.raw_os_error() == Some(libc::ENOSPC), "the disk is not full: {full}");
+        Ok(())
+    }
+
+    /// Takes back what filled it.
+    pub(super) fn make_room(&self) -> Result<()> {
+        fs::remove_file(self.filler()).context("the disk was not filled")
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.folder.join("filler")
+    }
+}
+
+/// A policy file that needs room for two hundred thousand bytes wherever it is kept.
+pub(super) fn bulky(s: &Sandbox, policy: &Policy) -> Result<String> {
+    s.policy_text(&format!("# {}\n{policy}", "x".repeat(200_000)))
 }
