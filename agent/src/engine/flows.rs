@@ -81,8 +81,8 @@ impl Engine {
         let mut what = Find { cgroups: &cgroups, labelled: &mut labels };
         live.flows.cut(&mut self.namespaces, &mut what, |found| !in_scope(&plan, found));
         live.flows.confirm(&mut self.namespaces, &mut what, |found| !in_scope(&plan, found));
-        let receipts = receipts(live.flows.take());
-        records(id, CutCause::Narrow, &receipts).iter().for_each(|record| self.append_durable(record));
+        let (receipts, revision) = (receipts(live.flows.take()), Some(live.revision));
+        records(id, CutCause::Narrow, revision, &receipts).iter().for_each(|record| self.append_durable(record));
     }
 
     /// Looks for a session's sockets once more, and writes a receipt for each. How many were cut, and how many are left.
@@ -95,8 +95,8 @@ impl Engine {
         let mut labels = || labelled(kernel, reference);
         let mut what = Find { cgroups: &cgroups, labelled: &mut labels };
         live.flows.confirm(&mut self.namespaces, &mut what, |_| true);
-        let receipts = receipts(live.flows.take());
-        records(id, CutCause::End, &receipts).iter().for_each(|record| self.append(record));
+        let (receipts, revision) = (receipts(live.flows.take()), Some(live.revision));
+        records(id, CutCause::End, revision, &receipts).iter().for_each(|record| self.append(record));
         counts(&receipts)
     }
 }
@@ -127,8 +127,14 @@ pub(super) fn counts(receipts: &[SocketReceipt]) -> (u64, u64) {
 }
 
 /// The records that hold these receipts.
-pub(super) fn records(session: SessionId, cause: CutCause, receipts: &[SocketReceipt]) -> Vec<Body> {
-    let record = |sockets: &[SocketReceipt]| Body::FlowsCut(FlowsCut { session, cause, sockets: sockets.to_vec() });
+pub(super) fn records(
+    session: SessionId,
+    cause: CutCause,
+    revision: Option<u32>,
+    receipts: &[SocketReceipt],
+) -> Vec<Body> {
+    let record =
+        |sockets: &[SocketReceipt]| Body::FlowsCut(FlowsCut { session, cause, revision, sockets: sockets.to_vec() });
     receipts.chunks(RECEIPTS_MAX).map(record).collect()
 }
 

@@ -36,7 +36,8 @@ pub(super) struct Destroyed(Vec<SocketReceipt>);
 
 impl Destroyed {
     pub(super) fn with_session(&self, session: SessionId) -> Body {
-        Body::FlowsCut(crate::evidence::FlowsCut { session, cause: CutCause::Attach, sockets: self.0.clone() })
+        let (cause, revision) = (CutCause::Attach, Some(1));
+        Body::FlowsCut(crate::evidence::FlowsCut { session, cause, revision, sockets: self.0.clone() })
     }
 }
 

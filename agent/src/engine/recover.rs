@@ -172,7 +172,7 @@ fn end(
         (Some(leftover), cgroup) => {
             killing = kill(leftover, reference, enforce, cgroup.as_ref(), &mut flows)?;
             if let Some(cgroup) = cgroup.filter(|_| enforce) {
-                killing.flows = confirm(id, &cgroup, &mut flows, log)?;
+                killing.flows = confirm((id, Some(session.revision())), &cgroup, &mut flows, log)?;
             }
             drain(leftover, log, kept, history)?;
             counters = leftover.counters(session.slot)?;
@@ -196,9 +196,14 @@ fn end(
 }
 
 /// Looks for the session's sockets once more, with a receipt for each. How many were cut, and how many are left.
-fn confirm(id: SessionId, cgroup: &SessionCgroup, flows: &mut LeftFlows, log: &mut Log) -> Result<(u64, u64), Error> {
+fn confirm(
+    (id, revision): (SessionId, Option<u32>),
+    cgroup: &SessionCgroup,
+    flows: &mut LeftFlows,
+    log: &mut Log,
+) -> Result<(u64, u64), Error> {
     let receipts = flows.confirm(cgroup);
-    for record in records(id, CutCause::End, &receipts) {
+    for record in records(id, CutCause::End, revision, &receipts) {
         log.append(&record, now())?;
     }
     Ok(counts(&receipts))
@@ -438,7 +443,7 @@ pub(super) fn end_orphan(
     }
     begin_end(id, written.state, EndReason::AgentLoss, log)?;
     if enforce {
-        killing.flows = confirm(id, cgroup, &mut flows, log)?;
+        killing.flows = confirm((id, None), cgroup, &mut flows, log)?;
     }
     let counters = kernel.counters(reference.slot)?;
     write_end(id, EndReason::AgentLoss, killing, &counters, history.of(id).counts, log)?;

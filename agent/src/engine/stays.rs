@@ -91,11 +91,12 @@ impl Engine {
         // the longest one is what the caller has to wait for
         let held = self.stays.iter().filter(|stay| stay.holds(&principal, policy)).max_by_key(|stay| stay.until);
         let Some(stay) = held else { return Ok(()) };
-        let what = match &stay.what {
-            Stayed::Principal(uid) => format!("user {uid} is revoked until {}", stay.until),
-            Stayed::Policy(name) => format!("policy {name} is revoked until {}", stay.until),
+        let whom = match &stay.what {
+            Stayed::Principal(uid) => format!("user {uid}"),
+            Stayed::Policy(name) => format!("policy {name}"),
         };
-        let remedy = format!("wait, or have stay {:.8} lifted (`tipstaff revoke --lift`)", stay.id);
+        let what = format!("{whom} is revoked until {} (stay {:.8})", stay.until, stay.id);
+        let remedy = "wait, or have the stay lifted (`tipstaff revoke --lift`)".to_owned();
         let (command, _) = Text::list(&run.command.argv, super::report::COMMAND);
         let (policy, message) = (run.policy_source.clone(), what.clone());
         self.append_durable(&Body::Refused(Refused { principal, command, policy, rule: None, message }));

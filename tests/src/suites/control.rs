@@ -159,7 +159,23 @@ fn revoke(s: &mut Sandbox) -> Result<()> {
     s.cli(&["revoke", "--principal", "no-such-user"])?.ended(2)?.complained(&["no-such-user", "give the user id"])?;
     let record = s.wait_evidence("the revocation", |r| r["type"] == "revoke" && r["by"] == "principal")?;
     ensure!(record["principal"]["uid"] == 0 && record["stay"]["until"].is_string(), "recorded: {record}");
-    Ok(())
+
+    // of seventeen ids two have their first digit in common
+    let (mut begun, mut digits) = (Vec::new(), BTreeSet::new());
+    let digit = loop {
+        let (running, session) = start(&blue, "team=d", 4_003)?;
+        begun.push(running);
+        let digit = session[..1].to_owned();
+        if !digits.insert(digit.clone()) {
+            break digit;
+        }
+    };
+    let many = "more than one live session has an id that begins with";
+    s.cli(&["inspect", &digit])?.ended(5)?.complained(&[many, "give more digits"])?;
+    s.cli(&["end", &digit])?.ended(5)?.complained(&[many, "give more digits"])?;
+    ensure!(begun.iter().all(|r| !gone(r.pid())), "a session was ended that was not named");
+    ensure!(ids(&s.json(&["revoke", "--label", "team=d"])?).len() == begun.len(), "not all are revoked");
+    begun.into_iter().try_for_each(|running| running.wait()?.ended(137).map(drop))
 }
 
 /// The evidence leads from the revocation to what was done for it, and from there to a receipt for each process.
@@ -186,10 +202,13 @@ fn stay(s: &mut Sandbox) -> Result<()> {
     let starts = |s: &Sandbox| s.run(&policy, &member, "say in")?.wait();
     starts(s)?.ended(0)?;
     let stay = s.json(&["revoke", "--policy", "red"])?["stay"]["id"].as_str().context("no stay")?.to_owned();
+    let named = format!("(stay {})", &stay[..8]);
     let refused = |s: &Sandbox| {
-        starts(s)?.ended(125)?.said("")?.complained(&["policy red is revoked until", "revoke --lift"]).map(drop)
+        starts(s)?.ended(125)?.said("")?.complained(&["policy red is revoked until", &named, "revoke --lift"]).map(drop)
     };
     refused(s)?;
+    let told = |r: &serde_json::Value| r["type"] == "refused" && r["message"].to_string().contains(&named);
+    s.wait_evidence("the refusal, with the stay that it is for", told)?;
     s.kill_agent()?;
     s.start()?;
     refused(s).context("with another agent")?;

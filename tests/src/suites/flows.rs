@@ -271,8 +271,8 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
         all_destroyed(&receipts, 2)?;
         let to = |server: &Server| receipts.iter().filter(|r| r["to"] == server.address()).count();
         ensure!((to(&goes), to(&udp), to(&stays)) == (1, 1, 0), "receipts: {receipts:?}");
-        let cause = s.records(&session, "flows-cut")?[0]["cause"].clone();
-        ensure!(cause == "narrow", "the cause is {cause}");
+        let cut = s.records(&session, "flows-cut")?.swap_remove(0);
+        ensure!(cut["cause"] == "narrow" && cut["revision"] == 2, "the cause and the scope that it was cut for: {cut}");
         stays.send(b"y")?;
         ensure!(told(&kept)? == "received 1", "the flow in scope: {}", told(&kept)?);
         s.cli(&["end", &session])?.ended(0)?;

@@ -13,6 +13,9 @@ pub struct FlowsCut {
     pub session: SessionId,
     /// Why they were cut.
     pub cause: CutCause,
+    /// Which of its scopes it had then; none where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u32>,
     /// One for each socket.
     pub sockets: Vec<SocketReceipt>,
 }

@@ -80,7 +80,12 @@ fn flows_cut() -> Body {
         why: Some("this kernel cannot destroy sctp sockets".into()),
         ..socket.clone()
     };
-    Body::FlowsCut(FlowsCut { session: session(), cause: CutCause::Narrow, sockets: vec![socket, silenced] })
+    Body::FlowsCut(FlowsCut {
+        session: session(),
+        cause: CutCause::Narrow,
+        revision: Some(2),
+        sockets: vec![socket, silenced],
+    })
 }
 
 fn attached() -> Body {
