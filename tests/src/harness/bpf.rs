@@ -12,9 +12,11 @@ use anyhow::{Context, Result, ensure};
 use super::sandbox::Sandbox;
 
 /// `enum bpf_cmd` (`include/uapi/linux/bpf.h`, 6.18).
+const MAP_CREATE: libc::c_int = 0;
 const LOOKUP: libc::c_int = 1;
 const DELETE: libc::c_int = 3;
 const GET_NEXT_KEY: libc::c_int = 4;
+const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -26,7 +28,26 @@ const ENABLE_STATS: libc::c_int = 32;
 #[derive(Debug)]
 pub(crate) struct Map(OwnedFd);
 
-/// As `BPF_OBJ_GET` reads it.
+/// What a map is like, as `BPF_MAP_CREATE` reads it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) kind: u32,
+    pub(crate) key: u32,
+    pub(crate) value: u32,
+    pub(crate) entries: u32,
+    pub(crate) flags: u32,
+}
+
+/// As `BPF_OBJ_GET_INFO_BY_FD` reads it.
+#[repr(C)]
+struct Ask {
+    map: u32,
+    length: u32,
+    info: u64,
+}
+
+/// As `BPF_OBJ_GET` and `BPF_OBJ_PIN` read it.
 #[repr(C)]
 struct ObjGet {
     path: u64,
@@ -62,6 +83,30 @@ impl Map {
     pub(crate) fn of(s: &Sandbox, name: &str) -> Result<Self> {
         let found = find(s.pins(), &format!("map_{name}")).with_context(|| format!("no map {name} is pinned"))?;
         Ok(Self(pinned(&found)?))
+    }
+
+    /// A new map, which nothing uses.
+    pub(crate) fn make(shape: Shape) -> Result<Self> {
+        let fd = libc::c_int::try_from(call(MAP_CREATE, &shape).with_context(|| format!("{shape:?}"))?)?;
+        // SAFETY: the kernel just made this descriptor for us.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Pins it.
+    pub(crate) fn pin(&self, path: &Path) -> Result<()> {
+        let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+        let request = ObjGet { path: path.as_ptr() as u64, descriptor: self.number(), flags: 0 };
+        call(OBJ_PIN, &request).map(drop)
+    }
+
+    /// What it is like.
+    pub(crate) fn shape(&self) -> Result<Shape> {
+        // the beginning of `struct bpf_map_info`: type, id, key size, value size, entries, flags
+        let mut info = [0_u32; 6];
+        let request = Ask { map: self.number(), length: 24, info: (&raw mut info) as u64 };
+        call(OBJ_GET_INFO_BY_FD, &request)?;
+        let [kind, _, key, value, entries, flags] = info;
+        Ok(Shape { kind, key, value, entries, flags })
     }
 
     fn number(&self) -> u32 {

@@ -10,10 +10,16 @@ use serde_json::Value;
 
 use super::scene::{Fifo, Wall, only};
 use crate::harness::{
+    bpf::{Map, Shape},
     prelude::*,
     server::Server,
     wait::{all_gone, gone, in_guest},
 };
+
+/// `BPF_MAP_TYPE_LRU_HASH` (`include/uapi/linux/bpf.h`, 6.18).
+const LRU_HASH: u32 = 9;
+/// `BPF_F_NO_PREALLOC` (as above).
+const NO_PREALLOC: u32 = 1;
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("restart::sessions-go-on", WHEREVER, go_on),
@@ -205,27 +211,30 @@ fn other_pins(s: &mut Sandbox) -> Result<()> {
     let mut wall = Wall::new(s, 3)?;
     s.kill_agent()?;
     let layout = fs::read_dir(s.pins())?.flatten().map(|e| e.path()).next().context("there are no pins")?;
-    // two maps whose values are of another size
-    let (one, other) = (layout.join("map_FOREIGN"), layout.join("map_SESSION_CONFIG"));
-    let swap = || -> Result<()> {
-        let aside = layout.join("map_aside");
-        fs::rename(&one, &aside)?;
-        fs::rename(&other, &one)?;
-        Ok(fs::rename(&aside, &other)?)
-    };
-    swap()?;
+    let (pin, aside) = (layout.join("map_CGROUP_SESSIONS"), layout.join("map_aside"));
     let refuses = |parts: &[&str]| -> Result<()> {
         let finished = Running::spawn(s, s.daemon(), None)?.wait()?;
         finished.ended(6)?.complained(&["tipstaff: "])?.complained(parts)?;
         Ok(())
     };
-    refuses(&["map_foreign has value size ", ", and this version's has 8", "tipstaff disarm"])?;
+    let ours = Map::of(s, "CGROUP_SESSIONS")?.shape()?;
+    fs::rename(&pin, &aside)?;
+    // each of them as little another as it can be
+    for (what, found, expected, shape) in [
+        ("type", LRU_HASH, ours.kind, Shape { kind: LRU_HASH, ..ours }),
+        ("key size", ours.key + 1, ours.key, Shape { key: ours.key + 1, ..ours }),
+        ("value size", ours.value + 1, ours.value, Shape { value: ours.value + 1, ..ours }),
+        ("max_entries", ours.entries + 1, ours.entries, Shape { entries: ours.entries + 1, ..ours }),
+        ("flags", ours.flags ^ NO_PREALLOC, ours.flags, Shape { flags: ours.flags ^ NO_PREALLOC, ..ours }),
+    ] {
+        Map::make(shape)?.pin(&pin)?;
+        let told = format!("map_cgroup_sessions has {what} {found}, and this version's has {expected}");
+        refuses(&[&told, "tipstaff disarm"]).context(what)?;
+        fs::remove_file(&pin)?;
+    }
     wall.holds(s)?;
-    swap()?;
-    let gone = layout.join("map_LOST");
-    fs::rename(&gone, other.with_file_name("map_aside"))?;
-    refuses(&["map_lost is gone", "tipstaff disarm"])?;
-    fs::rename(other.with_file_name("map_aside"), &gone)?;
+    refuses(&["map_cgroup_sessions is gone", "tipstaff disarm"])?;
+    fs::rename(&aside, &pin)?;
     let strange = s.pins().join("v99");
     fs::create_dir(&strange)?;
     fs::create_dir(strange.join("g1"))?;
