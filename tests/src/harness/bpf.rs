@@ -39,14 +39,6 @@ pub(crate) struct Shape {
     pub(crate) flags: u32,
 }
 
-/// As `BPF_OBJ_GET_INFO_BY_FD` reads it.
-#[repr(C)]
-struct Ask {
-    map: u32,
-    length: u32,
-    info: u64,
-}
-
 /// As `BPF_OBJ_GET` and `BPF_OBJ_PIN` read it.
 #[repr(C)]
 struct ObjGet {
@@ -87,9 +79,7 @@ impl Map {
 
     /// A new map, which nothing uses.
     pub(crate) fn make(shape: Shape) -> Result<Self> {
-        let fd = libc::c_int::try_from(call(MAP_CREATE, &shape).with_context(|| format!("{shape:?}"))?)?;
-        // SAFETY: the kernel just made this descriptor for us.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        descriptor(MAP_CREATE, &shape).map(Self).with_context(|| format!("{shape:?}"))
     }
 
     /// Pins it.
@@ -103,8 +93,7 @@ impl Map {
     pub(crate) fn shape(&self) -> Result<Shape> {
         // the beginning of `struct bpf_map_info`: type, id, key size, value size, entries, flags
         let mut info = [0_u32; 6];
-        let request = Ask { map: self.number(), length: 24, info: (&raw mut info) as u64 };
-        call(OBJ_GET_INFO_BY_FD, &request)?;
+        info_of(&self.0, &mut info)?;
         let [kind, _, key, value, entries, flags] = info;
         Ok(Shape { kind, key, value, entries, flags })
     }

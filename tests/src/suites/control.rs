@@ -207,7 +207,7 @@ fn stay(s: &mut Sandbox) -> Result<()> {
         starts(s)?.ended(125)?.said("")?.complained(&["policy red is revoked until", &named, "revoke --lift"]).map(drop)
     };
     refused(s)?;
-    let told = |r: &serde_json::Value| r["type"] == "refused" && r["message"].to_string().contains(&named);
+    let told = |r: &Value| r["type"] == "refused" && r["message"].to_string().contains(&named);
     s.wait_evidence("the refusal, with the stay that it is for", told)?;
     s.kill_agent()?;
     s.start()?;
