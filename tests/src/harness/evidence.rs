@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs::File,
     io::{Seek, SeekFrom},
 };
 
@@ -17,17 +17,19 @@ use super::{
 impl Sandbox {
     /// Every finished record of the test's time.
     pub(crate) fn evidence(&self) -> Result<Vec<Value>> {
-        let text = self.since_start().unwrap_or_default();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let parsed = whole.lines().map(|line| serde_json::from_str(line).with_context(|| format!("record {line:?}")));
-        parsed.collect()
+        self.whole_lines(self.since).lines().map(parse).collect()
     }
 
-    /// What was written since the test began.
-    fn since_start(&self) -> std::io::Result<String> {
-        let mut file = File::open(self.evidence_file())?;
-        file.seek(SeekFrom::Start(self.since))?;
-        std::io::read_to_string(file)
+    /// What stands in the evidence from `offset` on, without a line that is being written.
+    fn whole_lines(&self, offset: u64) -> String {
+        let read = || -> std::io::Result<String> {
+            let mut file = File::open(self.evidence_file())?;
+            file.seek(SeekFrom::Start(offset))?;
+            std::io::read_to_string(file)
+        };
+        let mut text = read().unwrap_or_default();
+        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+        text
     }
 
     /// The records of one type about one session.
@@ -38,14 +40,18 @@ impl Sandbox {
 
     /// Waits for a record that fits.
     pub(crate) fn wait_evidence(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Result<Value> {
-        let mut seen = None;
+        let mut seen = self.since;
         let found = until(what, patience(), || {
-            let size = fs::metadata(self.evidence_file()).ok().map(|file| file.len());
-            if size == seen {
-                return Ok(None);
+            // each line once: a test may fill the log faster than all of it can be read again and again
+            let text = self.whole_lines(seen);
+            seen += text.len() as u64;
+            for line in text.lines() {
+                let record = parse(line)?;
+                if fits(&record) {
+                    return Ok(Some(record));
+                }
             }
-            seen = size;
-            Ok(self.evidence()?.into_iter().find(&fits))
+            Ok(None)
         });
         found.with_context(|| format!("no evidence of {what}"))
     }
@@ -109,6 +115,10 @@ impl Sandbox {
         }
         of("session-end").try_for_each(|end| balanced(&all, end))
     }
+}
+
+fn parse(line: &str) -> Result<Value> {
+    serde_json::from_str(line).with_context(|| format!("record {line:?}"))
 }
 
 /// For each kind: produced is consumed and lost; what was consumed stands in the evidence, each record once; and what was

@@ -231,7 +231,7 @@ pub(super) fn flips(words: &[&str]) -> Result<u8> {
             };
             count[place] += 1;
         }
-        std::thread::sleep(Duration::from_micros(500));
+        std::thread::sleep(Duration::from_millis(2));
     }
     for (port, [allowed, refused, back, other]) in ports.iter().zip(counts) {
         println!("{port} allowed {allowed} refused {refused} back {back} other {other}");
