@@ -140,13 +140,20 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits until the session that it was started as is active; its id.
+    /// Waits until the session that it was started as is active, and its command has taken the caller's place: from then
+    /// on it does not need the agent. The session's id.
     pub(crate) fn session(&self, sandbox: &Sandbox) -> Result<String> {
         let found = sandbox.session_of(self.pid()).and_then(|session| {
             sandbox.session_active(&session)?;
+            until("the command to be executed", patience(), || Ok((!self.is_a_caller(sandbox)).then_some(())))?;
             Ok(session)
         });
         found.with_context(|| format!("tipstaff run said {:?}", fs::read_to_string(&self.err).unwrap_or_default()))
+    }
+
+    /// Whether it is `tipstaff` still.
+    fn is_a_caller(&self, sandbox: &Sandbox) -> bool {
+        fs::read_link(format!("/proc/{}/exe", self.pid())).is_ok_and(|exe| exe == sandbox.binary())
     }
 
     /// What it has written to stdout so far.

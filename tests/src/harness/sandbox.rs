@@ -190,6 +190,11 @@ impl Sandbox {
         command
     }
 
+    /// What `tipstaff` is here.
+    pub(super) fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// Runs `tipstaff` with `words` to its end.
     pub(crate) fn cli(&self, words: &[&str]) -> Result<Finished> {
         self.cli_as(None, words)

@@ -55,7 +55,8 @@ fn flood(s: &mut Sandbox) -> Result<()> {
         }
         fifo.wake()?;
         let said = format!("{ALLOWED} of {ALLOWED}\n0 of {REFUSALS}\n");
-        until("the flood to be over", 4 * patience(), || Ok((running.said() == said).then_some(())))?;
+        until("the flood to be over", 4 * patience(), || Ok((running.said() == said).then_some(())))
+            .with_context(|| format!("agent {away:?}: {:?} instead of {said:?}", running.said()))?;
         match away {
             Away::Not => {}
             Away::Stopped => {
