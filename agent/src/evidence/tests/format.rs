@@ -273,12 +273,24 @@ fn a_line_is_written_like_this() {
     let (line, _) = chain::seal(Head::START, &origin(), &connect("[::1]:80"), at(4)).expect("a record has a form");
     let expected = concat!(
         r#"{"v":1,"n":1,"time":"2026-11-21T22:00:04.000000001Z","boot_ns":4000000007,"host":"host-1","boot":"b7f0","#,
-        r#""type":"connect","session":"abababababababababababababababab","seq":2,"pid":42,"tid":43,"uid":1000,"#,
-        r#""to":"[::1]:80","protocol":"tcp","via":"send","verdict":"deny","rule":"no-web","#,
+        r#""type":"connect","session":"abababababababababababababababab","seq":2,"at_boot_ns":5,"#,
+        r#""pid":42,"tid":43,"uid":1000,"to":"[::1]:80","protocol":"tcp","via":"send","verdict":"deny","rule":"no-web","#,
         r#""prev":"0000000000000000000000000000000000000000000000000000000000000000","#,
-        r#""hash":"267564384e1b41eb308deecccf0ce011f8754977ce051ec9661c0d673269bd2a"}"#,
+        r#""hash":"2104a0960fee8c0bf39fafb2021ce817f14d83642095c33f3f7656f2d29c229b"}"#,
     );
     assert_eq!(line, expected);
+}
+
+/// A log that was written before the kernel's time was in it still reads.
+#[test]
+fn a_record_of_the_kernel_happened_before_it_was_written() {
+    let (line, _) = chain::seal(Head::START, &origin(), &connect("[::1]:80"), at(4)).expect("a record has a form");
+    let happened = |line: &str| serde_json::from_str::<Record>(line).expect("a record").happened();
+    let begin = Moment { time: "2026-11-21T21:59:59.999999999Z".parse().expect("a time"), boot_ns: 5 };
+    assert_eq!(happened(&line), begin);
+    assert_eq!(happened(&line.replace(r#""at_boot_ns":5,"#, "")), at(4));
+    let (line, _) = chain::seal(Head::START, &origin(), &state(0), at(4)).expect("a record has a form");
+    assert_eq!(happened(&line), at(4));
 }
 
 #[test]
