@@ -141,7 +141,7 @@ fn full_disk(s: &mut Sandbox) -> Result<()> {
 fn full_store(s: &mut Sandbox) -> Result<()> {
     let disk = SmallDisk::over(s, "state", 4096)?;
     s.start()?;
-    let mut wall = Wall::new(s, 3)?;
+    let mut wall = Wall::new(s, 2)?;
     let member = s.program("other")?;
     let policy = bulky(s, &only(&member))?;
     let starts = || s.run(&policy, &member, "say in")?.wait();
@@ -155,7 +155,7 @@ fn full_store(s: &mut Sandbox) -> Result<()> {
     wall.holds(s)?;
     s.cli(&["freeze", &wall.session])?.ended(0)?;
     // long enough for the agent to ask again whether there is room
-    std::thread::sleep(Duration::from_millis(2_500));
+    std::thread::sleep(Duration::from_millis(1_500));
     degraded()?;
     disk.make_room()?;
     until("status to be whole again", patience(), || Ok((s.cli(&["status"])?.code == 0).then_some(())))?;
