@@ -54,7 +54,7 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
     let groups = (config.groups.read.gid()?, config.groups.operate.gid()?);
     let mount = cgroup2_mount()?;
     let confine = confine.map(|path| CgroupRoot::open(path, &mount)).transpose();
-    let confine = confine.map_err(|error| Failure::new(Exit::Usage, error))?;
+    let confine = confine.map_err(|e| if e.host_cannot() { unable(e) } else { Failure::new(Exit::Usage, e) })?;
     let (listeners, mut ground) = Ground::take_for_good(config, mount, confine.as_ref(), groups)?;
     let (left, past) = match recovered(&mut ground) {
         Ok(recovered) => recovered,

@@ -56,15 +56,21 @@ pub(crate) fn sctp(address: &SocketAddr) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(socket) })
 }
 
+/// Listens on a port that the kernel picks, and writes it to `file`.
+fn listener(ip: &str, file: &str) -> Result<TcpListener> {
+    let listener = TcpListener::bind(SocketAddr::new(ip.parse()?, 0))?;
+    let part = format!("{file}.part");
+    fs::write(&part, listener.local_addr()?.port().to_string())?;
+    fs::rename(part, file)?;
+    Ok(listener)
+}
+
 /// `serve ADDRESS FILE REST`: listens, writes the port to FILE, accepts one connection, sends three bytes on it, and does the
 /// rest with both open.
 pub(super) fn serve(words: &[&str]) -> Result<u8> {
     let (ip, rest) = one(words)?;
     let (file, rest) = one(rest)?;
-    let listener = TcpListener::bind(SocketAddr::new(ip.parse()?, 0))?;
-    let part = format!("{file}.part");
-    fs::write(&part, listener.local_addr()?.port().to_string())?;
-    fs::rename(part, file)?;
+    let listener = listener(ip, file)?;
     let (mut stream, _) = listener.accept()?;
     stream.write_all(b"yes")?;
     say(Ok(()));
@@ -77,10 +83,7 @@ pub(super) fn answer(words: &[&str]) -> Result<u8> {
     let (ip, rest) = one(words)?;
     let (file, rest) = one(rest)?;
     let (fifo, _) = one(rest)?;
-    let listener = TcpListener::bind(SocketAddr::new(ip.parse()?, 0))?;
-    let part = format!("{file}.part");
-    fs::write(&part, listener.local_addr()?.port().to_string())?;
-    fs::rename(part, file)?;
+    let listener = listener(ip, file)?;
     let (first, _) = listener.accept()?;
     fs::File::open(fifo)?.read_exact(&mut [0])?;
     say(send(first.as_raw_fd(), b"yes", MsgFlags::MSG_NOSIGNAL).map(drop));
@@ -115,10 +118,7 @@ pub(super) fn unix(words: &[&str]) -> Result<u8> {
 pub(super) fn listen(words: &[&str]) -> Result<u8> {
     let (ip, rest) = one(words)?;
     let (file, rest) = one(rest)?;
-    let listener = TcpListener::bind(SocketAddr::new(ip.parse()?, 0))?;
-    let part = format!("{file}.part");
-    fs::write(&part, listener.local_addr()?.port().to_string())?;
-    fs::rename(part, file)?;
+    let _listener = listener(ip, file)?;
     Ok(run(rest))
 }
 
