@@ -28,13 +28,17 @@ use crate::{
     },
     enforce::{Flows, Host, Refusal, SessionCgroup, Target, cgroup_named, cgroup_of, outside, processes_below, whom},
     evidence::{Attached, Attachment, Body, Principal, Text},
-    kernel::{Kernel, KernelError, open_pidfd},
+    kernel::{Kernel, KernelError, Walk, open_pidfd},
     policy::{Inherited, Mode},
     session::{self, Input, SessionId},
 };
 
 /// How long a tree may go on growing faster than it is labelled.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long threads that find no room for their label are tried again. Where many processes are made at once, the
+/// kernel's store of memory for labels is empty for a moment, until it is filled behind its users' backs
+/// (`kernel/bpf/memalloc.c`, since 6.4).
+const ROOM: Duration = Duration::from_secs(1);
 /// Programs out of scope that the caller is told of.
 const NOTES: usize = 8;
 
@@ -301,6 +305,7 @@ impl Taken {
             .label_tree(first.as_fd(), session)
             .map_err(|e| format!("process {first_pid} cannot be labelled: {e}"))?;
         let began = Instant::now();
+        let mut roomy = began;
         loop {
             let mut still = true;
             if let Target::Cgroup(path) = target {
@@ -310,7 +315,9 @@ impl Taken {
             }
             let walk = kernel.label_heirs().map_err(text)?;
             self.walks += 1;
-            if walk.failed > 0 {
+            if walk.failed == 0 {
+                roomy = Instant::now();
+            } else if roomy.elapsed() > ROOM {
                 return Err(format!("{} threads cannot be labelled: the kernel has no room for more", walk.failed));
             }
             for member in kernel.members().map_err(text)? {
@@ -318,7 +325,7 @@ impl Taken {
                     still &= !self.relocate(mount, cgroup, member.tgid)?;
                 }
             }
-            if walk.changed == 0 && still {
+            if walk == Walk::default() && still {
                 return Ok(());
             }
             if began.elapsed() > PATIENCE {

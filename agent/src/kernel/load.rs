@@ -81,6 +81,8 @@ pub struct Kernel {
     /// The maps that the agent reads and writes.
     pub(super) maps: Maps,
     tier: Tier,
+    /// The iterator that lists sockets: `OF_LABELS` or `OF_FILES`.
+    pub(super) lists_sockets: &'static str,
 }
 
 /// LSM programs: hook, which is the program's name too.
@@ -114,8 +116,11 @@ const ADDRESSES: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "b
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
     [("egress", CgroupSkbAttachType::Egress), ("ingress", CgroupSkbAttachType::Ingress)];
 /// Iterators: program, kind.
-const ITERATORS: [(&str, &str); 4] =
-    [("members", "task"), ("heirs", "task"), ("files", "task_file"), ("sockets", "bpf_sk_storage_map")];
+const ITERATORS: [(&str, &str); 3] = [("members", "task"), ("heirs", "task"), ("files", "task_file")];
+/// The iterator over the labels of sockets.
+pub(super) const OF_LABELS: &str = "sockets";
+/// What takes its place where the kernel refuses iterators over a map's values (measured on a 6.18 that does).
+const OF_FILES: &str = "sockets_held";
 
 impl Kernel {
     /// Checks what the host must have, whatever the tier.
@@ -192,6 +197,7 @@ impl Kernel {
             previous,
             maps,
             tier: Tier::NoLsm,
+            lists_sockets: OF_LABELS,
         };
         kernel.attach_all(options, &btf)?;
         Ok(kernel)
@@ -217,8 +223,12 @@ impl Kernel {
 
     fn attach_all(&mut self, options: &Options<'_>, btf: &Btf) -> Result<(), KernelError> {
         for (name, kind) in ITERATORS {
-            let program: &mut Iter = self.typed(name)?;
-            program.load(kind, btf).map_err(|e| KernelError::refused(format!("iterator {name}"), &e))?;
+            self.load_iterator(name, kind, btf)?;
+        }
+        if let Err(problem) = self.load_iterator(OF_LABELS, "bpf_sk_storage_map", btf) {
+            info!("sockets are found by who holds them open: {problem}");
+            self.load_iterator(OF_FILES, "task_file", btf)?;
+            self.lists_sockets = OF_FILES;
         }
         let program: &mut PerfEvent = self.typed("clock")?;
         program.load().map_err(|e| KernelError::refused("program clock", &e))?;
@@ -248,6 +258,11 @@ impl Kernel {
             self.keep(options, name, link)?;
         }
         Ok(())
+    }
+
+    fn load_iterator(&mut self, name: &str, kind: &str, btf: &Btf) -> Result<(), KernelError> {
+        let program: &mut Iter = self.typed(name)?;
+        program.load(kind, btf).map_err(|e| KernelError::refused(format!("iterator {name}"), &e))
     }
 
     fn attach_lsm_programs(&mut self, options: &Options<'_>, btf: &Btf) -> Result<(), KernelError> {

@@ -1,4 +1,5 @@
-//! Which sockets carry a session's label, in whatever network namespace, read from the iterator over their labels.
+//! Which sockets carry a session's label, in whatever network namespace, read from the iterator over their labels, or,
+//! where the kernel refuses that one, from the iterator over open files.
 
 use std::{
     fs::File,
@@ -13,7 +14,7 @@ use tipstaff_common::{
     socket::{SOCKET_BEFORE, SOCKET_CONFINED, SOCKET_PASSIVE, SocketLabel, SocketRow},
 };
 
-use super::{Kernel, KernelError, maps::storage, sys};
+use super::{Kernel, KernelError, load::OF_LABELS, maps::storage, sys};
 
 /// A socket that carries a session's label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,13 +46,20 @@ pub struct Socket {
 }
 
 impl Kernel {
-    /// Every labelled socket of the host, of any session.
+    /// Every labelled socket of the host, of any session; where the kernel refuses to walk their labels, those that a
+    /// process holds open.
     pub fn sockets(&mut self) -> Result<Vec<Socket>, KernelError> {
+        if self.lists_sockets != OF_LABELS {
+            let mut sockets = decode_rows(&self.iterate(self.lists_sockets)?);
+            sockets.sort_unstable_by_key(|socket| socket.cookie);
+            sockets.dedup_by_key(|socket| socket.cookie);
+            return Ok(sockets);
+        }
         let refused = |error: &dyn std::error::Error| KernelError::refused("iterator sockets", error);
         let map = storage(&self.maps.socket_labels, "SOCKET_LABELS")?
             .try_clone_to_owned()
             .map_err(KernelError::file("share", "SOCKET_LABELS"))?;
-        let program: &mut Iter = self.typed("sockets")?;
+        let program: &mut Iter = self.typed(OF_LABELS)?;
         let program = program.fd().map_err(|e| refused(&e))?;
         let iterator = sys::iterate_map(program.as_fd(), map.as_fd()).map_err(|e| refused(&e))?;
         let mut rows = Vec::new();

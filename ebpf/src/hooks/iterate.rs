@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::bpf_seq_write;
+use aya_ebpf::helpers::{bpf_seq_write, bpf_sock_from_file};
 use tipstaff_common::{
     label::MemberRow,
     rule::{Content, FileId},
@@ -11,7 +11,7 @@ use tipstaff_common::{
 
 use crate::{
     kernel::{self, File, Sock, Task},
-    maps::TASK_LABELS,
+    maps::{SOCKET_LABELS, TASK_LABELS},
 };
 
 /// `struct bpf_iter__task`
@@ -105,6 +105,40 @@ pub extern "C" fn sockets(context: *const SocketContext) -> i32 {
     if pointer.is_null() || label.is_null() {
         return 0;
     }
+    write_socket(meta, pointer, label);
+    0
+}
+
+/// HOOK: `iter/task_file(struct bpf_iter__task_file *)`, since 5.8; `bpf_sock_from_file` since 5.11. Writes a `SocketRow` for
+/// each open file that is a socket with a label, for kernels that refuse [`sockets`]: one that is open in several processes
+/// comes several times. Does not see a socket that nobody holds open: one that is closed and still sends, one that was not
+/// accepted yet, one on its way to another process.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn sockets_held(context: *const TaskFileContext) -> i32 {
+    // SAFETY: the kernel hands over a valid context; task and file are null at the end.
+    let (meta, file) = unsafe { ((*context).meta, (*context).file) };
+    if file.is_null() {
+        return 0;
+    }
+    // SAFETY: the verifier knows the file as one.
+    let socket: *mut c_void = unsafe { bpf_sock_from_file(file.cast()) }.cast();
+    if socket.is_null() {
+        return 0;
+    }
+    let pointer = kernel::sock_of(socket);
+    if pointer.is_null() {
+        return 0;
+    }
+    let label = SOCKET_LABELS.get(pointer, false);
+    if !label.is_null() {
+        write_socket(meta, pointer, label);
+    }
+    0
+}
+
+#[inline(always)]
+fn write_socket(meta: *const *mut c_void, pointer: *mut c_void, label: *const SocketLabel) {
     let socket = Sock(pointer as u64);
     // SAFETY: the label lives while the program runs; VERIFIER: field by field, a read-only buffer.
     let mut row = unsafe {
@@ -121,7 +155,6 @@ pub extern "C" fn sockets(context: *const SocketContext) -> i32 {
     if socket.describe(&mut row).is_ok() {
         write(meta, &mut row);
     }
-    0
 }
 
 #[inline(always)]
