@@ -113,7 +113,7 @@ fn rate_and_destinations(
     if budgets.connects_per_second != 0 {
         // SAFETY: points into the map.
         let window = unsafe { &raw mut (*counters).connect_window };
-        match within_second(window, 1, budgets.connects_per_second, kernel::now()) {
+        match within_second(window, 1, budgets.connects_per_second, session.seen) {
             Ok(true) => {}
             Ok(false) => return Decision::deny(REASON_BUDGET_CONNECT_RATE),
             Err(fault) => return of_fault(fault, session),

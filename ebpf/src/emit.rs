@@ -41,41 +41,48 @@ impl Who {
     /// Nobody: a packet goes when the kernel sends it, whoever runs then.
     pub const NOBODY: Self = Self { tgid: 0, tid: 0, uid: 0 };
 
-    /// A task; the user is that of the task that runs.
+    /// The task that runs.
     #[inline(always)]
-    fn task(task: Task) -> Self {
+    fn current() -> Self {
+        let (tgid, tid) = kernel::current_ids();
+        Self { tgid, tid, uid: kernel::uid() }
+    }
+
+    /// Another task; the user is that of the task that runs.
+    #[inline(always)]
+    pub fn task(task: Task) -> Self {
         Self { tgid: task.tgid().unwrap_or(0), tid: task.tid().unwrap_or(0), uid: kernel::uid() }
     }
 }
 
 /// Produces one record of `T`, as [`produce`], if this is the load that speaks.
 #[inline(always)]
-pub fn record<T: 'static>(session: &Session, kind: u16, task: Task, decision: Decision, fill: impl FnOnce(*mut T)) {
+pub fn record<T: 'static>(session: &Session, kind: u16, decision: Decision, fill: impl FnOnce(*mut T)) {
     if kernel::speaks() {
-        produce(session, kind, task, decision, fill);
+        produce(session, kind, decision, fill);
     }
 }
 
 /// For LSM programs: as [`record`], but who refuses says so whichever load speaks. The kernel asks no other program after
 /// one that refused.
 #[inline(always)]
-pub fn answer<T: 'static>(session: &Session, kind: u16, task: Task, decision: Decision, fill: impl FnOnce(*mut T)) {
+pub fn answer<T: 'static>(session: &Session, kind: u16, decision: Decision, fill: impl FnOnce(*mut T)) {
     if decision.refuses() || kernel::speaks() {
-        produce(session, kind, task, decision, fill);
+        produce(session, kind, decision, fill);
     }
 }
 
-/// Produces one record of `T` (whose first field is the header) about `task`, and lets `fill` write the rest. For
+/// Produces one record of `T` (whose first field is the header) about the task that runs, and lets `fill` write the rest. For
 /// programs that asked for themselves whether they speak: who claims an operation must also record it, whatever the word
 /// is by then.
 ///
 /// Every byte of `T` but the header is `fill`'s to write: ring memory is not cleared.
 #[inline(always)]
-pub fn produce<T: 'static>(session: &Session, kind: u16, task: Task, decision: Decision, fill: impl FnOnce(*mut T)) {
-    produce_of(session, kind, Who::task(task), decision, fill);
+pub fn produce<T: 'static>(session: &Session, kind: u16, decision: Decision, fill: impl FnOnce(*mut T)) {
+    produce_of(session, kind, Who::current(), decision, fill);
 }
 
-/// As [`produce`], where no task is known.
+/// As [`produce`], about another task, or where none is known.
 #[inline(always)]
 pub fn produce_of<T: 'static>(session: &Session, kind: u16, who: Who, decision: Decision, fill: impl FnOnce(*mut T)) {
     let Some(counters) = session.counters() else { return };
@@ -93,7 +100,7 @@ pub fn produce_of<T: 'static>(session: &Session, kind: u16, who: Who, decision: 
         version: event::VERSION,
         kind,
         length: size_of::<T>() as u32,
-        time: kernel::now(),
+        time: if session.seen == 0 { kernel::now() } else { session.seen },
         sequence,
         slot: session.slot,
         generation: session.generation,

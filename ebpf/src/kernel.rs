@@ -126,6 +126,16 @@ pub fn current_pointer() -> *mut c_void {
     unsafe { bpf_get_current_task_btf() }.cast()
 }
 
+/// Process and thread id of the current task, in the root pid namespace. Read through the verifier's pointer, which costs a
+/// load each and not a helper that checks the address; `bpf_get_current_pid_tgid` is for cgroup programs since 6.10 only.
+#[inline(always)]
+pub fn current_ids() -> (u32, u32) {
+    let task = current_pointer();
+    // SAFETY: the verifier knows the task and the field's offset, and checks that an `int` is read there.
+    let field = |at: usize| unsafe { *task.byte_add(offset(at) as usize).cast::<u32>() };
+    (field(offset_of!(Offsets, task_tgid)), field(offset_of!(Offsets, task_pid)))
+}
+
 /// A task by its address, for reading fields and for the mirror.
 #[derive(Clone, Copy)]
 pub struct Task(pub u64);

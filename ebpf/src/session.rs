@@ -49,22 +49,26 @@ pub struct Session {
     pub policy: u32,
     /// Whether it still holds.
     pub phase: Phase,
+    /// `CLOCK_BOOTTIME` nanoseconds by which that was told, which its records bear; 0: by the coarse clock, or not by time.
+    pub seen: u64,
 }
 
 impl Session {
     /// Nobody's, and over.
-    const NONE: Self = Self { slot: 0, generation: 0, flags: 0, mode: MODE_ENFORCE, policy: 0, phase: Phase::Ended };
+    const NONE: Self =
+        Self { slot: 0, generation: 0, flags: 0, mode: MODE_ENFORCE, policy: 0, phase: Phase::Ended, seen: 0 };
 
     /// Reads the session that a label names.
     #[inline(always)]
     fn load(slot: u32, generation: u32, flags: u32) -> Self {
-        Self::load_at(slot, generation, flags, kernel::now)
+        let now = kernel::now();
+        Self { seen: now, ..Self::load_at(slot, generation, flags, now) }
     }
 
     #[inline(always)]
-    fn load_at(slot: u32, generation: u32, flags: u32, now: impl FnOnce() -> u64) -> Self {
+    fn load_at(slot: u32, generation: u32, flags: u32, now: u64) -> Self {
         let word = SESSION_STATE.get(slot).copied().unwrap_or(0);
-        let ended = Self { slot, generation, flags, mode: MODE_ENFORCE, policy: 0, phase: Phase::Ended };
+        let ended = Self { slot, generation, flags, ..Self::NONE };
         if (word >> 32) as u32 != generation {
             return ended;
         }
@@ -72,7 +76,7 @@ impl Session {
         // a kill that could not be delivered: what is left of the task does nothing more, and the clock finds it
         let phase = if word as u32 != STATE_ACTIVE || flags & DOOMED != 0 {
             Phase::Ended
-        } else if now() > config.deadline {
+        } else if now > config.deadline {
             Phase::Expired
         } else {
             Phase::Live
@@ -80,7 +84,7 @@ impl Session {
         // SAFETY: points into the map. VERIFIER: volatile, because the agent may change the word meanwhile: all of one
         // decision is made under the policy that is read here.
         let policy = unsafe { core::ptr::read_volatile(&raw const config.policy) };
-        Self { slot, generation, flags, mode: config.mode, policy, phase }
+        Self { slot, generation, flags, mode: config.mode, policy, phase, seen: 0 }
     }
 
     /// The session's counters.
@@ -120,19 +124,27 @@ impl Session {
 /// The mirror's word on a task. An entry of a task that is gone (its exit was not seen) does not count.
 #[inline(always)]
 pub fn mirrored(task: Task) -> Option<Mirrored> {
+    let entry = entry_of(task)?;
+    (task.tid() == Ok(entry.tid)).then_some(entry)
+}
+
+#[inline(always)]
+fn entry_of(task: Task) -> Option<Mirrored> {
     // SAFETY: copied out at once; a concurrent delete can at worst give a value that the thread id then refuses.
-    let entry = *unsafe { MIRROR.get(task.0) }?;
-    match task.tid() {
-        Ok(tid) if tid == entry.tid => Some(entry),
-        _ => None,
-    }
+    unsafe { MIRROR.get(task.0) }.copied()
+}
+
+/// The mirror's word on the task that runs.
+#[inline(always)]
+fn own_mirrored(task: Task) -> Option<Mirrored> {
+    entry_of(task).filter(|entry| entry.tid == kernel::current_ids().1)
 }
 
 /// The current task's entry in the mirror, or its group leader's.
 #[inline(always)]
 fn current_mirrored() -> Option<Mirrored> {
     let task = Task::current();
-    if let Some(entry) = mirrored(task) {
+    if let Some(entry) = own_mirrored(task) {
         return Some(entry);
     }
     mirrored(task.leader().ok()?)
@@ -250,7 +262,7 @@ pub fn is_undone(label: Label) -> bool {
 /// The session that a socket's label names, by the coarse clock.
 #[inline(always)]
 pub fn of_socket(slot: u32, generation: u32, flags: u32) -> Session {
-    Session::load_at(slot, generation, flags, kernel::coarse_now)
+    Session::load_at(slot, generation, flags, kernel::coarse_now())
 }
 
 /// The current task's session for hooks that every process passes at every message: its label, else its entry in the
@@ -273,7 +285,7 @@ pub extern "C" fn session_of_current_often(place: *mut Session) -> u32 {
 fn find_current_often() -> Option<Session> {
     let label = TASK_LABELS.get(kernel::current_pointer(), false);
     if label.is_null() {
-        let entry = mirrored(Task::current())?;
+        let entry = own_mirrored(Task::current())?;
         return Some(Session::load(entry.slot, entry.generation, entry.flags));
     }
     // SAFETY: points into the task's storage, which lives while the program runs.

@@ -24,7 +24,7 @@ use tipstaff_common::{
 use crate::{
     budget, emit,
     hooks::class,
-    kernel::{self, Task},
+    kernel,
     rules::{self, Scope, Target},
     session::{self, Session},
     socket,
@@ -174,7 +174,7 @@ fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -
 fn report(session: &Session, target: &Target, via: u8, decision: Decision, context: *mut c_void) {
     // SAFETY: the helper takes the context.
     let cookie = unsafe { bpf_get_socket_cookie(context) };
-    emit::record::<Connect>(session, KIND_CONNECT, Task::current(), decision, |place| {
+    emit::record::<Connect>(session, KIND_CONNECT, decision, |place| {
         write(place, target, via, cookie);
     });
 }
@@ -219,7 +219,7 @@ fn refuse_create(context: &SockContext) -> bool {
         return false;
     }
     let decision = settle(decision, &session);
-    emit::record::<Socket>(&session, KIND_SOCKET, Task::current(), decision, |place| {
+    emit::record::<Socket>(&session, KIND_SOCKET, decision, |place| {
         write_act(place, ACT_CREATE, (family, kind, protocol), (0, 0));
     });
     decision.refuses()

@@ -40,9 +40,9 @@ fn refuse_exec(bprm: Binprm) -> bool {
     let decision = settle(decision, &session);
     // a script that is only observed is not seen again: the tracepoint sees its interpreter
     if decision.refuses() {
-        emit::produce::<Exec>(&session, KIND_EXEC, Task::current(), decision, |place| fill(place, bprm, file, false));
+        emit::produce::<Exec>(&session, KIND_EXEC, decision, |place| fill(place, bprm, file, false));
     } else if decision.verdict == WOULD_DENY && bprm.is_script() {
-        emit::record::<Exec>(&session, KIND_EXEC, Task::current(), decision, |place| fill(place, bprm, file, false));
+        emit::record::<Exec>(&session, KIND_EXEC, decision, |place| fill(place, bprm, file, false));
     }
     decision.refuses()
 }
@@ -92,7 +92,7 @@ fn judge_new_image(bprm: Binprm) {
         }
     }
     if speaks {
-        emit::produce::<Exec>(&session, KIND_EXEC, task, decision, |place| fill(place, bprm, file, true));
+        emit::produce::<Exec>(&session, KIND_EXEC, decision, |place| fill(place, bprm, file, true));
     }
 }
 

@@ -13,7 +13,7 @@ use tipstaff_common::{
 };
 
 use crate::{
-    emit,
+    emit::{self, Who},
     kernel::{self, Cgroup, Task},
     maps::{MIRROR, TASK_LABELS},
     session::{self, NEVER_JUDGED, Phase, Session},
@@ -50,7 +50,7 @@ fn refuse_fork(child: *mut c_void, flags: u64) -> bool {
         }
         return false;
     }
-    emit::produce::<Fork>(&session, KIND_FORK, Task::current(), decision, |place| fill_fork(place, Task(0), flags));
+    emit::produce::<Fork>(&session, KIND_FORK, decision, |place| fill_fork(place, Task(0), flags));
     true
 }
 
@@ -158,7 +158,7 @@ fn doom(task: *mut c_void) {
 
 #[inline(always)]
 fn report_fork(session: &Session, child: Task, flags: u64, decision: Decision) {
-    emit::produce::<Fork>(session, KIND_FORK, Task::current(), decision, |place| fill_fork(place, child, flags));
+    emit::produce::<Fork>(session, KIND_FORK, decision, |place| fill_fork(place, child, flags));
 }
 
 #[inline(always)]
@@ -223,7 +223,7 @@ fn adopt(pointer: *mut c_void, task: Task, cgroup: Cgroup, found: SessionRef) {
 fn report_move(task: Task, label: Label, to: Cgroup, joined: bool) {
     let session = session::of_label(label);
     let cgroup = to.id().unwrap_or(0);
-    emit::produce::<Move>(&session, KIND_MOVE, task, Decision::allow(REASON_DEFAULT), |place| {
+    emit::produce_of::<Move>(&session, KIND_MOVE, Who::task(task), Decision::allow(REASON_DEFAULT), |place| {
         // SAFETY: `place` has room for a `Move`.
         unsafe {
             (&raw mut (*place).cgroup).write(cgroup);
@@ -250,7 +250,7 @@ fn on_exit() {
     // an entry that is not there is as good as one that was deleted
     let _ = MIRROR.remove(task.0);
     let (code, name) = (task.exit_code().unwrap_or(0), kernel::name());
-    emit::produce::<Exit>(&session, KIND_EXIT, task, Decision::allow(REASON_DEFAULT), |place| {
+    emit::produce::<Exit>(&session, KIND_EXIT, Decision::allow(REASON_DEFAULT), |place| {
         // SAFETY: `place` has room for an `Exit`.
         unsafe {
             (&raw mut (*place).code).write(code);

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     budget, emit,
-    kernel::{self, Address, INET, INET6, Sock, Task, sock_of},
+    kernel::{self, Address, INET, INET6, Sock, sock_of},
     maps::POLICIES,
     rules::{self, Scope, Target},
     session::{self, Phase, Session},
@@ -191,9 +191,7 @@ pub extern "C" fn report_address(
     // SAFETY: not null; the caller passes its own.
     let (session, target) = unsafe { (*session, *target) };
     let decision = Decision { verdict: (answer >> 32) as u32, rule: answer as u32 };
-    emit::answer::<Connect>(&session, KIND_CONNECT, Task::current(), decision, |place| {
-        write(place, &target, via as u8, cookie)
-    });
+    emit::answer::<Connect>(&session, KIND_CONNECT, decision, |place| write(place, &target, via as u8, cookie));
     0
 }
 
@@ -219,7 +217,7 @@ pub extern "C" fn report_socket(session: *const Session, what: u64, option: u64,
     // SAFETY: not null; the caller passes its own.
     let session = unsafe { *session };
     let socket = ((what >> 32) as u32 & 0xffff, (what >> 16) as u32 & 0xffff, what as u32 & 0xffff);
-    emit::answer::<Socket>(&session, KIND_SOCKET, Task::current(), Decision { verdict, rule }, |place| {
+    emit::answer::<Socket>(&session, KIND_SOCKET, Decision { verdict, rule }, |place| {
         write_act(place, (what >> 48) as u16, socket, ((option >> 32) as u32, option as u32));
     });
     0

@@ -17,7 +17,7 @@ use tipstaff_common::{
 
 use crate::{
     emit,
-    kernel::{self, Dentry, Task, UnixSock, sock_of},
+    kernel::{self, Dentry, UnixSock, sock_of},
     maps::{UNIX_RULES, UnixRules},
     rules,
     session::{self, Session},
@@ -295,7 +295,7 @@ fn rule_for(rules: &UnixRules, key: &UnixKey) -> Option<Decision> {
 
 #[inline(always)]
 fn report(session: &Session, (at, length): (u64, u32), file: FileId, via: u8, decision: Decision) {
-    emit::answer::<Unix>(session, KIND_UNIX, Task::current(), decision, |place| {
+    emit::answer::<Unix>(session, KIND_UNIX, decision, |place| {
         // SAFETY: `place` has room for a `Unix`.
         unsafe {
             (&raw mut (*place).file).write(file);

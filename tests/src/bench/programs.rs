@@ -2,9 +2,13 @@
 //! what the verifier walked through. In a pass of its own, because the counting costs two readings of the clock a run,
 //! which an empty program shows.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{
     Ground,
@@ -74,10 +78,10 @@ fn work(mut worker: Worker) -> Result<()> {
 
 /// What was counted for each program that the agent has pinned by its link. Tracing programs run for every task of the
 /// host: theirs is the mean of members and of others.
-fn all(pins: &PathBuf) -> Result<BTreeMap<String, Stats>> {
+fn all(pins: &Path) -> Result<BTreeMap<String, Stats>> {
     let mut found = BTreeMap::new();
-    for layout in fs::read_dir(pins).with_context(|| format!("{}", pins.display()))?.flatten() {
-        for pin in fs::read_dir(layout.path())?.flatten() {
+    for load in loads(pins)? {
+        for pin in fs::read_dir(&load)?.flatten() {
             let file = pin.file_name().to_string_lossy().into_owned();
             // an iterator's link runs nothing by itself; the clock's program is one, with a link for each processor
             let skipped = |name: &str| name == "members" || (name.starts_with("clock") && name != "clock0");
@@ -85,6 +89,17 @@ fn all(pins: &PathBuf) -> Result<BTreeMap<String, Stats>> {
             let program = bpf::program_of(&pin.path()).with_context(|| file.clone())?;
             found.insert(name.to_owned(), bpf::stats(&program)?);
         }
+    }
+    ensure!(!found.is_empty(), "the agent has pinned no program below {}", pins.display());
+    Ok(found)
+}
+
+/// The folders of the loads that are in force, in those of their layouts.
+fn loads(pins: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for layout in fs::read_dir(pins).with_context(|| pins.display().to_string())? {
+        let inside = fs::read_dir(layout?.path())?.flatten().map(|load| load.path());
+        found.extend(inside.filter(|load| load.is_dir()));
     }
     Ok(found)
 }
