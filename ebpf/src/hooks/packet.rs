@@ -204,7 +204,7 @@ fn transport(context: *mut __sk_buff, packet: &mut Packet, start: u32, total: u3
 struct Flow<'a> {
     context: &'a SkBuffContext,
     session: Session,
-    /// Null: the socket has none (the kernel's own socket under one of MPTCP).
+    /// Null: there was no room for one, or the session is over.
     label: *mut SocketLabel,
     out: bool,
 }
@@ -213,17 +213,23 @@ struct Flow<'a> {
 fn drop(context: &SkBuffContext, out: bool) -> bool {
     // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the field's own width.
     let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.skb.skb).__bindgen_anon_2.sk) };
-    let label = if pointer.is_null() { core::ptr::null_mut() } else { socket::label(pointer.cast()) };
+    let mut label = if pointer.is_null() { core::ptr::null_mut() } else { socket::label(pointer.cast()) };
     let session = if label.is_null() {
         let level = kernel::settings().session_level.cast_signed();
         // SAFETY: the helper takes the context.
         let id = unsafe { bpf_skb_ancestor_cgroup_id(context.as_ptr().cast(), level) };
-        match session::of_subtree(id) {
+        let session = match session::of_subtree(id) {
             Ok(None) => return false,
             Ok(Some(session)) => session,
             // the socket outlived its session; a confined agent drops nothing that is nobody's
             Err(_) => return kernel::settings().confine_cgroup == 0,
+        };
+        // the kernel makes the sockets under one of MPTCP itself, and connects and listens with them where no program
+        // that labels is asked: a worker's connect, a listener on a port that the kernel chose
+        if !pointer.is_null() && session.phase == Phase::Live {
+            label = socket::give(pointer.cast(), &session, 0);
         }
+        session
     } else {
         socket::session_of(label)
     };

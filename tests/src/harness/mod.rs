@@ -3,6 +3,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod bpf;
+pub(crate) mod capture;
 pub(crate) mod cgroup;
 pub(crate) mod evidence;
 pub(crate) mod guest;

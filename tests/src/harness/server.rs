@@ -62,7 +62,8 @@ impl Server {
         Self::serve(bound?)
     }
 
-    fn serve(listener: TcpListener) -> Result<Self> {
+    /// With a socket that listens already.
+    pub(crate) fn serve(listener: TcpListener) -> Result<Self> {
         let (address, seen) = (listener.local_addr()?, Arc::new(Seen::default()));
         let shared = Arc::clone(&seen);
         thread::spawn(move || {
@@ -77,7 +78,12 @@ impl Server {
 
     /// On a port that the kernel picks. A datagram counts as accepted.
     pub(crate) fn udp(address: &str) -> Result<Self> {
-        let socket = UdpSocket::bind(any_port(address)?)?;
+        Self::udp_at(any_port(address)?)
+    }
+
+    /// As [`Server::udp`], on a port that is known.
+    pub(crate) fn udp_at(address: SocketAddr) -> Result<Self> {
+        let socket = UdpSocket::bind(address)?;
         let (address, seen) = (socket.local_addr()?, Arc::new(Seen::default()));
         let shared = Arc::clone(&seen);
         thread::spawn(move || {

@@ -5,6 +5,7 @@ mod attach;
 mod badinput;
 mod cli;
 mod control;
+mod cut;
 mod deadline;
 mod end;
 mod evidence;
@@ -15,6 +16,7 @@ mod limits;
 mod losing;
 mod losses;
 mod members;
+mod multipath;
 mod narrow;
 mod net;
 mod programs;
@@ -27,6 +29,7 @@ mod scope;
 mod sockets;
 mod suspend;
 mod time;
+mod wire;
 
 use crate::harness::registry::Test;
 
@@ -49,6 +52,9 @@ pub(crate) const ALL: &[&[Test]] = &[
     faults::TESTS,
     losing::TESTS,
     flows::TESTS,
+    wire::TESTS,
+    cut::TESTS,
+    multipath::TESTS,
     restart::TESTS,
     adopt::TESTS,
     losses::TESTS,

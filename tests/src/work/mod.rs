@@ -10,10 +10,12 @@ pub(crate) mod measure;
 mod network;
 mod place;
 mod process;
+mod ring;
 pub(crate) mod sockets;
 mod strive;
 mod stubborn;
 pub(crate) mod victims;
+pub(crate) mod ways;
 
 use std::{fs, process::ExitCode};
 
@@ -116,6 +118,9 @@ fn act(words: &[&str]) -> Result<u8> {
         "hear" => sockets::hear(rest),
         "connect-many" => sockets::connect_many(rest),
         "send-many" => sockets::send_many(rest),
+        "by" => ways::by(rest),
+        "stuff" => ways::stuff(rest),
+        "multipath-serve" => ways::multipath_serve(rest),
         _ => inform::act(word, rest),
     }
 }

@@ -1,0 +1,141 @@
+//! How an open flow ends on the wire when its session does, or when it is out of a narrower scope: with a reset that carries
+//! nothing, whatever was waiting to be sent.
+
+use std::{
+    fs,
+    io::{ErrorKind, Read as _},
+    net::{TcpListener, TcpStream},
+};
+
+use super::{
+    scene::only,
+    wire::{FAMILIES, member, wire},
+};
+use crate::harness::{
+    capture::{Capture, Packet},
+    prelude::*,
+    server::Server,
+};
+
+pub(super) const TESTS: &[Test] = &[Test::sharing("wire::cut-flow-ends-with-a-bare-reset", WHEREVER, cut)];
+
+const RST: u8 = 4;
+
+/// Two flows of a member to ports that one rule each allows: one is idle, of the other the peer's window is closed.
+struct Pair {
+    idle: Server,
+    listener: TcpListener,
+    file: String,
+    mark: String,
+}
+
+impl Pair {
+    fn new(s: &Sandbox, address: &str, name: &str) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0))?;
+        Ok(Self { idle: Server::tcp(address)?, listener, file: s.file("taken"), mark: format!("queued-{name}-") })
+    }
+
+    fn ports(&self) -> Result<[u16; 2]> {
+        Ok([self.idle.port(), self.listener.local_addr()?.port()])
+    }
+
+    fn words(&self, address: &str) -> Result<String> {
+        let [idle, stuffed] = self.ports()?;
+        Ok(format!(
+            "background open 1 tcp {address} {idle} idle + background stuff {} {} {address} {stuffed}",
+            self.file, self.mark
+        ))
+    }
+
+    /// Waits until both are open, and the kernel asks whether the peer reads again. What it holds back has never left.
+    fn ready(&self, wire: &Capture) -> Result<TcpStream> {
+        let (stream, _) = self.listener.accept()?;
+        until("the idle flow to have carried a byte", patience(), || {
+            Ok((self.idle.received().len() == 1).then_some(()))
+        })?;
+        let taken: usize = until("the kernel to take no more", patience(), || {
+            Ok(fs::read_to_string(&self.file).ok().and_then(|text| text.parse().ok()))
+        })?;
+        let port = stream.local_addr()?.port();
+        let mut carried = 0;
+        until("the window to be closed", patience(), || {
+            let left: Vec<Packet> = wire.left()?.into_iter().filter(|packet| packet.to_port == port).collect();
+            carried += left.iter().map(|packet| packet.payload).sum::<usize>();
+            Ok(left.last().is_some_and(|packet| packet.payload == 0).then_some(()))
+        })?;
+        ensure!(carried < taken, "of {taken} bytes {carried} left: none waits");
+        Ok(stream)
+    }
+
+    /// Both ended with one reset; nothing was carried, and nothing came after it.
+    fn was_cut(&self, left: &[Packet]) -> Result<()> {
+        let waits = left.iter().find(|packet| packet.has(&self.mark));
+        ensure!(waits.is_none(), "what waited to be sent left: {waits:?}");
+        for port in self.ports()? {
+            let own: Vec<&Packet> = left.iter().filter(|packet| packet.to_port == port).collect();
+            let resets = own.iter().filter(|packet| packet.flags & RST != 0).count();
+            let last = own.last().is_some_and(|packet| packet.flags & RST != 0);
+            ensure!(resets == 1 && last, "not one reset, and as the last: {own:?}");
+            ensure!(own.iter().all(|packet| packet.payload == 0), "a packet that carries something: {own:?}");
+            // until the mark the kernel may have asked once more whether the peer reads
+            ensure!(own.len() == 1 || port != self.idle.port(), "more than a reset: {own:?}");
+        }
+        Ok(())
+    }
+}
+
+/// Narrowing first, which leaves the flows in scope alone, then the end.
+fn cut(s: &mut Sandbox) -> Result<()> {
+    let wire = wire(s)?;
+    let member = member(s);
+    for family in &FAMILIES {
+        let (first, second) = (Pair::new(s, family.good, "first")?, Pair::new(s, family.good, "second")?);
+        let prefix = if family.good.contains(':') { "::1/128" } else { "127.0.0.1/32" };
+        let ([a, b], [c, d]) = (first.ports()?, second.ports()?);
+        let policy = only(&member).to("a", prefix, a).to("b", prefix, b).to("c", prefix, c).to("d", prefix, d);
+        let line = format!("{} + {} + idle", first.words(family.good)?, second.words(family.good)?);
+        let running = s.run(&s.policy(&policy)?, &member, &line)?;
+        let session = running.session(s)?;
+        let (mut one, mut two) = (first.ready(&wire)?, second.ready(&wire)?);
+        wire.left()?;
+        s.cli(&["narrow", &session, "--remove", "a", "b"])?.ended(0)?;
+        first.idle.reset(1)?;
+        told(&mut one)?;
+        let left = wire.left()?;
+        first.was_cut(&left)?;
+        let other = left.iter().find(|p| [c, d].contains(&p.to_port) && (p.flags & RST != 0 || p.payload != 0));
+        ensure!(other.is_none(), "a flow in scope was cut: {other:?}");
+        s.cli(&["end", &session])?.ended(0)?;
+        second.idle.reset(1)?;
+        told(&mut two)?;
+        s.session_ended(&session, "operator")?;
+        let left = wire.left()?;
+        second.was_cut(&left)?;
+        ensure!(!left.iter().any(|packet| [a, b].contains(&packet.to_port)), "what was cut went on: {left:?}");
+        for ports in [first.ports()?, second.ports()?] {
+            let receipt = |port: u16| {
+                let cut = s.records(&session, "flows-cut")?;
+                let mut all = cut.iter().filter_map(|r| r["sockets"].as_array()).flatten();
+                let to = std::net::SocketAddr::new(family.good.parse()?, port).to_string();
+                Ok::<_, anyhow::Error>(all.any(|r| r["to"] == to && r["outcome"] == "destroyed" && r["gone"] == true))
+            };
+            ensure!(receipt(ports[0])? && receipt(ports[1])?, "no receipt for {ports:?}");
+        }
+    }
+    Ok(())
+}
+
+/// The peer reads what came before, which opens its window, and is told that the connection was reset.
+fn told(stream: &mut TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(patience()))?;
+    let mut buffer = vec![0; 1 << 16];
+    let told = loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break None,
+            Ok(_) => {}
+            Err(error) => break Some(error.kind()),
+        }
+    };
+    ensure!(told == Some(ErrorKind::ConnectionReset), "the other end was told {told:?}");
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! Multipath TCP: the sockets under one of a member's are the kernel's own, made and connected where no member is.
+
+use std::{
+    fs,
+    io::Read as _,
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use nix::errno::Errno;
+
+use super::{
+    scene::only,
+    wire::{FAMILIES, member, wire},
+};
+use crate::{
+    harness::{capture::Packet, prelude::*},
+    work::ways::multipath,
+};
+
+pub(super) const TESTS: &[Test] = &[Test::sharing("wire::multipath-listener", WHEREVER, listener)];
+
+/// A listener on a port that the kernel chose, bound to an address and not bound at all: who may come in is answered, by TCP
+/// too, and nobody else hears anything.
+fn listener(s: &mut Sandbox) -> Result<()> {
+    let wire = wire(s)?;
+    let member = member(s);
+    for family in &FAMILIES {
+        let nobody = if family.good.contains(':') { "::" } else { "0.0.0.0" };
+        let strangers = if family.good.contains(':') { "2001:db8::/32" } else { "192.0.2.0/24" };
+        for (from, verdict, rule) in
+            [(Some(strangers), "deny", "default"), (Some(family.good), "allow", "friends"), (None, "allow", "default")]
+        {
+            let answered = verdict == "allow";
+            let from = from.map_or("allow".to_owned(), |from| format!("[{{ from: \"{from}\", id: friends }}]"));
+            let policy = only(&member).net("listen: allow").net(format!("inbound: {from}"));
+            for own in [family.good, nobody] {
+                let file = s.file("port");
+                let running = s.run(&s.policy(&policy)?, &member, &format!("multipath-serve {own} {file} 2"))?;
+                let session = running.session(s)?;
+                let port: u16 = until("the member to listen", patience(), || {
+                    Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse().ok()))
+                })?;
+                let to = SocketAddr::new(family.good.parse::<IpAddr>()?, port);
+                wire.left()?;
+                let wait = if answered { patience() } else { Duration::from_millis(300) };
+                let came = [multipath(&to, wait).map(TcpStream::from), plain(&to, wait)];
+                let fits = |packet: &Packet| packet.from_port == port;
+                if answered {
+                    for came in came {
+                        came.with_context(|| format!("{to} does not answer"))?.read_exact(&mut [0; 3])?;
+                    }
+                    running.wait()?.said("ok")?;
+                    ensure!(wire.left()?.iter().any(fits), "who came in was answered and nothing was seen");
+                } else {
+                    ensure!(came.iter().all(Result::is_err), "{to} was reached");
+                    s.cli(&["end", &session])?.ended(0)?;
+                    let left = wire.left()?;
+                    ensure!(!left.iter().any(fits), "{to} answered who may not come in: {left:?}");
+                }
+                s.wait_evidence("who came", |r| {
+                    r["session"] == session && r["via"] == "accept" && r["verdict"] == verdict && r["rule"] == rule
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn plain(to: &SocketAddr, wait: Duration) -> Result<TcpStream, Errno> {
+    let stream = TcpStream::connect_timeout(to, wait);
+    stream.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::ETIMEDOUT)))
+}

@@ -1,0 +1,329 @@
+//! What leaves, by a capture of the wire in a network namespace of the test's own: of what is refused nothing, neither its
+//! address nor its bytes, by whatever way a member tries to send.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{Backlog, SockaddrIn6, bind, listen},
+};
+
+use super::scene::only;
+use crate::{
+    harness::{
+        capture::{Capture, Packet, own_network, set},
+        prelude::*,
+        server::Server,
+        wait::in_guest,
+    },
+    work::ways::{AFTER, BEFORE},
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::sharing("wire::every-way-to-send", WHEREVER, every_way),
+    Test::sharing("wire::protocols-of-a-class", WHEREVER, classes),
+    Test::sharing("wire::other-ways-to-the-same-address", WHEREVER, hops),
+];
+
+/// Of each family an address that the policy allows, one that it denies, the rules that say so, and an address on the way.
+pub(super) struct Family {
+    pub(super) good: &'static str,
+    pub(super) bad: &'static str,
+    pub(super) allows: &'static str,
+    pub(super) denies: &'static str,
+    pub(super) hop: &'static str,
+}
+
+pub(super) const FAMILIES: [Family; 2] = [
+    Family { good: "127.0.0.1", bad: "127.0.0.9", allows: "good4", denies: "bad4", hop: "127.0.0.2" },
+    Family { good: "::1", bad: "fd00:77::9", allows: "good6", denies: "bad6", hop: "fd00:77::2" },
+];
+
+/// A namespace with all these addresses, and what leaves in it.
+pub(super) fn wire(s: &mut Sandbox) -> Result<Capture> {
+    s.start()?;
+    s.program("member")?;
+    own_network(&["fd00:77::2", "fd00:77::9"])?;
+    // data goes with the first packet, without a cookie, both ways
+    set("ipv4/tcp_fastopen", "519")?;
+    set("ipv4/ping_group_range", "0 2147483647")?;
+    set("ipv4/conf/all/accept_source_route", "1")?;
+    set("ipv4/conf/lo/accept_source_route", "1")?;
+    set("ipv4/conf/lo/route_localnet", "1")?;
+    set("ipv4/conf/lo/accept_local", "1")?;
+    Capture::new()
+}
+
+/// The program that tries.
+pub(super) fn member(s: &Sandbox) -> String {
+    format!("{}/member", s.bin())
+}
+
+/// Everything near may be reached but one address of each family.
+pub(super) fn policy(member: &str) -> Policy {
+    only(member)
+        .to("good4", "127.0.0.0/8", "")
+        .to("good6", "::1/128", "")
+        .to("near6", "fd00:77::/64", "")
+        .not_to("bad4", "127.0.0.9/32", "")
+        .not_to("bad6", "fd00:77::9/128", "")
+}
+
+/// One way to send, and a server that is reached by it at every address.
+struct Way {
+    name: &'static str,
+    server: Server,
+}
+
+/// What a member tried.
+struct Tried {
+    session: String,
+    answers: Vec<String>,
+    left: Vec<Packet>,
+}
+
+fn mark(name: &str, address: &str) -> String {
+    format!("mark-of-{name}-to-{address}")
+}
+
+/// In a new session a member sends by each way to each address that `to` picks.
+fn attempt(s: &Sandbox, wire: &Capture, policy: &Policy, ways: &[Way], to: fn(&Family) -> &str) -> Result<Tried> {
+    let each = ways.iter().flat_map(|way| FAMILIES.iter().map(move |family| (way, to(family))));
+    let line = each
+        .map(|(way, to)| format!("by {} {} {to} {}", way.name, mark(way.name, to), way.server.port()))
+        .collect::<Vec<_>>()
+        .join(" + ");
+    let running = s.run(&s.policy(policy)?, &member(s), &line)?;
+    let session = running.session(s)?;
+    let finished = running.wait_for(2 * patience())?;
+    finished.ended(0)?;
+    s.session_ended(&session, "completed")?;
+    let answers: Vec<String> = finished.stdout.lines().map(str::to_owned).collect();
+    ensure!(answers.len() == 2 * ways.len(), "{} answers: {finished:?}", answers.len());
+    Ok(Tried { session, answers, left: wire.left()? })
+}
+
+/// As the evidence writes it.
+fn at(address: &str, port: u16) -> Result<String> {
+    Ok(SocketAddr::new(address.parse()?, port).to_string())
+}
+
+impl Tried {
+    /// The answers, in the order of the ways and of the families in each.
+    fn each<'a>(&'a self, ways: &'a [Way]) -> impl Iterator<Item = (&'a Way, &'a Family, &'a str)> {
+        let pairs = ways.iter().flat_map(|way| FAMILIES.iter().map(move |family| (way, family)));
+        pairs.zip(&self.answers).map(|((way, family), answer)| (way, family, answer.as_str()))
+    }
+
+    /// Nothing went to an address that is denied, and nothing bears the mark of what was sent there.
+    fn nothing_left(&self, ways: &[Way]) -> Result<()> {
+        for family in &FAMILIES {
+            let bad: IpAddr = family.bad.parse()?;
+            let out = self.left.iter().find(|packet| packet.to == bad);
+            ensure!(out.is_none(), "a packet left for {bad}: {out:?}");
+            for way in ways {
+                let mark = mark(way.name, family.bad);
+                let out = self.left.iter().find(|packet| packet.has(&mark));
+                ensure!(out.is_none(), "{mark} left: {out:?}");
+                let heard = String::from_utf8_lossy(&way.server.received()).contains(&mark);
+                ensure!(!heard, "{mark} arrived");
+            }
+        }
+        Ok(())
+    }
+
+    /// It left, for the address that it was meant for, and arrived.
+    fn arrived(&self, way: &Way, address: &str) -> Result<()> {
+        let (mark, to) = (mark(way.name, address), address.parse::<IpAddr>()?);
+        let out = |packet: &&Packet| packet.has(&mark) && packet.to == to && packet.to_port == way.server.port();
+        let seen = self.left.iter().find(out).with_context(|| format!("{mark} was not seen on the wire"))?;
+        let early = way.name.starts_with("open") == (seen.flags & SYN != 0 && seen.protocol == TCP);
+        ensure!(early, "{mark} left in another packet than it should: {seen:?}");
+        until(&format!("{mark} to arrive"), patience(), || {
+            Ok(String::from_utf8_lossy(&way.server.received()).contains(&mark).then_some(()))
+        })
+    }
+}
+
+const TCP: u8 = 6;
+const SYN: u8 = 2;
+
+fn tcp(name: &'static str) -> Result<Way> {
+    Ok(Way { name, server: Server::tcp("::")? })
+}
+
+fn udp(name: &'static str) -> Result<Way> {
+    Ok(Way { name, server: Server::udp("::")? })
+}
+
+/// A listener of another protocol, at every address; `None`: the kernel has it not.
+pub(super) fn listener(kind: i32, protocol: i32) -> Result<Option<Server>> {
+    // SAFETY: no pointers.
+    let socket = unsafe { libc::socket(libc::AF_INET6, kind | libc::SOCK_CLOEXEC, protocol) };
+    let socket = match Errno::result(socket) {
+        // SAFETY: the kernel just made it, and nobody else has it.
+        Ok(socket) => unsafe { OwnedFd::from_raw_fd(socket) },
+        Err(Errno::EPROTONOSUPPORT | Errno::ESOCKTNOSUPPORT) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    let everywhere = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
+    if let SocketAddr::V6(everywhere) = everywhere {
+        bind(socket.as_raw_fd(), &SockaddrIn6::from(everywhere))?;
+    }
+    listen(&socket, Backlog::new(8)?)?;
+    Ok(Some(Server::serve(TcpListener::from(socket))?))
+}
+
+/// TCP, UDP, TCP Fast Open, MPTCP and io_uring: refused with `EPERM` in every tier, by a hook that comes before the packet.
+fn every_way(s: &mut Sandbox) -> Result<()> {
+    let wire = wire(s)?;
+    let mut ways = Vec::new();
+    for name in ["tcp", "open-to", "open-message", "open-connect", "ring-tcp", "ringworker-tcp", "ringpoller-tcp"] {
+        ways.push(tcp(name)?);
+    }
+    for name in ["udp", "udp-again", "udp-to", "udp-message", "udp-many"] {
+        ways.push(udp(name)?);
+    }
+    for name in ["ring-udp", "ringworker-udp", "ringpoller-udp"] {
+        ways.push(udp(name)?);
+    }
+    for name in ["ring-message", "ringworker-message", "ringpoller-message"] {
+        ways.push(udp(name)?);
+    }
+    ways.push(Way { name: "query", server: Server::udp_at(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 53))? });
+    let multipath = listener(libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+    ways.push(Way { name: "mptcp", server: multipath.context("the kernel has no MPTCP")? });
+    let rules = policy(&member(s));
+    let refused = attempt(s, &wire, &rules, &ways, |family| family.bad)?;
+    for (way, family, answer) in refused.each(&ways) {
+        ensure!(answer == "errno 1", "{} to {}: {answer}", way.name, family.bad);
+        s.saw_connect(&refused.session, &at(family.bad, way.server.port())?, "deny", family.denies)?;
+    }
+    refused.nothing_left(&ways)?;
+    // of several datagrams in one call, those before the refused one are sent, and none after it
+    let count = |mark: &str| refused.left.iter().filter(|packet| packet.has(mark)).count();
+    ensure!((count(BEFORE), count(AFTER)) == (4, 0), "{} before, {} after", count(BEFORE), count(AFTER));
+    let allowed = attempt(s, &wire, &rules, &ways, |family| family.good)?;
+    for (way, family, answer) in allowed.each(&ways) {
+        ensure!(answer == "ok", "{} to {}: {answer}", way.name, family.good);
+        allowed.arrived(way, family.good)?;
+        s.saw_connect(&allowed.session, &at(family.good, way.server.port())?, "allow", family.allows)?;
+    }
+    Ok(())
+}
+
+/// Protocols whose sockets a policy allows by their class: their addresses are judged all the same.
+fn classes(s: &mut Sandbox) -> Result<()> {
+    let wire = wire(s)?;
+    let rules = policy(&member(s)).scope("sockets: { allow: [sctp, dccp, ping] }");
+    echoes(s, &wire, &rules)?;
+    let mut ways = Vec::new();
+    for (name, kind, protocol) in
+        [("sctp", libc::SOCK_STREAM, libc::IPPROTO_SCTP), ("dccp", libc::SOCK_DCCP, libc::IPPROTO_DCCP)]
+    {
+        match listener(kind, protocol)? {
+            Some(server) => ways.push(Way { name, server }),
+            None => eprintln!("this kernel has no {name}"),
+        }
+    }
+    if ways.is_empty() { Ok(()) } else { associations(s, &wire, &rules, &ways) }
+}
+
+/// Without BPF LSM no hook sees a connect of SCTP and DCCP: their packets are dropped, and the connect comes to nothing.
+fn associations(s: &Sandbox, wire: &Capture, rules: &Policy, ways: &[Way]) -> Result<()> {
+    let refused = attempt(s, wire, rules, ways, |family| family.bad)?;
+    for (way, family, answer) in refused.each(ways) {
+        let silent = s.tier == Tier::NoLsm && answer == format!("errno {}", libc::EINPROGRESS);
+        ensure!(answer == "errno 1" || silent, "{} to {}: {answer}", way.name, family.bad);
+        s.saw_connect(&refused.session, &at(family.bad, way.server.port())?, "deny", family.denies)?;
+    }
+    refused.nothing_left(ways)?;
+    let allowed = attempt(s, wire, rules, ways, |family| family.good)?;
+    for (way, family, answer) in allowed.each(ways) {
+        ensure!(answer == "ok", "{} to {}: {answer}", way.name, family.good);
+        allowed.arrived(way, family.good)?;
+    }
+    Ok(())
+}
+
+/// ICMP echo, with a connect and without: an answer says that it arrived.
+fn echoes(s: &Sandbox, wire: &Capture, rules: &Policy) -> Result<()> {
+    let (member, policy) = (member(s), s.policy(rules)?);
+    for family in &FAMILIES {
+        // the kernel tells nobody that an echo request of IPv6 was dropped
+        let told = if s.tier == Tier::NoLsm && family.bad.contains(':') { "ok\nerrno 1" } else { "errno 1\nerrno 1" };
+        for (address, answer) in [(family.bad, told), (family.good, "ok\nok")] {
+            let line = format!("by ping-to one-{address} {address} 0 + by ping two-{address} {address} 0");
+            let running = s.run(&policy, &member, &line)?;
+            let session = running.session(s)?;
+            running.wait()?.said(answer)?;
+            s.session_ended(&session, "completed")?;
+            let (left, ip) = (wire.left()?, address.parse::<IpAddr>()?);
+            if address == family.bad {
+                let out = left.iter().find(|p| p.to == ip || p.has("one-") || p.has("two-"));
+                ensure!(out.is_none(), "an echo request left for {ip}: {out:?}");
+                s.saw_connect(&session, &at(address, 0)?, "deny", family.denies)?;
+                continue;
+            }
+            for mark in [format!("one-{address}"), format!("two-{address}")] {
+                let out = |packet: &&Packet| packet.has(&mark);
+                let asked = left.iter().find(|packet| out(packet) && packet.to == ip);
+                let replies = left.iter().filter(|packet| out(packet) && packet.from == ip).count();
+                ensure!(asked.is_some() && replies > 0, "{mark}: asked {asked:?}, {replies} answers");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A datagram to an address in scope whose own ancillary data sends it by another: each packet is judged by where it goes
+/// next, and the message by where it goes in the end.
+fn hops(s: &mut Sandbox) -> Result<()> {
+    let wire = wire(s)?;
+    let member = member(s);
+    let policy = s.policy(&policy(&member))?;
+    for family in &FAMILIES {
+        let server = Server::udp("::")?;
+        let port = server.port();
+        let line = format!(
+            "by hop by-a-bad-one {good} {port} {bad} + by hop to-a-bad-one {bad} {port} {hop} + \
+             by hop by-a-good-one {good} {port} {hop}",
+            good = family.good,
+            bad = family.bad,
+            hop = family.hop
+        );
+        let running = s.run(&policy, &member, &line)?;
+        let session = running.session(s)?;
+        let finished = running.wait()?;
+        s.session_ended(&session, "completed")?;
+        let left = wire.left()?;
+        let bad: IpAddr = family.bad.parse()?;
+        let out = left.iter().find(|p| p.to == bad || p.has("by-a-bad-one") || p.has("to-a-bad-one"));
+        ensure!(out.is_none(), "a packet left by a way that is denied: {out:?}");
+        // a kernel without mobile IPv6 knows no such header
+        if finished.stdout == "errno 22\nerrno 22\nerrno 22" && bad.is_ipv6() && !in_guest() {
+            continue;
+        }
+        finished.said("errno 1\nerrno 1\nok")?;
+        let denied = s.records(&session, "connect")?;
+        for via in ["packet", "send"] {
+            let found = denied.iter().any(|r| {
+                r["via"] == via
+                    && r["verdict"] == "deny"
+                    && r["rule"] == family.denies
+                    && r["to"] == at(family.bad, port).unwrap_or_default()
+            });
+            ensure!(found, "no refusal by {via}: {denied:?}");
+        }
+        let hop: IpAddr = family.hop.parse()?;
+        let seen = left.iter().any(|packet| packet.has("by-a-good-one") && packet.to == hop);
+        ensure!(seen, "the datagram did not leave by {hop}: {left:?}");
+        if hop.is_ipv4() {
+            server.accepted(1)?;
+        }
+    }
+    Ok(())
+}
