@@ -10,6 +10,7 @@ pub(crate) mod guest;
 pub(crate) mod launch;
 pub(crate) mod mounts;
 pub(crate) mod options;
+pub(crate) mod paths;
 pub(crate) mod policy;
 pub(crate) mod registry;
 pub(crate) mod report;

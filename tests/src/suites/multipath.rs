@@ -11,14 +11,17 @@ use nix::errno::Errno;
 
 use super::{
     scene::only,
-    wire::{FAMILIES, member, wire},
+    wire::{FAMILIES, listener as listening, member, policy, wire},
 };
 use crate::{
-    harness::{capture::Packet, prelude::*},
+    harness::{capture::Packet, paths, prelude::*},
     work::ways::multipath,
 };
 
-pub(super) const TESTS: &[Test] = &[Test::sharing("wire::multipath-listener", WHEREVER, listener)];
+pub(super) const TESTS: &[Test] = &[
+    Test::sharing("wire::multipath-listener", WHEREVER, listener),
+    Test::sharing("wire::further-path-of-a-kernel-worker", WHEREVER, further),
+];
 
 /// A listener on a port that the kernel chose, bound to an address and not bound at all: who may come in is answered, by TCP
 /// too, and nobody else hears anything.
@@ -70,4 +73,43 @@ fn listener(s: &mut Sandbox) -> Result<()> {
 fn plain(to: &SocketAddr, wait: Duration) -> Result<TcpStream, Errno> {
     let stream = TcpStream::connect_timeout(to, wait);
     stream.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::ETIMEDOUT)))
+}
+
+/// A server tells a member's kernel of another of its addresses, and a worker of the kernel connects there: nothing leaves for
+/// one that is out of scope.
+fn further(s: &mut Sandbox) -> Result<()> {
+    let wire = wire(s)?;
+    let member = member(s);
+    let policy = s.policy(&policy(&member))?;
+    let server = listening(libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?.context("the kernel has no MPTCP")?;
+    for family in &FAMILIES {
+        for (address, allowed) in [(family.bad, false), (family.hop, true)] {
+            let other: IpAddr = address.parse()?;
+            paths::announce(other)?;
+            let line = format!("multipath-hold {} {}", family.good, server.port());
+            let running = s.run(&policy, &member, &line)?;
+            let session = running.session(s)?;
+            let mut left = Vec::new();
+            if allowed {
+                until(&format!("a path to {other}"), patience(), || {
+                    left.extend(wire.left()?);
+                    // the answer of the other end to the first packet
+                    Ok(left
+                        .iter()
+                        .any(|packet| packet.from == other && packet.from_port == server.port())
+                        .then_some(()))
+                })?;
+            } else {
+                let to = SocketAddr::new(other, server.port()).to_string();
+                let seen = s.saw_connect(&session, &to, "deny", family.denies)?;
+                ensure!(seen["via"] == "packet", "the path is recorded as {seen}");
+            }
+            s.cli(&["end", &session])?.ended(0)?;
+            s.session_ended(&session, "operator")?;
+            left.extend(wire.left()?);
+            let out = left.iter().find(|packet| packet.to == other && packet.to_port == server.port());
+            ensure!(out.is_some() == allowed, "to {other}: {out:?}");
+        }
+    }
+    Ok(())
 }

@@ -120,6 +120,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "send-many" => sockets::send_many(rest),
         "by" => ways::by(rest),
         "stuff" => ways::stuff(rest),
+        "multipath-hold" => ways::multipath_hold(rest),
         "multipath-serve" => ways::multipath_serve(rest),
         _ => inform::act(word, rest),
     }

@@ -286,6 +286,14 @@ pub(super) fn multipath_serve(words: &[&str]) -> Result<u8> {
     Ok(say(Ok(())))
 }
 
+/// `multipath-hold ADDRESS PORT`: connects by MPTCP, sends a byte, and keeps the connection.
+pub(super) fn multipath_hold(words: &[&str]) -> Result<u8> {
+    let (to, _) = address(words)?;
+    let socket = made(&to, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+    say(stream(&socket, &to, b"x"));
+    idle()
+}
+
 /// A connected socket of MPTCP, for tests.
 pub(crate) fn multipath(to: &SocketAddr, wait: Duration) -> Result<OwnedFd, Errno> {
     let socket = made(to, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
