@@ -96,6 +96,12 @@ impl Packet {
         Target { address, port, protocol: self.protocol }
     }
 
+    /// Whether a connection of TCP begins with it.
+    #[inline(always)]
+    const fn opens(&self) -> bool {
+        self.protocol == TCP && self.flags & (SYN | ACK) == SYN
+    }
+
     #[inline(always)]
     const fn is_bare_reset(&self) -> bool {
         self.protocol == TCP && self.flags & RST != 0 && self.payload == 0
@@ -330,7 +336,7 @@ impl Flow<'_> {
     fn refused_by_scope(&self, policy: &PolicyEntry, packet: &Packet) -> bool {
         let passive = self.is_passive();
         if packet.protocol == TCP && !self.out {
-            if packet.flags & (SYN | ACK) == SYN && self.listens() {
+            if packet.opens() && self.listens() {
                 return self.refuse_caller(policy, packet);
             }
             return passive && self.refuse_visitor(policy, packet, false);
@@ -346,15 +352,32 @@ impl Flow<'_> {
         }
         match rules::by_rules(policy, Scope::Destination, &peer) {
             Ok(decision) if decision.verdict == ALLOW => {
-                if !self.label.is_null() && self.out && kernel::speaks() {
-                    // SAFETY: as above.
-                    unsafe { (*self.label).judged = mark };
+                if self.label.is_null() || !self.out || !kernel::speaks() {
+                    return false;
                 }
+                // SAFETY: as above.
+                if packet.opens() && unsafe { (*self.label).judged } == 0 && self.refuse_path(&peer, decision) {
+                    return true;
+                }
+                // SAFETY: as above.
+                unsafe { (*self.label).judged = mark };
                 false
             }
             Ok(decision) => self.refuse_unless_visitor(policy, packet, decision, mark),
             Err(fault) => settle(of_fault(fault, &self.session), &self.session).refuses(),
         }
+    }
+
+    /// A connection that no program saw begin: a further path of MPTCP, which a worker of the kernel connects. It is recorded
+    /// and counted here.
+    #[inline(always)]
+    fn refuse_path(&self, peer: &Target, allowed: Decision) -> bool {
+        let decision = settle(budget::charge_connect(&self.session, peer, allowed), &self.session);
+        self.report(peer, VIA_PACKET, decision);
+        if decision.refuses() {
+            self.session.count_dropped_packet();
+        }
+        decision.refuses()
     }
 
     #[inline(always)]

@@ -89,6 +89,10 @@ fn further(s: &mut Sandbox) -> Result<()> {
             let line = format!("multipath-hold {} {}", family.good, server.port());
             let running = s.run(&policy, &member, &line)?;
             let session = running.session(s)?;
+            let to = SocketAddr::new(other, server.port()).to_string();
+            let (verdict, rule) = if allowed { ("allow", family.allows_hop) } else { ("deny", family.denies) };
+            let seen = s.saw_connect(&session, &to, verdict, rule)?;
+            ensure!(seen["via"] == "packet", "the path is recorded as {seen}");
             let mut left = Vec::new();
             if allowed {
                 until(&format!("a path to {other}"), patience(), || {
@@ -99,10 +103,6 @@ fn further(s: &mut Sandbox) -> Result<()> {
                         .any(|packet| packet.from == other && packet.from_port == server.port())
                         .then_some(()))
                 })?;
-            } else {
-                let to = SocketAddr::new(other, server.port()).to_string();
-                let seen = s.saw_connect(&session, &to, "deny", family.denies)?;
-                ensure!(seen["via"] == "packet", "the path is recorded as {seen}");
             }
             s.cli(&["end", &session])?.ended(0)?;
             s.session_ended(&session, "operator")?;

@@ -35,11 +35,19 @@ pub(super) struct Family {
     pub(super) allows: &'static str,
     pub(super) denies: &'static str,
     pub(super) hop: &'static str,
+    pub(super) allows_hop: &'static str,
 }
 
 pub(super) const FAMILIES: [Family; 2] = [
-    Family { good: "127.0.0.1", bad: "127.0.0.9", allows: "good4", denies: "bad4", hop: "127.0.0.2" },
-    Family { good: "::1", bad: "fd00:77::9", allows: "good6", denies: "bad6", hop: "fd00:77::2" },
+    Family {
+        good: "127.0.0.1",
+        bad: "127.0.0.9",
+        allows: "good4",
+        denies: "bad4",
+        hop: "127.0.0.2",
+        allows_hop: "good4",
+    },
+    Family { good: "::1", bad: "fd00:77::9", allows: "good6", denies: "bad6", hop: "fd00:77::2", allows_hop: "near6" },
 ];
 
 /// A namespace with all these addresses, and what leaves in it.
