@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     scene::only,
-    wire::{FAMILIES, member, wire},
+    wire::{FAMILIES, RST, member, wire},
 };
 use crate::harness::{
     capture::{Capture, Packet},
@@ -18,8 +18,6 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[Test::sharing("wire::cut-flow-ends-with-a-bare-reset", WHEREVER, cut)];
-
-const RST: u8 = 4;
 
 /// Two flows of a member to ports that one rule each allows: one is idle, of the other the peer's window is closed.
 struct Pair {

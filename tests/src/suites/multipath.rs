@@ -1,6 +1,7 @@
 //! Multipath TCP: the sockets under one of a member's are the kernel's own, made and connected where no member is.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Read as _,
     net::{IpAddr, SocketAddr, TcpStream},
@@ -11,7 +12,7 @@ use nix::errno::Errno;
 
 use super::{
     scene::only,
-    wire::{FAMILIES, listener as listening, member, policy, wire},
+    wire::{FAMILIES, RST, listener as listening, member, policy, wire},
 };
 use crate::{
     harness::{capture::Packet, paths, prelude::*},
@@ -35,7 +36,7 @@ fn listener(s: &mut Sandbox) -> Result<()> {
             [(Some(strangers), "deny", "default"), (Some(family.good), "allow", "friends"), (None, "allow", "default")]
         {
             let answered = verdict == "allow";
-            let from = from.map_or("allow".to_owned(), |from| format!("[{{ from: \"{from}\", id: friends }}]"));
+            let from = from.map_or_else(|| "allow".to_owned(), |from| format!("[{{ from: \"{from}\", id: friends }}]"));
             let policy = only(&member).net("listen: allow").net(format!("inbound: {from}"));
             for own in [family.good, nobody] {
                 let file = s.file("port");
@@ -104,11 +105,21 @@ fn further(s: &mut Sandbox) -> Result<()> {
                         .then_some(()))
                 })?;
             }
+            left.extend(wire.left()?);
             s.cli(&["end", &session])?.ended(0)?;
             s.session_ended(&session, "operator")?;
-            left.extend(wire.left()?);
-            let out = left.iter().find(|packet| packet.to == other && packet.to_port == server.port());
+            let cut = wire.left()?;
+            let out = left.iter().chain(&cut).find(|packet| packet.to == other && packet.to_port == server.port());
             ensure!(out.is_some() == allowed, "to {other}: {out:?}");
+            // every path ends as a connection of TCP does
+            let paths: BTreeSet<u16> =
+                left.iter().filter(|packet| packet.to_port == server.port()).map(|packet| packet.from_port).collect();
+            ensure!(paths.len() == 1 + usize::from(allowed), "paths from {paths:?}");
+            for path in paths {
+                let own: Vec<&Packet> = cut.iter().filter(|packet| packet.from_port == path).collect();
+                let reset = |packet: &&Packet| packet.flags & RST != 0 && packet.payload == 0;
+                ensure!(own.len() == 1 && own.iter().all(reset), "not one reset alone: {own:?}");
+            }
         }
     }
     Ok(())

@@ -158,6 +158,7 @@ impl Tried {
 
 const TCP: u8 = 6;
 const SYN: u8 = 2;
+pub(super) const RST: u8 = 4;
 
 fn tcp(name: &'static str) -> Result<Way> {
     Ok(Way { name, server: Server::tcp("::")? })
