@@ -115,12 +115,24 @@ pub struct Inspect {
     pub context: Context,
     /// Records, by kind.
     pub counters: Counters,
+    /// How long its end takes; none: it does not end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<EndingInfo>,
     /// The controls that its policy asks for.
     pub controls: Vec<Control>,
     /// Labelled threads; the list may be cut, `session.members` counts them all.
     pub members: Vec<Member>,
     /// The last verdicts that were not to allow, oldest first.
     pub verdicts: Vec<Verdict>,
+}
+
+/// An end that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndingInfo {
+    /// Milliseconds since it was due.
+    pub since_ms: u64,
+    /// Milliseconds from then until the kernel was told, rounded up.
+    pub mark_ms: u64,
 }
 
 /// A session's policy.
@@ -316,6 +328,9 @@ pub struct Status {
     /// see births and execs are attached twice, so that one sees what the other missed.
     #[serde(default)]
     pub skipped: BTreeMap<String, u64>,
+    /// How long the ends of sessions took since the start.
+    #[serde(default)]
+    pub ends: Ends,
     /// The evidence file.
     pub evidence: EvidenceInfo,
     /// What the next agent will know.
@@ -324,6 +339,28 @@ pub struct Status {
     pub degraded: bool,
     /// Why it is degraded, one line each.
     pub why: Vec<String>,
+}
+
+/// How long ends took, each from when it was due, as in [`Took`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    /// The bounds by which they are counted, milliseconds.
+    pub bounds_ms: Vec<u64>,
+    /// Until the kernel was told.
+    pub mark: Spread,
+    /// Until no member was left.
+    pub members: Spread,
+    /// Until the last flow was closed.
+    pub flows: Spread,
+}
+
+/// Durations, counted by bounds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spread {
+    /// How many took at most the bound, and more than the one before; one more at the end: longer than all.
+    pub counts: Vec<u64>,
+    /// The longest, milliseconds.
+    pub max_ms: u64,
 }
 
 /// The store.
@@ -436,6 +473,22 @@ pub struct Ended {
     pub members_left: u64,
     /// Milliseconds that it took.
     pub ms: u64,
+    /// The same from when it was due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took: Option<Took>,
+}
+
+/// How long an end took from when it was due: the request, or the moment of the limit. Milliseconds, rounded up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Took {
+    /// Until the kernel was told, and refuses everything.
+    pub mark_ms: u64,
+    /// Until no member was left; none: some are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members_ms: Option<u64>,
+    /// Until the last flow was closed; none: there was none, or one is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows_ms: Option<u64>,
 }
 
 /// Reply to `Renew`.

@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -96,6 +96,8 @@ pub struct Incoming {
     pub peer: Peer,
     /// Where the answer goes.
     pub reply: Answer,
+    /// When it came.
+    pub came: Instant,
 }
 
 /// The two sockets, bound and listening. Dropping them removes them.
@@ -210,12 +212,13 @@ async fn converse(stream: UnixStream, peer: &Peer, door: &Door) -> Result<(), Fr
                 return Err(error);
             }
         };
+        let came = Instant::now();
         match door.admit(&frame, peer) {
             Err(error) => write(&mut writer, &[Outgoing::last(Err(error))]).await?,
             Ok(call) => {
                 let streams = call.request.streams();
                 let (reply, answers) = Answer::channel();
-                let incoming = Incoming { request: call.request, peer: peer.clone(), reply };
+                let incoming = Incoming { request: call.request, peer: peer.clone(), reply, came };
                 if door.calls.send(incoming).await.is_err() {
                     break;
                 }

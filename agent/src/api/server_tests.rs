@@ -212,7 +212,7 @@ fn one_connection_too_many_is_turned_away_and_a_free_place_is_used_again() {
     assert!(open.iter_mut().all(|stream| call(stream, &ps)["error"].is_null()));
     assert_eq!(receive(&mut connect(path.clone()))["error"], "dev.tipstaff.Busy");
     open.pop();
-    let until = std::time::Instant::now() + DEADLINE;
+    let until = Instant::now() + DEADLINE;
     loop {
         let mut stream = connect(path.clone());
         // a refusal may come, and close, before the call is written
@@ -220,7 +220,7 @@ fn one_connection_too_many_is_turned_away_and_a_free_place_is_used_again() {
         if receive(&mut stream)["error"].is_null() {
             break;
         }
-        assert!(std::time::Instant::now() < until, "the place was not given back");
+        assert!(Instant::now() < until, "the place was not given back");
         thread::yield_now();
     }
 }

@@ -11,9 +11,10 @@ use serde_json::value::RawValue;
 pub use super::{
     error::{ApiError, Problem},
     reply::{
-        Attached, Context, Control, ControlState, Counters, Disarmed, Ended, Event, EvidenceInfo, Frozen,
-        InheritedSocket, InheritedUnix, Inspect, LimitsInfo, Member, Narrowed, PolicyInfo, Principal, Probe, Ps,
-        Renewed, Reply, Revoked, RevokedRow, SessionRow, Started, Status, Stay, Stays, StoreInfo, Verdict,
+        Attached, Context, Control, ControlState, Counters, Disarmed, Ended, EndingInfo, Ends, Event, EvidenceInfo,
+        Frozen, InheritedSocket, InheritedUnix, Inspect, LimitsInfo, Member, Narrowed, PolicyInfo, Principal, Probe,
+        Ps, Renewed, Reply, Revoked, RevokedRow, SessionRow, Spread, Started, Status, Stay, Stays, StoreInfo, Took,
+        Verdict,
     },
 };
 use crate::evidence::Text;

@@ -33,12 +33,20 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
 }
 
 fn text(ended: &Ended) -> String {
-    format!(
+    let mut text = format!(
         "session {} ended ({}): {} killed, {} left, in {}\n",
         printable(&ended.session),
         printable(&ended.reason),
         ended.killed,
         ended.members_left,
         span(ended.ms)
-    )
+    );
+    if let Some(took) = &ended.took {
+        text.push_str(&format!("refused everything after {}", span(took.mark_ms)));
+        for (what, ms) in [("last member gone", took.members_ms), ("last flow closed", took.flows_ms)] {
+            text.push_str(&ms.map(|ms| format!(", {what} after {}", span(ms))).unwrap_or_default());
+        }
+        text.push('\n');
+    }
+    text
 }

@@ -41,9 +41,14 @@ fn text(inspect: &Inspect) -> String {
 fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
     let Inspect { session, policy, limits, principal, context, counters, members, .. } = inspect;
     let login = principal.login_uid.map_or_else(|| "none".to_owned(), |uid| uid.to_string());
+    let ending = inspect.ending.map_or_else(
+        || "no".to_owned(),
+        |ending| format!("due {} ago, everything refused {} after that", span(ending.since_ms), span(ending.mark_ms)),
+    );
     vec![
         ("session", printable(&session.id)),
         ("state", format!("{}, {}", printable(&session.state), printable(&session.mode))),
+        ("ending", ending),
         (
             "policy",
             format!("{} ({}) from {}", printable(&policy.name), printable(&session.kind), printable(&policy.source)),

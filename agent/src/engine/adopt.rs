@@ -157,7 +157,8 @@ impl Engine {
             flows: Flows::default(),
             confirmed: written.killed.iter().map(|pid| (*pid, Vec::new())).collect(),
             next_round: None,
-            ending_since: None,
+            ending: kept.ending,
+            gone: None,
             stuck: Vec::new(),
             waiting: Vec::new(),
             reported: written.reported,
@@ -310,7 +311,7 @@ impl Engine {
             self.append_durable(&Body::State(Transition { session: id, from: said, to: state, cause }));
         }
         if reason.is_some() && !in_grace {
-            complain("ending a session in the kernel", self.parts.kernel.mark_ended(reference));
+            self.mark_ended(id);
             match mode {
                 Mode::Enforce => self.schedule(id),
                 Mode::Observe => self.count(id),

@@ -9,12 +9,12 @@ use std::{
 use tipstaff_common::session::SessionCounters;
 use tracing::info;
 
-use super::{Disarming, Engine, Live, complain};
+use super::{Disarming, Engine, Live, complain, flows::AllCut, report::wire_took};
 use crate::{
     api::wire::{self, Reply},
     evidence::{Body, Disarm, RECEIPTS_MAX, Receipt, Receipts, SessionEnd, Stuck, StuckTask, Text, Transition},
     kernel::{Member, Urgent, boot_now, ring},
-    session::{Effect, EndReason, Input, Round, SessionId, State},
+    session::{Effect, EndReason, Input, Round, SessionId, State, Took},
     store::Kept,
 };
 
@@ -66,10 +66,11 @@ impl Engine {
         complain("moving a deadline", self.parts.kernel.set_deadline(live.reference, at_boot_ns));
     }
 
-    fn mark_ended(&mut self, id: SessionId) {
+    pub(super) fn mark_ended(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get_mut(&id) else { return };
-        live.ending_since = Some(boot_now());
         complain("ending a session in the kernel", self.parts.kernel.mark_ended(live.reference));
+        // another agent may have told the kernel before: its mark stands
+        live.ending.get_or_insert_with(|| live.machine.ending(self.asked, boot_now()));
     }
 
     /// The first round at once, the next ones after a pause.
@@ -93,6 +94,8 @@ impl Engine {
         let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         if left > 0 {
             self.report_stuck(id);
+        } else {
+            live.gone = Some(boot_now());
         }
         self.feed(id, Input::Swept(Round { killed, left, ms }));
     }
@@ -100,7 +103,7 @@ impl Engine {
     /// Says which processes were killed and cannot die yet, and what they do; again where it is others.
     fn report_stuck(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get_mut(&id) else { return };
-        if live.ending_since.is_none_or(|since| boot_now().saturating_sub(since) < STUCK_NS) {
+        if live.ending.is_none_or(|ending| boot_now().saturating_sub(ending.marked_boot_ns) < STUCK_NS) {
             return;
         }
         let left = live.sweep.killed.iter().filter(|(_, killed)| !killed.gone());
@@ -134,11 +137,14 @@ impl Engine {
     fn finish(&mut self, id: SessionId, reason: EndReason, members_left: u64) {
         self.urgent = None;
         self.drain_some();
-        let flows = self.confirm_cut(id);
+        let cut = self.confirm_cut(id);
         self.account_for(id);
         let Some(live) = self.sessions.remove(&id) else { return };
         let counters = complain("reading counters", self.parts.kernel.counters(live.reference.slot));
-        let end = session_end(id, &live, reason, (members_left, flows), &counters.unwrap_or_default());
+        let gone = (members_left == 0).then(|| live.gone.unwrap_or_else(boot_now));
+        let took = live.ending.map(|ending| ending.took(gone, cut.last_boot_ns));
+        took.iter().for_each(|took| self.ends.add(took));
+        let end = session_end(id, &live, reason, (took, members_left, cut), &counters.unwrap_or_default());
         let mut receipts = receipts(&live);
         while receipts.len() > RECEIPTS_MAX {
             let rest = receipts.split_off(RECEIPTS_MAX);
@@ -148,12 +154,19 @@ impl Engine {
         self.append_durable(&Body::SessionEnd(SessionEnd { receipts, ..end }));
         info!("session {id} ended: {reason}");
         let killed = live.sweep.killed.len() as u64;
-        let ms = live.ending_since.map_or(0, |since| boot_now().saturating_sub(since) / 1_000_000);
+        let ms = live.ending.map_or(0, |ending| boot_now().saturating_sub(ending.marked_boot_ns) / 1_000_000);
         self.free(id, &live, members_left);
         self.rest_clock();
         for waiting in live.waiting {
             let (session, reason) = (id.to_string(), reason.to_string());
-            waiting.finish(Ok(Reply::Ended(wire::Ended { session, reason, killed, members_left, ms })));
+            waiting.finish(Ok(Reply::Ended(wire::Ended {
+                session,
+                reason,
+                killed,
+                members_left,
+                ms,
+                took: took.map(wire_took),
+            })));
         }
         self.revoked(id, members_left);
         self.finish_disarm();
@@ -230,18 +243,19 @@ fn session_end(
     session: SessionId,
     live: &Live,
     reason: EndReason,
-    (members_left, (flows_cut, flows_left)): (u64, (u64, u64)),
+    (took, members_left, cut): (Option<Took>, u64, AllCut),
     counters: &SessionCounters,
 ) -> SessionEnd {
     let (produced, consumed, lost) = accounts(counters, &live.consumed);
     SessionEnd {
         session,
         reason,
+        took,
         rounds: live.machine.rounds().to_vec(),
         receipts: Vec::new(),
         members_left,
-        flows_cut,
-        flows_left,
+        flows_cut: cut.all,
+        flows_left: cut.left,
         produced,
         consumed,
         lost,

@@ -85,11 +85,11 @@ impl Engine {
         records(id, CutCause::Narrow, revision, &receipts).iter().for_each(|record| self.append_durable(record));
     }
 
-    /// Looks for a session's sockets once more, and writes a receipt for each. How many were cut, and how many are left.
-    pub(super) fn confirm_cut(&mut self, id: SessionId) -> (u64, u64) {
-        let Some(live) = self.sessions.get_mut(&id) else { return (0, 0) };
+    /// Looks for a session's sockets once more, and writes a receipt for each.
+    pub(super) fn confirm_cut(&mut self, id: SessionId) -> AllCut {
+        let Some(live) = self.sessions.get_mut(&id) else { return AllCut::default() };
         if live.machine.mode() == Mode::Observe {
-            return (0, 0);
+            return AllCut::default();
         }
         let (kernel, reference, cgroups) = (&mut self.parts.kernel, live.reference, live.cgroup.ids());
         let mut labels = || labelled(kernel, reference);
@@ -97,8 +97,21 @@ impl Engine {
         live.flows.confirm(&mut self.namespaces, &mut what, |_| true);
         let (receipts, revision) = (receipts(live.flows.take()), Some(live.revision));
         records(id, CutCause::End, revision, &receipts).iter().for_each(|record| self.append(record));
-        counts(&receipts)
+        let (all, left) = counts(&receipts);
+        let last = receipts.iter().map(|receipt| receipt.at_boot_ns).max();
+        AllCut { all, left, last_boot_ns: last.filter(|_| left == 0) }
     }
+}
+
+/// What became of a session's sockets at its end.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct AllCut {
+    /// How many were cut.
+    pub(super) all: u64,
+    /// How many of them are left.
+    pub(super) left: u64,
+    /// When the last one was cut; none: there was none, or one is left.
+    pub(super) last_boot_ns: Option<u64>,
 }
 
 /// Whether a plan lets an open socket be: one that came in by its peer, one that went out by its destination, one that

@@ -38,6 +38,7 @@ impl Engine {
             winner: live.winner.to_owned(),
             started: live.started,
             first: live.first_process,
+            ending: live.ending,
             before: None,
         }
     }

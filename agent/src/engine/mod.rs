@@ -70,7 +70,7 @@ use crate::{
         ring::{DecodeError, Event},
     },
     policy::{Limits, Plan, Policy, Resolved},
-    session::{EndReason, Input, Session, SessionId},
+    session::{EndReason, Ending, Ends, Input, Session, SessionId},
     store::{First, Store},
 };
 
@@ -166,6 +166,10 @@ pub struct Engine {
     revoking: Vec<Revoking>,
     /// What cannot start for a while.
     stays: Vec<Stay>,
+    /// When the call came that is carried out, `CLOCK_BOOTTIME` nanoseconds.
+    asked: Option<u64>,
+    /// How long the ends of sessions took since the start.
+    ends: Ends,
     done: bool,
 }
 
@@ -220,8 +224,10 @@ struct Live {
     confirmed: BTreeMap<u32, Vec<u8>>,
     /// When the next round of the end is due.
     next_round: Option<u64>,
-    /// When the kernel was told that it is over, `CLOCK_BOOTTIME` nanoseconds.
-    ending_since: Option<u64>,
+    /// When its end was due, and when the kernel was told that it is over.
+    ending: Option<Ending>,
+    /// When no member was left, `CLOCK_BOOTTIME` nanoseconds.
+    gone: Option<u64>,
     /// Processes that were reported as killed and still there.
     stuck: Vec<u32>,
     /// Callers of `end` that wait.
@@ -263,6 +269,8 @@ impl Engine {
             disarming: None,
             revoking: Vec::new(),
             stays: Vec::new(),
+            asked: None,
+            ends: Ends::default(),
             done: false,
         };
         engine.load_stays();
@@ -289,7 +297,14 @@ impl Engine {
 
     /// Carries out one call.
     pub fn call(&mut self, incoming: Incoming) {
-        let Incoming { request, peer, reply } = incoming;
+        let Incoming { request, peer, reply, came } = incoming;
+        let waited = u64::try_from(came.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.asked = Some(boot_now().saturating_sub(waited));
+        self.carry_out_call(request, &peer, reply);
+        self.asked = None;
+    }
+
+    fn carry_out_call(&mut self, request: Request, peer: &Peer, reply: Answer) {
         match request {
             Request::Ps {} => reply.finish(self.ps()),
             Request::Inspect(id) => reply.finish(self.find(&id.id).and_then(|id| self.inspect(id))),
@@ -297,26 +312,26 @@ impl Engine {
             Request::Probe {} => reply.finish(Ok(self.probe())),
             Request::Events(follow) => self.send_records(reply, 0, follow.follow),
             Request::Run(run) => {
-                let result = self.start(&run, &peer);
+                let result = self.start(&run, peer);
                 let result = self.without_leases(result);
                 reply.finish(result.map(Reply::Started));
             }
             Request::Attach(attach) => {
-                let result = self.attach(&attach, &peer);
+                let result = self.attach(&attach, peer);
                 reply.finish(self.without_leases(result));
             }
-            Request::End(end) => self.end(&end, &peer, reply),
-            Request::Renew(renew) => reply.finish(self.renew_for(&renew, &peer)),
-            Request::Freeze(id) => reply.finish(self.freeze(&id.id, &peer)),
-            Request::Thaw(id) => reply.finish(self.thaw(&id.id, &peer)),
-            Request::Revoke(revoke) => self.revoke(&revoke, &peer, reply),
+            Request::End(end) => self.end(&end, peer, reply),
+            Request::Renew(renew) => reply.finish(self.renew_for(&renew, peer)),
+            Request::Freeze(id) => reply.finish(self.freeze(&id.id, peer)),
+            Request::Thaw(id) => reply.finish(self.thaw(&id.id, peer)),
+            Request::Revoke(revoke) => self.revoke(&revoke, peer, reply),
             Request::Stays {} => reply.finish(Ok(Reply::Stays(self.list_stays()))),
-            Request::Lift(lift) => reply.finish(self.lift(&lift, &peer).map(Reply::Stays)),
+            Request::Lift(lift) => reply.finish(self.lift(&lift, peer).map(Reply::Stays)),
             Request::Narrow(narrow) => {
-                let result = self.narrow(&narrow, &peer);
+                let result = self.narrow(&narrow, peer);
                 reply.finish(self.without_leases(result));
             }
-            Request::Disarm {} => self.disarm(&peer, reply),
+            Request::Disarm {} => self.disarm(peer, reply),
         }
     }
 

@@ -120,7 +120,8 @@ impl Live {
     /// is a receipt too.
     fn confirm(&mut self, header: &Header, name: &[u8]) {
         // records are read later than what they tell of: one of a process that ended by itself before may come now
-        let over_since = self.ending_since.unwrap_or(u64::MAX).min(self.machine.armed().at_boot_ns);
+        let over_since =
+            self.ending.map_or(u64::MAX, |ending| ending.marked_boot_ns).min(self.machine.armed().at_boot_ns);
         let over = header.time >= over_since;
         let process = header.tgid == header.tid;
         if over && process && self.machine.mode() == Mode::Enforce && !self.sweep.killed.contains_key(&header.tgid) {

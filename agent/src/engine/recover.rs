@@ -394,6 +394,7 @@ pub(super) fn write_end(
     let end = SessionEnd {
         session: id,
         reason,
+        took: None,
         rounds: killing.rounds,
         receipts: killing.receipts,
         members_left: killing.left,

@@ -8,7 +8,7 @@ use crate::{
     evidence::{Control, ControlState, Text},
     kernel::{self, Member, boot_now, ring},
     policy::{Mode, Policy},
-    session::SessionId,
+    session::{Ends, SPREAD_MS, SessionId, Spread, Took},
 };
 
 /// Bytes of a command that are kept for display and evidence.
@@ -80,6 +80,10 @@ impl Engine {
                 }),
             },
             counters: wire::Counters { produced, lost, packets_dropped: counters.packets_dropped },
+            ending: live.ending.map(|ending| wire::EndingInfo {
+                since_ms: boot_now().saturating_sub(ending.due_boot_ns) / 1_000_000,
+                mark_ms: ending.took(None, None).mark_ms,
+            }),
             controls: self.asked(live).into_iter().map(wire_control).collect(),
             members: of(live, &members).take(MEMBERS).map(|m| wire::Member { pid: m.tgid, tid: m.tid }).collect(),
             verdicts: live.verdicts.iter().cloned().collect(),
@@ -109,6 +113,7 @@ impl Engine {
             lost,
             skipped: skipped.into_iter().map(|(name, runs)| (name.to_owned(), runs)).collect(),
             foreign: complain("counting foreign tasks", self.parts.kernel.foreign()).unwrap_or(0),
+            ends: wire_ends(&self.ends),
             evidence: wire::EvidenceInfo {
                 path: self.parts.log.path().display().to_string(),
                 n: self.parts.log.last(),
@@ -166,6 +171,17 @@ fn of<'m>(live: &Live, members: &'m [Member]) -> impl Iterator<Item = &'m Member
 fn summary(policy: &Policy) -> Vec<String> {
     let summary = policy.summary();
     summary.rules.iter().map(|r| format!("{} {} {} ({})", r.scope, r.effect, r.what, r.id)).collect()
+}
+
+/// How long an end took, as the sockets spell it.
+pub(super) fn wire_took(took: Took) -> wire::Took {
+    wire::Took { mark_ms: took.mark_ms, members_ms: took.members_ms, flows_ms: took.flows_ms }
+}
+
+fn wire_ends(ends: &Ends) -> wire::Ends {
+    let spread = |spread: &Spread| wire::Spread { counts: spread.counts.to_vec(), max_ms: spread.max_ms };
+    let (mark, members, flows) = (spread(&ends.mark), spread(&ends.members), spread(&ends.flows));
+    wire::Ends { bounds_ms: SPREAD_MS.to_vec(), mark, members, flows }
 }
 
 /// A control as the sockets spell it.

@@ -54,6 +54,18 @@ impl Limits {
         self.earliest(idle)
     }
 
+    /// The moment of the limit that ends a session for this reason; none: it has no such limit.
+    #[must_use]
+    pub fn moment(&self, reason: EndReason) -> Option<u64> {
+        match reason {
+            EndReason::Ttl => Some(self.ttl_boot_ns),
+            EndReason::Window => self.window_boot_ns,
+            EndReason::CredentialExpired => self.credential_boot_ns,
+            EndReason::Idle => self.idle.as_ref().map(Idle::ends),
+            _ => None,
+        }
+    }
+
     fn earliest(&self, idle: Option<u64>) -> Due {
         let ttl = Due { at_boot_ns: self.ttl_boot_ns, reason: EndReason::Ttl };
         let others = [

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, Due, Effect, EndReason, Idle, Input, Limits, Mode, Round, SessionId, State, limits::warning_below};
+use super::{
+    Cause, Due, Effect, EndReason, Ending, Idle, Input, Limits, Mode, Round, SessionId, State, limits::warning_below,
+};
 
 /// Rounds that a session keeps one by one. Later ones (a task in uninterruptible sleep can take hours to die) are
 /// added to the last.
@@ -110,6 +112,17 @@ impl Session {
             Phase::Starting | Phase::Active | Phase::Frozen => None,
             Phase::Grace { reason, .. } | Phase::Ending(reason) | Phase::Ended(reason) => Some(reason),
         }
+    }
+
+    /// The end that the kernel was told of just now. It was due at the moment of the limit that ends it; else when
+    /// somebody asked for it, or when a grace was over that the kernel held; else now.
+    #[must_use]
+    pub fn ending(&self, asked_boot_ns: Option<u64>, now_boot_ns: u64) -> Ending {
+        let reason = self.reason();
+        let passed = |at: &u64| *at <= now_boot_ns;
+        let limit = reason.and_then(|reason| self.limits.moment(reason)).filter(passed);
+        let held = Some(self.armed).filter(|due| Some(due.reason) == reason).map(|due| due.at_boot_ns).filter(passed);
+        Ending::new(limit.or(asked_boot_ns).or(held).unwrap_or(now_boot_ns), now_boot_ns)
     }
 
     /// The rounds of its end so far; the last stands for all from [`ROUNDS_MAX`] on.

@@ -6,6 +6,7 @@
 //! input.
 #![forbid(unsafe_code)]
 
+mod ending;
 mod exchange;
 mod id;
 mod limits;
@@ -14,6 +15,7 @@ mod names;
 #[cfg(test)]
 mod tests;
 
+pub use ending::{Ending, Ends, SPREAD_MS, Spread, Took};
 pub use exchange::{Effect, Input, Round};
 pub use id::{BadSessionId, SessionId};
 pub use limits::{Due, IDLE_MARGIN_NS, Idle, Limits, WARNINGS_NS};

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{evidence::SessionStart, session::Session};
+use crate::{
+    evidence::SessionStart,
+    session::{Ending, Session},
+};
 
 /// All that the next agent cannot ask the kernel or the evidence for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +45,9 @@ pub struct Kept {
     pub started: u64,
     /// Its first process.
     pub first: First,
+    /// Its end is under way; none: it is not, or it was not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Ending>,
     /// A narrowing is under way: the session as it was kept before it.
     #[serde(default)]
     pub before: Option<Box<Kept>>,

@@ -54,6 +54,7 @@ fn sample(n: u8) -> Kept {
         started: 3,
         first: First { pid: 7, started: 99 },
         policy_revision: 11,
+        ending: None,
         before: None,
     }
 }

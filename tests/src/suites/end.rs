@@ -269,6 +269,8 @@ fn uninterruptible(s: &mut Sandbox) -> Result<()> {
     ensure!(tasks.iter().any(|t| t["pid"] == pid && t["state"] == "D (disk sleep)"), "reported: {stuck}");
     ensure!(state_of(pid) == Some('D'), "it woke by itself");
     ensure!(s.json(&["ps"])?["sessions"][0]["state"] == "ending", "the session does not wait for it");
+    let ending = s.json(&["inspect", &session])?["ending"].clone();
+    ensure!(ending["since_ms"].as_u64() >= Some(1_000) && ending["mark_ms"].is_u64(), "it is due since {ending}");
     ensure!(s.records(&session, "session-end")?.is_empty(), "the session ended with a member in it");
     memory.ready();
     let done = writer.join();
@@ -276,6 +278,8 @@ fn uninterruptible(s: &mut Sandbox) -> Result<()> {
     end.wait()?.ended(0)?;
     let end = s.session_ended(&session, "operator")?;
     receipted(&end, &[pid])?;
+    ensure!(end["took"]["members_ms"].as_u64() >= ending["since_ms"].as_u64(), "it went before it woke: {end}");
+    ensure!(end["took"]["flows_ms"].is_null(), "the end of flows that there were none of: {end}");
     running.wait()?.ended(137)?;
     Ok(())
 }

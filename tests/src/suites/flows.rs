@@ -61,6 +61,29 @@ fn nothing_left(end: &Value, receipts: &[Value]) -> Result<()> {
     Ok(())
 }
 
+/// The three times of an end are in its record, in the answer and in what `status` counts, and are what the receipts say.
+fn timed(s: &Sandbox, before: &Value, answer: &Value, end: &Value, receipts: &[Value]) -> Result<()> {
+    let took = &end["took"];
+    let of = |key: &str| took[key].as_u64().with_context(|| format!("an end without {key}: {end}"));
+    let (mark, members, flows) = (of("mark_ms")?, of("members_ms")?, of("flows_ms")?);
+    ensure!(answer["took"] == *took, "the answer says {answer}, the record {took}");
+    ensure!(mark <= members && mark <= flows + 1, "the mark came last: {took}");
+    let at = |receipt: &Value| receipt["at_boot_ns"].as_u64();
+    let (first, last) = (receipts.iter().filter_map(at).min(), receipts.iter().filter_map(at).max());
+    let between = first.zip(last).map(|(first, last)| (last - first) / 1_000_000).context("no receipts")?;
+    ensure!(between <= flows, "{between} ms lie between the first and the last flow's end: {took}");
+    let after = &s.json(&["status"])?["ends"];
+    let bounds: Vec<u64> = after["bounds_ms"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    for (name, ms) in [("mark", mark), ("members", members), ("flows", flows)] {
+        let place = bounds.iter().position(|bound| ms <= *bound).unwrap_or(bounds.len());
+        let count = |ends: &Value| ends[name]["counts"][place].as_u64();
+        let counted = count(before).map(|count| count + 1);
+        ensure!(counted.is_some() && count(after) == counted, "{name} took {ms} ms: {before}, then {after}");
+        ensure!(after[name]["max_ms"].as_u64() >= Some(ms), "{name} took {ms} ms: {after}");
+    }
+    s.cli(&["status"])?.ended(0)?.told(&["ENDS", "to the last member", "to the last flow"]).map(drop)
+}
+
 /// A hundred connections and a few datagram sockets, in each family. Their owner is killed after they are destroyed: the
 /// server is told by a reset.
 fn end(s: &mut Sandbox) -> Result<()> {
@@ -77,11 +100,13 @@ fn end(s: &mut Sandbox) -> Result<()> {
         until("each flow to have carried a byte", patience(), || Ok((tcp.received().len() == FLOWS).then_some(())))?;
         tcp.accepted(FLOWS)?;
         tcp.send(b"four")?;
-        s.cli(&["end", &session])?.ended(0)?;
+        let before = s.json(&["status"])?["ends"].clone();
+        let answer = s.json(&["end", &session])?;
         tcp.reset(FLOWS)?;
         let end = s.session_ended(&session, "operator")?;
         let receipts = receipts(s, &session)?;
         nothing_left(&end, &receipts)?;
+        timed(s, &before, &answer, &end, &receipts)?;
         let flows = of(&receipts, "tcp");
         all_destroyed(&flows, FLOWS)?;
         all_destroyed(&of(&receipts, "udp"), 3)?;

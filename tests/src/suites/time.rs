@@ -135,9 +135,21 @@ fn flow_stops(s: &mut Sandbox) -> Result<()> {
         let late = last.saturating_sub(deadline);
         ensure!(u128::from(late) < slack().as_nanos(), "the last byte left {} ms after the deadline", late / 1_000_000);
         let count = stamps(&server.received()).len();
+        let woken = boot_ns()?;
         s.signal_agent(Signal::SIGCONT)?;
         running.wait()?.ended(137)?;
-        s.session_ended(&session, "ttl")?;
+        let end = s.session_ended(&session, "ttl")?;
+        // counted from the limit, however late the agent came
+        let late = if agent_sleeps { (woken - deadline) / 1_000_000 } else { 0 };
+        let (took, over) = (&end["took"], end["boot_ns"].as_u64().unwrap_or(0).saturating_sub(deadline) / 1_000_000);
+        let span_ms = Some(late)..=Some(over + 1);
+        let keys = ["mark_ms", "members_ms", "flows_ms"];
+        // who was refused may have closed its sockets before they were cut
+        let asked = keys.iter().filter(|key| **key != "flows_ms" || end["flows_cut"] != 0);
+        ensure!(
+            asked.map(|key| took[*key].as_u64()).all(|ms| span_ms.contains(&ms)),
+            "an end between {late} and {over} ms late: {took}"
+        );
         ensure!(stamps(&server.received()).len() == count, "bytes arrived after the flow had been cut");
         let exec = s.saw_exec(&session, &good, "allow", "good")?;
         let connect = s.saw_connect(&session, &other.address(), "allow", "other")?;

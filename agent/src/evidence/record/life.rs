@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{super::text::Text, attach::Attachment};
-use crate::session::{Cause, EndReason, Mode, Round, SessionId, State};
+use crate::session::{Cause, EndReason, Mode, Round, SessionId, State, Took};
 
 /// A session has an entry in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +155,9 @@ pub struct SessionEnd {
     pub session: SessionId,
     /// Why.
     pub reason: EndReason,
+    /// How long it took; none where no agent saw it through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took: Option<Took>,
     /// The rounds that it took.
     pub rounds: Vec<Round>,
     /// The last [`RECEIPTS_MAX`] receipts at most; others stand in [`Receipts`] before.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::session::{Mode, Round};
+use crate::session::{Mode, Round, Took};
 
 fn principal() -> Principal {
     Principal { uid: 1000, gid: 1000, login_uid: None }
@@ -43,6 +43,7 @@ pub(super) fn session_end() -> Body {
     Body::SessionEnd(SessionEnd {
         session: session(),
         reason: EndReason::CredentialExpired,
+        took: Some(Took { mark_ms: 1, members_ms: Some(4), flows_ms: Some(2) }),
         rounds: vec![Round { killed: 2, left: 0, ms: 4 }],
         receipts: vec![Receipt { pid: 42, name: Text::from("make"), gone: true }],
         members_left: 0,
@@ -311,6 +312,18 @@ fn a_record_that_is_too_large_is_counted_and_named() {
     let written = log.append(&state(0), at(1)).expect("a record is written");
     assert!(written.gap.is_some_and(|gap| gap.contains(r#""cause":"not-written","lost":1"#)));
     assert_eq!((written.n, log.missed()), (2, 0));
+}
+
+/// As it was written before ends were timed.
+#[test]
+fn an_end_without_times_is_read_and_written_as_it_was() {
+    let Body::SessionEnd(end) = session_end() else { return };
+    let (line, _) = chain::seal(Head::START, &origin(), &Body::SessionEnd(SessionEnd { took: None, ..end }), at(0))
+        .expect("a record has a form");
+    assert!(line.contains(r#""reason":"credential-expired","rounds":["#) && !line.contains("took"), "{line}");
+    let record: Record = serde_json::from_str(&line).expect("a record");
+    assert!(matches!(&record.body, Body::SessionEnd(end) if end.took.is_none()));
+    assert_eq!(serde_json::to_string(&record).expect("serialises"), line);
 }
 
 #[test]
