@@ -82,6 +82,12 @@ pub struct SessionRow {
     pub mode: String,
     /// `starting`, `active`, `frozen`, `ending` or `ended`.
     pub state: String,
+    /// What is to become of it: `continue`, `narrow`, `hold` or `end`.
+    #[serde(default)]
+    pub verdict: String,
+    /// What led to that: `narrowed`, `frozen` or the end reason; empty: nothing is held against it.
+    #[serde(default)]
+    pub why: String,
     /// The principal's user id.
     pub uid: u32,
     /// The first member's process id.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     Exit, Failure, Print, ask,
     print::{self, printable, span},
+    ps,
 };
 use crate::{
     api::wire::{Inspect, LimitsInfo, Request, SessionId, Verdict},
@@ -48,6 +49,7 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
     vec![
         ("session", printable(&session.id)),
         ("state", format!("{}, {}", printable(&session.state), printable(&session.mode))),
+        ("verdict", ps::verdict(session)),
         ("ending", ending),
         (
             "policy",

@@ -31,12 +31,21 @@ fn table(sessions: &[SessionRow], limit: Option<usize>) -> String {
             span(session.left_ms),
             session.denied.to_string(),
             session.lost.to_string(),
+            verdict(session),
             print::command(&session.command, limit),
         ]
     };
-    let header =
-        ["ID", "POLICY", "KIND", "MODE", "STATE", "UID", "PID", "MEMBERS", "AGE", "LEFT", "DENIED", "LOST", "COMMAND"];
+    let header = [
+        "ID", "POLICY", "KIND", "MODE", "STATE", "UID", "PID", "MEMBERS", "AGE", "LEFT", "DENIED", "LOST", "VERDICT",
+        "COMMAND",
+    ];
     print::table(header, &[5, 6, 7, 8, 9, 10, 11], sessions.iter().map(row).collect())
+}
+
+/// What is to become of a session and what led to it: `end: ttl`.
+pub(super) fn verdict(session: &SessionRow) -> String {
+    let why = if session.why.is_empty() { String::new() } else { format!(": {}", printable(&session.why)) };
+    printable(&session.verdict) + &why
 }
 
 #[cfg(test)]
@@ -51,6 +60,8 @@ mod tests {
             kind: "ci".to_owned(),
             mode: "enforce".to_owned(),
             state: "active".to_owned(),
+            verdict: "hold".to_owned(),
+            why: "frozen".to_owned(),
             uid: 1000,
             pid: 4242,
             command: vec!["sh".to_owned(), "-c".to_owned(), "a\n\u{1b}[31mb".to_owned()],
@@ -63,7 +74,7 @@ mod tests {
         let text = table(&[session], None);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines.len(), 2);
-        assert_eq!(lines[0].len(), 13);
+        assert_eq!(lines[0].len(), 14);
         let expected = [
             "0123456789ab",
             "release",
@@ -77,6 +88,8 @@ mod tests {
             "13m59s",
             "2",
             "0",
+            "hold:",
+            "frozen",
             "sh",
             "-c",
             r"'a\n\u{1b}[31mb'",

@@ -273,6 +273,7 @@ impl Engine {
         }
         self.look(id, now_boot_ns);
         self.feed(id, Input::Tick { now_boot_ns });
+        self.hold_to_verdict(id, now_boot_ns);
     }
 
     /// Tells the machine when the session last did something, where it wants to know.

@@ -23,6 +23,7 @@ mod resolve;
 mod slots;
 mod start;
 mod stays;
+mod verdict;
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},

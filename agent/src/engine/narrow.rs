@@ -15,6 +15,7 @@ use super::{
     Engine, Live, complain,
     resolve::{self, identities},
     start::{self, failed},
+    stays,
 };
 use crate::{
     api::{
@@ -83,6 +84,9 @@ impl Engine {
             return Err(ApiError::Refused { message, rule: None, remedy });
         }
         check_limits(&policy, &live.rules)?;
+        if let Some(stay) = self.stay_over(&live.start.principal, &policy.name) {
+            return Err(ApiError::Refused { message: stay.told(), rule: None, remedy: stays::REMEDY.into() });
+        }
         let mut notes: Vec<String> = plan.notes.iter().map(ToString::to_string).collect();
         notes.extend(self.check_controls(&policy)?);
         notes.sort();

@@ -28,6 +28,7 @@ impl Engine {
     fn row(&self, id: SessionId, live: &Live, members: &[Member]) -> wire::SessionRow {
         let now = boot_now();
         let context = &live.start.context;
+        let verdict = self.verdict(live, now);
         let lost = self.parts.kernel.counters(live.reference.slot).map_or(0, |c| c.lost.iter().sum());
         wire::SessionRow {
             id: id.to_string(),
@@ -35,6 +36,8 @@ impl Engine {
             kind: live.policy.kind.to_string(),
             mode: if live.policy.mode == Mode::Enforce { "enforce" } else { "observe" }.into(),
             state: live.machine.state().to_string(),
+            verdict: verdict.to_string(),
+            why: verdict.why().into(),
             uid: live.start.principal.uid,
             pid: context.pid,
             command: context.command.iter().map(Text::to_string).collect(),

@@ -16,6 +16,9 @@ use crate::{
     session::SessionId,
 };
 
+/// What helps against a stay.
+pub(super) const REMEDY: &str = "wait, or have the stay lifted (`tipstaff revoke --lift`)";
+
 /// What cannot start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", content = "value", rename_all = "lowercase")]
@@ -49,6 +52,15 @@ impl Stay {
         }
     }
 
+    /// What it keeps from starting, for whoever asked.
+    pub(super) fn told(&self) -> String {
+        let whom = match &self.what {
+            Stayed::Principal(uid) => format!("user {uid}"),
+            Stayed::Policy(name) => format!("policy {name}"),
+        };
+        format!("{whom} is revoked until {} (stay {:.8})", self.until, self.id)
+    }
+
     pub(super) fn wire(&self) -> wire::Stay {
         let (by, value) = match &self.what {
             Stayed::Principal(uid) => (RevokeBy::Principal, uid.to_string()),
@@ -76,6 +88,14 @@ impl Engine {
         self.drop_past_stays();
     }
 
+    /// The stay that keeps a principal or a policy of this name from going on; of several the longest: that is what the
+    /// caller has to wait for.
+    pub(super) fn stay_over(&self, principal: &Principal, policy: &str) -> Option<&Stay> {
+        let now = now().time;
+        let holds = |stay: &&Stay| stay.until > now && stay.holds(principal, policy);
+        self.stays.iter().filter(holds).max_by_key(|stay| stay.until)
+    }
+
     fn drop_past_stays(&mut self) {
         let now = now().time;
         let (past, stays) = std::mem::take(&mut self.stays).into_iter().partition(|stay: &Stay| stay.until <= now);
@@ -88,15 +108,8 @@ impl Engine {
     /// Refuses what a stay keeps from starting, and records it.
     pub(super) fn check_stays(&mut self, run: &wire::Run, principal: Principal, policy: &str) -> Result<(), ApiError> {
         self.drop_past_stays();
-        // the longest one is what the caller has to wait for
-        let held = self.stays.iter().filter(|stay| stay.holds(&principal, policy)).max_by_key(|stay| stay.until);
-        let Some(stay) = held else { return Ok(()) };
-        let whom = match &stay.what {
-            Stayed::Principal(uid) => format!("user {uid}"),
-            Stayed::Policy(name) => format!("policy {name}"),
-        };
-        let what = format!("{whom} is revoked until {} (stay {:.8})", stay.until, stay.id);
-        let remedy = "wait, or have the stay lifted (`tipstaff revoke --lift`)".to_owned();
+        let Some(what) = self.stay_over(&principal, policy).map(Stay::told) else { return Ok(()) };
+        let remedy = REMEDY.to_owned();
         let (command, _) = Text::list(&run.command.argv, super::report::COMMAND);
         let (policy, message) = (run.policy_source.clone(), what.clone());
         self.append_durable(&Body::Refused(Refused { principal, command, policy, rule: None, message }));

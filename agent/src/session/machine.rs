@@ -114,6 +114,15 @@ impl Session {
         }
     }
 
+    /// The limit that has passed by now, whether or not a tick has said so: the one that the kernel holds, or another that
+    /// came first. Of an idle limit the kernel's moment counts: before that somebody looks what the session did.
+    #[must_use]
+    pub fn passed(&self, now_boot_ns: u64) -> Option<EndReason> {
+        let due = Some(self.due()).filter(|due| due.reason != EndReason::Idle);
+        let passed = |due: &Due| due.at_boot_ns <= now_boot_ns;
+        [Some(self.armed), due].into_iter().flatten().find(passed).map(|due| due.reason)
+    }
+
     /// The end that the kernel was told of just now. It was due at the moment of the limit that ends it; else when
     /// somebody asked for it, or when a grace was over that the kernel held; else now.
     #[must_use]

@@ -14,6 +14,7 @@ mod machine;
 mod names;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 pub use ending::{Ending, Ends, SPREAD_MS, Spread, Took};
 pub use exchange::{Effect, Input, Round};
@@ -21,3 +22,4 @@ pub use id::{BadSessionId, SessionId};
 pub use limits::{Due, IDLE_MARGIN_NS, Idle, Limits, WARNINGS_NS};
 pub use machine::{ROUNDS_MAX, Session};
 pub use names::{Cause, EndReason, Mode, State, UnknownName};
+pub use verdict::{Facts, Verdict, verdict};

@@ -8,6 +8,7 @@ pub(crate) mod cgroup;
 pub(crate) mod evidence;
 pub(crate) mod guest;
 pub(crate) mod launch;
+pub(crate) mod locked;
 pub(crate) mod mounts;
 pub(crate) mod options;
 pub(crate) mod paths;

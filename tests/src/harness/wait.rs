@@ -74,11 +74,16 @@ pub(crate) fn pass(deadline_boot_ns: u64, over: Duration) -> Result<()> {
     until("the deadline to pass", limit, || Ok((boot_ns()? > goal).then_some(())))
 }
 
+/// What the kernel says that a process does, by its letter; none: there is no such process.
+pub(crate) fn state_of(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // the name before it is in parentheses and may have any character
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
 /// Whether the process is no more; one that only waits to be reaped is.
 pub(crate) fn gone(pid: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    // the name before it is in parentheses and may have any character
-    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    state_of(pid).is_none_or(|state| matches!(state, 'Z' | 'X'))
 }
 
 /// Waits until every one of the processes is gone.

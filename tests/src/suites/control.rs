@@ -20,6 +20,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("control::deadline-holds-while-frozen", WHEREVER, frozen_deadline),
     Test::new("control::revoked-by-label-policy-and-principal", WHEREVER, revoke),
     Test::new("control::stay-outlives-the-agent", WHEREVER, stay),
+    Test::new("control::revoked-though-the-agent-dies", WHEREVER, revoked_halfway),
+    Test::new("control::verdict-changes-without-a-deed", WHEREVER, verdicts),
 ];
 
 /// Bytes of a file that a member keeps adding to.
@@ -228,4 +230,89 @@ fn stay(s: &mut Sandbox) -> Result<()> {
     s.wait_evidence("the gap", |r| r["type"] == "gap" && r["detail"].to_string().contains("every stay in it is lost"))?;
     starts(s)?.ended(0)?;
     Ok(())
+}
+
+/// The agent dies at some moment of a revocation. Either nothing of it holds, or all: the next agent ends what the stay is
+/// over.
+fn revoked_halfway(s: &mut Sandbox) -> Result<()> {
+    let (rounds, step) = if in_guest() { (2, 60) } else { (4, 6) };
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member).name("red"))?;
+    let mut held = 0;
+    for round in 1..=rounds {
+        let running = (0..6).map(|_| s.run(&policy, &member, "idle")).collect::<Result<Vec<_>>>()?;
+        let sessions = running.iter().map(|r| r.session(s)).collect::<Result<Vec<_>>>()?;
+        let mut revoke = s.tipstaff();
+        revoke.args(["revoke", "--policy", "red"]);
+        let revoke = Running::spawn(s, revoke, None)?;
+        std::thread::sleep(Duration::from_millis(step * round));
+        s.kill_agent()?;
+        revoke.wait()?;
+        s.start()?;
+        let stays = s.json(&["revoke", "--list"])?["stays"].clone();
+        if let Some(stay) = stays[0]["id"].as_str() {
+            held += 1;
+            s.cli(&["revoke", "--lift", stay])?.ended(0)?;
+        } else {
+            let ps = s.json(&["ps"])?;
+            let living = ps["sessions"].as_array().into_iter().flatten().filter(|row| row["verdict"] == "continue");
+            ensure!(living.count() == sessions.len(), "no stay, and not all sessions: {ps}");
+            s.cli(&["revoke", "--policy", "red", "--no-stay"])?.ended(0)?;
+        }
+        for session in sessions {
+            s.session_ended(&session, "revoked").with_context(|| format!("the stays were {stays}"))?;
+        }
+        running.into_iter().try_for_each(|running| running.wait()?.ended(137).map(drop))?;
+    }
+    eprintln!("{held} of {rounds} revocations held");
+    Ok(())
+}
+
+/// What others decide changes the verdict on a session whose members sleep all the while: no record of theirs comes.
+fn verdicts(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let red = s.policy(&only(&member).name("red").to("one", "127.0.0.1/32", 1_001))?;
+    let running = s.run(&red, &member, "idle")?;
+    let session = running.session(s)?;
+    let judged = |s: &Sandbox, verdict: &str, why: &str| -> Result<()> {
+        let rows = [s.json(&["ps"])?["sessions"][0].clone(), s.json(&["inspect", &session])?["session"].clone()];
+        let fits = |row: &Value| row["id"] == session && row["verdict"] == verdict && row["why"] == why;
+        ensure!(rows.iter().all(fits), "the verdict should be {verdict} ({why}): {rows:?}");
+        let shown = if why.is_empty() { verdict.to_owned() } else { format!("{verdict}: {why}") };
+        s.cli(&["ps"])?.ended(0)?.told(&["VERDICT", &shown])?;
+        s.cli(&["inspect", &session])?.ended(0)?.told(&[&shown]).map(drop)
+    };
+    let deeds = |s: &Sandbox| -> Result<usize> {
+        let of = |kind| s.records(&session, kind).map(|records| records.len());
+        Ok(of("exec")? + of("fork")? + of("connect")?)
+    };
+    s.wait_evidence("the first program", |r| r["type"] == "exec" && r["session"] == session)?;
+    let before = deeds(s)?;
+    judged(s, "continue", "")?;
+    s.cli(&["freeze", &session])?.ended(0)?;
+    judged(s, "hold", "frozen")?;
+    s.cli(&["thaw", &session])?.ended(0)?;
+    judged(s, "continue", "")?;
+    // what may not start may not be narrowed to
+    let blue = s.policy(&only(&member).name("blue"))?;
+    let stay = s.json(&["revoke", "--policy", "blue"])?["stay"]["id"].as_str().context("no stay")?.to_owned();
+    s.cli(&["narrow", &session, "--policy", &blue])?.ended(3)?.complained(&["policy blue is revoked until"])?;
+    judged(s, "continue", "")?;
+    s.cli(&["revoke", "--lift", &stay])?.ended(0)?;
+    s.cli(&["narrow", &session, "--policy", &blue])?.ended(0)?;
+    judged(s, "narrow", "narrowed")?;
+    s.cli(&["freeze", &session])?.ended(0)?;
+    judged(s, "hold", "frozen")?;
+    s.kill_agent()?;
+    s.start()?;
+    judged(s, "hold", "frozen").context("with another agent")?;
+    s.cli(&["thaw", &session])?.ended(0)?;
+    judged(s, "narrow", "narrowed")?;
+    ensure!(deeds(s)? == before, "a member did something");
+    // of the policy that it was started under as well
+    s.cli(&["revoke", "--policy", "red"])?.ended(0)?;
+    running.wait()?.ended(137)?;
+    s.session_ended(&session, "revoked").map(drop)
 }

@@ -2,8 +2,6 @@
 
 use std::{
     fs,
-    io::Write,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -13,8 +11,9 @@ use serde_json::Value;
 use super::scene::{Fifo, only};
 use crate::harness::{
     bpf,
+    locked::LockedFile,
     prelude::*,
-    wait::{all_gone, boot_ns, gone, in_guest},
+    wait::{all_gone, boot_ns, gone, in_guest, state_of},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -22,7 +21,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("end::leftovers-have-their-grace", WHEREVER, leftovers),
     Test::sharing("end::stopped-traced-moved-and-hidden-members", WHEREVER, scattered),
     Test::sharing("end::fork-bomb", WHEREVER, bomb),
-    Test::sharing("end::uninterruptible-sleep-is-reported", WHEREVER, uninterruptible),
+    Test::new("end::uninterruptible-sleep-is-reported", WHEREVER, uninterruptible),
     Test::new("end::clock-goes-with-a-start-that-fails", WHEREVER, failed_start),
     Test::sharing("end::clock-ticks-while-sessions-live-and-no-longer", WHEREVER, ticks),
     Test::new("end::clock-comes-back-with-its-processor", WHEREVER, hotplug).guests_only("takes a processor offline"),
@@ -53,7 +52,8 @@ fn term(s: &mut Sandbox) -> Result<()> {
     ensure!(asked["signalled"] == 3, "signalled: {asked}");
     ensure!(asked["grace_ms"].as_u64() <= Some(grace * 1000), "the grace: {asked}");
     until("the signal to be heeded", patience(), || Ok((fs::read_to_string(&caught)? == "15").then_some(())))?;
-    ensure!(s.json(&["ps"])?["sessions"][0]["state"] == "ending", "the session is not ending");
+    let row = &s.json(&["ps"])?["sessions"][0];
+    ensure!(row["state"] == "ending" && row["verdict"] == "end" && row["why"] == "ttl", "it is not ending: {row}");
     fifo.wake()?;
     until("a member to run a program in its grace", patience(), || Ok(Path::new(&mark).exists().then_some(())))?;
     ensure!(!gone(running.pid()), "a member that ignores SIGTERM was not given its grace");
@@ -95,11 +95,6 @@ fn leftovers(s: &mut Sandbox) -> Result<()> {
     running.wait()?.ended(0)?;
     fifo.wake()?;
     s.session_ended(&session, "completed").map(drop)
-}
-
-fn state_of(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 fn in_state(pid: u32, states: &[char]) -> Result<()> {
@@ -190,70 +185,12 @@ fn bomb(s: &mut Sandbox) -> Result<()> {
     until("the session's cgroup to be gone", patience(), || Ok(s.nothing_of_sessions_is_left().is_ok().then_some(())))
 }
 
-/// Memory whose first touch waits until it is dropped: in the kernel, for whoever hands it to a system call.
-struct Unready {
-    address: usize,
-    descriptor: Option<OwnedFd>,
-}
-
-const PAGE: usize = 4096;
-
-impl Unready {
-    /// userfaultfd(2).
-    fn new() -> Result<Self> {
-        // `UFFDIO_API` and `UFFDIO_REGISTER`, include/uapi/linux/userfaultfd.h
-        const API: libc::c_ulong = 0xc018_aa3f;
-        const REGISTER: libc::c_ulong = 0xc020_aa00;
-        const MISSING: u64 = 1;
-        // SAFETY: no pointers.
-        let raw = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
-        ensure!(raw >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
-        // SAFETY: the kernel just made it, and nobody else has it.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(i32::try_from(raw)?) };
-        let mut api = [0xaa_u64, 0, 0];
-        // SAFETY: the call reads and writes three words, which outlive it.
-        let agreed = unsafe { libc::ioctl(descriptor.as_raw_fd(), API, &raw mut api) };
-        ensure!(agreed == 0, "UFFDIO_API: {}", std::io::Error::last_os_error());
-        let (flags, access) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_READ | libc::PROT_WRITE);
-        // SAFETY: a new private mapping; it is left to the process's end.
-        let place = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, access, flags, -1, 0) };
-        ensure!(place != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
-        let address = place as usize;
-        let mut register = [address as u64, PAGE as u64, MISSING, 0];
-        // SAFETY: as above, four words.
-        let registered = unsafe { libc::ioctl(descriptor.as_raw_fd(), REGISTER, &raw mut register) };
-        ensure!(registered == 0, "UFFDIO_REGISTER: {}", std::io::Error::last_os_error());
-        Ok(Self { address, descriptor: Some(descriptor) })
-    }
-
-    /// Who waits for it goes on.
-    fn ready(&mut self) {
-        self.descriptor = None;
-    }
-}
-
-impl Drop for Unready {
-    fn drop(&mut self) {
-        self.ready();
-    }
-}
-
 /// A member waits for a lock of the kernel's, which nobody's signal reaches: this process holds it, in the midst of a
 /// write to the same file. The member is reported as what it is, everything is refused to it, and it goes when it wakes.
 fn uninterruptible(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, pid, file) = (s.program("member")?, s.file("pid"), s.file("locked"));
-    fs::write(&file, "")?;
-    let mut memory = Unready::new()?;
-    let address = memory.address;
-    let path = PathBuf::from(&file);
-    let writer = std::thread::spawn(move || -> Result<()> {
-        let mut file = fs::File::options().append(true).open(path)?;
-        // SAFETY: the page is mapped until the process ends; its bytes are zeros whenever they come to be.
-        let bytes = unsafe { std::slice::from_raw_parts(address as *const u8, PAGE) };
-        file.write_all(bytes)?;
-        Ok(())
-    });
+    let locked = LockedFile::new(Path::new(&file))?;
     let running =
         s.run(&s.policy(&only(&member))?, &member, &format!("background pid {pid} append {file} idle + idle"))?;
     let session = running.session(s)?;
@@ -268,14 +205,24 @@ fn uninterruptible(s: &mut Sandbox) -> Result<()> {
     let tasks = stuck["tasks"].as_array().context("no tasks")?;
     ensure!(tasks.iter().any(|t| t["pid"] == pid && t["state"] == "D (disk sleep)"), "reported: {stuck}");
     ensure!(state_of(pid) == Some('D'), "it woke by itself");
-    ensure!(s.json(&["ps"])?["sessions"][0]["state"] == "ending", "the session does not wait for it");
+    let row = &s.json(&["ps"])?["sessions"][0];
+    ensure!(row["state"] == "ending" && row["why"] == "operator", "the session does not wait for it: {row}");
     let ending = s.json(&["inspect", &session])?["ending"].clone();
     ensure!(ending["since_ms"].as_u64() >= Some(1_000) && ending["mark_ms"].is_u64(), "it is due since {ending}");
     ensure!(s.records(&session, "session-end")?.is_empty(), "the session ended with a member in it");
-    memory.ready();
-    let done = writer.join();
-    ensure!(matches!(done, Ok(Ok(()))), "the write came out as {done:?}");
-    end.wait()?.ended(0)?;
+    // the next agent knows since when it ends, and reports it again
+    s.kill_agent()?;
+    end.wait()?;
+    let killed = s.evidence()?.len();
+    s.start()?;
+    until("the report by another agent", patience(), || {
+        let stuck = s.evidence()?.into_iter().skip(killed).find(|r| r["type"] == "stuck" && r["session"] == session);
+        Ok(stuck.filter(|r| r["tasks"].to_string().contains(&format!("\"pid\":{pid}"))).map(drop))
+    })?;
+    let still = s.json(&["inspect", &session])?["ending"].clone();
+    ensure!(still["since_ms"].as_u64() >= ending["since_ms"].as_u64(), "it is due since {still}, after {ending}");
+    ensure!(still["mark_ms"] == ending["mark_ms"], "the mark moved: {still}, after {ending}");
+    locked.release()?;
     let end = s.session_ended(&session, "operator")?;
     receipted(&end, &[pid])?;
     ensure!(end["took"]["members_ms"].as_u64() >= ending["since_ms"].as_u64(), "it went before it woke: {end}");
