@@ -36,16 +36,22 @@ struct Scene {
     bound: Option<f64>,
 }
 
-const SCENES: [Scene; 8] = [
+const SCENES: [Scene; 14] = [
     Scene { members: 1, agent: Agent::Alive, ttl: "2s", bound: Some(2.0) },
     Scene { members: 10, agent: Agent::Alive, ttl: "2s", bound: None },
     Scene { members: 100, agent: Agent::Alive, ttl: "3s", bound: None },
     Scene { members: 1_000, agent: Agent::Alive, ttl: "6s", bound: Some(30.0) },
     // by the clock alone, which ends one member a tick and processor
+    Scene { members: 1, agent: Agent::Stopped, ttl: "2s", bound: Some(250.0) },
+    Scene { members: 1, agent: Agent::Killed, ttl: "2s", bound: Some(250.0) },
     Scene { members: 2, agent: Agent::Stopped, ttl: "2s", bound: Some(250.0) },
     Scene { members: 2, agent: Agent::Killed, ttl: "2s", bound: Some(250.0) },
+    Scene { members: 10, agent: Agent::Stopped, ttl: "2s", bound: None },
+    Scene { members: 10, agent: Agent::Killed, ttl: "2s", bound: None },
     Scene { members: 100, agent: Agent::Stopped, ttl: "3s", bound: None },
     Scene { members: 100, agent: Agent::Killed, ttl: "3s", bound: None },
+    Scene { members: 1_000, agent: Agent::Stopped, ttl: "6s", bound: None },
+    Scene { members: 1_000, agent: Agent::Killed, ttl: "6s", bound: None },
 ];
 
 pub(super) fn run(ground: &mut Ground) -> Result<Vec<Row>> {

@@ -15,12 +15,15 @@ use super::{
 };
 use crate::{
     harness::{
+        locked::LockedFile,
         server::Server,
-        wait::{boot_ns, patience, until},
+        wait::{boot_ns, patience, state_of, until},
     },
     work::measure::BEYOND,
 };
 
+/// Ends of a session with a member in uninterruptible sleep.
+const SLEEPS: usize = 20;
 /// Violations of each sort.
 const TRIALS: usize = 200;
 /// Sessions that are ended, with so many members and flows.
@@ -36,6 +39,8 @@ pub(super) fn run(ground: &mut Ground) -> Result<Vec<Row>> {
     place::hurry(false);
     eprintln!("bench: kill: {ENDS} ends of {MEMBERS} members");
     rows.extend(ends(ground)?);
+    eprintln!("bench: kill: {SLEEPS} members in uninterruptible sleep");
+    rows.extend(sleepers(ground)?);
     place::ordinary()?;
     Ok(rows)
 }
@@ -47,16 +52,20 @@ fn violations(ground: &mut Ground) -> Result<Vec<Row>> {
     let mut worker = Worker::inside(&ground.programs, &ground.sandbox, &policy)?;
     let mut rows = Vec::new();
     let target = Some(Target { name: "P7", bound: Bound::AtMost(1.0) });
-    for (what, threads, bomb) in
-        [("one thread", 1, false), ("64 threads", 64, false), ("one thread, 1,000 forks a second beside it", 1, true)]
-    {
-        if bomb {
-            worker.ask("bomb")?;
-        }
-        let allowed = trials(&mut worker, &format!("errand {threads} {}", server.port()))?.0;
-        let (times, survived) = trials(&mut worker, &format!("trespass {threads} {}", server.port()))?;
-        if bomb {
+    let one = ("errand 1", "trespass 1");
+    for (what, (errand, trespass), bomb) in [
+        ("one thread", one, false),
+        ("64 threads", ("errand 64", "trespass 64"), false),
+        ("a grandchild in a session of its own (setsid)", ("depart 0", "abscond 0"), false),
+        ("one thread, a fork bomb beside it", one, true),
+    ] {
+        let bomb = bomb.then(|| worker.ask("bomb")).transpose()?;
+        let allowed = trials(&mut worker, &format!("{errand} {}", server.port()))?.0;
+        let (times, survived) = trials(&mut worker, &format!("{trespass} {}", server.port()))?;
+        if let Some(bomb) = bomb {
             worker.ask("defuse")?;
+            let rate = forks(ground, &worker, bomb.parse()?)?;
+            rows.push(Row { unit: "", ..row("forks a second of the bomb".to_owned(), None, Figures::Single(rate)) });
         }
         rows.push(row(format!("exec that is allowed to end, {what}"), None, Figures::Spread(allowed)));
         // where LSM programs decide, the exec fails, and the process ends by itself
@@ -76,6 +85,16 @@ fn violations(ground: &mut Ground) -> Result<Vec<Row>> {
 
 fn row(what: String, target: Option<Target>, figures: Figures) -> Row {
     Row { bench: "kill", what, unit: "ms", target, figures }
+}
+
+/// How many forks a second of one member are in the evidence.
+fn forks(ground: &Ground, worker: &Worker, pid: u32) -> Result<f64> {
+    let records = ground.sandbox.records(&ground.sandbox.session_of(worker.pid())?, "fork")?;
+    let mine = records.iter().filter(|record| record["pid"] == pid);
+    let times: Vec<u64> = mine.filter_map(|record| record["at_boot_ns"].as_u64()).collect();
+    let span = times.iter().max().zip(times.iter().min()).map(|(last, first)| last - first);
+    let span = span.filter(|span| *span > 0).context("the bomb made no two children")?;
+    Ok((times.len() - 1) as f64 * 1e9 / span as f64)
 }
 
 /// The times in milliseconds, and how many were not killed.
@@ -136,5 +155,45 @@ fn ends(ground: &mut Ground) -> Result<Vec<Row>> {
                 Figures::Single(unaware as f64),
             )
         },
+    ])
+}
+
+/// What cannot die is reported, and gone when it wakes.
+fn sleepers(ground: &mut Ground) -> Result<Vec<Row>> {
+    ground.start()?;
+    let s = &ground.sandbox;
+    let policy = s.policy(&ground.programs.policy(1))?;
+    let (mut deaths, mut ends, mut reported) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..SLEEPS {
+        let (pid, file) = (s.file("pid"), s.file("locked"));
+        let locked = LockedFile::new(file.as_ref())?;
+        let line = format!("background pid {pid} append {file} nothing + idle");
+        let running = s.run(&policy, &ground.programs.worker, &line)?;
+        let (session, pid) = (running.session(s)?, s.pid_in(&pid)?);
+        let mut watch = Watch::over(&pid.to_string())?;
+        until("the member to sleep", patience(), || Ok((state_of(pid) == Some('D')).then_some(())))?;
+        let ending = thread::spawn({
+            let (socket, session) = (s.folder().join("run/operate.sock"), session.clone());
+            move || call(&socket, "End", &json!({"id": session, "reason": "operator"}))
+        });
+        let stuck = s.wait_evidence("the report of it", |r| r["type"] == "stuck" && r["session"] == session)?;
+        let is_it = |task: &serde_json::Value| task["pid"] == pid && task["state"] == "D (disk sleep)";
+        reported += usize::from(stuck["tasks"].as_array().is_some_and(|tasks| tasks.iter().any(is_it)));
+        let woken = boot_ns()?;
+        locked.release()?;
+        let (left, dead) = watch.wait(patience())?;
+        ensure!(left == 0, "a member outlived its waking");
+        ending.join().map_err(|_panic| anyhow!("the call broke down"))??;
+        ends.push(boot_ns()?.saturating_sub(woken) as f64 / 1e6);
+        deaths.push(dead.saturating_sub(woken) as f64 / 1e6);
+        running.wait()?;
+    }
+    ground.stop()?;
+    let what = "member in uninterruptible sleep";
+    let (found, holds) = (format!("{reported} of {SLEEPS}"), reported == SLEEPS);
+    Ok(vec![
+        row(format!("{what}: reported as such"), None, Figures::Exact { found, holds }),
+        row(format!("{what}: waking to death"), None, Figures::Spread(deaths)),
+        row(format!("{what}: waking to the end of its session"), None, Figures::Spread(ends)),
     ])
 }

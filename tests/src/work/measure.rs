@@ -3,7 +3,7 @@
 //! is a program that ends at once, `FORBIDDEN` another, which the policy does not allow.
 //!
 //! Some operations are no loops and have an answer of their own: `trespass THREADS PORT`, `errand THREADS PORT` (the same
-//! with the program that is allowed), `bomb`, `defuse`, `crowd SLEEPERS SPINNERS`, `flows COUNT PORT`,
+//! with the program that is allowed), `abscond 0 PORT` and `depart 0 PORT` (both by a grandchild that left its session), `bomb`, `defuse`, `crowd SLEEPERS SPINNERS`, `flows COUNT PORT`,
 //! `refused N`: connects to destination N, without a datagram, until that is refused; answers when it was.
 
 use std::{
@@ -110,9 +110,12 @@ impl Bench {
         match operation {
             "trespass" => victims::trespass(&self.forbidden, first, beyond()?),
             "errand" => victims::trespass(&self.nothing, first, beyond()?),
+            "abscond" => victims::abscond(&self.forbidden, beyond()?),
+            "depart" => victims::abscond(&self.nothing, beyond()?),
             "bomb" => {
-                self.bomb = Some(victims::bomb()?);
-                Ok("ok".to_owned())
+                let bomb = victims::bomb()?;
+                self.bomb = Some(bomb);
+                Ok(bomb.to_string())
             }
             "defuse" => {
                 self.bomb.take().map_or(Ok(()), victims::defuse)?;

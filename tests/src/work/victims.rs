@@ -6,7 +6,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,12 +14,13 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
+        prctl::set_child_subreaper,
         signal::{Signal, kill},
         socket::{MsgFlags, send},
         wait::{WaitStatus, waitpid},
     },
     time::{ClockId, clock_gettime},
-    unistd::{Pid, execv, pipe},
+    unistd::{Pid, execv, pipe, setsid, write},
 };
 
 use super::process::{idle, in_child, spin};
@@ -50,7 +51,11 @@ pub(crate) fn pidfd(pid: Pid) -> Result<OwnedFd> {
 pub(super) fn trespass(program: &CStr, threads: u32, target: SocketAddrV4) -> Result<String> {
     let (from, to) = pipe()?;
     let child = in_child(|| trespasser(program, threads, target, to.as_fd().try_clone_to_owned().map(File::from)))?;
-    let watched = pidfd(child)?;
+    tell_death(&pidfd(child)?, child, File::from(from), to)
+}
+
+/// Waits for the death of a child that notes into the pipe when it begins.
+fn tell_death(watched: &OwnedFd, child: Pid, mut from: File, to: OwnedFd) -> Result<String> {
     poll(&mut [PollFd::new(watched.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
     let dead = now_ns()?;
     let signal = match waitpid(child, None)? {
@@ -60,7 +65,7 @@ pub(super) fn trespass(program: &CStr, threads: u32, target: SocketAddrV4) -> Re
     };
     drop(to);
     let mut noted = [0; 8];
-    File::from(from).read_exact(&mut noted).context("the child noted no time")?;
+    from.read_exact(&mut noted).context("the child noted no time")?;
     Ok(format!("{} {signal}", dead.saturating_sub(u64::from_ne_bytes(noted))))
 }
 
@@ -81,18 +86,43 @@ fn trespasser(program: &CStr, threads: u32, target: SocketAddrV4, note: std::io:
     if errno == Errno::EPERM { 1 } else { 2 }
 }
 
-/// A child that forks a thousand times a second, for ever.
+/// The same by a grandchild that left its parent, its session and its process group before.
+pub(super) fn abscond(program: &CStr, target: SocketAddrV4) -> Result<String> {
+    // who is left without a parent becomes this process's, which then learns how it ended
+    set_child_subreaper(true)?;
+    let (from, to) = pipe()?;
+    let (gate, open) = pipe()?;
+    let child = in_child(|| {
+        let leave = || setsid().is_ok() && File::from(gate).read_exact(&mut [0]).is_ok();
+        let note = to.as_fd().try_clone_to_owned().map(File::from);
+        let grandchild = in_child(|| if leave() { trespasser(program, 1, target, note) } else { 2 });
+        let Ok(pid) = grandchild else { return 2 };
+        u8::from(write(&to, &pid.as_raw().to_ne_bytes()).is_err())
+    })?;
+    waitpid(child, None)?;
+    let mut from = File::from(from);
+    let mut pid = [0; 4];
+    from.read_exact(&mut pid).context("the grandchild has no number")?;
+    let grandchild = Pid::from_raw(i32::from_ne_bytes(pid));
+    let watched = pidfd(grandchild)?;
+    File::from(open).write_all(b"g")?;
+    tell_death(&watched, grandchild, from, to)
+}
+
+/// A child that forks a thousand times a second, for ever, where the machine lets it.
 pub(super) fn bomb() -> Result<Pid> {
     in_child(|| {
         if place::ordinary().is_err() {
             return 1;
         }
+        let mut due = Instant::now();
         loop {
             match in_child(|| 0) {
                 Ok(child) => drop(waitpid(child, None)),
                 Err(_) => return 0,
             }
-            std::thread::sleep(BEAT);
+            due += BEAT;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
     })
 }
