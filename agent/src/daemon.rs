@@ -184,10 +184,12 @@ fn load_with(
 /// off.
 fn take_over(kernel: &mut Kernel, root: &CgroupRoot, pins: Option<&Pins>) -> Result<Song, KernelError> {
     kernel.speak()?;
-    let song = prove(kernel, &root.path)?;
+    let mut song = prove(kernel, &root.path)?;
     if kernel.tier() == Tier::Full && !song.exec_stopped(Tier::Full) {
         info!("LSM programs attach and do not decide here: is bpf in /sys/kernel/security/lsm?");
-        kernel.leave_lsm(pins)?;
+        kernel.leave_lsm(root, pins)?;
+        // what is in their place is proven by itself
+        song = prove(kernel, &root.path)?;
     }
     if let Some(pins) = pins {
         if kernel.inherits_clock(pins)? {

@@ -133,7 +133,29 @@ pub struct Offsets {
     pub super_flags: u32,
     /// `linux_binprm.fdpath`
     pub binprm_descriptor: u32,
+    /// `task_struct.fs`
+    pub task_fs: u32,
+    /// `task_struct.cred`
+    pub task_credentials: u32,
+    /// `cred.user_ns`
+    pub credentials_users: u32,
+    /// `user_namespace.level`
+    pub users_level: u32,
+    /// `fs_struct.root.mnt`
+    pub fs_root_mount: u32,
+    /// `fs_struct.root.dentry`
+    pub fs_root_dentry: u32,
+    /// `mount.mnt`
+    pub mount_inner: u32,
+    /// `mount.mnt_id`
+    pub mount_id: u32,
+    /// `vfsmount.mnt_root`
+    pub mount_root: u32,
+    /// `bpf_sock_addr_kern.uaddr`
+    pub asked_address: u32,
+    /// `bpf_sock_addr_kern.uaddrlen`, since 6.7; 0: there is none.
+    pub asked_length: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 63 * 4);
+const _: () = assert!(size_of::<Offsets>() == 74 * 4);
 
 pod!(Offsets);

@@ -202,6 +202,9 @@ pub const UNIX_PLACE: u32 = 1;
 pub const UNIX_DIRECTORY: u32 = 2;
 /// The key is an abstract name, without its leading 0 byte; `file` is all zero.
 pub const UNIX_ABSTRACT: u32 = 3;
+/// The key is a path as a program may spell it, in the name; `file` is all zero. Only for programs that see no more of a
+/// socket than that. A rule that allows has one only where nobody but root can change which file the path leads to.
+pub const UNIX_SPELLED: u32 = 4;
 
 /// In [`PortRule::rule`], from here on: a reason that is no rule, `REASONS` plus what is above this.
 pub const PORT_REASONS: u16 = 0xff00;

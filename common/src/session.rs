@@ -137,6 +137,8 @@ pub const HAS_LISTEN_RULES: u32 = 4;
 pub const HAS_INBOUND_RULES: u32 = 8;
 /// There is an inner map in `UNIX_RULES`, as above.
 pub const HAS_UNIX_RULES: u32 = 16;
+/// Some rule denies unix sockets by file, place or directory: a path by itself does not tell whether it is of these.
+pub const HAS_UNIX_DENIALS: u32 = 32;
 
 /// Constants of one load, injected into the programs' read-only data.
 #[repr(C)]
@@ -150,8 +152,8 @@ pub struct Settings {
     pub agent: u32,
     /// Number of this load, from 1. While two loads are attached, the one that `GENERATION` names speaks.
     pub generation: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// `mount.mnt_id` of the mount at the host's root; 0: not known, and no path is trusted.
+    pub root_mount: u32,
     /// A random number that only this load knows; see `socket::SocketLabel::judged`.
     pub secret: u64,
 }

@@ -197,6 +197,22 @@ impl Task {
         read(set, offset_of!(Offsets, css_set_default)).map(Cgroup)
     }
 
+    /// Whether a path means for it what it means for the host: its root is the host's, and so are the rights with which it
+    /// could choose another.
+    #[inline(always)]
+    pub fn has_roots_view(self) -> Result<bool, Fault> {
+        let known = settings().root_mount;
+        let credentials: u64 = read(self.0, offset_of!(Offsets, task_credentials))?;
+        let users: u64 = read(credentials, offset_of!(Offsets, credentials_users))?;
+        let level: u32 = read(users, offset_of!(Offsets, users_level))?;
+        let fs: u64 = read(self.0, offset_of!(Offsets, task_fs))?;
+        let mount: u64 = read(fs, offset_of!(Offsets, fs_root_mount))?;
+        let root: u64 = read(fs, offset_of!(Offsets, fs_root_dentry))?;
+        let top: u64 = read(mount, offset_of!(Offsets, mount_root))?;
+        let id: u32 = read(mount - offset(offset_of!(Offsets, mount_inner)), offset_of!(Offsets, mount_id))?;
+        Ok(known != 0 && id == known && root == top && level == 0)
+    }
+
     /// Start and end of the argument vector in the task's own memory.
     #[inline(always)]
     pub fn arguments(self) -> Result<(u64, u64), Fault> {
@@ -504,6 +520,21 @@ impl Address {
     #[inline(always)]
     pub const fn at(place: u64, length: u32) -> Self {
         Self { place, length }
+    }
+
+    /// The address that a `struct bpf_sock_addr_kern` is about, which is what a program's context really is. The kernel
+    /// lets programs read it in the words of `struct bpf_sock_addr` only, which has none for names.
+    #[inline(always)]
+    pub fn of_context(context: u64) -> Result<Self, Fault> {
+        let place: u64 = read(context, offset_of!(Offsets, asked_address))?;
+        let length: u32 = read(context, offset_of!(Offsets, asked_length))?;
+        if place == 0 { Err(Fault::Unreadable) } else { Ok(Self { place, length }) }
+    }
+
+    /// What follows the family: where, and how many bytes.
+    #[inline(always)]
+    pub const fn name(self) -> (u64, u32) {
+        (self.place + 2, self.length.saturating_sub(2))
     }
 
     /// The address in a message (`struct msghdr`); `None`: none.

@@ -19,7 +19,7 @@ use tipstaff_common::{
 /// Constants of this load. The agent replaces them in read-only data before the programs are verified.
 #[unsafe(no_mangle)]
 pub static SETTINGS: Settings =
-    Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, pad: 0, secret: 0 };
+    Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, root_mount: 0, secret: 0 };
 
 /// Where this kernel keeps what the programs read; as `SETTINGS`.
 #[unsafe(no_mangle)]
@@ -87,6 +87,17 @@ pub static OFFSETS: Offsets = Offsets {
     inode_changed_nanos: 0,
     super_flags: 0,
     binprm_descriptor: 0,
+    task_fs: 0,
+    task_credentials: 0,
+    credentials_users: 0,
+    users_level: 0,
+    fs_root_mount: 0,
+    fs_root_dentry: 0,
+    mount_inner: 0,
+    mount_id: 0,
+    mount_root: 0,
+    asked_address: 0,
+    asked_length: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the

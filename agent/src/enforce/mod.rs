@@ -19,5 +19,5 @@ pub use sockets::{
 };
 pub use sweep::{Killed, Sweep, signal_members};
 pub use tree::{Host, Refusal, Target, cgroup_named, outside, whom};
-pub use trust::only_root_can_replace;
+pub use trust::{only_root_can_place, only_root_can_replace};
 pub use watch::{FileWatch, directories_of};

@@ -50,6 +50,16 @@ pub fn only_root_can_replace(path: &Path) -> bool {
     true
 }
 
+/// Whether only root can have put what stands at a path, or will: a socket, which others may be allowed to write to. One that
+/// is reached by a link of that name does not count.
+#[must_use]
+pub fn only_root_can_place(path: &Path) -> bool {
+    let Some(directory) = path.parent() else { return false };
+    let closed = fs::metadata(directory).is_ok_and(|found| found.mode() & WRITABLE_BY_OTHERS == 0);
+    let linked = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+    closed && !linked && only_root_can_replace(directory)
+}
+
 /// The names of a path, the last first.
 pub(super) fn names(path: &Path) -> Vec<OsString> {
     let named = |component: Component<'_>| match component {
@@ -96,6 +106,12 @@ mod tests {
         assert!(only_root_can_replace(&file));
         chown(&file, Some(1), None).unwrap();
         assert!(!only_root_can_replace(&file) && !only_root_can_replace(&dir.path().join("none")));
+        // whoever may be written to, in a directory that only root writes, but for a sticky one
+        assert!(!only_root_can_place(&file));
+        mode(dir.path(), 0o755);
+        assert!(only_root_can_place(&file) && only_root_can_place(&dir.path().join("none")));
+        assert!(!only_root_can_place(&link) && !only_root_can_place(&dir.path().join("none/none")));
+        mode(dir.path(), 0o1777);
         let other = dir.path().join("theirs");
         symlink("/bin/sh", &other).unwrap();
         assert!(only_root_can_replace(&other));

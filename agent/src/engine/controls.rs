@@ -43,7 +43,7 @@ pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
         crossed(song),
         listening(tier, song),
         raw_sockets(song),
-        unix_sockets(song),
+        unix_sockets(tier, song),
         attempts("budgets", song, &[("budget", "a connect over its budget")]),
         unavailable("privileges", "this version has no rules for capabilities, ptrace, mounts and the like"),
         clock(song),
@@ -106,15 +106,23 @@ fn raw_sockets(song: &Song) -> Control {
     unavailable("raw-sockets", &format!("the canary's raw socket came out as {}", song.of("raw")))
 }
 
-fn unix_sockets(song: &Song) -> Control {
-    if song.denied("unix") {
-        return control(
-            "unix-sockets",
-            ControlState::Enforced,
-            "the canary was refused a unix socket out of its scope",
-        );
+/// Where only cgroup programs are asked, they see names: an abstract one is the socket's own, a path is not.
+fn unix_sockets(tier: Tier, song: &Song) -> Control {
+    let name = "unix-sockets";
+    match (song.denied("unix"), tier) {
+        (true, Tier::Full) => {
+            control(name, ControlState::Enforced, "the canary was refused a unix socket out of its scope")
+        }
+        (true, Tier::NoLsm) => {
+            let why = "the canary was refused a unix socket out of its scope; only its name is seen here: a path is \
+                       refused unless a rule allows just this one and nobody but root can change where it leads";
+            control(name, ControlState::BestEffort, why)
+        }
+        _ => {
+            let why = "without BPF LSM, no program is asked before Linux 6.7 when a unix socket is connected to";
+            unavailable(name, why)
+        }
     }
-    unavailable("unix-sockets", "without BPF LSM no program is asked when a unix socket is connected to")
 }
 
 /// Enforced where a member that only computes was killed after its session's end.

@@ -285,7 +285,8 @@ fn unix_name(unix: &event::Unix) -> Text {
     let name = ring::socket_name(unix);
     match name.split_first() {
         Some((0, rest)) => Text::from([b"@", rest].concat().as_slice()),
-        _ => Text::from(name),
+        // a caller may count the 0 that ends a path as part of it
+        _ => Text::from(name.split(|byte| *byte == 0).next().unwrap_or_default()),
     }
 }
 

@@ -5,7 +5,10 @@ use std::{
     fs::{self, File},
     io::{self, Read as _},
     net::IpAddr,
-    os::{fd::AsRawFd as _, unix::ffi::OsStringExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -13,7 +16,7 @@ use tipstaff_common::rule::FileId;
 
 use super::digests::Digests;
 use crate::{
-    enforce::only_root_can_replace,
+    enforce::{only_root_can_place, only_root_can_replace},
     kernel::{Kernel, KernelError, Seen, open_path},
     policy::{self, Addresses, Effect, ExecRule, ExecTarget, Policy, ProgramClass, Resolved, UnixFound, UnixTarget},
 };
@@ -149,6 +152,11 @@ fn resolve(
         resolvers: resolvers(policy)?,
         ..Resolved::default()
     };
+    for (index, rule) in policy.unix_rules().iter().enumerate() {
+        if let (Effect::Allow, UnixTarget::Path(path)) = (rule.effect, &rule.target) {
+            resolved.unix[index].trusted = only_root_can_place(path) && !is_denied(policy, path);
+        }
+    }
     for chunk in wanted.chunks(CHUNK) {
         let paths: Vec<&Path> = chunk.iter().map(|(_, path)| path.as_path()).collect();
         for ((what, path), found) in chunk.iter().zip(look(kernel, &paths)?) {
@@ -182,6 +190,26 @@ fn resolve(
         }
     }
     Ok(resolved)
+}
+
+/// Whether a rule that denies names the socket at a path, its place, or a directory above it, by whatever name.
+fn is_denied(policy: &Policy, path: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    let denied: Vec<(PathBuf, Option<(u64, u64)>)> = policy
+        .unix_rules()
+        .iter()
+        .filter(|rule| rule.effect == Effect::Deny)
+        .filter_map(|rule| match &rule.target {
+            UnixTarget::Path(path) | UnixTarget::Dir(path) => Some((path.clone(), file(path))),
+            UnixTarget::Abstract(_) => None,
+        })
+        .collect();
+    let place = |path: &Path| Some((file(path.parent()?)?, path.file_name()?.to_owned()));
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let above: Vec<(u64, u64)> = real.ancestors().filter_map(file).collect();
+    denied.iter().any(|(other, found)| {
+        found.is_some_and(|found| above.contains(&found)) || (place(other).is_some() && place(other) == place(&real))
+    })
 }
 
 /// What a rule names as a program.

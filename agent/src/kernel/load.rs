@@ -5,7 +5,10 @@ use std::{
     collections::BTreeMap,
     error::Error,
     fs::{self, File},
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::Path,
 };
 
@@ -25,7 +28,8 @@ use tracing::{debug, info};
 use super::{
     CgroupRoot, KernelError, Pins,
     adopt::{self, Shape},
-    maps::Maps,
+    by_hand,
+    maps::{self, Maps},
     offsets, sys,
 };
 
@@ -83,6 +87,10 @@ pub struct Kernel {
     tier: Tier,
     /// The iterator that lists sockets: `OF_LABELS` or `OF_FILES`.
     pub(super) lists_sockets: &'static str,
+    /// Its maps, for programs that aya does not load.
+    descriptors: BTreeMap<String, OwnedFd>,
+    /// Links of such programs that are not pinned.
+    by_hand: Vec<OwnedFd>,
 }
 
 /// LSM programs: hook, which is the program's name too.
@@ -115,6 +123,9 @@ const LSM_SOCKETS: [&str; 13] = [
 const ADDRESSES: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
     [("egress", CgroupSkbAttachType::Egress), ("ingress", CgroupSkbAttachType::Ingress)];
+/// Programs on the names of unix sockets: program, `enum bpf_attach_type` (`BPF_CGROUP_UNIX_CONNECT` and `…_SENDMSG`,
+/// since 6.7).
+const UNIX_NAMES: [(&str, u32); 2] = [("connect_unix", 49), ("sendmsg_unix", 50)];
 /// Iterators: program, kind.
 const ITERATORS: [(&str, &str); 3] = [("members", "task"), ("heirs", "task"), ("files", "task_file")];
 /// The iterator over the labels of sockets.
@@ -171,7 +182,7 @@ impl Kernel {
             session_level: options.root.level + 1,
             agent: std::process::id(),
             generation,
-            pad: 0,
+            root_mount: by_hand::root_mount(),
             secret: secret()?,
         };
         let offsets = offsets::resolve()?;
@@ -187,6 +198,7 @@ impl Kernel {
         }
         let mut ebpf = loader.load(OBJECT).map_err(|e| KernelError::refused("the maps", &e))?;
         let btf = Btf::from_sys_fs().map_err(|e| KernelError::refused("its own type information", &e))?;
+        let descriptors = maps::descriptors(&ebpf)?;
         let maps = Maps::take(&mut ebpf)?;
         let mut kernel = Self {
             ebpf,
@@ -198,6 +210,8 @@ impl Kernel {
             maps,
             tier: Tier::NoLsm,
             lists_sockets: OF_LABELS,
+            descriptors,
+            by_hand: Vec::new(),
         };
         kernel.attach_all(options, &btf)?;
         Ok(kernel)
@@ -209,8 +223,9 @@ impl Kernel {
         self.tier
     }
 
-    /// Takes the LSM programs off again, which are attached and do not decide.
-    pub fn leave_lsm(&mut self, pins: Option<&Pins>) -> Result<(), KernelError> {
+    /// Takes the LSM programs off again, which are attached and do not decide, and attaches what decides in their place as
+    /// far as this kernel has hooks for it.
+    pub fn leave_lsm(&mut self, root: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
         let of_lsm = || LSM.iter().chain(&LSM_SOCKETS);
         self.links.retain(|(name, _)| !of_lsm().any(|lsm| lsm == name));
         let paths = of_lsm().filter_map(|name| Some(pins?.link(self.generation, name)));
@@ -218,6 +233,23 @@ impl Kernel {
             fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
         }
         self.tier = Tier::NoLsm;
+        if let Err(problem) = self.attach_unix(root, pins) {
+            info!("no programs on the names of unix sockets here: {problem}");
+        }
+        Ok(())
+    }
+
+    fn attach_unix(&mut self, root: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
+        let cgroup = File::open(&root.path).map_err(KernelError::file("open cgroup", &root.path))?;
+        for (name, link) in by_hand::attach(&UNIX_NAMES, &self.descriptors, &cgroup)? {
+            match pins {
+                None => self.by_hand.push(link),
+                Some(pins) => {
+                    let place = pins.link(self.generation, name);
+                    sys::pin(link.as_fd(), &place).map_err(KernelError::file("pin", &place))?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -239,7 +271,7 @@ impl Kernel {
         }
         if let Err(problem) = self.attach_lsm_programs(options, btf) {
             info!("no LSM programs here: {problem}");
-            self.leave_lsm(options.pins)?;
+            self.leave_lsm(options.root, options.pins)?;
         }
         for (name, tracepoint) in TRACEPOINTS {
             let link = attach_tracepoint(self.typed(name)?, tracepoint, btf);

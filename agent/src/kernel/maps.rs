@@ -2,10 +2,11 @@
 //! what makes a change visible in one step; each function says what that step is.
 
 use std::{
+    collections::BTreeMap,
     fmt::Display,
     io,
     mem::offset_of,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::atomic::{Ordering, fence},
     thread,
 };
@@ -139,6 +140,27 @@ fn raw(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
 
 fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError> {
     raw(ebpf, name)?.try_into().map_err(failed("open", name))
+}
+
+/// A descriptor of each map of a loaded object.
+pub(super) fn descriptors(ebpf: &Ebpf) -> Result<BTreeMap<String, OwnedFd>, KernelError> {
+    let mut descriptors = BTreeMap::new();
+    for (name, map) in ebpf.maps() {
+        let (Map::Array(data)
+        | Map::HashMap(data)
+        | Map::HashOfMaps(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data)
+        | Map::RingBuf(data)
+        | Map::SkStorage(data)
+        | Map::Unsupported(data)) = map
+        else {
+            return Err(KernelError::Missing { what: format!("a known type of map {name}"), hint: "; rebuild" });
+        };
+        let own = data.fd().as_fd().try_clone_to_owned().map_err(KernelError::file("duplicate", name))?;
+        descriptors.insert(name.to_owned(), own);
+    }
+    Ok(descriptors)
 }
 
 /// The descriptor of a local-storage map.
@@ -509,7 +531,7 @@ impl Kernel {
 /// Answers whether a process is a member, without access to anything else.
 #[derive(Debug)]
 pub struct LabelReader {
-    map: std::os::fd::OwnedFd,
+    map: OwnedFd,
 }
 
 impl LabelReader {

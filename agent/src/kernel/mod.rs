@@ -5,6 +5,7 @@
 
 mod adopt;
 mod btf;
+mod by_hand;
 mod cgroup;
 mod clock;
 mod error;

@@ -12,16 +12,20 @@ use super::{
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-const TYPES: [&str; 19] = [
+const TYPES: [&str; 25] = [
+    "bpf_sock_addr_kern",
     "cgroup",
+    "cred",
     "css_set",
     "dentry",
     "file",
     "file_lock_context",
+    "fs_struct",
     "inode",
     "kernfs_node",
     "linux_binprm",
     "mm_struct",
+    "mount",
     "msghdr",
     "net",
     "sock",
@@ -29,6 +33,8 @@ const TYPES: [&str; 19] = [
     "socket",
     "unix_address",
     "unix_sock",
+    "user_namespace",
+    "vfsmount",
     "super_block",
     "task_struct",
     "path",
@@ -103,6 +109,18 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         inode_changed_nanos: one_of(&btf, "inode", &["i_ctime_nsec", "__i_ctime.tv_nsec", "i_ctime.tv_nsec"])?,
         super_flags: at("super_block", "s_flags")?,
         binprm_descriptor: at("linux_binprm", "fdpath")?,
+        task_fs: at("task_struct", "fs")?,
+        task_credentials: at("task_struct", "cred")?,
+        credentials_users: at("cred", "user_ns")?,
+        users_level: at("user_namespace", "level")?,
+        fs_root_mount: at("fs_struct", "root.mnt")?,
+        fs_root_dentry: at("fs_struct", "root.dentry")?,
+        mount_inner: at("mount", "mnt")?,
+        mount_id: at("mount", "mnt_id")?,
+        mount_root: at("vfsmount", "mnt_root")?,
+        asked_address: at("bpf_sock_addr_kern", "uaddr")?,
+        // without it there are no hooks on unix sockets that would ask
+        asked_length: btf.offset("bpf_sock_addr_kern", "uaddrlen").unwrap_or(0),
     })
 }
 

@@ -1,8 +1,13 @@
 //! The few system calls that neither aya nor nix has.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
     ptr::NonNull,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -20,6 +25,9 @@ const BPF_NOEXIST: u64 = 1;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 /// The kernel's own errno for an operation that a type of map does not have (`include/linux/errno.h`).
 const ENOTSUPP: i32 = 524;
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_BTF_LOAD: libc::c_long = 18;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 /// `MEMBARRIER_CMD_GLOBAL` (`include/uapi/linux/membarrier.h`)
@@ -314,6 +322,95 @@ pub fn iterate_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<O
     new_descriptor(unsafe {
         libc::syscall(libc::SYS_bpf, BPF_ITER_CREATE, &raw const attribute, size_of_val(&attribute))
     })
+}
+
+/// A program to load, as `union bpf_attr` has it for `BPF_PROG_LOAD`; all pointers live through the call.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Load {
+    /// `enum bpf_prog_type`
+    pub kind: u32,
+    /// How many instructions, of eight bytes each.
+    pub instruction_count: u32,
+    /// Where they are.
+    pub instructions: u64,
+    /// A C string.
+    pub license: u64,
+    /// What the verifier is to say: 0, nothing.
+    pub log_level: u32,
+    /// How many bytes there are for it.
+    pub log_size: u32,
+    /// Where.
+    pub log: u64,
+    /// Of no use since 5.0.
+    pub kernel_version: u32,
+    /// `BPF_F_*`
+    pub flags: u32,
+    /// A C string in place.
+    pub name: [u8; 16],
+    /// Of a device that runs it.
+    pub interface: u32,
+    /// `enum bpf_attach_type`
+    pub attach_type: u32,
+    /// The descriptor of its types.
+    pub types: u32,
+    /// Bytes of one entry of `functions`.
+    pub function_size: u32,
+    /// Where its functions are described.
+    pub functions: u64,
+    /// How many there are.
+    pub function_count: u32,
+    /// Bytes of one entry of `lines`.
+    pub line_size: u32,
+    /// Where its lines are described.
+    pub lines: u64,
+    /// How many there are.
+    pub line_count: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+
+/// Loads a program for an attach type that aya does not know. Where the verifier refuses it, what it said is logged.
+pub fn load_program(mut load: Load) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's pointers live through the call, as it promises; the kernel reads as much as the counts say.
+    let first =
+        new_descriptor(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) });
+    let Err(refused) = first else { return first };
+    let mut said = vec![0u8; 1 << 20];
+    (load.log, load.log_size, load.log_level) = (said.as_mut_ptr() as u64, 1 << 20, 1);
+    // SAFETY: as above; the kernel writes into the log as much as its size says.
+    let again =
+        new_descriptor(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) });
+    let end = said.iter().position(|byte| *byte == 0).unwrap_or(0);
+    tracing::debug!("the verifier: {}", String::from_utf8_lossy(&said[end.saturating_sub(2000)..end]));
+    again.map_err(|_again| refused)
+}
+
+/// Loads type information.
+pub fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
+    // where, no log, how many bytes, no log
+    let attribute = [types.as_ptr() as u64, 0, types.len() as u64, 0];
+    // SAFETY: the attribute and what it points to live through the call.
+    new_descriptor(unsafe { libc::syscall(libc::SYS_bpf, BPF_BTF_LOAD, &raw const attribute, size_of_val(&attribute)) })
+}
+
+/// Attaches a program to a cgroup.
+pub fn link_to_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+    let number = |descriptor: BorrowedFd<'_>| descriptor.as_raw_fd().cast_unsigned();
+    let attribute = [number(program), number(cgroup), attach_type, 0];
+    // SAFETY: the attribute lives through the call.
+    new_descriptor(unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const attribute, size_of_val(&attribute))
+    })
+}
+
+/// Pins what a descriptor leads to.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attribute = [path.as_ptr() as u64, u64::from(object.as_raw_fd().cast_unsigned())];
+    // SAFETY: the attribute and the path live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_PIN, &raw const attribute, size_of_val(&attribute)) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// What a system call that makes a descriptor answered.

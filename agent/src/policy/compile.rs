@@ -10,7 +10,7 @@ use std::{
 use tipstaff_common::{
     limits::UNIX_NAME,
     rule::{self, Content, ExecEntry, ExecKey, FileId, ProgramEntry, UnixKey, word_key},
-    session::{HAS_DIRECTORIES, HAS_UNIX_DIRECTORIES, PolicyEntry},
+    session::{HAS_DIRECTORIES, HAS_UNIX_DENIALS, HAS_UNIX_DIRECTORIES, PolicyEntry},
 };
 
 use super::{
@@ -62,6 +62,8 @@ pub struct UnixFound {
     pub files: Vec<FileId>,
     /// Of a path: the directory in which the socket is or will be, and its name there.
     pub place: Option<(FileId, Vec<u8>)>,
+    /// Of a path: nobody but root can change where it leads, and no rule denies what can be there.
+    pub trusted: bool,
 }
 
 impl Resolved {
@@ -352,11 +354,13 @@ pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProb
     })
 }
 
-/// `HAS_DIRECTORIES`, `HAS_UNIX_DIRECTORIES`
+/// `HAS_DIRECTORIES`, `HAS_UNIX_DIRECTORIES`, `HAS_UNIX_DENIALS`
 fn flags(exec: &BTreeMap<ExecKey, ProgramEntry>, unix: &BTreeMap<UnixKey, ExecEntry>) -> u32 {
     let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    let of_file = |key: &UnixKey| key.kind != rule::UNIX_ABSTRACT;
     flag(exec.keys().any(|key| key.kind == rule::KIND_DIRECTORY), HAS_DIRECTORIES)
         | flag(unix.keys().any(|key| key.kind == rule::UNIX_DIRECTORY), HAS_UNIX_DIRECTORIES)
+        | flag(unix.iter().any(|(key, entry)| of_file(key) && entry.verdict != rule::ALLOW), HAS_UNIX_DENIALS)
 }
 
 fn fold(
@@ -397,8 +401,8 @@ fn unix_table(policy: &Policy, host: &Resolved, notes: &mut Vec<Note>) -> BTreeM
     let mut table = BTreeMap::new();
     let by_effect = |effect| policy.unix_rules().iter().enumerate().filter(move |(_, rule)| rule.effect == effect);
     for (index, rule) in by_effect(Effect::Deny).chain(by_effect(Effect::Allow)) {
-        let keys = unix_keys(&rule.target, host.of_unix(index));
-        if keys.is_empty() {
+        let keys = unix_keys(rule.effect, &rule.target, host.of_unix(index));
+        if keys.iter().all(|key| key.kind == rule::UNIX_SPELLED) {
             let (rule, effect, target) = (rule.id.clone(), rule.effect, rule.target.to_string());
             notes.push(Note::Missing { rule, effect, target });
         }
@@ -410,7 +414,7 @@ fn unix_table(policy: &Policy, host: &Resolved, notes: &mut Vec<Note>) -> BTreeM
     table
 }
 
-fn unix_keys(target: &UnixTarget, found: Option<&UnixFound>) -> Vec<UnixKey> {
+fn unix_keys(effect: Effect, target: &UnixTarget, found: Option<&UnixFound>) -> Vec<UnixKey> {
     let files = found.map_or(&[][..], |found| &found.files);
     let of = |kind: u32| files.iter().filter_map(move |file| unix_key(*file, kind, b""));
     match target {
@@ -418,10 +422,13 @@ fn unix_keys(target: &UnixTarget, found: Option<&UnixFound>) -> Vec<UnixKey> {
             unix_key(FileId::default(), rule::UNIX_ABSTRACT, name.as_bytes()).into_iter().collect()
         }
         UnixTarget::Dir(_) => of(rule::UNIX_DIRECTORY).collect(),
-        UnixTarget::Path(_) => {
+        UnixTarget::Path(path) => {
             let place = found.and_then(|found| found.place.as_ref());
             let place = place.and_then(|(directory, name)| unix_key(*directory, rule::UNIX_PLACE, name));
-            of(rule::UNIX_FILE).chain(place).collect()
+            let speaks = effect == Effect::Deny || found.is_some_and(|found| found.trusted);
+            let spelled =
+                speaks.then(|| unix_key(FileId::default(), rule::UNIX_SPELLED, path.as_os_str().as_encoded_bytes()));
+            of(rule::UNIX_FILE).chain(place).chain(spelled.flatten()).collect()
         }
     }
 }

@@ -184,7 +184,12 @@ fn wider_unix(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
     let allows_dirs = plan.unix.iter().any(|(key, e)| key.kind == rule::UNIX_DIRECTORY && e.verdict == rule::ALLOW);
     let lost = old.unix.iter().find(|(key, entry)| {
         let matters = allows_many || (allows_dirs && key.kind != rule::UNIX_ABSTRACT);
-        matters && entry.verdict != rule::ALLOW && plan.unix.get(key).is_none_or(|own| own.verdict == rule::ALLOW)
+        // what a path is spelled like stands beside what it is
+        let names = key.kind != rule::UNIX_SPELLED;
+        names
+            && matters
+            && entry.verdict != rule::ALLOW
+            && plan.unix.get(key).is_none_or(|own| own.verdict == rule::ALLOW)
     });
     if let Some((_, entry)) = lost {
         return Some(Wider::Denial(old.rule_name(entry.rule).to_owned()));

@@ -10,3 +10,4 @@ mod iterate;
 mod packet;
 mod sockets;
 mod unix;
+mod unix_names;

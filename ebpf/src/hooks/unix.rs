@@ -40,7 +40,7 @@ pub fn unix_may_send(context: LsmContext) -> i32 {
 
 /// Copies a name out of kernel memory; how many bytes.
 #[inline(always)]
-fn copy(place: u64, length: u32, to: &mut [u8; UNIX_NAME]) -> Result<u32, Fault> {
+pub fn copy(place: u64, length: u32, to: &mut [u8; UNIX_NAME]) -> Result<u32, Fault> {
     let length = (length as usize).min(UNIX_NAME);
     // VERIFIER: the bound again, on the value that is used.
     let Some(part) = to.get_mut(..length) else { return Err(Fault::Unreadable) };
@@ -284,8 +284,9 @@ fn above(walk: &mut Walk<'_>, index: u32, key: &mut UnixKey) -> Result<bool, Fau
     Ok(true)
 }
 
+/// What the rules say under one key.
 #[inline(always)]
-fn rule_for(rules: &UnixRules, key: &UnixKey) -> Option<Decision> {
+pub fn rule_for(rules: &UnixRules, key: &UnixKey) -> Option<Decision> {
     // SAFETY: copied out at once; the inner map is never written after its revision is in force.
     let found = *unsafe { rules.get(key) }?;
     // SAFETY: eight bytes that the agent wrote as an `ExecEntry`, two integers.

@@ -217,6 +217,12 @@ fn show(what: &str, text: &str) {
     }
 }
 
+/// Major and minor number of the kernel that runs.
+pub(crate) fn running_kernel() -> Result<(u32, u32)> {
+    let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
+    version(&release).with_context(|| format!("the kernel calls itself {release}"))
+}
+
 /// `6.18` of `6.18.44-fc-v669`.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);

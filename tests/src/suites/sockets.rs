@@ -7,8 +7,12 @@ use std::{
     net::{TcpStream, UdpSocket},
     os::{
         fd::AsRawFd as _,
-        unix::net::{UnixDatagram, UnixListener},
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixDatagram, UnixListener},
+        },
     },
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -35,6 +39,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::who-may-come-in", WHEREVER, inbound),
     Test::sharing("sockets::datagrams-nobody-asked-for", WHEREVER, datagrams),
     Test::sharing("sockets::unix", FULL, unix),
+    Test::sharing("sockets::unix-by-name-alone", NO_LSM, unix_names)
+        .since((6, 7), "hooks on the names of unix sockets"),
     Test::sharing("sockets::budgets", WHEREVER, budgets),
 ];
 
@@ -105,9 +111,9 @@ fn made_before(s: &mut Sandbox) -> Result<()> {
 fn passed_in(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
-    let name = s.file("giver");
+    let name = closed(s)?.join("giver").display().to_string();
     let listener = UnixListener::bind(&name)?;
-    fs::set_permissions(&name, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+    fs::set_permissions(&name, PermissionsExt::from_mode(0o666))?;
     let giver = std::thread::spawn(move || -> Result<()> {
         let (stream, _) = listener.accept()?;
         let socket = UdpSocket::bind(("127.0.0.1", 0))?;
@@ -285,7 +291,7 @@ fn unix(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let path = s.file("listener");
-    let open = |path: &str| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let open = |path: &str| fs::set_permissions(path, PermissionsExt::from_mode(0o666));
     let listener = UnixListener::bind(&path)?;
     open(&path)?;
     let letters = s.file("letters");
@@ -330,6 +336,87 @@ fn unix(s: &mut Sandbox) -> Result<()> {
     let other = only(&member).scope(format!("unix: {{ allow: [{directory}/], deny: [{letters}] }}"));
     let through = s.run(&s.policy(&other)?, &member, &format!("unix-to datagram {link} + unix-to stream {path}"))?;
     through.wait()?.said("errno 1\nok")?;
+    Ok(())
+}
+
+/// A new folder that nobody but root can change.
+fn closed(s: &Sandbox) -> Result<PathBuf> {
+    let folder = s.fresh("closed");
+    fs::create_dir(&folder)?;
+    fs::set_permissions(&folder, PermissionsExt::from_mode(0o755))?;
+    Ok(folder)
+}
+
+/// Without LSM the kernel asks before it looks for the socket: abstract names are judged as ever; a path is let through
+/// where no rule could deny it, or where a rule allows just this one, only root can change where it leads, and the caller's
+/// root is the host's.
+fn unix_names(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let folder = closed(s)?;
+    let mut kept = Vec::new();
+    let mut listen = |path: PathBuf| -> Result<String> {
+        kept.push((UnixListener::bind(&path)?, UnixDatagram::bind(path.with_extension("letters"))?));
+        for path in [&path, &path.with_extension("letters")] {
+            fs::set_permissions(path, PermissionsExt::from_mode(0o666))?;
+        }
+        Ok(path.display().to_string())
+    };
+    let (good, bad, open) = (listen(folder.join("good"))?, listen(folder.join("bad"))?, listen(s.fresh("open"))?);
+    let name = format!("@tipstaff-test-{}", std::process::id());
+    let _named = UnixListener::bind_addr(&unix_address(&name)?)?;
+    let post = format!("{name}-post");
+    let _post = UnixDatagram::bind_addr(&unix_address(&post)?)?;
+    let paths = format!("unix-to stream {good} + unix-to datagram {good}.letters");
+    let names = format!("unix-to stream {name} + unix-to datagram {post}");
+    let line = format!("{paths} + {names} + unix-to stream {open}");
+    let say = |policy: &Policy, line: &str| -> Result<(String, Finished)> {
+        let running = s.run(&s.policy(policy)?, &member, line)?;
+        Ok((running.session(s)?, running.wait()?))
+    };
+    let (session, none) = say(&only(&member), &line)?;
+    none.said("errno 1\nerrno 1\nerrno 1\nerrno 1\nerrno 1")?;
+    said(s, &session, "unix", "default")?;
+    // all that is named, but for what members could put another socket in the place of
+    let all =
+        only(&member).scope(format!("unix: {{ allow: [{good}, {good}.letters, \"{name}\", \"{post}\", {open}] }}"));
+    let (session, finished) = say(&all, &line)?;
+    finished.said("ok\nok\nok\nok\nerrno 1")?;
+    let allowed = |r: &Value| r["session"] == session && r["type"] == "unix" && r["to"] == good.as_str();
+    let record = s.wait_evidence("the connect that a rule allows", allowed)?;
+    ensure!(record["verdict"] == "allow" && record["rule"] == "unix.allow[0]", "{record}");
+    // what is named is the path as it was written: what lies beside it, or leads to it, is not
+    let link = folder.join("link").display().to_string();
+    std::os::unix::fs::symlink(&bad, &link)?;
+    let others = format!("unix-to stream {bad} + unix-to stream {link} + unix-to stream {good}");
+    say(&all, &others)?.1.said("errno 1\nerrno 1\nok")?;
+    // a link of that name, another tree of mounts, and whoever may make one could lead elsewhere
+    let linked = only(&member).scope(format!("unix: {{ allow: [{link}, {good}] }}"));
+    say(&linked, &format!("unix-to stream {link} + unix-to stream {good}"))?.1.said("errno 1\nok")?;
+    for namespace in ["mount", "user"] {
+        let said = say(&all, &format!("unix-to stream {good} + unshare {namespace} unix-to stream {good}"))?.1.stdout;
+        let lines: Vec<&str> = said.lines().take(2).collect();
+        ensure!(lines == ["ok", "errno 1"], "before and in a new {namespace} namespace: {said}");
+    }
+    // who may reach all reaches all; with a denial by path, what it does not name can be it by another
+    let operator = || only(&member).kind("operator");
+    say(&operator(), &line)?.1.said("ok\nok\nok\nok\nok")?;
+    let but_name = operator().scope(format!("unix: {{ deny: [\"{post}\"] }}"));
+    say(&but_name, &line)?.1.said("ok\nok\nok\nerrno 1\nok")?;
+    let but = operator().scope(format!("unix: {{ deny: [{{ path: {bad}, id: no-bad }}], allow: [{good}, {link}] }}"));
+    let (session, finished) = say(&but, &format!("{others} + unix-to stream {open} + {names}"))?;
+    finished.said("errno 1\nerrno 1\nok\nerrno 1\nok\nok")?;
+    said(s, &session, "unix", "no-bad")?;
+    said(s, &session, "unix", "unresolved")?;
+    // a denial beats what allows the same socket by another path
+    let twice = only(&member).scope(format!("unix: {{ allow: [{good}, {bad}], deny: [{link}] }}"));
+    say(&twice, &others)?.1.said("errno 1\nerrno 1\nok")?;
+    let below = only(&member).scope(format!("unix: {{ allow: [{good}], deny: [{}/] }}", folder.display()));
+    say(&below, &paths)?.1.said("errno 1\nerrno 1")?;
+    // mode observe refuses nothing
+    let (session, finished) = say(&only(&member).observe(), &line)?;
+    finished.said("ok\nok\nok\nok\nok")?;
+    s.wait_evidence("what would be denied", |r| r["session"] == session && r["verdict"] == "would-deny")?;
     Ok(())
 }
 

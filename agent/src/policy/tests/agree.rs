@@ -207,7 +207,7 @@ fn unix_rule() -> impl Strategy<Value = (UnixRule, UnixFound)> {
             _ => UnixTarget::Abstract(if files.len() > 1 { "a".to_owned() } else { "b".to_owned() }),
         };
         let place = place.map(|(directory, name)| (directory, name.to_vec()));
-        (UnixRule { id: String::new(), effect, target }, UnixFound { files, place })
+        (UnixRule { id: String::new(), effect, target }, UnixFound { files, place, trusted: false })
     })
 }
 

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use tipstaff_common::{
     limits::PORT_RULES,
-    rule::{ALLOW, DENY, ExecKey, FileId, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_UNRESOLVED},
-    session::HAS_DIRECTORIES,
+    rule::{ALLOW, DENY, ExecKey, FileId, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_UNRESOLVED, UNIX_SPELLED},
+    session::{HAS_DIRECTORIES, HAS_UNIX_DENIALS, HAS_UNIX_DIRECTORIES},
 };
 
 use super::policy;
@@ -305,8 +305,9 @@ fn unix_sockets_are_places_files_directories_and_names() {
     let path = |file: u64, directory: u64, name: &str| UnixFound {
         files: vec![id(file)],
         place: Some((id(directory), name.as_bytes().to_vec())),
+        trusted: file == 1,
     };
-    let all = UnixFound { files: vec![id(30)], place: None };
+    let all = UnixFound { files: vec![id(30)], place: None, trusted: false };
     let not = path(3, 30, "not");
     let unix = vec![path(1, 20, "a"), all, UnixFound::default(), not.clone(), not, UnixFound::default()];
     let host = Resolved { unix, ..Resolved::default() };
@@ -330,6 +331,11 @@ fn unix_sockets_are_places_files_directories_and_names() {
     assert_eq!(judge(&UnixSocket::Abstract(b"good")), "allow unix.allow[2]");
     assert_eq!(judge(&UnixSocket::Abstract(b"bad")), "deny no-name");
     assert_eq!(judge(&UnixSocket::Abstract(b"goo")), "deny default");
+    // for programs that see names alone: a path that is trusted, and one that is denied
+    let spelled = plan.unix.iter().filter(|(key, _)| key.kind == UNIX_SPELLED);
+    let spelled: Vec<_> = spelled.map(|(key, entry)| (&key.name[..key.length as usize], entry.verdict)).collect();
+    assert_eq!(spelled, [(&b"/run/a"[..], ALLOW), (&b"/run/all/not"[..], DENY)]);
+    assert_eq!(plan.flags, HAS_UNIX_DIRECTORIES | HAS_UNIX_DENIALS);
 }
 
 #[test]

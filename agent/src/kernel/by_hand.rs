@@ -1,0 +1,129 @@
+//! Loads programs of the object for attach types that aya 0.14 does not know, on the maps that it made, and links them to
+//! a cgroup.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::{self, File},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+};
+
+use aya_obj::{Function, Object};
+
+use super::{
+    KernelError,
+    load::OBJECT,
+    sys::{self, Load},
+};
+
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`
+const SOCKET_ADDRESS: u32 = 18;
+/// Inode of the initial mount namespace, which never goes away (`PROC_MNT_INIT_INO`; before it had a number of its own, the
+/// host's first process is asked).
+const INITIAL_MOUNTS: u64 = 0xefff_fff8;
+
+/// Loads each program for its attach type, and links them to the cgroup once all are loaded.
+pub(super) fn attach<'p>(
+    programs: &[(&'p str, u32)],
+    maps: &BTreeMap<String, OwnedFd>,
+    cgroup: &File,
+) -> Result<Vec<(&'p str, OwnedFd)>, KernelError> {
+    let mut object = Object::parse(OBJECT).map_err(|e| KernelError::refused("the kernel object", &e))?;
+    let types = types(&mut object)?;
+    relocate(&mut object, maps)?;
+    let loaded: Vec<(&str, u32, OwnedFd)> = programs
+        .iter()
+        .map(|(name, attach_type)| Ok((*name, *attach_type, load(&object, &types, name, *attach_type)?)))
+        .collect::<Result<_, KernelError>>()?;
+    let link = |(name, attach_type, program): &(&'p str, u32, OwnedFd)| {
+        let link = sys::link_to_cgroup(program.as_fd(), cgroup.as_fd(), *attach_type);
+        link.map(|link| (*name, link)).map_err(|e| KernelError::refused(format!("program {name}"), &e))
+    };
+    loaded.iter().map(link).collect()
+}
+
+/// The object's own types, in the kernel.
+fn types(object: &mut Object) -> Result<OwnedFd, KernelError> {
+    let refused = |error: &dyn std::error::Error| KernelError::refused("the types of the kernel object", error);
+    let missing = || KernelError::Missing { what: "type information for programs".into(), hint: "" };
+    let features = aya::features().btf().ok_or_else(missing)?;
+    let types = object.fixup_and_sanitize_btf(features).map_err(|e| refused(&e))?.ok_or_else(missing)?.to_bytes();
+    sys::load_types(&types).map_err(|e| refused(&e))
+}
+
+/// Puts descriptors of maps, and the functions that are called, into the programs.
+fn relocate(object: &mut Object, maps: &BTreeMap<String, OwnedFd>) -> Result<(), KernelError> {
+    let declared = std::mem::take(&mut object.maps);
+    let sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+    let known = declared.iter().filter_map(|(name, map)| Some((name.as_str(), maps.get(name)?.as_raw_fd(), map)));
+    let refused = |e: aya_obj::relocation::EbpfRelocationError| KernelError::refused("the kernel object", &e);
+    object.relocate_maps(known, &sections).map_err(refused)?;
+    object.relocate_calls(&sections).map_err(refused)?;
+    object.sanitize_functions(aya::features());
+    Ok(())
+}
+
+fn load(object: &Object, types: &OwnedFd, name: &str, attach_type: u32) -> Result<OwnedFd, KernelError> {
+    let found = object.programs.get(name).and_then(|program| {
+        let function = object.functions.get(&(program.section_index, program.address))?;
+        Some((program, function))
+    });
+    let Some((program, function)) = found else {
+        let what = format!("program {name} in the kernel object");
+        return Err(KernelError::Missing { what, hint: "; rebuild with `cargo xtask build`" });
+    };
+    let Function { instructions, func_info, line_info, func_info_rec_size, line_info_rec_size, .. } = function;
+    let (functions, lines) = (func_info.func_info_bytes(), line_info.line_info_bytes());
+    let count = |bytes: &[u8], size: &usize| bytes.len().checked_div(*size).unwrap_or(0) as u32;
+    let mut short = [0; 16];
+    // the last byte stays 0
+    short[..15].iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte);
+    let load = Load {
+        kind: SOCKET_ADDRESS,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: program.license.as_ptr() as u64,
+        name: short,
+        attach_type,
+        types: types.as_raw_fd().cast_unsigned(),
+        function_size: *func_info_rec_size as u32,
+        functions: functions.as_ptr() as u64,
+        function_count: count(&functions, func_info_rec_size),
+        line_size: *line_info_rec_size as u32,
+        lines: lines.as_ptr() as u64,
+        line_count: count(&lines, line_info_rec_size),
+        ..Load::default()
+    };
+    sys::load_program(load).map_err(|e| KernelError::refused(format!("program {name}"), &e))
+}
+
+/// The number of the mount at the host's root (`mount.mnt_id`); 0 where this process may not stand in the tree that the
+/// host's first process sees: what a path means here says nothing then about what it means elsewhere, and the number can
+/// be another mount's once this process is gone.
+pub(super) fn root_mount() -> u32 {
+    let namespace = |who: &str| fs::metadata(format!("/proc/{who}/ns/mnt")).map(|namespace| namespace.ino()).ok();
+    let root = |path: &str| fs::metadata(path).map(|root| (root.dev(), root.ino())).ok();
+    let own = namespace("self");
+    let first = || own.is_some() && own == namespace("1") && root("/proc/1/root/.") == root("/");
+    let number = || {
+        let root = File::open("/").ok()?;
+        let said = fs::read_to_string(format!("/proc/self/fdinfo/{}", root.as_raw_fd())).ok()?;
+        said.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+    };
+    if own == Some(INITIAL_MOUNTS) || first() { number().unwrap_or(0) } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_root_has_a_number() {
+        if nix::unistd::geteuid().is_root() {
+            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let number = super::root_mount().to_string();
+            let at_root = |line: &str| line.split(' ').nth(4) == Some("/") && line.split(' ').next() == Some(&*number);
+            assert!(number == "0" || table.lines().any(at_root), "{number} is no mount at the root");
+        }
+    }
+}
