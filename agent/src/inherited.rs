@@ -4,11 +4,14 @@
 //! a service manager starts programs with it ignored, a shell does not, and a launched command must find it as it was.
 
 use std::{
+    fs::File,
     io,
     mem::MaybeUninit,
     ptr,
     sync::atomic::{AtomicBool, Ordering},
 };
+
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 static BROKEN_PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
 
@@ -47,6 +50,26 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: takes integers only, and closes nothing now: every descriptor stays valid for its owner.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Puts `/dev/null` in the place of these descriptors, of 0 to 2.
+///
+/// # Errors
+/// It cannot be opened, or not be put there.
+pub fn put_nothing_at(descriptors: &[i32]) -> io::Result<()> {
+    if descriptors.is_empty() {
+        return Ok(());
+    }
+    let nothing = File::options().read(true).write(true).open("/dev/null")?;
+    for descriptor in descriptors {
+        match descriptor {
+            0 => dup2_stdin(&nothing)?,
+            1 => dup2_stdout(&nothing)?,
+            2 => dup2_stderr(&nothing)?,
+            other => return Err(io::Error::other(format!("descriptor {other} is not the command's"))),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

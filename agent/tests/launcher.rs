@@ -47,6 +47,7 @@ fn answer(call: Incoming, refuse: bool) -> Option<(Run, u32)> {
             deadline_boot_ns: 1,
             ttl_ms: 1000,
             notes: vec!["the ttl was capped".to_owned()],
+            close: Vec::new(),
         }))
     });
     Some((run, call.peer.pid))

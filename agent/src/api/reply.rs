@@ -411,6 +411,9 @@ pub struct Started {
     pub ttl_ms: u64,
     /// What the caller should know, one line each (a control that is best-effort here, a ttl that was capped).
     pub notes: Vec<String>,
+    /// Descriptors that the command must not find: `/dev/null` takes their place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub close: Vec<i32>,
 }
 
 /// Reply to `Attach`: who was meant is a member now.

@@ -96,6 +96,12 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
     for note in &started.notes {
         complain(&format!("note: {note}"));
     }
+    inherited::put_nothing_at(&started.close).map_err(|error| {
+        Failure::new(
+            Exit::NotExecutable,
+            format!("cannot close what the policy does not let the command inherit: {error}"),
+        )
+    })?;
     Err(become_command(&path, &flags.command))
 }
 

@@ -78,7 +78,8 @@ fn crossed(song: &Song) -> Control {
     if song.denied("crossed") {
         return control("crossed-sockets", ControlState::Enforced, "the canary could not use a socket from before");
     }
-    let why = "a socket that was made outside its session is not judged by its user; `run` closes all but 0 to 2";
+    let why = "a socket that was made outside its session is not judged by its user; `run` closes all but 0 to 2, \
+               and of these what the policy says (`run: { sockets: … }`)";
     unavailable("crossed-sockets", why)
 }
 

@@ -31,7 +31,9 @@ use crate::{
     },
     duration,
     enforce::{Flows, SessionCgroup, Sweep, cgroup_of},
-    evidence::{Attachment, Body, Context, ControlState, PolicyRef, Principal, Refused, SessionStart, Text},
+    evidence::{
+        Attachment, Body, Context, ControlState, InheritedDescriptor, PolicyRef, Principal, Refused, SessionStart, Text,
+    },
     kernel::{KernelError, open_pidfd},
     policy::{self, Mode, Plan, Policy, Resolved},
     readable::Readable,
@@ -59,6 +61,8 @@ pub(super) struct Subject {
     pub(super) principal: Principal,
     /// It runs already.
     pub(super) attached: Option<Attachment>,
+    /// Sockets that it passes on to the command.
+    pub(super) inherited: Vec<InheritedDescriptor>,
 }
 
 /// A session that is recorded and has no member yet.
@@ -85,7 +89,9 @@ impl Engine {
         let mut checked = self.check(run, principal)?;
         checked.notes.extend(self.judge(run, peer, &checked.policy, &checked.host)?);
         let ttl = checked.ttl;
-        let subject = Subject { pid: peer.pid, process: first, principal, attached: None };
+        let inherited = self.inherit(run, (peer.pid, first.as_fd()), principal, &mut checked)?;
+        let close = inherited.iter().filter(|socket| socket.closed).map(|socket| socket.descriptor).collect();
+        let subject = Subject { pid: peer.pid, process: first, principal, attached: None, inherited };
         let Begun { id, deadline, notes } = self.begin(run, subject, checked)?;
         if let Err(problem) = self.admit(id, peer) {
             self.undo(id, peer, &home);
@@ -96,7 +102,7 @@ impl Engine {
         self.watch_files();
         info!("session {id} started for uid {} pid {}", peer.uid, peer.pid);
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-        Ok(Started { session: id.to_string(), deadline_boot_ns: deadline, ttl_ms, notes })
+        Ok(Started { session: id.to_string(), deadline_boot_ns: deadline, ttl_ms, notes, close })
     }
 
     /// Gives a session its place on the host, in the kernel, in the store and in the evidence. It has no member yet.
@@ -440,6 +446,7 @@ fn session_start(
         limits: Box::default(),
         labels: run.labels.clone(),
         attached: subject.attached.clone(),
+        inherited: subject.inherited.clone(),
     }
 }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use activity::{Act, Connect, Exec, Exit, FileRef, Fork, Move, Socket, Unix, Verdict, Via};
 pub use agent::{AgentStart, AgentStop, Control, ControlState, Disarm, Gap, GapCause, Tier};
-pub use attach::{Attached, Attachment, InheritedSocket, InheritedUnix};
+pub use attach::{Attached, Attachment, InheritedDescriptor, InheritedSocket, InheritedUnix};
 pub use control::{Command, Lift, Revoke, StayRef, Stuck, StuckTask, Terminate, Warning};
 pub use flows::{CutCause, CutOutcome, FlowsCut, SocketReceipt};
 pub use life::{

@@ -31,7 +31,9 @@ pub use maps::{AddressRules, LabelReader, Revision, Rings};
 pub use members::{Member, Walk};
 pub use pins::Pins;
 pub use sockets::Socket;
-pub use sys::{Urgent, boot_now, descriptor_of, kill_pidfd, open_pidfd, signal_pidfd, trim_heap, wait_for_programs};
+pub use sys::{
+    Urgent, boot_now, descriptor_of, kill_pidfd, open_pidfd, protocol_of, signal_pidfd, trim_heap, wait_for_programs,
+};
 
 /// Version of the running kernel, as uname(2) has it.
 #[must_use]

@@ -129,6 +129,16 @@ pub fn descriptor_of(process: BorrowedFd<'_>, number: i32) -> io::Result<OwnedFd
     Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
 }
 
+/// `IPPROTO_*` of a socket.
+pub fn protocol_of(socket: BorrowedFd<'_>) -> io::Result<i32> {
+    let (mut protocol, mut length) = (0_i32, size_of::<i32>() as libc::socklen_t);
+    let at = (&raw mut protocol).cast();
+    // SAFETY: the kernel writes at most `length` bytes of one integer.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PROTOCOL, at, &raw mut length) };
+    if result == 0 { Ok(protocol) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Takes the label off the process's main thread; one that has none is left as it is.
 pub fn remove_label(map: BorrowedFd<'_>, task: BorrowedFd<'_>) -> io::Result<()> {
     match element(BPF_MAP_DELETE_ELEM, map, task, &mut Label::default()) {

@@ -1,4 +1,5 @@
-//! `spec.attach`: what becomes of what a workload holds that is attached while it runs. Owns that key.
+//! `spec.attach` and `spec.run`: what becomes of what a workload holds that is attached while it runs, and of what a command
+//! inherits. Owns these keys.
 
 use super::{
     problem::Problems,
@@ -33,6 +34,35 @@ impl Inherited {
     pub fn as_str(self) -> &'static str {
         SOCKETS.iter().find(|(_, value)| *value == self).map_or("judge", |(name, _)| name)
     }
+}
+
+const RUN: Keys = Keys { known: &["sockets"], later: &[] };
+const DESCRIPTORS: [(&str, Descriptors); 4] = [
+    ("judge", Descriptors::Judge),
+    ("keep", Descriptors::Keep),
+    ("close", Descriptors::Close),
+    ("refuse", Descriptors::Refuse),
+];
+
+/// What becomes of the sockets that a command inherits as its descriptors 0 to 2, but for unix sockets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Descriptors {
+    /// Those that are not connected to whom a rule lets a member go or let come in are closed.
+    #[default]
+    Judge,
+    /// All are kept.
+    Keep,
+    /// All are closed.
+    Close,
+    /// A command that inherits one is not started.
+    Refuse,
+}
+
+/// Reads `spec.run`.
+pub(super) fn read_run(spec: &Fields<'_>, problems: &mut Problems) -> Descriptors {
+    let run = spec.get("run").and_then(|run| fields(run.at(), RUN, problems));
+    let sockets = run.and_then(|run| word(run.get("sockets")?.at(), &DESCRIPTORS, problems));
+    sockets.unwrap_or_default()
 }
 
 /// Reads `spec.attach`.

@@ -28,7 +28,7 @@ mod walk;
 mod window;
 mod yaml;
 
-pub use attach::Inherited;
+pub use attach::{Descriptors, Inherited};
 pub use compile::{Hashed, Note, Plan, Resolved, UnixFound, compile};
 pub use decide::{Decision, UnixSocket, decide_exec, decide_inbound, decide_listen, decide_net, decide_unix};
 pub use limits::{Activity, IdleLimit, Limits};

@@ -14,7 +14,7 @@ const API_VERSION: &str = "tipstaff.dev/v1alpha1";
 const DOCUMENT: Keys = Keys { known: &["apiVersion", "kind", "metadata", "spec"], later: &["status"] };
 const METADATA: Keys = Keys { known: &["name"], later: &["labels", "annotations", "namespace"] };
 const SPEC: Keys = Keys {
-    known: &["kind", "mode", "strict", "limits", "scope", "budgets", "on", "attach"],
+    known: &["kind", "mode", "strict", "limits", "scope", "budgets", "on", "attach", "run"],
     later: &["select", "reviewBy"],
 };
 
@@ -54,6 +54,7 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
     let scope = scope::read(spec.get("scope"), problems);
     let budgets = budgets::read(&spec, problems);
     let attach = attach::read(&spec, problems);
+    let run = attach::read_run(&spec, problems);
     let (ttl, limits) = limits?;
     Some(Policy {
         name: name?,
@@ -70,6 +71,7 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
         sockets: scope.sockets,
         budgets,
         attach,
+        run,
         digest: hex_digest(bytes),
     })
 }

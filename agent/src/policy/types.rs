@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use tipstaff_common::rule;
 
 use super::{
-    attach::Inherited,
+    attach::{Descriptors, Inherited},
     compile::Resolved,
     limits::Limits,
     programs::{FileDigest, ProgramClass},
@@ -236,6 +236,8 @@ pub struct Policy {
     pub budgets: Budgets,
     /// What becomes of what a workload holds that is attached.
     pub attach: Inherited,
+    /// What becomes of sockets that a command inherits.
+    pub run: Descriptors,
     /// SHA-256 of the policy's text, in lower-case hex. Of a policy without some of its rules: of the digest before, and
     /// a blank, a minus and the id for each.
     pub digest: String,

@@ -34,6 +34,7 @@ fn sample(n: u8) -> Kept {
         },
         labels: std::collections::BTreeMap::new(),
         attached: None,
+        inherited: Vec::new(),
         ttl_ms: 1000,
         deadline_boot_ns: 5,
         limits: Box::default(),

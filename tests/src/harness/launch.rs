@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
     path::{Path, PathBuf},
@@ -36,6 +36,7 @@ pub(crate) struct Launch<'a> {
     user: Option<User>,
     folder: Option<PathBuf>,
     stdin: Option<PathBuf>,
+    input: Option<OwnedFd>,
     variables: Vec<(String, String)>,
     extra: Option<File>,
 }
@@ -55,6 +56,7 @@ impl<'a> Launch<'a> {
             user: None,
             folder: None,
             stdin: None,
+            input: None,
             variables: Vec::new(),
             extra: None,
         }
@@ -86,6 +88,12 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// What `tipstaff run` has as descriptor 0.
+    pub(crate) fn input(mut self, descriptor: impl Into<OwnedFd>) -> Self {
+        self.input = Some(descriptor.into());
+        self
+    }
+
     pub(crate) fn variable(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
@@ -107,6 +115,9 @@ impl<'a> Launch<'a> {
         }
         if let Some(path) = self.stdin {
             command.stdin(File::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?);
+        }
+        if let Some(input) = self.input {
+            command.stdin(Stdio::from(input));
         }
         if let Some(file) = &self.extra {
             let flags = nix::fcntl::FdFlag::empty();

@@ -4,13 +4,21 @@ use std::{
     ffi::OsStr,
     fs,
     fs::File,
-    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    io::Read as _,
+    net::{TcpListener, TcpStream, UdpSocket},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, fs::PermissionsExt, net::UnixStream},
+    },
     path::Path,
 };
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
+use serde_json::Value;
+
 use super::scene::only;
 use crate::harness::{
-    launch::Launch,
+    launch::{Finished, Launch},
     prelude::*,
     sandbox::{OPERATORS, READERS},
 };
@@ -21,6 +29,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("run::names-of-any-bytes", WHEREVER, bytes),
     Test::sharing("run::user-and-groups", WHEREVER, user),
     Test::sharing("run::no-descriptor-beyond-0-to-2", WHEREVER, descriptors),
+    Test::sharing("run::inherited-sockets", WHEREVER, inherited),
     Test::sharing("run::no-such-command", WHEREVER, no_such_command),
     Test::sharing("run::many-at-once", WHEREVER, many),
 ];
@@ -149,6 +158,93 @@ fn many(s: &mut Sandbox) -> Result<()> {
         let session = run.session(s)?;
         run.wait()?.ended(0)?.said("one of many")?;
         s.session_ended(&session, "completed")?;
+    }
+    Ok(())
+}
+
+/// What the command inherits as descriptor 0, as inetd gives it: listed, and kept, closed or refused as the policy says.
+/// Tier full refuses each use of what is kept.
+fn inherited(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let say = |policy: &Policy, socket: OwnedFd| -> Result<Finished> {
+        s.launch(&s.policy(policy)?, &member, "descriptor 0").input(socket).start()?.wait()
+    };
+    let kept = if s.tier == Tier::Full { "socket errno 1" } else { "socket ok" };
+    for (ip, net) in [("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128")] {
+        let listener = TcpListener::bind((ip, 0))?;
+        let port = listener.local_addr()?.port();
+        // both ends, and whether a byte came out of the other
+        let pair = || -> Result<(TcpStream, TcpStream)> { Ok((TcpStream::connect((ip, port))?, listener.accept()?.0)) };
+        let heard = |mut other: TcpStream| -> Result<usize> {
+            other.set_read_timeout(Some(patience()))?;
+            Ok(other.read(&mut [0; 2])?)
+        };
+        let went = usize::from(s.tier == Tier::NoLsm);
+        let known = || only(&member).to("peer", net, port);
+        let by_rule = format!("inbound: [{{ from: '{ip}', ports: [{port}] }}]");
+        let run = |words: &str| format!("run: {{ sockets: {words} }}");
+        // in scope: by where it goes, or by a rule for who comes in; the last two are not
+        let cases = [
+            (known(), false, true),
+            (only(&member).net(&by_rule), true, true),
+            (only(&member), false, false),
+            (only(&member), true, false),
+            (only(&member).spec(run("keep")), false, true),
+            (known().spec(run("close")), false, false),
+            (only(&member).observe(), false, true),
+        ];
+        for (index, (policy, came_in, stays)) in cases.into_iter().enumerate() {
+            let (client, server) = pair()?;
+            let (own, other) = if came_in { (server, client) } else { (client, server) };
+            let observed = index == 6;
+            let to = own.peer_addr()?;
+            let finished = say(&policy, own.into())?;
+            let expected = if observed {
+                "socket ok"
+            } else if stays {
+                kept
+            } else {
+                "/dev/null ok"
+            };
+            finished.said(expected).with_context(|| format!("case {index} over {ip}"))?;
+            let what = if stays { "it is kept" } else { "it is closed" };
+            finished.complained(&["descriptor 0 is a socket of tcp", &format!("connected to {to}"), what])?;
+            let count = if observed { 1 } else { usize::from(stays) * went };
+            ensure!(heard(other)? == count, "case {index} over {ip}: not {count} bytes arrived");
+            let listed = |r: &Value| {
+                let socket = &r["inherited"][0];
+                r["type"] == "session-start" && socket["to"] == to.to_string() && socket["closed"] == !stays
+            };
+            s.wait_evidence("the socket in the session's start", listed)?;
+        }
+        // what could still be connected to anybody
+        let unconnected: [OwnedFd; 3] = [
+            UdpSocket::bind((ip, 0))?.into(),
+            TcpListener::bind((ip, 0))?.into(),
+            nix::sys::socket::socket(
+                if ip == "::1" { AddressFamily::Inet6 } else { AddressFamily::Inet },
+                SockType::Stream,
+                SockFlag::SOCK_CLOEXEC,
+                None,
+            )?,
+        ];
+        for socket in unconnected {
+            say(&known(), socket)?.said("/dev/null ok")?;
+        }
+        let refuse = only(&member).to("peer", net, port).spec(run("refuse"));
+        say(&refuse, pair()?.0.into())?.ended(125)?.complained(&["descriptor 0 is a socket of tcp", "</dev/null"])?;
+        let refused =
+            |r: &Value| r["type"] == "refused" && r["message"].as_str().is_some_and(|m| m.contains("descriptor 0"));
+        s.wait_evidence("the refusal", refused)?;
+        // standard streams may be unix sockets and pipes
+        for policy in [only(&member), refuse] {
+            let (own, _other) = UnixStream::pair()?;
+            say(&policy, own.into())?.said("socket ok")?;
+            let (_reader, writer) = std::io::pipe()?;
+            say(&policy, writer.into())?.said("pipe ok")?;
+            s.run(&s.policy(&policy)?, &member, "say runs")?.wait()?.said("runs")?;
+        }
     }
     Ok(())
 }

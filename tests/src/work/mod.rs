@@ -112,6 +112,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "bind" => sockets::bind_to(rest),
         "unix-to" => sockets::unix(rest),
         "take" => sockets::take(rest),
+        "descriptor" => sockets::descriptor(rest),
         "early" => sockets::early(rest),
         "source-route" => sockets::source_route(rest),
         "raw-unspec" => sockets::raw_unspec(rest),

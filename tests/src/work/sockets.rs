@@ -5,7 +5,7 @@ use std::{
     io::{IoSliceMut, Read as _},
     net::UdpSocket,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr as UnixAddress, UnixDatagram, UnixStream},
     },
@@ -68,6 +68,16 @@ pub(super) fn unix(words: &[&str]) -> Result<u8> {
         _ => bail!("there is no kind {kind:?} of unix sockets"),
     };
     Ok(say(done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))))
+}
+
+/// `descriptor NUMBER`: what it is (`socket`, `pipe`, a path), and whether it can be written to.
+pub(super) fn descriptor(words: &[&str]) -> Result<u8> {
+    let (number, _) = one(words)?;
+    let link = std::fs::read_link(format!("/proc/self/fd/{number}"))?.display().to_string();
+    print!("{} ", link.split(":[").next().unwrap_or_default());
+    // SAFETY: it is open, as was just seen, and nobody closes it while it is borrowed.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number.parse()?) };
+    Ok(say(nix::unistd::write(descriptor, b"x").map(drop)))
 }
 
 /// `take NAME ADDRESS PORT`: takes a UDP socket that somebody passes, and sends with it; `none` where nothing came.

@@ -65,6 +65,23 @@ pub struct InheritedSocket {
     pub destroyed: bool,
 }
 
+/// A socket that a command inherited as one of its descriptors 0 to 2, but for unix sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InheritedDescriptor {
+    /// Its number.
+    pub descriptor: i32,
+    /// As in a receipt, or the number of its family where that is none of the internet's.
+    pub protocol: String,
+    /// The end on this host, of the internet's families.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<SocketAddr>,
+    /// The other end, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<SocketAddr>,
+    /// Whether the command was to find `/dev/null` in its place.
+    pub closed: bool,
+}
+
 /// A unix socket that was made before its session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InheritedUnix {

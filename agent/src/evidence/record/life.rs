@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{super::text::Text, attach::Attachment};
+use super::{
+    super::text::Text,
+    attach::{Attachment, InheritedDescriptor},
+};
 use crate::session::{Cause, EndReason, Mode, Round, SessionId, State, Took};
 
 /// A session has an entry in the kernel.
@@ -36,6 +39,9 @@ pub struct SessionStart {
     /// How it came to be, where its members ran before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached: Option<Attachment>,
+    /// Sockets that the command inherits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inherited: Vec<InheritedDescriptor>,
 }
 
 /// What a session is held to beside its time to live.

@@ -35,6 +35,13 @@ pub(super) fn session_start() -> Body {
         }),
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         attached: Some(Attachment { by: principal(), home: Text::from("/work"), cgroup: Some(Text::from("/work")) }),
+        inherited: vec![InheritedDescriptor {
+            descriptor: 0,
+            protocol: "tcp".to_owned(),
+            from: Some("10.0.0.1:80".parse().expect("an address")),
+            to: None,
+            closed: true,
+        }],
     })
 }
 

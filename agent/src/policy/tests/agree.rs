@@ -40,6 +40,7 @@ fn policy(kind: Kind) -> Policy {
         sockets: None,
         budgets: Budgets::default(),
         attach: crate::policy::Inherited::default(),
+        run: crate::policy::Descriptors::default(),
         digest: String::new(),
     }
 }
