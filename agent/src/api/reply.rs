@@ -215,6 +215,9 @@ pub struct Context {
     /// The labels that it was started with.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The fingerprint of the credential that it acts with, where its caller named one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
     /// The session's cgroup.
     pub cgroup: String,
     /// Inode numbers of its namespaces, by name.
@@ -571,9 +574,9 @@ pub struct Stays {
 pub struct Stay {
     /// Its id: 32 lower-case hexadecimal digits.
     pub id: String,
-    /// `principal` or `policy`.
+    /// `principal`, `policy` or `credential`.
     pub by: String,
-    /// The user id or the policy's name.
+    /// The user id, the policy's name or the fingerprint.
     pub value: String,
     /// Until when: RFC 3339, UTC.
     pub until: String,

@@ -151,6 +151,8 @@ pub enum RevokeBy {
     Policy,
     /// Sessions that were started with a label, `key=value`.
     Label,
+    /// Sessions that act with the credential of a fingerprint.
+    Credential,
 }
 
 impl RevokeBy {
@@ -162,6 +164,7 @@ impl RevokeBy {
             Self::Principal => "principal",
             Self::Policy => "policy",
             Self::Label => "label",
+            Self::Credential => "credential",
         }
     }
 }
@@ -172,12 +175,12 @@ impl RevokeBy {
 pub struct Revoke {
     /// What is revoked.
     pub by: RevokeBy,
-    /// Its id, user id, name or label.
+    /// Its id, user id, name, label or fingerprint.
     pub value: String,
     /// Say who would be hit, and hit nobody.
     #[serde(default)]
     pub dry_run: bool,
-    /// For a principal or policy: how long it cannot start again (`1h`); absent: it can at once.
+    /// For a principal, policy or credential: how long it cannot start again (`1h`); absent: it can at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stay: Option<String>,
 }
@@ -221,6 +224,9 @@ pub struct Run {
     /// When the credential that the caller acts with expires: RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential_expires: Option<String>,
+    /// The fingerprint of that credential: its SHA-256, 64 lower-case hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
     /// Labels by which the session can be found and revoked.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -256,6 +262,9 @@ pub struct Attach {
     /// As in [`Run`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential_expires: Option<String>,
+    /// As in [`Run`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
     /// As in [`Run`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,

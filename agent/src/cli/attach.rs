@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, ffi::OsString, time::Duration};
 
 use super::{
-    Exit, Failure, Print, complain, operate,
+    Exit, Failure, Print, complain,
+    credential::Credential,
+    operate,
     print::{self, printable, span},
     run::{self, read_policy},
 };
@@ -40,6 +42,8 @@ pub(super) struct Flags {
     /// When the credential that it acts with expires, such as 2026-11-21T22:00:00Z
     #[arg(long, value_name = "RFC3339")]
     credential_expires: Option<String>,
+    #[command(flatten)]
+    credential: Credential,
     /// A label to find and revoke the session by; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = run::label)]
     labels: Vec<(String, String)>,
@@ -59,6 +63,7 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
         policy_source,
         ttl: flags.ttl.clone(),
         credential_expires: flags.credential_expires.clone(),
+        credential: flags.credential.fingerprint()?,
         labels: flags.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
     };
     let attached: Attached = operate(config, LIMIT)?.call(&Request::Attach(attach)).map_err(run::refusal)?;

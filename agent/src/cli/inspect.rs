@@ -74,6 +74,7 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
         ("directory", printable(&context.cwd)),
         ("terminal", context.tty.as_deref().map_or_else(|| "none".to_owned(), printable)),
         ("labels", labels(&context.labels)),
+        ("credential", context.credential.as_deref().map_or_else(|| "none named".to_owned(), printable)),
         ("cgroup", printable(&context.cgroup)),
         ("namespaces", counts(&context.namespaces)),
         ("members", member_list(members, session.members)),

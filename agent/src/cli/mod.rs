@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+mod credential;
 mod daemon;
 mod disarm;
 mod end;
@@ -129,7 +130,7 @@ enum Verb {
     Freeze(freeze::Flags),
     /// Let the members of a frozen session go on
     Thaw(freeze::Flags),
-    /// End the sessions of a principal, policy or label, and keep it from starting again
+    /// End the sessions of a principal, policy, credential or label, and keep it from starting again
     #[command(after_help = revoke::HELP)]
     Revoke(revoke::Flags),
     /// Give a live session a stricter scope

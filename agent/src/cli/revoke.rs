@@ -1,10 +1,10 @@
-//! `tipstaff revoke`: ends every session of a principal, of a policy, with a label, or one, and keeps a principal or a
-//! policy from starting again for a while.
+//! `tipstaff revoke`: ends every session of a principal, of a policy, with a credential or a label, or one, and keeps a
+//! principal, policy or credential from starting again for a while.
 
 use std::{fs, io, time::Duration};
 
 use super::{
-    Exit, Failure, Print, ask, operate,
+    Exit, Failure, Print, ask, credential, operate,
     print::{self, printable, short_id},
 };
 use crate::{
@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const USERS: &str = "/etc/passwd";
 
 pub(super) const HELP: &str = "\
-A revoked principal or policy cannot start again for the stay's time, 1h unless --stay says another; it survives a \
+A revoked principal, policy or credential cannot start again for the stay's time, 1h unless --stay says another; it survives a \
 restart of the agent and of the host. Exit status: 1 if members are left (mode observe).";
 
 #[derive(Debug, clap::Args)]
@@ -25,10 +25,10 @@ restart of the agent and of the host. Exit status: 1 if members are left (mode o
 pub(super) struct Flags {
     #[command(flatten)]
     what: What,
-    /// How long a principal or policy cannot start again
+    /// How long a principal, policy or credential cannot start again
     #[arg(long, value_name = "DURATION", value_parser = super::run::time_to_live, conflicts_with_all = ["no_stay", "list", "lift"])]
     stay: Option<String>,
-    /// Let the principal or policy start again at once
+    /// Let the principal, policy or credential start again at once
     #[arg(long, conflicts_with_all = ["list", "lift"])]
     no_stay: bool,
     /// Print who would be hit, and hit nobody
@@ -50,6 +50,9 @@ struct What {
     /// Sessions under the policy of this name
     #[arg(long, value_name = "NAME")]
     policy: Option<String>,
+    /// Sessions that act with this credential: its SHA-256, or the file with it
+    #[arg(long, value_name = "FINGERPRINT|FILE")]
+    credential: Option<String>,
     /// Sessions that were started with this label
     #[arg(long, value_name = "KEY=VALUE")]
     label: Option<String>,
@@ -83,17 +86,18 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
 }
 
 fn request(flags: &Flags) -> Result<Revoke, Failure> {
-    let What { session, principal, policy, label, .. } = &flags.what;
-    let (by, value) = match (session, principal, policy, label) {
+    let What { session, principal, policy, credential, label, .. } = &flags.what;
+    let (by, value) = match (session, principal, policy, credential, label) {
         (Some(id), ..) => (RevokeBy::Session, id.clone()),
         (_, Some(user), ..) => (RevokeBy::Principal, user_id(user)?.to_string()),
-        (_, _, Some(name), _) => (RevokeBy::Policy, name.clone()),
+        (_, _, Some(name), ..) => (RevokeBy::Policy, name.clone()),
+        (.., Some(which), _) => (RevokeBy::Credential, credential::either(which)?),
         (.., Some(label)) => (RevokeBy::Label, label.clone()),
-        _ => return Err(Failure::new(Exit::Usage, "revoke needs a session, principal, policy or label")),
+        _ => return Err(Failure::new(Exit::Usage, "revoke needs a session, principal, policy, credential or label")),
     };
-    let stays = matches!(by, RevokeBy::Principal | RevokeBy::Policy);
+    let stays = matches!(by, RevokeBy::Principal | RevokeBy::Policy | RevokeBy::Credential);
     if !stays && flags.stay.is_some() {
-        let message = "--stay is for --principal and --policy: a session never starts again";
+        let message = "--stay is for --principal, --policy and --credential: a session never starts again";
         return Err(Failure::new(Exit::Usage, message));
     }
     let stay = flags.stay.clone().unwrap_or_else(|| STAY.to_owned());

@@ -16,7 +16,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::{Exit, Failure, complain, operate, resolve};
+use super::{Exit, Failure, complain, credential::Credential, operate, resolve};
 use crate::{
     api::{
         client::ClientError,
@@ -54,6 +54,8 @@ pub(super) struct Flags {
     /// When the credential that the command acts with expires, such as 2026-11-21T22:00:00Z
     #[arg(long, value_name = "RFC3339")]
     credential_expires: Option<String>,
+    #[command(flatten)]
+    credential: Credential,
     /// A label to find and revoke the session by; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(super) labels: Vec<(String, String)>,
@@ -83,6 +85,7 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
         policy_source: source,
         ttl: flags.ttl.clone(),
         credential_expires: flags.credential_expires.clone(),
+        credential: flags.credential.fingerprint()?,
         labels: flags.labels.iter().cloned().collect(),
         command: describe(&path, &flags.command)?,
         cwd: std::env::current_dir().map(text).unwrap_or_default(),
@@ -267,6 +270,7 @@ mod tests {
             policy_source: String::new(),
             ttl: None,
             credential_expires: None,
+            credential: None,
             labels: std::collections::BTreeMap::new(),
             command: describe(Path::new("/bin/cmd"), &["\u{1}".repeat(32 * 1024 - 1).into()]).unwrap(),
             cwd: "\u{1}".repeat(4096).as_str().into(),

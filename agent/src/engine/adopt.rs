@@ -76,6 +76,7 @@ impl Engine {
         for (id, first) in firsts {
             self.resume(id, first, &mut history);
         }
+        self.record_reuses(&history.reuses);
         self.refresh();
         self.flush();
         Ok(())

@@ -87,6 +87,7 @@ impl Engine {
             }
         };
         self.feed(begun.id, Input::Labelled);
+        self.record_reuse(begun.id, &BTreeSet::new());
         self.watch_files();
         let mut attached = self.settle_in(&begun, how, walks, treatment)?;
         attached.ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
@@ -485,6 +486,7 @@ fn as_run(attach: &wire::Attach, pid: Option<u32>) -> wire::Run {
         policy_source: attach.policy_source.clone(),
         ttl: attach.ttl.clone(),
         credential_expires: attach.credential_expires.clone(),
+        credential: attach.credential.clone(),
         labels: attach.labels.clone(),
         command: wire::Command { path: link("exe").unwrap_or_default(), argv, argv_cut: false },
         cwd: link("cwd").unwrap_or_default(),

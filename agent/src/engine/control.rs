@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Engine, Live, complain,
+    Engine, Live, complain, credentials,
     limits::{ending, over},
     start::principal,
     stays::{Stayed, acts_for},
@@ -172,8 +172,10 @@ impl Engine {
             (_, None) => None,
             (RevokeBy::Principal, Some(length)) => Some((Stayed::Principal(uid(&revoke.value)?), length)),
             (RevokeBy::Policy, Some(length)) => Some((Stayed::Policy(revoke.value.clone()), length)),
+            (RevokeBy::Credential, Some(length)) => Some((Stayed::Credential(revoke.value.clone()), length)),
             (RevokeBy::Session | RevokeBy::Label, Some(_)) => {
-                let message = "a stay is for a principal or a policy: a session never starts again".into();
+                let message =
+                    "a stay is for a principal, a policy or a credential: a session never starts again".into();
                 return Err(ApiError::BadRequest { message });
             }
         };
@@ -200,6 +202,10 @@ impl Engine {
             RevokeBy::Principal => {
                 let uid = uid(value)?;
                 which(&|live| acts_for(&live.start.principal, uid))
+            }
+            RevokeBy::Credential => {
+                credentials::check(Some(value))?;
+                which(&|live| live.start.credential.as_deref() == Some(value))
             }
             // a narrowed session has another policy now than at its start
             RevokeBy::Policy => which(&|live| live.policy.name == value || live.start.policy.name == value),

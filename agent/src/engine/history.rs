@@ -1,6 +1,6 @@
 //! What the evidence says of sessions that an earlier agent began: the part of their state that was written down anyway.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{
     api::wire,
@@ -43,6 +43,8 @@ pub(super) struct History {
     pub(super) last: Option<Mark>,
     /// The last record of the kernel, by session and number: an agent that was killed may have left it in its ring.
     pub(super) last_record: Option<(SessionId, u64)>,
+    /// Sessions of which it says that they lived with one credential.
+    pub(super) reuses: BTreeSet<(SessionId, SessionId)>,
 }
 
 impl History {
@@ -66,10 +68,14 @@ impl History {
     fn take(&mut self, record: &Record, wanted: &[SessionId]) {
         self.last = Some(Mark { time: record.time, boot_ns: record.boot_ns, boot: record.boot.clone() });
         let Some(id) = record.body.session() else { return };
+        if let Body::CredentialReuse(reuse) = &record.body {
+            self.reuses.extend(reuse.others.iter().map(|other| (id, *other)));
+        }
         if let Some(sequence) = sequence(&record.body) {
             self.last_record = Some((id, sequence));
         }
         if matches!(record.body, Body::SessionEnd(_)) && !wanted.contains(&id) {
+            self.reuses.retain(|(a, b)| *a != id && *b != id);
             self.sessions.remove(&id);
             return;
         }

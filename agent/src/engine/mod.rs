@@ -5,6 +5,7 @@ mod adopt;
 mod attach;
 mod control;
 mod controls;
+mod credentials;
 mod descriptors;
 mod digests;
 mod finish;

@@ -84,7 +84,7 @@ impl Engine {
             return Err(ApiError::Refused { message, rule: None, remedy });
         }
         check_limits(&policy, &live.rules)?;
-        if let Some(stay) = self.stay_over(&live.start.principal, &policy.name) {
+        if let Some(stay) = self.stay_over(&live.start.principal, &policy.name, live.start.credential.as_deref()) {
             return Err(ApiError::Refused { message: stay.told(), rule: None, remedy: stays::REMEDY.into() });
         }
         let mut notes: Vec<String> = plan.notes.iter().map(ToString::to_string).collect();

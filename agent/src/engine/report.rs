@@ -75,6 +75,7 @@ impl Engine {
                 cwd: start.context.cwd.to_string(),
                 tty: start.context.tty.as_ref().map(Text::to_string),
                 labels: start.labels.clone(),
+                credential: start.credential.clone(),
                 cgroup: start.context.cgroup.to_string(),
                 namespaces: start.context.namespaces.clone(),
                 attached: start.attached.as_ref().map(|how| match &how.cgroup {

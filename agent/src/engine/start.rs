@@ -2,7 +2,7 @@
 //! before the answer is undone.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ffi::OsStr,
     fs,
     os::{
@@ -23,7 +23,7 @@ use tipstaff_common::{
 };
 use tracing::info;
 
-use super::{Engine, Live, Note, complain, controls, judge, limits, limits::Doings, now, resolve};
+use super::{Engine, Live, Note, complain, controls, credentials, judge, limits, limits::Doings, now, resolve};
 use crate::{
     api::{
         server::Peer,
@@ -99,6 +99,7 @@ impl Engine {
             return Err(ApiError::Failed { message: format!("the session could not be started: {problem}") });
         }
         self.feed(id, Input::Labelled);
+        self.record_reuse(id, &BTreeSet::new());
         self.watch_files();
         info!("session {id} started for uid {} pid {}", peer.uid, peer.pid);
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
@@ -183,6 +184,7 @@ impl Engine {
             .map_err(|problems| ApiError::BadPolicy { problems })?;
         let (ttl, winner) = self.ttl(&policy, run.ttl.as_deref())?;
         limits::check_labels(&run.labels)?;
+        credentials::check(run.credential.as_deref())?;
         self.check_stays(run, principal, &policy.name)?;
         // asked again when the session starts: nothing is made for one that may not
         let held = limits::at_start(&policy, run, ttl, now());
@@ -445,6 +447,7 @@ fn session_start(
         deadline_boot_ns: 0,
         limits: Box::default(),
         labels: run.labels.clone(),
+        credential: run.credential.clone(),
         attached: subject.attached.clone(),
         inherited: subject.inherited.clone(),
     }

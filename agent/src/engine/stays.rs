@@ -1,4 +1,4 @@
-//! Stays: a revoked principal or policy cannot start again until a time on the wall clock, also after a restart of the
+//! Stays: a revoked principal, policy or credential cannot start again until a time on the wall clock, also after a restart of the
 //! agent or the host.
 
 use jiff::{SignedDuration, Timestamp};
@@ -27,6 +27,8 @@ pub enum Stayed {
     Principal(u32),
     /// Sessions under a policy of this name.
     Policy(String),
+    /// Sessions that act with the credential of this fingerprint.
+    Credential(String),
 }
 
 /// One stay, as it is kept.
@@ -44,11 +46,12 @@ pub struct Stay {
 }
 
 impl Stay {
-    /// Whether it keeps this principal, or a policy of this name, from starting.
-    fn holds(&self, principal: &Principal, policy: &str) -> bool {
+    /// Whether it keeps this principal, a policy of this name, or this credential from starting.
+    fn holds(&self, principal: &Principal, policy: &str, credential: Option<&str>) -> bool {
         match &self.what {
             Stayed::Principal(uid) => acts_for(principal, *uid),
             Stayed::Policy(name) => name == policy,
+            Stayed::Credential(fingerprint) => Some(fingerprint.as_str()) == credential,
         }
     }
 
@@ -57,6 +60,7 @@ impl Stay {
         let whom = match &self.what {
             Stayed::Principal(uid) => format!("user {uid}"),
             Stayed::Policy(name) => format!("policy {name}"),
+            Stayed::Credential(fingerprint) => format!("credential {fingerprint:.12}"),
         };
         format!("{whom} is revoked until {} (stay {:.8})", self.until, self.id)
     }
@@ -65,6 +69,7 @@ impl Stay {
         let (by, value) = match &self.what {
             Stayed::Principal(uid) => (RevokeBy::Principal, uid.to_string()),
             Stayed::Policy(name) => (RevokeBy::Policy, name.clone()),
+            Stayed::Credential(fingerprint) => (RevokeBy::Credential, fingerprint.clone()),
         };
         wire::Stay { id: self.id.to_string(), by: by.as_str().into(), value, until: self.until.to_string() }
     }
@@ -88,11 +93,11 @@ impl Engine {
         self.drop_past_stays();
     }
 
-    /// The stay that keeps a principal or a policy of this name from going on; of several the longest: that is what the
-    /// caller has to wait for.
-    pub(super) fn stay_over(&self, principal: &Principal, policy: &str) -> Option<&Stay> {
+    /// The stay that keeps a principal, a policy of this name or a credential from going on; of several the longest: that
+    /// is what the caller has to wait for.
+    pub(super) fn stay_over(&self, principal: &Principal, policy: &str, credential: Option<&str>) -> Option<&Stay> {
         let now = now().time;
-        let holds = |stay: &&Stay| stay.until > now && stay.holds(principal, policy);
+        let holds = |stay: &&Stay| stay.until > now && stay.holds(principal, policy, credential);
         self.stays.iter().filter(holds).max_by_key(|stay| stay.until)
     }
 
@@ -108,7 +113,8 @@ impl Engine {
     /// Refuses what a stay keeps from starting, and records it.
     pub(super) fn check_stays(&mut self, run: &wire::Run, principal: Principal, policy: &str) -> Result<(), ApiError> {
         self.drop_past_stays();
-        let Some(what) = self.stay_over(&principal, policy).map(Stay::told) else { return Ok(()) };
+        let credential = run.credential.as_deref();
+        let Some(what) = self.stay_over(&principal, policy, credential).map(Stay::told) else { return Ok(()) };
         let remedy = REMEDY.to_owned();
         let (command, _) = Text::list(&run.command.argv, super::report::COMMAND);
         let (policy, message) = (run.policy_source.clone(), what.clone());
@@ -116,7 +122,7 @@ impl Engine {
         Err(ApiError::Refused { message: what, rule: None, remedy })
     }
 
-    /// Keeps a principal or a policy from starting; it survives a loss of power when this returns.
+    /// Keeps a principal, a policy or a credential from starting; it survives a loss of power when this returns.
     pub(super) fn stay(&mut self, what: Stayed, length: &str, by: Principal) -> Result<Stay, ApiError> {
         let bad = |why: String| ApiError::BadRequest { message: format!("--stay {length:?} {why}") };
         let length_of = duration::parse(length).map_err(|error| bad(error.to_string()))?;
@@ -174,23 +180,27 @@ mod tests {
     #[test]
     fn a_stay_holds_whom_it_names() {
         let uid = stay(Stayed::Principal(1000));
-        assert!(uid.holds(&principal(1000, None), "p"));
-        assert!(uid.holds(&principal(0, Some(1000)), "p"), "a login that became root");
-        assert!(!uid.holds(&principal(1001, Some(1001)), "p"));
+        assert!(uid.holds(&principal(1000, None), "p", None));
+        assert!(uid.holds(&principal(0, Some(1000)), "p", None), "a login that became root");
+        assert!(!uid.holds(&principal(1001, Some(1001)), "p", None));
         let policy = stay(Stayed::Policy("p".to_owned()));
-        assert!(policy.holds(&principal(7, None), "p") && !policy.holds(&principal(7, None), "q"));
+        assert!(policy.holds(&principal(7, None), "p", None) && !policy.holds(&principal(7, None), "q", None));
+        let credential = stay(Stayed::Credential("ab".to_owned()));
+        let holds = |fingerprint| credential.holds(&principal(7, None), "ab", fingerprint);
+        assert!(holds(Some("ab")) && !holds(Some("cd")) && !holds(None));
     }
 
     /// Nothing in a stay is of one boot.
     #[test]
     fn a_stay_is_there_after_a_reboot() {
         let state = tempfile::tempdir().expect("a folder");
-        let kept = stay(Stayed::Policy("p".to_owned()));
         let open = |boot: &str| Store::open(state.path(), boot.to_owned()).expect("the store opens").0;
-        open("one boot").keep_stay(kept.id, &kept).expect("it is kept");
-        let (stays, unreadable) = open("another boot").stays().expect("the stays are read");
-        assert_eq!((stays, unreadable), (vec![kept.clone()], Vec::new()));
-        open("a third").forget_stay(kept.id).expect("it is forgotten");
-        assert_eq!(open("a third").stays::<Stay>().expect("the stays are read").0, Vec::new());
+        for kept in [stay(Stayed::Policy("p".to_owned())), stay(Stayed::Credential("ab".to_owned()))] {
+            open("one boot").keep_stay(kept.id, &kept).expect("it is kept");
+            let (stays, unreadable) = open("another boot").stays().expect("the stays are read");
+            assert_eq!((stays, unreadable), (vec![kept.clone()], Vec::new()));
+            open("a third").forget_stay(kept.id).expect("it is forgotten");
+            assert_eq!(open("a third").stays::<Stay>().expect("the stays are read").0, Vec::new());
+        }
     }
 }

@@ -6,9 +6,10 @@ use crate::session::{Facts, Input, SessionId, Verdict, verdict};
 impl Engine {
     /// What is to become of a session.
     pub(super) fn verdict(&self, live: &Live, now_boot_ns: u64) -> Verdict {
+        let credential = live.start.credential.as_deref();
         // a narrowed session has another policy now than at its start
         let policies = [&live.policy.name, &live.start.policy.name];
-        let stayed = policies.iter().any(|name| self.stay_over(&live.start.principal, name).is_some());
+        let stayed = policies.iter().any(|name| self.stay_over(&live.start.principal, name, credential).is_some());
         verdict(&live.machine, Facts { narrowed: live.revision > 1, stayed, now_boot_ns })
     }
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use activity::{Act, Connect, Exec, Exit, FileRef, Fork, Move, Socket, Unix, Verdict, Via};
 pub use agent::{AgentStart, AgentStop, Control, ControlState, Disarm, Gap, GapCause, Tier};
 pub use attach::{Attached, Attachment, InheritedDescriptor, InheritedSocket, InheritedUnix};
-pub use control::{Command, Lift, Revoke, StayRef, Stuck, StuckTask, Terminate, Warning};
+pub use control::{Command, CredentialReuse, Lift, Revoke, StayRef, Stuck, StuckTask, Terminate, Warning};
 pub use flows::{CutCause, CutOutcome, FlowsCut, SocketReceipt};
 pub use life::{
     Context, PolicyRef, Principal, RECEIPTS_MAX, Receipt, Receipts, Refused, SessionEnd, SessionStart, StartLimits,
@@ -104,6 +104,8 @@ pub enum Body {
     Stuck(Stuck),
     /// An operator's command on a session.
     Command(Command),
+    /// Two sessions live that act with one credential.
+    CredentialReuse(CredentialReuse),
     /// Sessions were revoked.
     Revoke(Revoke),
     /// A stay was lifted.
@@ -143,6 +145,7 @@ impl Body {
             Self::Terminate(_) => "terminate",
             Self::Stuck(_) => "stuck",
             Self::Command(_) => "command",
+            Self::CredentialReuse(_) => "credential-reuse",
             Self::Revoke(_) => "revoke",
             Self::Lift(_) => "lift",
             Self::Refused(_) => "refused",
@@ -190,6 +193,7 @@ impl Body {
             Self::Terminate(body) => Some(body.session),
             Self::Stuck(body) => Some(body.session),
             Self::Command(body) => Some(body.session),
+            Self::CredentialReuse(body) => Some(body.session),
             Self::Gap(body) => body.session,
             Self::AgentStart(_) | Self::AgentStop(_) | Self::Refused(_) | Self::Disarm(_) => None,
             Self::Revoke(_) | Self::Lift(_) => None,

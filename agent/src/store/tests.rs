@@ -33,6 +33,7 @@ fn sample(n: u8) -> Kept {
             namespaces: std::collections::BTreeMap::new(),
         },
         labels: std::collections::BTreeMap::new(),
+        credential: Some("0a".repeat(32)),
         attached: None,
         inherited: Vec::new(),
         ttl_ms: 1000,
@@ -103,6 +104,16 @@ fn what_is_kept_comes_back() {
     let mut first = sample(1);
     let _ = first.machine.step(Input::Labelled);
     assert_eq!(kept[0], first);
+}
+
+/// What was kept by a version that did not know a field yet is read.
+#[test]
+fn a_session_of_an_earlier_version_is_read() {
+    let mut kept = serde_json::to_value(sample(1)).expect("it is kept");
+    kept["start"].as_object_mut().and_then(|start| start.remove("credential")).expect("it has a credential");
+    let read: Kept = serde_json::from_value(kept).expect("it is read");
+    let start = SessionStart { credential: None, ..sample(1).start };
+    assert_eq!(read, Kept { start, ..sample(1) });
 }
 
 /// A session under policy 1, revision 11, that is being narrowed to policy 2, revision 12.

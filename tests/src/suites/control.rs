@@ -22,6 +22,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("control::stay-outlives-the-agent", WHEREVER, stay),
     Test::new("control::revoked-though-the-agent-dies", WHEREVER, revoked_halfway),
     Test::new("control::verdict-changes-without-a-deed", WHEREVER, verdicts),
+    Test::new("control::credential-is-known-by-its-fingerprint", WHEREVER, credential),
 ];
 
 /// Bytes of a file that a member keeps adding to.
@@ -315,4 +316,103 @@ fn verdicts(s: &mut Sandbox) -> Result<()> {
     s.cli(&["revoke", "--policy", "red"])?.ended(0)?;
     running.wait()?.ended(137)?;
     s.session_ended(&session, "revoked").map(drop)
+}
+
+/// A credential, its SHA-256, and that of another.
+const SECRET: &str = "a-secret-of-a-test";
+const FINGERPRINT: &str = "cd4e57bc33d9c976fa33a2c9a2aea3a57a829b84a68a1f99d3002c18893d976a";
+const OTHER: &str = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a";
+
+/// Of three sessions two act with one credential: that is told once, with another agent too, and exactly those two end
+/// when it is revoked. The credential itself is nowhere.
+fn credential(s: &mut Sandbox) -> Result<()> {
+    let _clock = wall_clock(false)?;
+    s.start()?;
+    let member = s.program("member")?;
+    let (policy, token) = (s.policy(&only(&member))?, s.file("token"));
+    fs::write(&token, SECRET)?;
+    let start = |s: &Sandbox, flag: &str, value: &str| -> Result<(Running, String)> {
+        let running = s.launch(&policy, &member, "idle").flag(flag, value).start()?;
+        let session = running.session(s)?;
+        Ok((running, session))
+    };
+    let (first, one) = start(s, "--credential", &token)?;
+    let (last, spared) = start(s, "--credential-fingerprint", OTHER)?;
+    let reuse = |r: &Value| r["type"] == "credential-reuse";
+    ensure!(!s.evidence()?.iter().any(reuse), "one session of each was told as two of one");
+    let (second, two) = start(s, "--credential-fingerprint", &FINGERPRINT.to_uppercase())?;
+    let told = s.wait_evidence("the second session of the credential", reuse)?;
+    ensure!(
+        told["session"] == two && told["others"] == serde_json::json!([one]) && told["credential"] == FINGERPRINT,
+        "{told}"
+    );
+    ensure!(
+        s.records(&one, "session-start")?[0]["credential"] == FINGERPRINT,
+        "the start does not name the credential"
+    );
+
+    s.kill_agent()?;
+    s.start()?;
+    for (session, fingerprint) in [(&one, FINGERPRINT), (&two, FINGERPRINT), (&spared, OTHER)] {
+        let shown = s.json(&["inspect", session])?;
+        ensure!(shown["context"]["credential"] == fingerprint, "inspect shows {}", shown["context"]);
+    }
+    s.cli(&["inspect", &one])?.ended(0)?.told(&[FINGERPRINT])?;
+    ensure!(s.evidence()?.into_iter().filter(|r| reuse(r)).count() == 1, "it was told again by the next agent");
+
+    let mut both = vec![one.clone(), two.clone()];
+    both.sort();
+    let dry = s.json(&["revoke", "--credential", &token, "--dry-run"])?;
+    ensure!(ids(&dry) == both && !gone(first.pid()) && !gone(second.pid()), "the dry run says {dry}");
+    ensure!(s.json(&["revoke", "--list"])?["stays"] == serde_json::json!([]), "a dry run left a stay");
+    let hit = s.json(&["revoke", "--credential", FINGERPRINT])?;
+    ensure!(
+        ids(&hit) == both && hit["stay"]["by"] == "credential" && hit["stay"]["value"] == FINGERPRINT,
+        "revoked: {hit}"
+    );
+    for (running, session) in [(first, one), (second, two)] {
+        s.session_ended(&session, "revoked")?;
+        running.wait()?.ended(137)?;
+    }
+    ensure!(!gone(last.pid()), "a session of another credential was ended");
+    let again = |s: &Sandbox, value: &str| {
+        s.launch(&policy, &member, "say in").flag("--credential-fingerprint", value).start()?.wait()
+    };
+    let refused =
+        |s: &Sandbox| again(s, FINGERPRINT)?.ended(125)?.complained(&["credential cd4e57bc33d9 is revoked"]).map(drop);
+    refused(s)?;
+    s.kill_agent()?;
+    s.start()?;
+    refused(s).context("with another agent")?;
+    again(s, OTHER)?.ended(0)?.said("in")?;
+    // who runs already is not taken in with it either
+    let mut idle = std::process::Command::new(&member);
+    idle.args(["--work", "idle"]);
+    let outside = Running::spawn(s, idle, None)?;
+    let attach = |flag: [&str; 2]| {
+        let pid = outside.pid().to_string();
+        s.cli(&[&["attach", "--policy", &policy, "--pid", &pid][..], &flag].concat())
+    };
+    attach(["--credential", &token])?.ended(3)?.complained(&["credential cd4e57bc33d9 is revoked"])?;
+    attach(["--credential-fingerprint", OTHER])?.ended(0)?;
+    ensure!(ids(&s.json(&["revoke", "--credential", OTHER, "--no-stay"])?).len() == 2, "not both were revoked");
+    last.wait()?.ended(137)?;
+    outside.wait()?.ended(137)?;
+    again(s, OTHER)?.ended(0)?.said("in")?;
+
+    for (value, part) in [("abc", "64 hexadecimal digits"), (&FINGERPRINT[..63], "64 hexadecimal digits")] {
+        again(s, value)?.ended(125)?.complained(&[part])?;
+    }
+    for (words, part) in [
+        (["revoke", "--credential", "/no/such/file"], "cannot read the credential /no/such/file: No such file"),
+        (["revoke", "--credential", "/dev/null"], "it is empty"),
+    ] {
+        s.cli(&words)?.ended(2)?.complained(&[part])?;
+    }
+    let kept = [s.evidence_file(), s.log(), s.folder().join("state/store.redb")];
+    let holds = |path: &std::path::PathBuf| {
+        fs::read(path).is_ok_and(|bytes| bytes.windows(SECRET.len()).any(|part| part == SECRET.as_bytes()))
+    };
+    ensure!(!kept.iter().any(holds), "the credential itself was written down");
+    Ok(())
 }

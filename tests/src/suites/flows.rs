@@ -288,6 +288,7 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
         for (server, bytes) in [(&stays, 1), (&goes, 1), (&udp, 1)] {
             until("the flows to be open", patience(), || Ok((server.received().len() >= bytes).then_some(())))?;
         }
+        let before = boot_ns()?;
         s.cli(&["narrow", &session, "--remove", "goes", "udp"])?.ended(0)?;
         let told = |file: &str| Ok::<_, anyhow::Error>(report(file, 2)?.swap_remove(1));
         ensure!(told(&lost)? == format!("errno {}", libc::ECONNABORTED), "the owner was told {}", told(&lost)?);
@@ -297,6 +298,8 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
         let to = |server: &Server| receipts.iter().filter(|r| r["to"] == server.address()).count();
         ensure!((to(&goes), to(&udp), to(&stays)) == (1, 1, 0), "receipts: {receipts:?}");
         let cut = s.records(&session, "flows-cut")?.swap_remove(0);
+        let at = receipts.iter().filter_map(|r| r["at_boot_ns"].as_u64()).max().context("no receipt says when")?;
+        ensure!(at.saturating_sub(before) < 10_000_000_000, "cut {} ns after it was asked for", at - before);
         ensure!(cut["cause"] == "narrow" && cut["revision"] == 2, "the cause and the scope that it was cut for: {cut}");
         stays.send(b"y")?;
         ensure!(told(&kept)? == "received 1", "the flow in scope: {}", told(&kept)?);

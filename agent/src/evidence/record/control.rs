@@ -67,12 +67,25 @@ pub struct Command {
     pub detail: String,
 }
 
+/// Sessions live that act with one credential.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialReuse {
+    /// The session that began last.
+    pub session: SessionId,
+    /// The name of its policy.
+    pub policy: String,
+    /// The fingerprint: SHA-256, hexadecimal.
+    pub credential: String,
+    /// Those that were there before it.
+    pub others: Vec<SessionId>,
+}
+
 /// Sessions were revoked, and perhaps what may not start for a while.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revoke {
     /// Who gave the command.
     pub principal: Principal,
-    /// What was revoked: `session`, `principal`, `policy` or `label`.
+    /// What was revoked: `session`, `principal`, `policy`, `label` or `credential`.
     pub by: String,
     /// Its value.
     pub value: String,

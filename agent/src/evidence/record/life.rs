@@ -36,6 +36,9 @@ pub struct SessionStart {
     /// The labels that it was started with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// The fingerprint of the credential that it acts with, as its caller named it: SHA-256, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
     /// How it came to be, where its members ran before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached: Option<Attachment>,

@@ -34,6 +34,7 @@ pub(super) fn session_start() -> Body {
             credential_expires: Some(at(8).time),
         }),
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
+        credential: Some("0a".repeat(32)),
         attached: Some(Attachment { by: principal(), home: Text::from("/work"), cgroup: Some(Text::from("/work")) }),
         inherited: vec![InheritedDescriptor {
             descriptor: 0,
@@ -248,6 +249,12 @@ fn one_of_each() -> Vec<Body> {
             value: "p".to_owned(),
             sessions: vec![session],
             stay: Some(StayRef { id: session.to_string(), until: at(9).time }),
+        }),
+        Body::CredentialReuse(CredentialReuse {
+            session,
+            policy: "p".to_owned(),
+            credential: "0a".repeat(32),
+            others: vec![session],
         }),
         Body::Lift(Lift { principal: principal(), stay: session.to_string() }),
         Body::Receipts(Receipts { session, receipts: Vec::new() }),
