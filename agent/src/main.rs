@@ -62,6 +62,10 @@ fn check_policy(file: &str, bytes: &[u8]) -> Result<Checked, Vec<Problem>> {
     for rule in &summary.rules {
         text.push_str(&format!("  {} {} {} ({})\n", rule.scope, rule.effect, rule.what, rule.id));
     }
+    for (name, rules) in &summary.phases {
+        let stays: Vec<&str> = rules.iter().map(String::as_str).collect();
+        text.push_str(&format!("  phase {name} keeps {}\n", stays.join(", ")));
+    }
     text.push_str(&format!("  no rule: exec {}, net {}\n", summary.exec_default, summary.net_default));
     let json = serde_json::to_value(&summary).unwrap_or_default();
     Ok(Checked { text, json })

@@ -56,6 +56,9 @@ pub struct Narrowed {
     pub to: String,
     /// The rules that were removed.
     pub removed: Vec<String>,
+    /// The phase that it is in now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
     /// What the caller should know.
     pub notes: Vec<String>,
     /// Until the new scope held, milliseconds.
@@ -153,6 +156,12 @@ pub struct PolicyInfo {
     /// How many scopes the session has had; more than 1: it was narrowed.
     #[serde(default)]
     pub revision: u32,
+    /// The phase that it was narrowed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// The phases that it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<String>,
     /// What it allows and denies, one line each.
     pub summary: Vec<String>,
 }

@@ -193,7 +193,7 @@ pub struct Lift {
     pub id: String,
 }
 
-/// Parameters of `Narrow`: a policy, or rules to remove.
+/// Parameters of `Narrow`: a policy, rules to remove, or a phase.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Narrow {
@@ -208,6 +208,9 @@ pub struct Narrow {
     /// Ids of allow rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remove: Vec<String>,
+    /// The name of a phase of the session's policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
 }
 
 /// Parameters of `Run`.

@@ -54,7 +54,8 @@ fn details(kind: &str, record: &Map<String, Value>) -> String {
         "session-start" => session_start(record),
         "session-narrowed" => {
             let policy = |key: &str| shown(record.get(key).and_then(|policy| policy.get("digest")));
-            format!("revision {}, policy {:.12} -> {:.12}", get("revision"), policy("from"), policy("to"))
+            let phase = record.get("phase").map(|_| format!("phase {}, ", get("phase"))).unwrap_or_default();
+            format!("{phase}revision {}, policy {:.12} -> {:.12}", get("revision"), policy("from"), policy("to"))
         }
         "state" => format!("{} -> {} ({})", get("from"), get("to"), get("cause")),
         "exec" => {

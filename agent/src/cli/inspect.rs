@@ -8,7 +8,7 @@ use super::{
     ps,
 };
 use crate::{
-    api::wire::{Inspect, LimitsInfo, Request, SessionId, Verdict},
+    api::wire::{Inspect, LimitsInfo, PolicyInfo, Request, SessionId, Verdict},
     config::Config,
 };
 
@@ -57,6 +57,7 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
         ),
         ("digest", printable(&policy.digest)),
         ("revision", policy.revision.to_string()),
+        ("phase", phase(policy)),
         ("ends first by", printable(&limits.winner)),
         ("limits", limit_list(limits)),
         ("age", span(session.age_ms)),
@@ -83,6 +84,13 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
         ("lost", counts(&counters.lost)),
         ("packets dropped", counters.packets_dropped.to_string()),
     ]
+}
+
+/// `sign, of build, sign`
+fn phase(policy: &PolicyInfo) -> String {
+    let own = policy.phase.as_deref().map_or_else(|| "none".to_owned(), printable);
+    let all = printable(&policy.phases.join(", "));
+    if all.is_empty() { own } else { format!("{own}, of {all}") }
 }
 
 /// Every limit: `ttl 15m, idle 2m without exec, connect; renewable`.

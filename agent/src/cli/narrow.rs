@@ -16,7 +16,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
-#[group(id = "to", required = true, multiple = false, args = ["policy", "remove"])]
+#[group(id = "what", required = true, multiple = false, args = ["policy", "remove", "to"])]
 pub(super) struct Flags {
     /// The session's id, or the beginning of it
     id: String,
@@ -26,6 +26,9 @@ pub(super) struct Flags {
     /// Ids of allow rules to remove
     #[arg(long, value_name = "RULE", num_args = 1..)]
     remove: Vec<String>,
+    /// A phase of the session's policy
+    #[arg(long, value_name = "PHASE")]
+    to: Option<String>,
     #[command(flatten)]
     print: Print,
 }
@@ -33,7 +36,8 @@ pub(super) struct Flags {
 pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
     let read = flags.policy.as_ref().map(|name| read_policy(name, &config.paths.policies)).transpose()?;
     let (policy_source, policy) = read.unzip();
-    let request = Narrow { id: flags.id.clone(), policy, policy_source, remove: flags.remove.clone() };
+    let (id, remove, to) = (flags.id.clone(), flags.remove.clone(), flags.to.clone());
+    let request = Narrow { id, policy, policy_source, remove, to };
     let narrowed: Narrowed = operate(config, LIMIT)?.call(&Request::Narrow(request))?;
     for note in &narrowed.notes {
         complain(&printable(note));
@@ -43,8 +47,9 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
 }
 
 fn text(narrowed: &Narrowed) -> String {
+    let phase = narrowed.phase.as_ref().map(|phase| format!(", phase {},", printable(phase))).unwrap_or_default();
     format!(
-        "session {} narrowed to revision {} in {}\npolicy before {}\npolicy now    {}\n",
+        "session {} narrowed to revision {}{phase} in {}\npolicy before {}\npolicy now    {}\n",
         printable(&narrowed.session),
         narrowed.revision,
         span(narrowed.ms),

@@ -139,6 +139,7 @@ impl Engine {
             start_text: kept.start_policy.clone(),
             source: narrowed.as_ref().map_or_else(|| kept.start.policy.source.clone(), |n| n.source.clone()),
             revision: kept.revision(),
+            phase: narrowed.as_ref().and_then(|n| n.phase.clone()),
             removed: narrowed.map(|n| n.removed).unwrap_or_default(),
             host,
             retired: Vec::new(),

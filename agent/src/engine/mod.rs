@@ -197,6 +197,8 @@ struct Live {
     source: String,
     /// The rules of the text that were removed.
     removed: Vec<String>,
+    /// The phase of its policy that it was narrowed to.
+    phase: Option<String>,
     /// What the policy's rules name on this host.
     host: Resolved,
     plan: Rc<Plan>,

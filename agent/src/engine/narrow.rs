@@ -41,6 +41,8 @@ struct Narrower {
     source: String,
     host: Resolved,
     removed: Vec<String>,
+    /// The phase that it will be in.
+    phase: Option<String>,
     notes: Vec<String>,
 }
 
@@ -56,15 +58,34 @@ impl Engine {
             let message = format!("session {id} is {}: only a session that runs can be narrowed", live.machine.state());
             return Err(ApiError::BadRequest { message });
         }
-        let narrower = match (&request.policy, request.remove.as_slice()) {
-            (Some(text), []) => self.narrower_by_policy(id, text, request.policy_source.as_deref().unwrap_or("-"))?,
-            (None, ids @ [_, ..]) => self.narrower_by_removal(id, ids)?,
+        let narrower = match (&request.policy, request.remove.as_slice(), &request.to) {
+            (Some(text), [], None) => {
+                self.narrower_by_policy(id, text, request.policy_source.as_deref().unwrap_or("-"))?
+            }
+            (None, ids @ [_, ..], None) => self.narrower_by_removal(id, ids, None)?,
+            (None, [], Some(phase)) => self.narrower_by_phase(id, phase)?,
             _ => {
-                let message = "narrow takes either a policy or the ids of rules to remove".to_owned();
+                let message = "narrow takes a policy, the ids of rules to remove, or the name of a phase".to_owned();
                 return Err(ApiError::BadRequest { message });
             }
         };
+        self.check_digests(id, &narrower.1)?;
         self.put_in_force(id, narrower, peer, began)
+    }
+
+    /// A rule that allows a file with a digest denies it with another: to take it away must not let the file run.
+    fn check_digests(&mut self, id: SessionId, plan: &Plan) -> Result<(), ApiError> {
+        let Some(live) = self.sessions.get(&id) else { return Ok(()) };
+        if live.policy.exec.iter().all(|rule| rule.digest.is_none()) {
+            return Ok(());
+        }
+        let above = above(&mut self.parts.kernel, &live.policy, &live.host).map_err(failed)?;
+        if !policy::unbound(&live.plan, plan, &above) {
+            return Ok(());
+        }
+        let message = "a program that the session runs with one digest only would run with any".into();
+        let remedy = "leave its rule with sha256, or take away what else allows it too".into();
+        Err(ApiError::Refused { message, rule: None, remedy })
     }
 
     fn narrower_by_policy(&mut self, id: SessionId, text: &str, source: &str) -> Result<(Narrower, Plan), ApiError> {
@@ -91,10 +112,52 @@ impl Engine {
         notes.extend(self.check_controls(&policy)?);
         notes.sort();
         let (text, source) = (Some(text.to_owned()), source.to_owned());
-        Ok((Narrower { text, policy, source, host, removed: Vec::new(), notes }, plan))
+        Ok((Narrower { text, policy, source, host, removed: Vec::new(), phase: None, notes }, plan))
     }
 
-    fn narrower_by_removal(&self, id: SessionId, ids: &[String]) -> Result<(Narrower, Plan), ApiError> {
+    /// By the rules that a phase does not name. Phases only ever take away: one that keeps a rule that the phase before
+    /// took away would give it back.
+    fn narrower_by_phase(&self, id: SessionId, phase: &str) -> Result<(Narrower, Plan), ApiError> {
+        let Some(live) = self.sessions.get(&id) else {
+            return Err(ApiError::NotFound { message: format!("session {id} is over") });
+        };
+        let (policy, phases) = (&live.policy, &live.policy.phases);
+        let Some((gone, stays)) = policy.outside(phase).zip(phases.get(phase)) else {
+            let known: Vec<&str> = phases.keys().map(String::as_str).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let message = format!("policy {} has no phase {phase:?}: its phases are {known}", policy.name);
+            return Err(ApiError::BadRequest { message });
+        };
+        let refused = |message: String| {
+            let remedy = "a session can only be narrowed: start another".into();
+            ApiError::Refused { message, rule: None, remedy }
+        };
+        if let Some(own) = live.phase.as_deref() {
+            if own == phase {
+                return Err(refused(format!("session {id:.8} is in phase {phase} already")));
+            }
+            let back = phases.get(own).and_then(|own| stays.iter().find(|rule| !own.contains(*rule)));
+            if let Some(rule) = back {
+                let message = format!("phase {phase} has rule {rule}, which phase {own} took from session {id:.8}");
+                return Err(refused(message));
+            }
+        }
+        // what an operator took away does not come back with a phase
+        let absent: Vec<&str> =
+            stays.iter().map(String::as_str).filter(|id| live.removed.iter().any(|r| r == id)).collect();
+        let note = (!absent.is_empty())
+            .then(|| format!("removed before, and not in the session any more: {}", absent.join(", ")));
+        let (mut narrower, plan) = self.narrower_by_removal(id, &gone, Some(phase))?;
+        narrower.notes.extend(note);
+        Ok((narrower, plan))
+    }
+
+    fn narrower_by_removal(
+        &self,
+        id: SessionId,
+        ids: &[String],
+        phase: Option<&str>,
+    ) -> Result<(Narrower, Plan), ApiError> {
         let Some(live) = self.sessions.get(&id) else {
             return Err(ApiError::NotFound { message: format!("session {id} is over") });
         };
@@ -108,8 +171,9 @@ impl Engine {
             ApiError::BadRequest { message }
         })?;
         let plan = compiled(&policy, &host)?;
-        let source = live.source.clone();
-        Ok((Narrower { text: None, policy, source, host, removed: ids.to_vec(), notes: Vec::new() }, plan))
+        let (source, removed, notes) = (live.source.clone(), ids.to_vec(), Vec::new());
+        let phase = phase.map(str::to_owned).or_else(|| live.phase.clone());
+        Ok((Narrower { text: None, policy, source, host, removed, phase, notes }, plan))
     }
 
     /// Rules first, then the store, then the one word, then the record: an agent that dies on the way leaves the scope
@@ -160,6 +224,8 @@ impl Engine {
         live.policy = Policy { budgets, ttl, limits: live.rules.clone(), ..narrower.policy };
         (live.plan, live.host, live.source) = (plan, narrower.host, narrower.source);
         live.revision += 1;
+        let entered = narrower.phase.is_some() && live.phase != narrower.phase;
+        live.phase = narrower.phase;
         match narrower.text {
             Some(text) => (live.policy_text, live.removed) = (text, Vec::new()),
             None => live.removed.extend(narrower.removed.iter().cloned()),
@@ -169,7 +235,8 @@ impl Engine {
             principal: start::principal(peer),
             from: before,
             to: start::policy_ref(&live.policy, &live.source),
-            removed: narrower.removed,
+            removed: if entered { Vec::new() } else { narrower.removed.clone() },
+            phase: live.phase.clone(),
             revision: live.revision,
         };
         let reply = wire::Narrowed {
@@ -177,7 +244,8 @@ impl Engine {
             revision: live.revision,
             from: narrowed.from.digest.clone(),
             to: narrowed.to.digest.clone(),
-            removed: narrowed.removed.clone(),
+            removed: narrower.removed,
+            phase: narrowed.phase.clone(),
             notes: narrower.notes,
             ms,
         };
@@ -210,6 +278,7 @@ impl Engine {
             rules: plan.rules.clone(),
             longest_ms: millis(longest),
             renew: live.rules.renew && narrower.policy.limits.renew,
+            phase: narrower.phase.clone(),
         };
         let policy = narrower.text.clone().unwrap_or_else(|| kept.policy.clone());
         let policy_revision = self.policies.revision(slot);
@@ -247,6 +316,7 @@ impl Live {
             rules: self.plan.rules.clone(),
             longest_ms: millis(self.longest),
             renew: self.rules.renew,
+            phase: self.phase.clone(),
         })
     }
 }

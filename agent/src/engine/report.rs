@@ -65,6 +65,8 @@ impl Engine {
                 digest: live.policy.digest.clone(),
                 source: live.source.clone(),
                 revision: live.revision,
+                phase: live.phase.clone(),
+                phases: live.policy.phases.keys().cloned().collect(),
                 summary: summary(&live.policy),
             },
             limits: live.limits_info(),

@@ -141,6 +141,7 @@ impl Engine {
             source: run.policy_source.clone(),
             host: checked.host,
             removed: Vec::new(),
+            phase: None,
             plan,
             policy_slot,
             retired: Vec::new(),

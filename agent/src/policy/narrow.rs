@@ -112,6 +112,24 @@ pub(super) fn wider_addresses(old: &Plan, new: &Plan) -> Option<Wider> {
     })
 }
 
+/// Whether a file that the plan in force binds to a digest would run under the new one whatever its bytes are: a rule that
+/// allows binds it too. `above` has the directories above each file that the rules in force name, the nearest first.
+#[must_use]
+pub fn unbound(old: &Plan, new: &Plan, above: &HashMap<FileId, Vec<FileId>>) -> bool {
+    let bound = |entry: &ProgramEntry| {
+        let differs = entry.verdict != rule::ALLOW && entry.rule == rule::REASON_DIGEST;
+        differs || entry.flags & (STRICT | LEASED) != 0
+    };
+    let files = old.exec.iter().filter(|(key, entry)| key.kind == rule::KIND_FILE && bound(entry));
+    files.into_iter().any(|(key, _)| match new.exec.get(key).filter(|entry| entry.flags & NO_RULE == 0) {
+        Some(own) => !bound(own) && own.verdict == rule::ALLOW,
+        None => {
+            let above = above.get(&key.file).map_or(&[][..], Vec::as_slice);
+            new.judge_exec(&Program::of(key.file, above)).verdict == Effect::Allow
+        }
+    })
+}
+
 fn wider_exec(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
     let plan = new.plan;
     if plan.exec_default == rule::ALLOW && old.exec_default != rule::ALLOW {

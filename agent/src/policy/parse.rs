@@ -1,11 +1,11 @@
 //! The whole document: text → [`Policy`], or every problem in it. Owns the keys of the format other than rules.
 
 use super::{
-    attach, budgets, limits,
+    attach, budgets, limits, phases,
     problem::{Problem, Problems, quote},
     scope,
     types::{Kind, Mode, Policy, hex_digest},
-    walk::{At, Fields, Keys, boolean, fields, text, word},
+    walk::{At, Fields, Keys, boolean, fields, is_name, text, word},
     yaml,
 };
 
@@ -14,7 +14,7 @@ const API_VERSION: &str = "tipstaff.dev/v1alpha1";
 const DOCUMENT: Keys = Keys { known: &["apiVersion", "kind", "metadata", "spec"], later: &["status"] };
 const METADATA: Keys = Keys { known: &["name"], later: &["labels", "annotations", "namespace"] };
 const SPEC: Keys = Keys {
-    known: &["kind", "mode", "strict", "limits", "scope", "budgets", "on", "attach", "run"],
+    known: &["kind", "mode", "strict", "limits", "scope", "phases", "budgets", "on", "attach", "run"],
     later: &["select", "reviewBy"],
 };
 
@@ -51,7 +51,10 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
     let mode = spec.get("mode").map_or(Some(Mode::Enforce), |f| word(f.at(), &MODES, problems));
     let strict = spec.get("strict").map_or(Some(false), |f| boolean(f.at(), problems));
     let limits = limits::read(&spec, problems);
+    let before = problems.count();
     let scope = scope::read(spec.get("scope"), problems);
+    let effects = scope.effects().collect();
+    let phases = phases::read(&spec, (problems.count() == before).then_some(&effects), problems);
     let budgets = budgets::read(&spec, problems);
     let attach = attach::read(&spec, problems);
     let run = attach::read_run(&spec, problems);
@@ -69,6 +72,7 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
         inbound: scope.inbound,
         unix: scope.unix,
         sockets: scope.sockets,
+        phases,
         budgets,
         attach,
         run,
@@ -90,8 +94,7 @@ fn metadata(top: &Fields<'_>, problems: &mut Problems) -> Option<String> {
     let metadata = fields(field.at(), METADATA, problems)?;
     let field = metadata.require("name", "my-policy", problems)?;
     let name = text(field.at(), problems)?;
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if name.is_empty() || name.len() > 63 || !name.bytes().all(inner) || name.starts_with('-') || name.ends_with('-') {
+    if !is_name(name) {
         let rule = "write 1 to 63 of a-z, 0-9 and -, with no - at either end";
         problems.add(field.at().node.at, &field.path, format!("{} is no good name: {rule}", quote(name)));
         return None;

@@ -77,6 +77,10 @@ impl Problems {
         self.list.is_empty()
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.list.len() + self.more
+    }
+
     /// The problems in the order of the text.
     pub(super) fn into_list(mut self) -> Vec<Problem> {
         self.list.sort_by_key(|problem| (problem.line, problem.column));

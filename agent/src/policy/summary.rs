@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{
+    phases::Phases,
     scope::SOCKET_CLASSES,
     traffic::{Budgets, NetRule},
     types::{Effect, Kind, Mode, Policy},
@@ -42,6 +43,8 @@ pub struct Summary {
     pub sockets: Vec<&'static str>,
     /// What all members together may use up.
     pub budgets: Budgets,
+    /// Parts of the scope that a session can be narrowed to: of the rules that allow, those that stay.
+    pub phases: Phases,
     /// In the order of the kernel's rule numbers.
     pub rules: Vec<RuleSummary>,
 }
@@ -101,6 +104,7 @@ impl Policy {
             unix_default: self.kind.unix_default(),
             sockets: SOCKET_CLASSES.iter().filter(|(_, mask)| classes & mask != 0).map(|(word, _)| *word).collect(),
             budgets: self.budgets,
+            phases: self.phases.clone(),
             rules: exec.chain(net).chain(unix).collect(),
         }
     }

@@ -1,6 +1,11 @@
 //! A checked policy. Owns the meaning of kinds, modes and rules; knows neither YAML nor the kernel's tables.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -10,6 +15,7 @@ use super::{
     attach::{Descriptors, Inherited},
     compile::Resolved,
     limits::Limits,
+    phases::Phases,
     programs::{FileDigest, ProgramClass},
     scope::Classes,
     traffic::{Access, Budgets, NetRule, UnixRule},
@@ -232,6 +238,8 @@ pub struct Policy {
     pub unix: Option<Vec<UnixRule>>,
     /// Classes of sockets. `None`: the policy does not have the key.
     pub sockets: Option<Classes>,
+    /// Parts of the scope that a session can be narrowed to.
+    pub phases: Phases,
     /// What all members together may use up.
     pub budgets: Budgets,
     /// What becomes of what a workload holds that is attached.
@@ -282,13 +290,18 @@ impl Policy {
     /// # Errors
     /// The id, and whether there is such a rule.
     pub fn without<'i>(&self, host: &Resolved, ids: &'i [String]) -> Result<(Self, Resolved), (&'i str, bool)> {
+        let mut denies: BTreeMap<&str, bool> = BTreeMap::new();
+        for (id, effect) in self.effects() {
+            *denies.entry(id).or_default() |= effect == Effect::Deny;
+        }
         for id in ids {
-            let effects = self.effects().filter(|(own, _)| *own == id).map(|(_, effect)| effect).collect::<Vec<_>>();
-            if effects.is_empty() || effects.contains(&Effect::Deny) {
-                return Err((id, !effects.is_empty()));
+            let found = denies.get(id.as_str());
+            if found != Some(&false) {
+                return Err((id, found.is_some()));
             }
         }
-        let kept = |id: &String| !ids.contains(id);
+        let gone: BTreeSet<&String> = ids.iter().collect();
+        let kept = |id: &String| !gone.contains(id);
         let mut policy = self.clone();
         let mut host = host.clone();
         let mut exec = self.exec.iter();
@@ -303,6 +316,15 @@ impl Policy {
         let text = ids.iter().fold(self.digest.clone(), |text, id| format!("{text} -{id}"));
         policy.digest = hex_digest(text.as_bytes());
         Ok((policy, host))
+    }
+
+    /// The rules that a phase takes away: those that allow and that it does not name. `None`: there is no such phase.
+    #[must_use]
+    pub fn outside(&self, phase: &str) -> Option<Vec<String>> {
+        let stays = self.phases.get(phase)?;
+        let goes = |(id, effect): &(&String, Effect)| *effect == Effect::Allow && !stays.contains(*id);
+        let gone: BTreeSet<&String> = self.effects().filter(goes).map(|(id, _)| id).collect();
+        Some(gone.into_iter().cloned().collect())
     }
 
     fn effects(&self) -> impl Iterator<Item = (&String, Effect)> {

@@ -121,6 +121,12 @@ pub(super) fn word<T: Copy>(at: At<'_, '_>, words: &[(&str, T)], problems: &mut 
     found.map(|(_, value)| *value)
 }
 
+/// 1 to 63 of `a-z`, `0-9` and `-`, with no `-` at either end.
+pub(super) fn is_name(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !name.is_empty() && name.len() <= 63 && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
+}
+
 /// What a value is, for a message.
 pub(super) fn article(node: &Node) -> String {
     match &node.value {

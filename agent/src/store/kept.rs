@@ -96,6 +96,9 @@ pub struct Narrowed {
     /// Whether it may be renewed.
     #[serde(default)]
     pub renew: bool,
+    /// The phase of its policy that it is in.
+    #[serde(default)]
+    pub phase: Option<String>,
 }
 
 /// A process by number and start: no other has both.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::scene::{only, report};
 use crate::harness::{prelude::*, server::Server, wait::in_guest};
@@ -13,6 +14,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("narrow::never-wider", WHEREVER, wider),
     Test::sharing("narrow::never-to-other-files", WHEREVER, files),
     Test::sharing("narrow::what-cannot-be-narrowed", WHEREVER, bad),
+    Test::new("narrow::phases-only-take-away", WHEREVER, phases),
     Test::sharing("narrow::ten-thousand-rules-flip-under-load", WHEREVER, flip),
 ];
 
@@ -59,6 +61,73 @@ fn removal(s: &mut Sandbox) -> Result<()> {
     for session in [session, neighbour] {
         s.cli(&["end", &session])?.ended(0)?;
     }
+    Ok(())
+}
+
+/// A pipeline that builds and then signs: from then on the tool and the address of the build are denied, the signer and its
+/// service work, in the same processes, with another agent too; and there is no way back.
+fn phases(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (forge, service) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    let (member, push, signer) = (s.program("member")?, s.program("push")?, s.program("signer")?);
+    let part = "phases: { build: [member, push, forge, signer], sign: [member, signer, service], done: [member] }";
+    let scope = only(&member).allow("push", &push).allow("signer", &signer).not_to("never", "127.0.0.3/32", "");
+    let scope = scope.to("forge", "127.0.0.1/32", forge.port()).to("service", "127.0.0.1/32", service.port());
+    let policy = s.policy(&scope.clone().spec(part))?;
+    s.cli(&["policy", "check", &policy])?.ended(0)?.told(&["phase sign keeps member, service, signer"])?;
+    let wrong = s.policy(&scope.spec("phases: { sign: [member, sinner] }"))?;
+    s.cli(&["policy", "check", &wrong])?
+        .ended(2)?
+        .told(&[":9:27: spec.phases.sign[1]: no rule has the id \"sinner\""])?;
+
+    let pids = s.file("pids");
+    let rounds = [s.file("answers"), s.file("again"), s.file("once-more")];
+    let all = format!(
+        "pid {pids} spawn {push} --work nothing + spawn {signer} --work nothing + connect tcp {} + connect tcp {}",
+        forge.words(),
+        service.words()
+    );
+    let [answers, again, more] = &rounds;
+    let line = format!("report {answers} {all} + await {again} {all} + await {more} {all} + idle");
+    let running = s.run(&policy, &member, &line)?;
+    let session = running.session(s)?;
+    ensure!(report(answers, 4)? == ["exit 0", "exit 0", "ok", "ok"], "before: {:?}", report(answers, 4)?);
+    let before = s.json(&["inspect", &session])?;
+    ensure!(before["policy"]["phase"].is_null() && before["policy"]["phases"].to_string().contains("sign"), "{before}");
+    let members = |shown: &Value| shown["members"].clone();
+
+    let narrowed = s.json(&["narrow", &session, "--to", "sign"])?;
+    ensure!(narrowed["phase"] == "sign" && narrowed["revision"] == 2, "{narrowed}");
+    ensure!(narrowed["removed"] == serde_json::json!(["forge", "push"]), "{narrowed}");
+    fs::write(again, "now")?;
+    let refused = super::scene::refused_exec(s);
+    let held = [refused, "exit 0", "errno 1", "ok"];
+    ensure!(report(answers, 8)?[4..] == held, "after: {:?}", report(answers, 8)?);
+    decided(s, &session, &forge, "deny", "default")?;
+    decided(s, &session, &service, "allow", "service")?;
+    s.saw_exec(&session, &signer, "allow", "signer")?;
+    let record = s.wait_evidence("the narrowing", |r| r["type"] == "session-narrowed" && r["session"] == session)?;
+    ensure!(record["phase"] == "sign" && record["to"]["digest"] == narrowed["to"], "{record}");
+
+    s.kill_agent()?;
+    s.start()?;
+    let after = s.json(&["inspect", &session])?;
+    ensure!(after["policy"]["phase"] == "sign" && members(&after) == members(&before), "with another agent: {after}");
+    s.cli(&["inspect", &session])?.ended(0)?.told(&["sign, of build, done, sign"])?;
+    for (phase, code, part) in [
+        ("build", 3, "phase build has rule forge, which phase sign took"),
+        ("sign", 3, "is in phase sign already"),
+        ("ship", 2, "has no phase \"ship\": its phases are build, done, sign"),
+    ] {
+        s.cli(&["narrow", &session, "--to", phase])?.ended(code)?.complained(&[part])?;
+    }
+    fs::write(more, "now")?;
+    ensure!(report(answers, 12)?[8..] == held, "with another agent: {:?}", report(answers, 12)?);
+    // what an operator took away does not come back with a phase that has it
+    s.cli(&["narrow", &session, "--remove", "member"])?.ended(0)?;
+    let done = s.cli(&["narrow", &session, "--to", "done"])?;
+    done.ended(0)?.told(&["revision 4, phase done"])?.complained(&["removed before", "member"])?;
+    s.cli(&["end", &session])?.ended(0)?;
     Ok(())
 }
 
@@ -142,6 +211,20 @@ fn files(s: &mut Sandbox) -> Result<()> {
     let open = s.policy(&Policy::new().kind("operator").deny_dir("in", format!("{}/in", s.bin())))?;
     let (first, second) = (s.run(&pinned, &member, "idle")?, s.run(&open, &member, "idle")?);
     let (first, second) = (first.session(s)?, second.session(s)?);
+    // a rule with a digest denies the file with any other, in a directory that is allowed
+    let digest: String = Sha256::digest(fs::read(&tool)?).iter().map(|byte| format!("{byte:02x}")).collect();
+    let rule = format!("{{ path: \"{tool}\", sha256: \"{digest}\", id: pinned }}");
+    let bound = Policy::new().allow_dir("all", s.bin()).exec_rule("allow", &rule);
+    let third = s.run(&s.policy(&bound)?, &member, "idle")?;
+    let third = third.session(s)?;
+    let free = s.policy(&Policy::new().allow_dir("all", s.bin()))?;
+    for words in [["--remove", "pinned"], ["--policy", &free]] {
+        let refused = s.cli(&[&["narrow", third.as_str()][..], &words].concat())?;
+        refused.ended(3)?.complained(&["would run with any", "sha256"])?;
+    }
+    s.cli(&["narrow", &third, "--remove", "all"])?.ended(0)?;
+    s.cli(&["narrow", &third, "--remove", "pinned"])?.ended(0)?;
+    s.cli(&["end", &third])?.ended(0)?;
     let refused = |session: &str, policy: &str, rule: &str| {
         let answer = s.cli(&["narrow", session, "--policy", policy])?;
         answer.ended(3)?.complained(&["is wider than the session's", rule]).map(drop)

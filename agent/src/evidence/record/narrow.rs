@@ -19,6 +19,9 @@ pub struct SessionNarrowed {
     /// The rules that were removed, where that was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed: Vec<String>,
+    /// The phase of the policy that it is in now. A narrowing to a phase lists no rules: the policy's text does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
     /// How many scopes the session has had, this one included.
     pub revision: u32,
 }

@@ -211,6 +211,7 @@ fn one_of_each() -> Vec<Body> {
             rule: "default".into(),
         }),
         Body::SessionNarrowed(SessionNarrowed {
+            phase: Some("sign".to_owned()),
             session,
             principal: principal(),
             from: PolicyRef { name: "a".into(), digest: "00".into(), source: "/a.yaml".into() },

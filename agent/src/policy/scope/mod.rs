@@ -67,6 +67,14 @@ pub(super) fn read(scope: Option<Field<'_>>, problems: &mut Problems) -> Scope {
 }
 
 impl Scope {
+    /// Every rule's id and effect.
+    pub(super) fn effects(&self) -> impl Iterator<Item = (&str, Effect)> {
+        let net = self.net.iter().chain(&self.listen.rules).chain(&self.inbound.rules);
+        let unix = self.unix.iter().flatten().map(|rule| (rule.id.as_str(), rule.effect));
+        let exec = self.exec.iter().map(|rule| (rule.id.as_str(), rule.effect));
+        exec.chain(net.map(|rule| (rule.id.as_str(), rule.effect))).chain(unix)
+    }
+
     fn count(&self) -> usize {
         let unix = self.unix.as_ref().map_or(0, Vec::len);
         self.exec.len() + self.net.len() + self.listen.rules.len() + self.inbound.rules.len() + unix

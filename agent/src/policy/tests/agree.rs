@@ -38,6 +38,7 @@ fn policy(kind: Kind) -> Policy {
         inbound: Access::default(),
         unix: None,
         sockets: None,
+        phases: std::collections::BTreeMap::new(),
         budgets: Budgets::default(),
         attach: crate::policy::Inherited::default(),
         run: crate::policy::Descriptors::default(),
@@ -346,6 +347,47 @@ proptest! {
         let (old, new) = (Policy { net, ..policy(kind) }, Policy { net: less, ..policy(kind) });
         let (Ok(old), Ok(new)) = (compile(&old, &host), compile(&new, &host)) else { return Ok(()) };
         prop_assert_eq!(wider_addresses(&old, &new), None);
+    }
+
+    /// A phase, and each that follows it, takes away and never gives: of programs, destinations and local addresses.
+    #[test]
+    fn on_phases(
+        kind in kind(),
+        exec in prop::collection::vec(exec_rule(), 0..8),
+        net in prop::collection::vec(net_rule(), 0..8),
+        listen in access(),
+        stays in prop::collection::vec(any::<(bool, bool)>(), 24),
+        programs in prop::collection::vec((file(), ancestors()), 1..20),
+    ) {
+        let (mut exec, found): (Vec<_>, Vec<_>) = exec.into_iter().unzip();
+        exec.iter_mut().for_each(|rule| rule.digest = None);
+        let mut full = Policy { exec, net, listen, ..policy(kind) };
+        let name = |n: usize| format!("r{n}");
+        let net = full.net.iter_mut().chain(&mut full.listen.rules).map(|rule| &mut rule.id);
+        full.exec.iter_mut().map(|rule| &mut rule.id).chain(net).enumerate().for_each(|(n, id)| *id = name(n));
+        let of = |second: bool| {
+            let named = stays.iter().enumerate().filter(|(_, (first, then))| *first && (*then || !second));
+            named.map(|(n, _)| name(n)).collect()
+        };
+        full.phases = [("first".to_owned(), of(false)), ("second".to_owned(), of(true))].into();
+        let host = Resolved { files: found, ..host() };
+        let mut before = (full, host);
+        for phase in ["first", "second"] {
+            let gone = before.0.outside(phase).expect("there is such a phase");
+            let denials = |policy: &Policy| effects(policy).into_iter().filter(|e| *e == Effect::Deny).count();
+            let after = before.0.without(&before.1, &gone).expect("what a phase takes away allows");
+            prop_assert_eq!(denials(&before.0), denials(&after.0));
+            prop_assert_eq!(after.0.outside(phase), Some(Vec::new()));
+            let (Ok(old), Ok(new)) = (compile(&before.0, &before.1), compile(&after.0, &after.1)) else { return Ok(()) };
+            prop_assert_eq!(wider_addresses(&old, &new), None);
+            for (file, ancestors) in &programs {
+                // what lies too deep is denied for that, and by no rule, while any rule has a directory
+                let program = Program::of(*file, ancestors.get(..4).unwrap_or(ancestors));
+                let (old, new) = (old.judge_exec(&program).verdict, new.judge_exec(&program).verdict);
+                prop_assert!(old == Effect::Allow || new == Effect::Deny, "{:?}", program);
+            }
+            before = after;
+        }
     }
 
     #[test]

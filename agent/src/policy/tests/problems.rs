@@ -165,6 +165,43 @@ fn the_head_of_a_policy() {
 }
 
 #[test]
+fn phases_keep_rules_that_allow() {
+    let text = |phases: &str| {
+        document(&format!(
+            "{{kind: ci, limits: {{ttl: 1m}}, scope: {{exec: {{allow: [{{path: /a, id: a}}, {{path: /b}}], deny: \
+             [{{path: /c, id: c}}]}}, net: {{resolver: allow}}}}, phases:\n{phases}\n}}"
+        ))
+    };
+    let policy = parse("p", text("{ build: [a, 'exec.allow[1]', net.resolver], sign: [a], none: [] }").as_bytes());
+    let policy = policy.expect("a policy");
+    assert_eq!(policy.outside("build"), Some(Vec::new()));
+    assert_eq!(policy.outside("sign"), Some(vec!["exec.allow[1]".to_owned(), "net.resolver".to_owned()]));
+    assert_eq!(policy.outside("none").map(|ids| ids.len()), Some(3), "c denies, and stays");
+    assert_eq!(policy.outside("other"), None);
+    for (phases, place, part) in [
+        ("[a]", "5:1: spec.phases", "must be a mapping from names to lists of rule ids, not a list"),
+        ("{ }", "4:", "has 0 phases"),
+        ("{ Sign: [a] }", "5:3: spec.phases.Sign", "is no good name"),
+        ("{ sign: a }", "5:9: spec.phases.sign", "must be a list"),
+        ("{ sign: [7] }", "5:10: spec.phases.sign[0]", "put it in quotes"),
+        (
+            "{ sign: [a, b] }",
+            "5:13: spec.phases.sign[1]",
+            "no rule has the id \"b\": write the id of a rule that allows",
+        ),
+        ("{ sign: [c] }", "5:10: spec.phases.sign[0]", "rule \"c\" denies, and so it stays in every phase"),
+        ("{ sign: [a, a] }", "5:13: spec.phases.sign[1]", "stands here twice"),
+    ] {
+        let shown = problems(text(phases)).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let well = shown.len() == 1 && shown[0].starts_with(&format!("p.yaml:{place}")) && shown[0].contains(part);
+        assert!(well, "{shown:?} is not {place}: …{part}…");
+    }
+    // a rule with a problem has no id: that is told, and not that its id is unknown
+    let broken = "{kind: ci, limits: {ttl: 1m}, scope: {exec: {allow: [{path: a, id: a}]}}, phases: {x: [a]}}";
+    assert_eq!(problems(document(broken)).len(), 1);
+}
+
+#[test]
 fn the_keys_of_a_spec() {
     spec("{limits: {ttl: 1m}}", "4:7: spec.kind", "is missing: add kind: ci");
     spec(
@@ -191,7 +228,7 @@ fn the_keys_of_a_spec() {
     spec(
         "{kind: ci, frobnicate: 1, limits: {ttl: 1m}}",
         "4:18: spec.frobnicate",
-        "known here are kind, mode, strict, limits, scope, budgets, on",
+        "known here are kind, mode, strict, limits, scope, phases, budgets, on",
     );
     spec("{kind: ci, \"a\\nb\": 1, limits: {ttl: 1m}}", "4:18: spec.\"a\\nb\"", "unknown key \"a\\nb\"");
     spec("{kind: ci, on: {agentLoss: die}, limits: {ttl: 1m}}", "4:34: spec.on.agentLoss", "write continue, end");
