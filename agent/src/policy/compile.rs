@@ -189,7 +189,9 @@ impl Plan {
             own.push(number);
         }
         let of = |number: usize| own.get(number).copied();
-        let entries = self.exec.values_mut().map(|entry| &mut entry.rule);
+        // an entry that no rule made has no number, and may be the only one
+        let made = self.exec.values_mut().filter(|entry| entry.flags & rule::NO_RULE == 0);
+        let entries = made.map(|entry| &mut entry.rule);
         for rule in entries.chain(self.unix.values_mut().map(|entry| &mut entry.rule)) {
             if *rule < rule::REASONS {
                 *rule = u32::from(of(usize::try_from(*rule).ok()?)?);

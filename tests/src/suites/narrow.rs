@@ -78,7 +78,7 @@ fn phases(s: &mut Sandbox) -> Result<()> {
     let wrong = s.policy(&scope.spec("phases: { sign: [member, sinner] }"))?;
     s.cli(&["policy", "check", &wrong])?
         .ended(2)?
-        .told(&[":9:27: spec.phases.sign[1]: no rule has the id \"sinner\""])?;
+        .told(&[":9:28: spec.phases.sign[1]: no rule has the id \"sinner\""])?;
 
     let pids = s.file("pids");
     let rounds = [s.file("answers"), s.file("again"), s.file("once-more")];

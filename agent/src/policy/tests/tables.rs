@@ -10,8 +10,8 @@ use tipstaff_common::{
 
 use super::policy;
 use crate::policy::{
-    CompileProblem, Effect, NetKey, Policy, Program, Resolved, UnixFound, UnixSocket, compile, decide_exec,
-    decide_inbound, decide_listen, decide_net, decide_unix, metadata,
+    CompileProblem, Effect, NetKey, Policy, Program, ProgramClass, Resolved, UnixFound, UnixSocket, compile,
+    decide_exec, decide_inbound, decide_listen, decide_net, decide_unix, metadata,
 };
 
 const TCP: u8 = 6;
@@ -385,4 +385,17 @@ fn a_program_below_too_many_directories_is_denied() {
     let plan = compile(&without, &files(7)).expect("a plan");
     assert_eq!((plan.flags, plan.judge_exec(&Program::of(id(1), &above)).rule), (0, REASON_DEFAULT));
     assert_eq!(decide_exec(&without, &files(7), &Program::of(id(1), &above)).rule, REASON_DEFAULT);
+}
+
+/// What the host's programs are by their names is in the table where no rule is.
+#[test]
+fn a_policy_without_rules_has_numbers_too() {
+    let file = id(1);
+    let host = Resolved { classes: [(file, ProgramClass::Loader.bit())].into(), ..Resolved::default() };
+    let plan = compile(&policy("{kind: ci, limits: {ttl: 1m}}"), &host)
+        .expect("it compiles")
+        .renumbered(&["gone".to_owned()])
+        .expect("it has numbers");
+    assert_eq!(plan.rules, ["gone"]);
+    assert_eq!(plan.judge_exec(&Program::of(file, &[])).verdict, Effect::Deny);
 }
