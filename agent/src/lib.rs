@@ -21,3 +21,4 @@ pub mod policy;
 mod readable;
 pub mod session;
 pub mod store;
+mod users;

@@ -107,6 +107,12 @@ pub struct SessionRow {
     pub denied: u64,
     /// Records lost so far.
     pub lost: u64,
+    /// Milliseconds since it last did anything, as far as that was seen.
+    #[serde(default)]
+    pub idle_ms: u64,
+    /// Why it is stale: `principal-gone`, `review-past`; `ps` adds `idle`.
+    #[serde(default)]
+    pub stale: Vec<String>,
 }
 
 /// Reply to `Inspect`.

@@ -62,6 +62,8 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
         ("limits", limit_list(limits)),
         ("age", span(session.age_ms)),
         ("left", span(session.left_ms)),
+        ("idle", span(session.idle_ms)),
+        ("stale", if session.stale.is_empty() { "no".to_owned() } else { printable(&session.stale.join(", ")) }),
         ("principal", format!("uid {}, gid {}, login uid {login}", principal.uid, principal.gid)),
         ("command", print::command(&context.command, None)),
         (

@@ -22,6 +22,7 @@ mod renew;
 mod resolve;
 mod revoke;
 mod run;
+mod stale;
 mod status;
 pub mod verify;
 
@@ -99,6 +100,9 @@ struct PathFlags {
     /// The evidence [env: TIPSTAFF_EVIDENCE_DIR] [default: evidence, in the state directory]
     #[arg(long, global = true, value_name = "DIR")]
     evidence_dir: Option<PathBuf>,
+    /// The host's users [env: TIPSTAFF_USERS] [default: /etc/passwd]
+    #[arg(long, global = true, value_name = "FILE")]
+    users: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -119,7 +123,7 @@ enum Verb {
     #[command(after_help = attach::HELP)]
     Attach(attach::Flags),
     /// List the sessions that live
-    Ps(Print),
+    Ps(ps::Flags),
     /// Show one session in full
     Inspect(inspect::Flags),
     /// End a session: afterwards none of its tasks is left
@@ -174,7 +178,7 @@ fn dispatch(cli: Cli, host: &Host) -> Result<Exit, Failure> {
         Verb::Daemon(flags) => daemon::execute(&config, &flags, host),
         Verb::Run(flags) => run::execute(&config, &flags),
         Verb::Attach(flags) => attach::execute(&config, &flags),
-        Verb::Ps(print) => ps::execute(&config, print.output),
+        Verb::Ps(flags) => ps::execute(&config, &flags),
         Verb::Inspect(flags) => inspect::execute(&config, &flags),
         Verb::End(flags) => end::execute(&config, &flags),
         Verb::Renew(flags) => renew::execute(&config, &flags),
@@ -201,6 +205,7 @@ impl PathFlags {
             cgroup: self.cgroup,
             policies: self.policy_dir,
             evidence: self.evidence_dir,
+            users: self.users,
         }
     }
 }
@@ -320,7 +325,7 @@ mod tests {
     #[test]
     fn output_forms() {
         let form = |line: &str| match parse(line).unwrap().verb {
-            Verb::Ps(print) => print.output,
+            Verb::Ps(flags) => flags.print.output,
             other => panic!("{other:?}"),
         };
         assert_eq!(form("tipstaff ps"), Output::Table);

@@ -1,18 +1,38 @@
 //! `tipstaff ps`: the sessions that live.
 
+use std::time::Duration;
+
 use super::{
-    Exit, Failure, ask,
-    print::{self, Output, printable, short_id, span},
+    Exit, Failure, Print, ask,
+    print::{self, printable, short_id, span},
+    stale,
 };
 use crate::{
     api::wire::{Ps, Request, SessionRow},
     config::Config,
 };
 
-pub(super) fn execute(config: &Config, output: Output) -> Result<Exit, Failure> {
-    let ps: Ps = ask(config)?.call(&Request::Ps {})?;
+#[derive(Debug, clap::Args)]
+pub(super) struct Flags {
+    /// Only those that outlived what they were started for: user gone, review past, idle
+    #[arg(long)]
+    stale: bool,
+    /// How long a session may do nothing before it is idle
+    #[arg(long, value_name = "DURATION", value_parser = stale::bound, default_value = "1h")]
+    idle: Duration,
+    #[command(flatten)]
+    pub(super) print: Print,
+}
+
+pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
+    let mut ps: Ps = ask(config)?.call(&Request::Ps {})?;
+    ps.sessions.iter_mut().for_each(|session| stale::judge(session, flags.idle));
+    if flags.stale {
+        ps.sessions.retain(|session| !session.stale.is_empty());
+    }
     let limit = print::command_limit();
-    print::show(output, &ps, |ps| table(&ps.sessions, limit))?;
+    let show = if flags.stale { stale::table } else { table };
+    print::show(flags.print.output, &ps, |ps| show(&ps.sessions, limit))?;
     Ok(Exit::Ok)
 }
 
@@ -70,6 +90,8 @@ mod tests {
             left_ms: 839_500,
             denied: 2,
             lost: 0,
+            idle_ms: 61_000,
+            stale: Vec::new(),
         };
         let text = table(&[session], None);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();

@@ -1,7 +1,7 @@
 //! `tipstaff revoke`: ends every session of a principal, of a policy, with a credential or a label, or one, and keeps a
 //! principal, policy or credential from starting again for a while.
 
-use std::{fs, io, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
 use super::{
     Exit, Failure, Print, ask, credential, operate,
@@ -10,11 +10,11 @@ use super::{
 use crate::{
     api::wire::{Lift, Request, Revoke, RevokeBy, Revoked, RevokedRow, Stay, Stays},
     config::Config,
+    users::entries,
 };
 
 /// Ending waits until the kernel has reaped every member.
 const LIMIT: Duration = Duration::from_secs(60);
-const USERS: &str = "/etc/passwd";
 
 pub(super) const HELP: &str = "\
 A revoked principal, policy or credential cannot start again for the stay's time, 1h unless --stay says another; it survives a \
@@ -78,18 +78,18 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
         print::show(flags.print.output, &lifted, |lifted| table(&lifted.stays))?;
         return Ok(Exit::Ok);
     }
-    let request = Request::Revoke(request(flags)?);
+    let request = Request::Revoke(request(flags, &config.paths.users)?);
     let revoked: Revoked = operate(config, LIMIT)?.call(&request)?;
     print::show(flags.print.output, &revoked, text)?;
     let left: u64 = revoked.sessions.iter().map(|row| row.members_left).sum();
     Ok(if left == 0 { Exit::Ok } else { Exit::Failed })
 }
 
-fn request(flags: &Flags) -> Result<Revoke, Failure> {
+fn request(flags: &Flags, users: &Path) -> Result<Revoke, Failure> {
     let What { session, principal, policy, credential, label, .. } = &flags.what;
     let (by, value) = match (session, principal, policy, credential, label) {
         (Some(id), ..) => (RevokeBy::Session, id.clone()),
-        (_, Some(user), ..) => (RevokeBy::Principal, user_id(user)?.to_string()),
+        (_, Some(user), ..) => (RevokeBy::Principal, user_id(user, users)?.to_string()),
         (_, _, Some(name), ..) => (RevokeBy::Policy, name.clone()),
         (.., Some(which), _) => (RevokeBy::Credential, credential::either(which)?),
         (.., Some(label)) => (RevokeBy::Label, label.clone()),
@@ -105,26 +105,20 @@ fn request(flags: &Flags) -> Result<Revoke, Failure> {
     Ok(Revoke { by, value, dry_run: flags.dry_run, stay })
 }
 
-/// A user's id, from its name or number. The file and not getpwnam(3): the binary is static, and the C library's name
-/// services are not.
-fn user_id(user: &str) -> Result<u32, Failure> {
+/// A user's id, from its name or number.
+fn user_id(user: &str, path: &Path) -> Result<u32, Failure> {
     if let Ok(id) = user.parse() {
         return Ok(id);
     }
-    let users = match fs::read_to_string(USERS) {
+    let shown = path.display();
+    let users = match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        other => other.map_err(|error| Failure::new(Exit::Unable, format!("cannot read {USERS}: {error}")))?,
+        other => other.map_err(|error| Failure::new(Exit::Unable, format!("cannot read {shown}: {error}")))?,
     };
-    let id = in_passwd(&users, user);
-    id.ok_or_else(|| Failure::new(Exit::Usage, format!("{USERS} has no user {user:?}: give the user id")))
-}
-
-/// The id of a user in the text of passwd(5): `name:password:uid:…`.
-fn in_passwd(text: &str, name: &str) -> Option<u32> {
-    text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        if fields.next() == Some(name) { fields.nth(1)?.parse().ok() } else { None }
-    })
+    let found = entries(&users).find(|(name, _)| *name == user);
+    let (_, id) =
+        found.ok_or_else(|| Failure::new(Exit::Usage, format!("{shown} has no user {user:?}: give the user id")))?;
+    Ok(id)
 }
 
 fn text(revoked: &Revoked) -> String {
@@ -161,11 +155,14 @@ mod tests {
 
     #[test]
     fn a_user_is_a_number_or_a_name_in_the_file() {
-        let users = "root:x:0:0:root:/root:/bin/sh\ndeploy:x:1001:1001::/:/bin/false\nbroken\n";
-        assert_eq!(in_passwd(users, "deploy"), Some(1001));
-        assert_eq!(in_passwd(users, "dep"), None);
-        assert_eq!(in_passwd(users, "broken"), None);
-        assert_eq!(user_id("4242").expect("a number"), 4242);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("passwd");
+        let missing = user_id("deploy", &path).expect_err("there is no file");
+        assert!(missing.message.ends_with("has no user \"deploy\": give the user id"), "{}", missing.message);
+        fs::write(&path, "root:x:0:0:root:/root:/bin/sh\ndeploy:x:1001:1001::/:/bin/false\n").expect("it is written");
+        assert_eq!(user_id("deploy", &path).expect("a name"), 1001);
+        assert!(user_id("dep", &path).is_err());
+        assert_eq!(user_id("4242", &path).expect("a number"), 4242);
     }
 
     #[test]

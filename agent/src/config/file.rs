@@ -37,6 +37,8 @@ pub(super) struct PathKeys {
     #[serde(deserialize_with = "absolute")]
     pub(super) policies: Option<PathBuf>,
     #[serde(deserialize_with = "absolute")]
+    pub(super) users: Option<PathBuf>,
+    #[serde(deserialize_with = "absolute")]
     pub(super) evidence: Option<PathBuf>,
 }
 

@@ -103,6 +103,8 @@ pub struct Overrides {
     pub policies: Option<PathBuf>,
     /// `--evidence-dir`
     pub evidence: Option<PathBuf>,
+    /// `--users`
+    pub users: Option<PathBuf>,
 }
 
 /// The configuration in force.
@@ -133,6 +135,8 @@ pub struct Paths {
     pub policies: PathBuf,
     /// The evidence.
     pub evidence: PathBuf,
+    /// The host's users: passwd(5).
+    pub users: PathBuf,
 }
 
 impl Paths {
@@ -232,6 +236,7 @@ impl Config {
         let policies = choose("--policy-dir", flags.policies.as_ref(), "TIPSTAFF_POLICY_DIR", from.policies.as_ref())?;
         let evidence =
             choose("--evidence-dir", flags.evidence.as_ref(), "TIPSTAFF_EVIDENCE_DIR", from.evidence.as_ref())?;
+        let users = choose("--users", flags.users.as_ref(), "TIPSTAFF_USERS", from.users.as_ref())?;
         let state = or(state, "/var/lib/tipstaff");
         Ok(Self {
             file,
@@ -242,6 +247,7 @@ impl Config {
                 pins: or(pins, "/sys/fs/bpf/tipstaff"),
                 named_cgroup: cgroup,
                 policies: or(policies, "/etc/tipstaff/policies.d"),
+                users: or(users, "/etc/passwd"),
             },
             groups: Groups {
                 read: content.groups.read.unwrap_or(Group::Default("tipstaff-read")),
@@ -328,11 +334,12 @@ mod tests {
 
     #[test]
     fn every_path_has_its_flag_variable_and_key() {
-        let keys = ["state", "runtime", "pins", "cgroup", "policies", "evidence"];
+        let keys = ["state", "runtime", "pins", "cgroup", "policies", "evidence", "users"];
         let text: String = keys.iter().map(|key| format!("{key} = \"/file/{key}\"\n")).collect();
         let all = |paths: &Paths| {
             let cgroup = paths.cgroup().unwrap();
-            [&paths.state, &paths.runtime, &paths.pins, &cgroup, &paths.policies, &paths.evidence].map(Clone::clone)
+            [&paths.state, &paths.runtime, &paths.pins, &cgroup, &paths.policies, &paths.evidence, &paths.users]
+                .map(Clone::clone)
         };
         let expected = |root: &str| keys.map(|key| Path::new(root).join(key));
         let (_directory, mut flags) = with_file(&format!("[paths]\n{text}"));
@@ -344,6 +351,7 @@ mod tests {
             ("TIPSTAFF_CGROUP", "/variable/cgroup"),
             ("TIPSTAFF_POLICY_DIR", "/variable/policies"),
             ("TIPSTAFF_EVIDENCE_DIR", "/variable/evidence"),
+            ("TIPSTAFF_USERS", "/variable/users"),
         ];
         assert_eq!(all(&load(&flags, &variables).unwrap().paths), expected("/variable"));
         let flag = |key: &str| Some(Path::new("/flag").join(key));
@@ -355,6 +363,7 @@ mod tests {
             cgroup: flag("cgroup"),
             policies: flag("policies"),
             evidence: flag("evidence"),
+            users: flag("users"),
         };
         assert_eq!(all(&load(&flags, &variables).unwrap().paths), expected("/flag"));
     }

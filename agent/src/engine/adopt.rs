@@ -28,6 +28,7 @@ use super::{
     now,
     recover::{RecoverError, end_orphan, end_unknown},
     resolve,
+    stale::LastSeen,
     start::{started, watch},
 };
 use crate::{
@@ -154,6 +155,8 @@ impl Engine {
             denied: written.denied,
             verdicts: written.verdicts.clone(),
             doings,
+            last_seen: LastSeen::again(kept.first.pid, kept.started, &counters, &written.last),
+            gone: written.gone,
             still: None,
             sweep: Sweep::default(),
             flows: Flows::default(),

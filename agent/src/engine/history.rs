@@ -21,6 +21,8 @@ pub(super) struct Written {
     pub(super) started: bool,
     /// Its end was written.
     pub(super) ended: bool,
+    /// It was written that its user is gone.
+    pub(super) gone: bool,
     /// The state that it was said to be in last.
     pub(super) state: Option<State>,
     /// Refusals, kills and would-be refusals.
@@ -91,6 +93,7 @@ impl Written {
         match &record.body {
             Body::SessionStart(_) => self.started = true,
             Body::SessionEnd(_) => self.ended = true,
+            Body::PrincipalGone(_) => self.gone = true,
             Body::State(transition) => self.state = Some(transition.to),
             Body::Exit(exit) if exit.status == 9 && self.state == Some(State::Ending) => self.killed.push(exit.pid),
             Body::Gap(gap) if gap.cause == GapCause::RingFull => {

@@ -172,7 +172,15 @@ fn times(file: &File) -> [i64; 4] {
 impl Doings {
     /// What to look at for a policy, with the first process's terminal.
     pub(super) fn watch(policy: &Policy, pid: u32) -> Self {
-        let activity = policy.limits.idle.as_ref().map(|idle| idle.activity.as_slice()).unwrap_or_default();
+        Self::of(policy.limits.idle.as_ref().map(|idle| idle.activity.as_slice()).unwrap_or_default(), pid)
+    }
+
+    /// Whatever counts for any policy.
+    pub(super) fn all(pid: u32) -> Self {
+        Self::of(&Activity::ALL, pid)
+    }
+
+    fn of(activity: &[Activity], pid: u32) -> Self {
         let kind = |activity: &Activity| match activity {
             Activity::Exec => Some(KIND_EXEC),
             Activity::Connect => Some(KIND_CONNECT),
@@ -198,6 +206,11 @@ impl Doings {
         }
     }
 
+    /// Bytes that went before this are not news.
+    pub(super) fn carried(&mut self, counters: &SessionCounters) {
+        self.bytes = self.bytes.map(|_| counters.egress_bytes.saturating_add(counters.ingress_bytes));
+    }
+
     pub(super) fn record(&mut self, header: &Header) {
         if self.kinds.contains(&header.kind) {
             self.last_boot_ns = self.last_boot_ns.max(header.time);
@@ -205,7 +218,7 @@ impl Doings {
     }
 
     /// When the session last did something, by the kernel's counters and the records that were read.
-    fn look(&mut self, counters: &SessionCounters, consumed: &[u64; 8], now_boot_ns: u64) -> Option<u64> {
+    pub(super) fn look(&mut self, counters: &SessionCounters, consumed: &[u64; 8], now_boot_ns: u64) -> Option<u64> {
         let SessionCounters { produced, lost, egress_bytes, ingress_bytes, .. } = counters;
         let sum = |counts: &[u64; 8]| self.kinds.iter().filter_map(|kind| counts.get(usize::from(*kind))).sum::<u64>();
         let (made, missed, read) = (sum(produced), sum(lost), sum(consumed));

@@ -23,6 +23,7 @@ mod refresh;
 mod report;
 mod resolve;
 mod slots;
+mod stale;
 mod start;
 mod stays;
 mod verdict;
@@ -56,6 +57,7 @@ use self::{
     linger::Lingering,
     refresh::Refresh,
     slots::{Policies, Slots},
+    stale::{LastSeen, Users},
     stays::Stay,
 };
 use crate::{
@@ -173,6 +175,8 @@ pub struct Engine {
     asked: Option<u64>,
     /// How long the ends of sessions took since the start.
     ends: Ends,
+    /// The users of the host.
+    users: Users,
     done: bool,
 }
 
@@ -221,6 +225,10 @@ struct Live {
     verdicts: VecDeque<wire::Verdict>,
     /// What it did, for its idle limit.
     doings: Doings,
+    /// When it last did anything.
+    last_seen: LastSeen,
+    /// The user that it acts for is gone, and that was recorded.
+    gone: bool,
     /// Frozen: whether the kernel says that all of it stands still.
     still: Option<bool>,
     sweep: Sweep,
@@ -251,6 +259,7 @@ impl Engine {
     /// An engine without sessions.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let users = Users::new(parts.config.paths.users.clone());
         let mut engine = Self {
             parts,
             sessions: BTreeMap::new(),
@@ -276,6 +285,7 @@ impl Engine {
             stays: Vec::new(),
             asked: None,
             ends: Ends::default(),
+            users,
             done: false,
         };
         engine.load_stays();
@@ -423,6 +433,7 @@ impl Engine {
             self.account();
             self.flush();
         }
+        self.look_for_stale(now);
         self.pay(now);
     }
 
@@ -438,9 +449,12 @@ impl Engine {
     /// When [`Engine::tick`] is needed next, `CLOCK_BOOTTIME` nanoseconds.
     #[must_use]
     pub fn next_tick(&mut self) -> Option<u64> {
-        let owed = self.owed_due();
+        let (owed, stale) = (self.owed_due(), self.stale_due());
         let sessions = self.sessions.values().flat_map(|s| [s.machine.wakes_at(), s.next_round]);
-        sessions.chain([self.flush_due, self.removal_due, self.linger_due, self.refresh.due(), owed]).flatten().min()
+        sessions
+            .chain([self.flush_due, self.removal_due, self.linger_due, self.refresh.due(), owed, stale])
+            .flatten()
+            .min()
     }
 
     /// Says goodbye: enforcement stays.

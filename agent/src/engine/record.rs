@@ -87,6 +87,7 @@ fn doomed(event: &Event) -> u32 {
 impl Live {
     fn count(&mut self, header: &Header, event: &Event) {
         self.doings.record(header);
+        self.last_seen.record(header);
         if let Some(count) = self.consumed.get_mut(usize::from(header.kind)) {
             *count += 1;
         }

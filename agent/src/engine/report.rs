@@ -18,6 +18,7 @@ const MEMBERS: usize = 4096;
 
 impl Engine {
     pub(super) fn ps(&mut self) -> Result<Reply, ApiError> {
+        self.see_activity(boot_now());
         let members = self.parts.kernel.members().map_err(|e| ApiError::Failed { message: e.to_string() })?;
         let mut rows: Vec<(u64, wire::SessionRow)> =
             self.sessions.iter().map(|(id, live)| (live.started, self.row(*id, live, &members))).collect();
@@ -46,10 +47,13 @@ impl Engine {
             left_ms: live.left_ms(),
             denied: live.denied,
             lost,
+            idle_ms: live.idle_ms(now),
+            stale: live.stale(),
         }
     }
 
     pub(super) fn inspect(&mut self, id: SessionId) -> Result<Reply, ApiError> {
+        self.see_activity(boot_now());
         let members = self.parts.kernel.members().map_err(|e| ApiError::Failed { message: e.to_string() })?;
         let Some(live) = self.sessions.get(&id) else {
             return Err(ApiError::NotFound { message: format!("session {id} is over") });

@@ -23,7 +23,9 @@ use tipstaff_common::{
 };
 use tracing::info;
 
-use super::{Engine, Live, Note, complain, controls, credentials, judge, limits, limits::Doings, now, resolve};
+use super::{
+    Engine, Live, Note, complain, controls, credentials, judge, limits, limits::Doings, now, resolve, stale::LastSeen,
+};
 use crate::{
     api::{
         server::Peer,
@@ -126,7 +128,8 @@ impl Engine {
             }
         };
         let start = session_start(id, run, &subject, &checked.policy, &cgroup, checked.ttl);
-        let start = SessionStart { deadline_boot_ns: deadline, limits: Box::new(held.start), ..start };
+        let users = self.users.of(&subject.principal);
+        let start = SessionStart { deadline_boot_ns: deadline, limits: Box::new(held.start), users, ..start };
         let doings = Doings::watch(&checked.policy, subject.pid);
         notes.extend(doings.missing(&checked.policy));
         let live = Live {
@@ -153,6 +156,8 @@ impl Engine {
             denied: 0,
             verdicts: VecDeque::new(),
             doings,
+            last_seen: LastSeen::new(subject.pid, at.boot_ns),
+            gone: false,
             still: None,
             sweep: Sweep::default(),
             flows: Flows::default(),
@@ -196,6 +201,10 @@ impl Engine {
             ApiError::Refused { message, rule: None, remedy: "split the policy".into() }
         })?;
         let mut notes: Vec<String> = self.cap_note(&policy, run, winner).into_iter().collect();
+        notes.extend(policy.review_by.filter(|_| policy.review_is_past(now().time)).map(|day| {
+            let name = &policy.name;
+            format!("policy {name} was to be reviewed by {day}: review it, and give it a later reviewBy")
+        }));
         notes.extend(plan.notes.iter().map(ToString::to_string));
         notes.extend(self.check_controls(&policy)?);
         Ok(Checked { policy, host: files, plan, ttl, winner, notes })
@@ -449,6 +458,7 @@ fn session_start(
         limits: Box::default(),
         labels: run.labels.clone(),
         credential: run.credential.clone(),
+        users: Vec::new(),
         attached: subject.attached.clone(),
         inherited: subject.inherited.clone(),
     }

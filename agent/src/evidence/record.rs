@@ -22,8 +22,8 @@ pub use attach::{Attached, Attachment, InheritedDescriptor, InheritedSocket, Inh
 pub use control::{Command, CredentialReuse, Lift, Revoke, StayRef, Stuck, StuckTask, Terminate, Warning};
 pub use flows::{CutCause, CutOutcome, FlowsCut, SocketReceipt};
 pub use life::{
-    Context, PolicyRef, Principal, RECEIPTS_MAX, Receipt, Receipts, Refused, SessionEnd, SessionStart, StartLimits,
-    Transition,
+    Context, PolicyRef, Principal, PrincipalGone, RECEIPTS_MAX, Receipt, Receipts, Refused, SessionEnd, SessionStart,
+    StartLimits, Transition, User,
 };
 pub use narrow::SessionNarrowed;
 
@@ -104,6 +104,8 @@ pub enum Body {
     Stuck(Stuck),
     /// An operator's command on a session.
     Command(Command),
+    /// The user that a session acts for is gone.
+    PrincipalGone(PrincipalGone),
     /// Two sessions live that act with one credential.
     CredentialReuse(CredentialReuse),
     /// Sessions were revoked.
@@ -145,6 +147,7 @@ impl Body {
             Self::Terminate(_) => "terminate",
             Self::Stuck(_) => "stuck",
             Self::Command(_) => "command",
+            Self::PrincipalGone(_) => "principal-gone",
             Self::CredentialReuse(_) => "credential-reuse",
             Self::Revoke(_) => "revoke",
             Self::Lift(_) => "lift",
@@ -193,6 +196,7 @@ impl Body {
             Self::Terminate(body) => Some(body.session),
             Self::Stuck(body) => Some(body.session),
             Self::Command(body) => Some(body.session),
+            Self::PrincipalGone(body) => Some(body.session),
             Self::CredentialReuse(body) => Some(body.session),
             Self::Gap(body) => body.session,
             Self::AgentStart(_) | Self::AgentStop(_) | Self::Refused(_) | Self::Disarm(_) => None,

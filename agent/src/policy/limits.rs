@@ -15,9 +15,10 @@ use crate::duration;
 
 const LIMITS: Keys = Keys { known: &["ttl", "idle", "windows", "renew", "warn", "leftovers"], later: &[] };
 const IDLE: Keys = Keys { known: &["after", "activity"], later: &[] };
-const ON: Keys = Keys { known: &["expiry", "agentLoss", "moved"], later: &["violation"] };
+const ON: Keys = Keys { known: &["expiry", "agentLoss", "moved", "principalGone"], later: &["violation"] };
 const AGENT_LOSS: [(&str, AgentLoss); 2] = [("continue", AgentLoss::Continue), ("end", AgentLoss::End)];
 const MOVED: [(&str, bool); 2] = [("record", false), ("end", true)];
+const PRINCIPAL_GONE: [(&str, bool); 2] = [("continue", false), ("end", true)];
 const EXPIRY: Keys = Keys { known: &["term"], later: &[] };
 /// Windows of one policy.
 const WINDOWS: usize = 32;
@@ -87,6 +88,8 @@ pub struct Limits {
     pub agent_loss: AgentLoss,
     /// A member that was moved out of the session's cgroup ends the session.
     pub moved_ends: bool,
+    /// That its user is not a user of the host any more ends the session.
+    pub principal_gone_ends: bool,
 }
 
 impl Default for Limits {
@@ -100,6 +103,7 @@ impl Default for Limits {
             term: Duration::ZERO,
             agent_loss: AgentLoss::Continue,
             moved_ends: false,
+            principal_gone_ends: false,
         }
     }
 }
@@ -127,6 +131,9 @@ impl Limits {
         if self.moved_ends {
             lines.push("ends when a member is moved out of its cgroup".to_owned());
         }
+        if self.principal_gone_ends {
+            lines.push("ends when its user is gone".to_owned());
+        }
         lines
     }
 }
@@ -137,6 +144,8 @@ pub(super) fn read(spec: &Fields<'_>, problems: &mut Problems) -> Option<(Durati
     if let Some(on) = spec.get("on").and_then(|on| fields(on.at(), ON, problems)) {
         found.term = on.get("expiry").and_then(|expiry| read_expiry(&expiry, problems)).unwrap_or_default();
         found.moved_ends = on.get("moved").and_then(|f| word(f.at(), &MOVED, problems)).unwrap_or_default();
+        let gone = on.get("principalGone").and_then(|f| word(f.at(), &PRINCIPAL_GONE, problems));
+        found.principal_gone_ends = gone.unwrap_or_default();
         found.agent_loss = on.get("agentLoss").and_then(|f| word(f.at(), &AGENT_LOSS, problems)).unwrap_or_default();
     }
     let Some(limits) = spec.get("limits") else {

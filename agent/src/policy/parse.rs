@@ -1,5 +1,7 @@
 //! The whole document: text → [`Policy`], or every problem in it. Owns the keys of the format other than rules.
 
+use jiff::civil::Date;
+
 use super::{
     attach, budgets, limits, phases,
     problem::{Problem, Problems, quote},
@@ -14,8 +16,8 @@ const API_VERSION: &str = "tipstaff.dev/v1alpha1";
 const DOCUMENT: Keys = Keys { known: &["apiVersion", "kind", "metadata", "spec"], later: &["status"] };
 const METADATA: Keys = Keys { known: &["name"], later: &["labels", "annotations", "namespace"] };
 const SPEC: Keys = Keys {
-    known: &["kind", "mode", "strict", "limits", "scope", "phases", "budgets", "on", "attach", "run"],
-    later: &["select", "reviewBy"],
+    known: &["kind", "mode", "strict", "limits", "scope", "phases", "budgets", "on", "attach", "run", "reviewBy"],
+    later: &["select"],
 };
 
 const KINDS: [(&str, Kind); 5] = [
@@ -58,6 +60,7 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
     let budgets = budgets::read(&spec, problems);
     let attach = attach::read(&spec, problems);
     let run = attach::read_run(&spec, problems);
+    let review_by = spec.get("reviewBy").and_then(|field| date(field.at(), problems));
     let (ttl, limits) = limits?;
     Some(Policy {
         name: name?,
@@ -76,8 +79,20 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
         budgets,
         attach,
         run,
+        review_by,
         digest: hex_digest(bytes),
     })
+}
+
+/// `2027-03-01`
+fn date(at: At<'_, '_>, problems: &mut Problems) -> Option<Date> {
+    let written = text(at, problems)?;
+    // what is longer has a time as well, which would be left out
+    let found = written.parse::<Date>().ok().filter(|_| written.len() == 10);
+    if found.is_none() {
+        problems.add(at.node.at, at.path, format!("{} is no date: write it as 2027-03-01", quote(written)));
+    }
+    found
 }
 
 fn exactly(top: &Fields<'_>, key: &str, value: &str, problems: &mut Problems) {

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tipstaff_common::rule;
@@ -246,6 +247,8 @@ pub struct Policy {
     pub attach: Inherited,
     /// What becomes of sockets that a command inherits.
     pub run: Descriptors,
+    /// The last day on which nobody need have looked at it again.
+    pub review_by: Option<Date>,
     /// SHA-256 of the policy's text, in lower-case hex. Of a policy without some of its rules: of the digest before, and
     /// a blank, a minus and the id for each.
     pub digest: String,
@@ -262,6 +265,12 @@ impl Policy {
     #[must_use]
     pub fn unix_rules(&self) -> &[UnixRule] {
         self.unix.as_deref().unwrap_or_default()
+    }
+
+    /// Whether somebody should have looked at it again: the day is over, in UTC.
+    #[must_use]
+    pub fn review_is_past(&self, time: Timestamp) -> bool {
+        self.review_by.is_some_and(|day| time.to_zoned(TimeZone::UTC).date() > day)
     }
 
     /// The rule number of `self.net[index]`.

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    evidence::{Context, PolicyRef, Principal, SessionStart, Text},
+    evidence::{Context, PolicyRef, Principal, SessionStart, Text, User},
     session::{Input, Limits, Mode, Session},
 };
 
@@ -34,6 +34,7 @@ fn sample(n: u8) -> Kept {
         },
         labels: std::collections::BTreeMap::new(),
         credential: Some("0a".repeat(32)),
+        users: vec![User { uid: 0, name: "root".into() }],
         attached: None,
         inherited: Vec::new(),
         ttl_ms: 1000,
@@ -110,9 +111,11 @@ fn what_is_kept_comes_back() {
 #[test]
 fn a_session_of_an_earlier_version_is_read() {
     let mut kept = serde_json::to_value(sample(1)).expect("it is kept");
-    kept["start"].as_object_mut().and_then(|start| start.remove("credential")).expect("it has a credential");
+    for key in ["credential", "users"] {
+        kept["start"].as_object_mut().and_then(|start| start.remove(key)).expect("it has one");
+    }
     let read: Kept = serde_json::from_value(kept).expect("it is read");
-    let start = SessionStart { credential: None, ..sample(1).start };
+    let start = SessionStart { credential: None, users: Vec::new(), ..sample(1).start };
     assert_eq!(read, Kept { start, ..sample(1) });
 }
 

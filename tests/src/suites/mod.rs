@@ -27,6 +27,7 @@ mod run;
 mod scene;
 mod scope;
 mod sockets;
+mod stale;
 mod suspend;
 mod time;
 mod wire;
@@ -64,4 +65,5 @@ pub(crate) const ALL: &[&[Test]] = &[
     rings::TESTS,
     badinput::TESTS,
     suspend::TESTS,
+    stale::TESTS,
 ];

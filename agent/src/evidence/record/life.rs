@@ -36,6 +36,9 @@ pub struct SessionStart {
     /// The labels that it was started with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// The users of the host that it acts for, as they were called at its start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<User>,
     /// The fingerprint of the credential that it acts with, as its caller named it: SHA-256, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<String>,
@@ -45,6 +48,26 @@ pub struct SessionStart {
     /// Sockets that the command inherits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inherited: Vec<InheritedDescriptor>,
+}
+
+/// A user of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// Its id.
+    pub uid: u32,
+    /// Its name in the host's file of users.
+    pub name: String,
+}
+
+/// The user that a session acts for is not a user of the host any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrincipalGone {
+    /// The session.
+    pub session: SessionId,
+    /// Who it was.
+    pub user: User,
+    /// Whether the session ends for it.
+    pub ends: bool,
 }
 
 /// What a session is held to beside its time to live.

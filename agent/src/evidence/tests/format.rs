@@ -34,6 +34,7 @@ pub(super) fn session_start() -> Body {
             credential_expires: Some(at(8).time),
         }),
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
+        users: vec![User { uid: 1000, name: "deploy".to_owned() }],
         credential: Some("0a".repeat(32)),
         attached: Some(Attachment { by: principal(), home: Text::from("/work"), cgroup: Some(Text::from("/work")) }),
         inherited: vec![InheritedDescriptor {
@@ -251,6 +252,7 @@ fn one_of_each() -> Vec<Body> {
             sessions: vec![session],
             stay: Some(StayRef { id: session.to_string(), until: at(9).time }),
         }),
+        Body::PrincipalGone(PrincipalGone { session, user: User { uid: 1000, name: "deploy".to_owned() }, ends: true }),
         Body::CredentialReuse(CredentialReuse {
             session,
             policy: "p".to_owned(),

@@ -42,6 +42,7 @@ fn policy(kind: Kind) -> Policy {
         budgets: Budgets::default(),
         attach: crate::policy::Inherited::default(),
         run: crate::policy::Descriptors::default(),
+        review_by: None,
         digest: String::new(),
     }
 }

@@ -29,6 +29,12 @@ fn what_limits_mean() {
     let listed = read(", idle: {after: 30s, activity: [connect, exec, exec]}, warn: SIGHUP", ", on: {expiry: end}");
     let listed = listed.expect("a policy");
     assert_eq!(listed.idle.map(|idle| idle.activity), Some(vec![Activity::Exec, Activity::Connect]));
+    let gone =
+        |word: &str| read("", &format!(", on: {{principalGone: {word}}}")).map(|limits| limits.principal_gone_ends);
+    assert_eq!((gone("end"), gone("continue")), (Ok(true), Ok(false)));
+    assert!(
+        gone("stop").is_err_and(|why| why.contains("on.principalGone: unknown value \"stop\": write continue, end"))
+    );
     assert_eq!((listed.warn, listed.term), (Some(Signal::SIGHUP), Duration::ZERO));
 }
 

@@ -165,6 +165,18 @@ fn the_head_of_a_policy() {
 }
 
 #[test]
+fn a_review_is_a_day() {
+    let text = |day: &str| document(&format!("{{kind: ci, limits: {{ttl: 1m}}, reviewBy: {day}}}"));
+    let policy = parse("p", text("2027-03-01").as_bytes()).expect("a policy");
+    let past = |time: &str| policy.review_is_past(time.parse().expect("a time"));
+    assert!(!past("2027-02-28T23:00:00Z") && !past("2027-03-01T23:59:59Z") && past("2027-03-02T00:00:00Z"));
+    for day in ["2027-02-29", "2027-3-1", "soon", "'2027-03-01T00:00:00'", "'20270301'"] {
+        one(text(day), "4:47: spec.reviewBy", "is no date: write it as 2027-03-01");
+    }
+    one(text("20270301"), "4:47: spec.reviewBy", "put it in quotes");
+}
+
+#[test]
 fn phases_keep_rules_that_allow() {
     let text = |phases: &str| {
         document(&format!(
@@ -232,7 +244,7 @@ fn the_keys_of_a_spec() {
     );
     spec("{kind: ci, \"a\\nb\": 1, limits: {ttl: 1m}}", "4:18: spec.\"a\\nb\"", "unknown key \"a\\nb\"");
     spec("{kind: ci, on: {agentLoss: die}, limits: {ttl: 1m}}", "4:34: spec.on.agentLoss", "write continue, end");
-    for key in ["select", "reviewBy"] {
+    for key in ["select"] {
         spec(
             &format!("{{kind: ci, {key}: 1, limits: {{ttl: 1m}}}}"),
             &format!("4:18: spec.{key}"),
