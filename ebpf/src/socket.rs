@@ -1,5 +1,6 @@
 //! Whose socket it is. A label is written where the socket is made, or at its first use by a member of the session whose
-//! cgroup it was made in; it is never written over, so a socket that changes hands stays the session's that made it.
+//! cgroup it was made in, or at its first packet, where the kernel made it (MPTCP); it is never written over, so a socket that
+//! changes hands stays the session's that made it.
 
 use core::ffi::c_void;
 

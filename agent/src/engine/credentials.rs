@@ -52,7 +52,7 @@ impl Engine {
         let mut later: BTreeSet<SessionId> = begun.iter().map(|(_, id)| *id).collect();
         for (_, id) in begun {
             // a session names those that were there before it
-            let named = told.iter().filter_map(|(a, b)| (*a == id).then_some(*b).or((*b == id).then_some(*a)));
+            let named = told.iter().filter_map(|(a, b)| (*a == id).then_some(*b).or_else(|| (*b == id).then_some(*a)));
             let known: BTreeSet<SessionId> = named.chain(later.iter().copied()).collect();
             self.record_reuse(id, &known);
             later.remove(&id);

@@ -95,7 +95,7 @@ impl Engine {
         if left > 0 {
             self.report_stuck(id);
         } else {
-            live.gone = Some(boot_now());
+            live.empty = Some(boot_now());
         }
         self.feed(id, Input::Swept(Round { killed, left, ms }));
     }
@@ -141,7 +141,7 @@ impl Engine {
         self.account_for(id);
         let Some(live) = self.sessions.remove(&id) else { return };
         let counters = complain("reading counters", self.parts.kernel.counters(live.reference.slot));
-        let gone = (members_left == 0).then(|| live.gone.unwrap_or_else(boot_now));
+        let gone = (members_left == 0).then(|| live.empty.unwrap_or_else(boot_now));
         let took = live.ending.map(|ending| ending.took(gone, cut.last_boot_ns));
         took.iter().for_each(|took| self.ends.add(took));
         let end = session_end(id, &live, reason, (took, members_left, cut), &counters.unwrap_or_default());

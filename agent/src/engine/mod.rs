@@ -228,7 +228,7 @@ struct Live {
     /// When it last did anything.
     last_seen: LastSeen,
     /// The user that it acts for is gone, and that was recorded.
-    gone: bool,
+    user_gone: bool,
     /// Frozen: whether the kernel says that all of it stands still.
     still: Option<bool>,
     sweep: Sweep,
@@ -240,7 +240,7 @@ struct Live {
     /// When its end was due, and when the kernel was told that it is over.
     ending: Option<Ending>,
     /// When no member was left, `CLOCK_BOOTTIME` nanoseconds.
-    gone: Option<u64>,
+    empty: Option<u64>,
     /// Processes that were reported as killed and still there.
     stuck: Vec<u32>,
     /// Callers of `end` that wait.

@@ -119,7 +119,7 @@ impl Live {
     /// Why it is stale, as `ps` names it.
     pub(super) fn stale(&self) -> Vec<String> {
         let past = self.policy.review_is_past(now().time);
-        let reasons = [(self.gone, "principal-gone"), (past, "review-past")];
+        let reasons = [(self.user_gone, "principal-gone"), (past, "review-past")];
         reasons.into_iter().filter(|(holds, _)| *holds).map(|(_, reason)| reason.to_owned()).collect()
     }
 }
@@ -161,10 +161,10 @@ impl Engine {
         let Some(live) = self.sessions.get_mut(&id).filter(|live| live.machine.reason().is_none()) else { return };
         let Some(user) = self.users.gone(&live.start.users).cloned() else {
             // nobody knows while the file is being written
-            live.gone &= self.users.known.is_none();
+            live.user_gone &= self.users.known.is_none();
             return;
         };
-        let told = std::mem::replace(&mut live.gone, true);
+        let told = std::mem::replace(&mut live.user_gone, true);
         let ends = live.rules.principal_gone_ends;
         if !told {
             self.append_durable(&Body::PrincipalGone(PrincipalGone { session: id, user, ends }));
