@@ -19,6 +19,9 @@ const FLOWS: u32 = 100;
 /// How long is waited for what computes, with no agent to help.
 const ALONE: Duration = Duration::from_secs(5);
 
+/// How long an agent may take to start beside a crowd that computes.
+const LATE: Duration = Duration::from_secs(120);
+
 /// How the agent is at the deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Agent {
@@ -113,7 +116,7 @@ impl Scene {
             }
             Agent::Killed => {
                 let now = boot_ns()?;
-                ground.start()?;
+                ground.sandbox.start_within(LATE)?;
                 (now, "start of the next agent to last death of all")
             }
         };

@@ -10,6 +10,7 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -145,11 +146,22 @@ impl Sandbox {
         self.ready(agent)
     }
 
+    /// As [`Sandbox::start`], where the agent has to wait for the processors.
+    pub(crate) fn start_within(&mut self, limit: Duration) -> Result<()> {
+        let agent = Agent::start(self.daemon(), &self.part("agent"), &self.log())?;
+        self.armed = true;
+        self.ready_within(agent, limit)
+    }
+
     /// Waits until an agent that was started answers, and keeps it.
-    pub(crate) fn ready(&mut self, mut agent: Agent) -> Result<()> {
+    pub(crate) fn ready(&mut self, agent: Agent) -> Result<()> {
+        self.ready_within(agent, patience())
+    }
+
+    fn ready_within(&mut self, mut agent: Agent, limit: Duration) -> Result<()> {
         // its socket is there long before it answers; asking more than once costs more than waiting
         let socket = self.runtime().join("read.sock");
-        let ready = until("the agent to answer", patience(), || {
+        let ready = until("the agent to answer", limit, || {
             agent.alive()?;
             Ok((UnixStream::connect(&socket).is_ok() && self.cli(&["status"])?.code != 7).then_some(()))
         });
