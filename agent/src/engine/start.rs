@@ -178,7 +178,7 @@ impl Engine {
             self.rest_clock();
             return Err(failed(error));
         }
-        self.append_durable(&Body::SessionStart(live.start.clone()));
+        self.append_durable(&Body::SessionStart(Box::new(live.start.clone())));
         self.sessions.insert(id, live);
         notes.sort();
         Ok(Begun { id, deadline, notes })

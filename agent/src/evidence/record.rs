@@ -75,7 +75,7 @@ pub enum Body {
     /// Something is not in this log, or was cut out of it.
     Gap(Gap),
     /// A session has an entry in the kernel.
-    SessionStart(SessionStart),
+    SessionStart(Box<SessionStart>),
     /// Running processes became a session's members.
     Attached(Box<Attached>),
     /// A session changed its state.

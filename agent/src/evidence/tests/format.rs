@@ -10,7 +10,7 @@ fn principal() -> Principal {
 }
 
 pub(super) fn session_start() -> Body {
-    Body::SessionStart(SessionStart {
+    Body::SessionStart(Box::new(SessionStart {
         session: session(),
         kind: "ci".to_owned(),
         policy: PolicyRef { name: "p".to_owned(), digest: "sha256:00".to_owned(), source: "p.yaml".to_owned() },
@@ -44,7 +44,7 @@ pub(super) fn session_start() -> Body {
             to: None,
             closed: true,
         }],
-    })
+    }))
 }
 
 pub(super) fn session_end() -> Body {
