@@ -149,13 +149,11 @@ pub struct Offsets {
     pub mount_inner: u32,
     /// `mount.mnt_id`
     pub mount_id: u32,
-    /// `vfsmount.mnt_root`
-    pub mount_root: u32,
     /// `bpf_sock_addr_kern.uaddr`
     pub asked_address: u32,
     /// `bpf_sock_addr_kern.uaddrlen`, since 6.7; 0: there is none.
     pub asked_length: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 74 * 4);
+const _: () = assert!(size_of::<Offsets>() == 73 * 4);
 
 pod!(Offsets);

@@ -152,11 +152,25 @@ pub struct Settings {
     pub agent: u32,
     /// Number of this load, from 1. While two loads are attached, the one that `GENERATION` names speaks.
     pub generation: u32,
-    /// `mount.mnt_id` of the mount at the host's root; 0: not known, and no path is trusted.
-    pub root_mount: u32,
+    /// Always 0.
+    pub pad: u32,
     /// A random number that only this load knows; see `socket::SocketLabel::judged`.
     pub secret: u64,
 }
 const _: () = assert!(size_of::<Settings>() == 32);
 
-pod!(SessionConfig, Budgets, SessionCounters, PolicyEntry, Settings);
+/// Where the agent's paths begin, injected as [`Settings`]: a task whose paths begin there too means by one what the agent
+/// means.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostRoot {
+    /// Inode number of the agent's root directory.
+    pub inode: u64,
+    /// `mount.mnt_id` of the mount that it is in; 0: not known, and no path is trusted.
+    pub mount: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<HostRoot>() == 16);
+
+pod!(SessionConfig, Budgets, SessionCounters, PolicyEntry, Settings, HostRoot);

@@ -15,7 +15,7 @@ use tipstaff_common::{
 };
 
 use crate::{
-    maps::{CLOCK, GENERATION, OFFSETS, SETTINGS},
+    maps::{CLOCK, GENERATION, OFFSETS, ROOT, SETTINGS},
     verdict::Fault,
 };
 
@@ -197,20 +197,20 @@ impl Task {
         read(set, offset_of!(Offsets, css_set_default)).map(Cgroup)
     }
 
-    /// Whether a path means for it what it means for the host: its root is the host's, and so are the rights with which it
-    /// could choose another.
+    /// Whether a path means for it what it means for the agent: its root is the agent's, and the rights with which it could
+    /// choose another are the host's.
     #[inline(always)]
     pub fn has_roots_view(self) -> Result<bool, Fault> {
-        let known = settings().root_mount;
+        // SAFETY: a static of plain integers; volatile as in `settings`.
+        let own = unsafe { core::ptr::read_volatile(&raw const ROOT) };
         let credentials: u64 = read(self.0, offset_of!(Offsets, task_credentials))?;
         let users: u64 = read(credentials, offset_of!(Offsets, credentials_users))?;
         let level: u32 = read(users, offset_of!(Offsets, users_level))?;
         let fs: u64 = read(self.0, offset_of!(Offsets, task_fs))?;
         let mount: u64 = read(fs, offset_of!(Offsets, fs_root_mount))?;
         let root: u64 = read(fs, offset_of!(Offsets, fs_root_dentry))?;
-        let top: u64 = read(mount, offset_of!(Offsets, mount_root))?;
         let id: u32 = read(mount - offset(offset_of!(Offsets, mount_inner)), offset_of!(Offsets, mount_id))?;
-        Ok(known != 0 && id == known && root == top && level == 0)
+        Ok(own.mount != 0 && id == own.mount && Dentry(root).identity()?.inode == own.inode && level == 0)
     }
 
     /// Start and end of the argument vector in the task's own memory.

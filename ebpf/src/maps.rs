@@ -12,14 +12,18 @@ use tipstaff_common::{
     limits,
     offsets::Offsets,
     rule::{ExecKey, NetEntry, ProgramEntry, UnixKey},
-    session::{PolicyEntry, SessionConfig, SessionCounters, Settings},
+    session::{HostRoot, PolicyEntry, SessionConfig, SessionCounters, Settings},
     socket::{Destination, SocketLabel},
 };
 
 /// Constants of this load. The agent replaces them in read-only data before the programs are verified.
 #[unsafe(no_mangle)]
 pub static SETTINGS: Settings =
-    Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, root_mount: 0, secret: 0 };
+    Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, pad: 0, secret: 0 };
+
+/// Where the agent's paths begin; as `SETTINGS`.
+#[unsafe(no_mangle)]
+pub static ROOT: HostRoot = HostRoot { inode: 0, mount: 0, pad: 0 };
 
 /// Where this kernel keeps what the programs read; as `SETTINGS`.
 #[unsafe(no_mangle)]
@@ -95,7 +99,6 @@ pub static OFFSETS: Offsets = Offsets {
     fs_root_dentry: 0,
     mount_inner: 0,
     mount_id: 0,
-    mount_root: 0,
     asked_address: 0,
     asked_length: 0,
 };

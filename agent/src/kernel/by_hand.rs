@@ -11,6 +11,7 @@ use std::{
 };
 
 use aya_obj::{Function, Object};
+use tipstaff_common::session::HostRoot;
 
 use super::{
     KernelError,
@@ -99,31 +100,32 @@ fn load(object: &Object, types: &OwnedFd, name: &str, attach_type: u32) -> Resul
     sys::load_program(load).map_err(|e| KernelError::refused(format!("program {name}"), &e))
 }
 
-/// The number of the mount at the host's root (`mount.mnt_id`); 0 where this process may not stand in the tree that the
-/// host's first process sees: what a path means here says nothing then about what it means elsewhere, and the number can
-/// be another mount's once this process is gone.
-pub(super) fn root_mount() -> u32 {
+/// Where this process's paths begin. All 0 where its mounts are not those of the host's first process: the number of one
+/// can be another's once this process is gone.
+pub(super) fn root() -> HostRoot {
     let namespace = |who: &str| fs::metadata(format!("/proc/{who}/ns/mnt")).map(|namespace| namespace.ino()).ok();
-    let root = |path: &str| fs::metadata(path).map(|root| (root.dev(), root.ino())).ok();
     let own = namespace("self");
-    let first = || own.is_some() && own == namespace("1") && root("/proc/1/root/.") == root("/");
-    let number = || {
+    let lasts = own == Some(INITIAL_MOUNTS) || (own.is_some() && own == namespace("1"));
+    let found = || {
         let root = File::open("/").ok()?;
         let said = fs::read_to_string(format!("/proc/self/fdinfo/{}", root.as_raw_fd())).ok()?;
-        said.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+        let mount = said.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()?;
+        Some(HostRoot { inode: root.metadata().ok()?.ino(), mount, pad: 0 })
     };
-    if own == Some(INITIAL_MOUNTS) || first() { number().unwrap_or(0) } else { 0 }
+    if lasts { found().unwrap_or_default() } else { HostRoot::default() }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::MetadataExt as _};
+
     #[test]
-    fn the_root_has_a_number() {
+    fn the_root_is_known_among_the_hosts_mounts_and_nowhere_else() {
         if nix::unistd::geteuid().is_root() {
-            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-            let number = super::root_mount().to_string();
-            let at_root = |line: &str| line.split(' ').nth(4) == Some("/") && line.split(' ').next() == Some(&*number);
-            assert!(number == "0" || table.lines().any(at_root), "{number} is no mount at the root");
+            let namespace = |who: &str| fs::metadata(format!("/proc/{who}/ns/mnt")).unwrap().ino();
+            let (root, own) = (super::root(), fs::metadata("/").unwrap().ino());
+            let expected = if namespace("self") == namespace("1") { (true, own) } else { (false, 0) };
+            assert_eq!((root.mount != 0, root.inode), expected);
         }
     }
 }

@@ -182,13 +182,16 @@ impl Kernel {
             session_level: options.root.level + 1,
             agent: std::process::id(),
             generation,
-            root_mount: by_hand::root_mount(),
+            pad: 0,
             secret: secret()?,
         };
-        let offsets = offsets::resolve()?;
+        let (root, offsets) = (by_hand::root(), offsets::resolve()?);
         let mut loader = EbpfLoader::new();
         loader.allow_unsupported_maps();
-        loader.override_global("SETTINGS", &settings, true).override_global("OFFSETS", &offsets, true);
+        loader
+            .override_global("SETTINGS", &settings, true)
+            .override_global("ROOT", &root, true)
+            .override_global("OFFSETS", &offsets, true);
         if let Some(pins) = options.pins {
             pins.begin(generation)?;
             // what is pinned there is used, and was checked; what is not is made and pinned

@@ -117,7 +117,6 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         fs_root_dentry: at("fs_struct", "root.dentry")?,
         mount_inner: at("mount", "mnt")?,
         mount_id: at("mount", "mnt_id")?,
-        mount_root: at("vfsmount", "mnt_root")?,
         asked_address: at("bpf_sock_addr_kern", "uaddr")?,
         // without it there are no hooks on unix sockets that would ask
         asked_length: btf.offset("bpf_sock_addr_kern", "uaddrlen").unwrap_or(0),

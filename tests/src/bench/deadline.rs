@@ -105,7 +105,7 @@ impl Scene {
         if left == 0 {
             rows.push(self.row("last death of what computes", self.bound, after(last, deadline)));
         } else {
-            rows.push(self.row(&format!("computes still after {} s", ALONE.as_secs()), None, left as f64));
+            rows.push(self.row(&format!("computes still after {} s", limit.as_secs()), None, left as f64));
         }
         let (since, whence) = match self.agent {
             Agent::Alive => (deadline, "last death of all"),
