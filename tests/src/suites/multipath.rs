@@ -105,7 +105,11 @@ fn further(s: &mut Sandbox) -> Result<()> {
                         .then_some(()))
                 })?;
             }
-            left.extend(wire.left()?);
+            let to_server = |packet: &&Packet| packet.to_port == server.port();
+            until("what the member sends", patience(), || {
+                left.extend(wire.left()?);
+                Ok(left.iter().filter(to_server).any(|packet| packet.payload > 0).then_some(()))
+            })?;
             s.cli(&["end", &session])?.ended(0)?;
             s.session_ended(&session, "operator")?;
             let cut = wire.left()?;
@@ -116,9 +120,13 @@ fn further(s: &mut Sandbox) -> Result<()> {
                 left.iter().filter(|packet| packet.to_port == server.port()).map(|packet| packet.from_port).collect();
             ensure!(paths.len() == 1 + usize::from(allowed), "paths from {paths:?}");
             for path in paths {
-                let own: Vec<&Packet> = cut.iter().filter(|packet| packet.from_port == path).collect();
-                let reset = |packet: &&Packet| packet.flags & RST != 0 && packet.payload == 0;
-                ensure!(own.len() == 1 && own.iter().all(reset), "not one reset alone: {own:?}");
+                // before it may stand what was on its way when the end came: an acknowledgement, an address that is told
+                let own: Vec<&Packet> =
+                    cut.iter().filter(to_server).filter(|packet| packet.from_port == path).collect();
+                let is_reset = |packet: &&&Packet| packet.flags & RST != 0;
+                let last = own.last().filter(is_reset).is_some_and(|packet| packet.payload == 0);
+                ensure!(last && own.iter().filter(is_reset).count() == 1, "no reset alone at the end: {own:?}");
+                ensure!(own.iter().all(|packet| packet.payload == 0), "something was sent after the end: {own:?}");
             }
         }
     }
