@@ -222,6 +222,10 @@ fn find_current() -> Option<Session> {
             Label { slot: found.slot, generation: found.generation, flags: CONFINED, exec_id: NEVER_JUDGED }
         }
     };
+    if is_undone(label) {
+        // what is taken off at this moment is not given back: nobody would take it off again
+        return None;
+    }
     let session = of_label(label);
     if give(kernel::current_pointer(), task, label).is_err() {
         session.count_fault();

@@ -149,7 +149,7 @@ fn guests(workspace: &Workspace, again: bool, records: &mut Records) -> Result<(
     let kernels = GUESTS.map(|(name, lsms)| kernels::get(workspace, name, false).map(|kernel| (kernel, lsms)));
     let kernels = kernels.into_iter().collect::<Result<Vec<_>>>()?;
     // more than a guest has processors: many tests wait, for the agent to start or for a time to pass
-    let jobs = ["--jobs".to_owned(), "5".to_owned()];
+    let jobs = ["--jobs".to_owned(), "4".to_owned()];
     let all: Vec<Guest<'_>> =
         kernels.iter().flat_map(|(kernel, lsms)| lsms.iter().map(|&lsm| Guest { kernel, lsm, args: &jobs })).collect();
     let next = AtomicUsize::new(0);

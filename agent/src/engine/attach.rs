@@ -28,7 +28,7 @@ use crate::{
     },
     enforce::{Flows, Host, Refusal, SessionCgroup, Target, cgroup_named, cgroup_of, outside, processes_below, whom},
     evidence::{Attached, Attachment, Body, Principal, Text},
-    kernel::{Kernel, KernelError, Walk, open_pidfd},
+    kernel::{Kernel, KernelError, Walk, open_pidfd, wait_for_programs},
     policy::{Inherited, Mode},
     session::{self, Input, SessionId},
 };
@@ -398,7 +398,7 @@ pub(super) fn undo(
 ) {
     complain("taking labels back", kernel.mark_undone(session));
     let began = Instant::now();
-    let mut stays = BTreeSet::new();
+    let (mut stays, mut settled) = (BTreeSet::new(), false);
     loop {
         let inside = processes_below(cgroup.path());
         let inside: Vec<u32> = inside.into_iter().filter(|pid| !stays.contains(pid)).collect();
@@ -411,7 +411,12 @@ pub(super) fn undo(
         }
         let walk = complain("taking labels back", kernel.label_heirs()).unwrap_or_default();
         if inside.is_empty() && walk.changed == 0 {
-            return;
+            if settled {
+                return;
+            }
+            // a program that began before the mark may have given a label to who was walked past; none begins to any more
+            complain("waiting for programs that run", wait_for_programs());
+            settled = true;
         }
         if began.elapsed() > PATIENCE {
             return warn!(
