@@ -67,6 +67,13 @@ fn family(pid: u32) -> Result<BTreeSet<u32>> {
     }
 }
 
+/// Page faults of the children that a process has waited for: more with each.
+fn faults_of_children(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    fields.skip(8).find_map(|field| field.parse().ok()).unwrap_or(0)
+}
+
 /// Process and thread ids that a session lists.
 fn members(s: &Sandbox, session: &str) -> Result<BTreeSet<(u32, u32)>> {
     let inspected = s.json(&["inspect", session])?;
@@ -463,8 +470,10 @@ fn failed_midway(s: &mut Sandbox) -> Result<()> {
     let ended = |r: &Value| r["type"] == "session-end" && r["reason"] == "start-failed";
     let end = s.wait_evidence("the end of what was not attached", ended)?;
     ensure!(end["members_left"] == 0 && end["receipts"].as_array().is_some_and(Vec::is_empty), "{end}");
-    let now = family(running.pid())?;
-    until("the tree to go on making processes", patience(), || Ok((family(running.pid())? != now).then_some(())))?;
+    // who is born and gone between two looks at /proc is in neither
+    let made = || lasting.iter().map(|pid| faults_of_children(*pid)).sum::<u64>();
+    let before = made();
+    until("the tree to go on making processes", patience(), || Ok((made() != before).then_some(())))?;
     ensure!(s.part("sessions").processes().is_empty(), "{:?} are in a session", s.part("sessions").processes());
     // its twin: with room it is attached, and ends as a session does
     let attached = s.json(&["attach", "--policy", &policy, "--pid", &running.pid().to_string()])?;
