@@ -3,7 +3,7 @@
 //!
 //! An abstract name is the socket's own. A path is not: where it leads is up to links, mounts and the caller's root. So a
 //! path is let through where no rule could speak against it, or where a rule allows just this path, nobody but root can
-//! change what stands there, and the caller sees the host's own tree. Any other is refused.
+//! change what stands there, and the caller's paths begin where the agent's do. Any other is refused.
 
 use aya_ebpf::{
     EbpfContext as _,

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::scene::only;
-use crate::harness::{prelude::*, wait::in_guest};
+use crate::harness::prelude::*;
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("evidence::session-start-says-who-and-what", WHEREVER, session_start),
@@ -41,9 +41,9 @@ fn session_start(s: &mut Sandbox) -> Result<()> {
     s.wait_evidence("the exit", |r| r["type"] == "exit" && r["session"] == session && r["status"] == 0).map(drop)
 }
 
-/// Every exec is a record, or counted as lost; two hundred of them in a guest, where each takes long.
+/// Every exec is a record, or counted as lost.
 fn thousand(s: &mut Sandbox) -> Result<()> {
-    let many: u64 = if in_guest() { 200 } else { 1000 };
+    let many: u64 = 1000;
     s.start()?;
     let (member, tiny) = (s.program("member")?, s.program("tiny")?);
     let policy = s.policy(&only(&member).allow("tiny", &tiny))?;
