@@ -186,9 +186,11 @@ impl Kernel {
             secret: secret()?,
         };
         let (root, offsets) = (by_hand::root(), offsets::resolve()?);
+        let btf = Btf::from_sys_fs().map_err(|e| KernelError::refused("its own type information", &e))?;
         let mut loader = EbpfLoader::new();
         loader.allow_unsupported_maps();
         loader
+            .btf(Some(&btf))
             .override_global("SETTINGS", &settings, true)
             .override_global("ROOT", &root, true)
             .override_global("OFFSETS", &offsets, true);
@@ -200,7 +202,6 @@ impl Kernel {
             }
         }
         let mut ebpf = loader.load(OBJECT).map_err(|e| KernelError::refused("the maps", &e))?;
-        let btf = Btf::from_sys_fs().map_err(|e| KernelError::refused("its own type information", &e))?;
         let descriptors = maps::descriptors(&ebpf)?;
         let maps = Maps::take(&mut ebpf)?;
         let mut kernel = Self {

@@ -16,7 +16,7 @@ use nix::{
 use super::{
     cgroup::Cgroup,
     launch::enter,
-    wait::{patience, until},
+    wait::{ended, patience},
 };
 
 /// A running `tipstaff daemon`. Dropped, it is killed.
@@ -58,7 +58,7 @@ impl Agent {
 
     /// Waits until it has ended, and ended well.
     pub(crate) fn ends(mut self) -> Result<()> {
-        let status = until("the agent to end", patience(), || Ok(self.child.try_wait()?))?;
+        let status = ended(&mut self.child, patience()).context("the agent")?;
         ensure!(status.success(), "the agent ended with {status}");
         Ok(())
     }

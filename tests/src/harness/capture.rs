@@ -78,6 +78,12 @@ impl Packet {
         self.bytes.windows(mark.len()).any(|part| part == mark.as_bytes())
     }
 
+    /// Whether both carry the same bytes.
+    pub(crate) fn carries_the_same(&self, other: &Self) -> bool {
+        let carried = |packet: &Self| packet.bytes[packet.bytes.len().saturating_sub(packet.payload)..].to_vec();
+        carried(self) == carried(other)
+    }
+
     fn parse(bytes: Vec<u8>) -> Option<Self> {
         let (from, to, protocol, start, total) = match bytes.first()? >> 4 {
             4 => {

@@ -19,7 +19,7 @@ use nix::unistd::{Gid, Uid, setgid, setgroups, setuid, write};
 use super::{
     cgroup::Cgroup,
     sandbox::Sandbox,
-    wait::{patience, until},
+    wait::{ended, patience, until},
 };
 
 /// Who a child is: user, group.
@@ -177,8 +177,7 @@ impl Running {
     }
 
     pub(crate) fn wait_for(mut self, limit: Duration) -> Result<Finished> {
-        let what = format!("process {} to end", self.child.id());
-        let status = until(&what, limit, || Ok(self.child.try_wait()?))?;
+        let status = ended(&mut self.child, limit)?;
         Ok(Finished {
             pid: self.child.id(),
             code: shell_code(status),

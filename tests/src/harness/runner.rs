@@ -23,7 +23,7 @@ use super::{
     sandbox::Sandbox,
     shared::{self, Host},
     sweep,
-    wait::in_guest,
+    wait::{ended, in_guest},
 };
 
 /// Lines of the agent's log and of the evidence that a failure shows.
@@ -181,16 +181,12 @@ fn in_child(words: &[&str], agent: &Path, lasts: u64) -> Result<String> {
 }
 
 pub(super) fn wait_or_kill(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
-    let start = Instant::now();
-    while start.elapsed() < limit {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        thread::sleep(Duration::from_millis(5));
+    let ended = ended(child, limit);
+    if ended.is_err() {
+        child.kill()?;
+        child.wait()?;
     }
-    child.kill()?;
-    child.wait()?;
-    bail!("it did not end within {} s", limit.as_secs())
+    ended
 }
 
 /// In a child of the runner: `body` in a new sandbox. Why it failed goes to stdout, what helps to see why to stderr.

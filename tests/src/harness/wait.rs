@@ -2,12 +2,20 @@
 
 use std::{
     fs::File,
+    os::fd::AsFd as _,
+    process::{Child, ExitStatus},
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use super::bpf::pidfd;
 
 /// Set by the guest's init for all its children.
 pub(crate) const GUEST: &str = "TIPSTAFF_TESTS_GUEST";
@@ -58,6 +66,25 @@ pub(crate) fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> R
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(longest_pause());
+    }
+}
+
+/// Waits until the child has ended, at most for `limit`. Nobody asks meanwhile: in a guest each look of a waiting process
+/// costs those that work a full turn of translations.
+pub(crate) fn ended(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(status);
+    }
+    let (process, start) = (pidfd(child.id())?, Instant::now());
+    loop {
+        let left = limit.saturating_sub(start.elapsed());
+        let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(1..) => return Ok(child.wait()?),
+            Err(errno) if errno != Errno::EINTR => return Err(errno.into()),
+            _ if left.is_zero() => bail!("waited {} s for process {} to end", limit.as_secs(), child.id()),
+            _ => {}
+        }
     }
 }
 

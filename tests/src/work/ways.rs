@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{IoSlice, Write as _},
+    io::{IoSlice, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     time::Duration,
@@ -266,7 +266,8 @@ pub(super) fn stuff(words: &[&str]) -> Result<u8> {
 }
 
 /// `multipath-serve ADDRESS FILE COUNT`: listens by MPTCP on a port that the kernel picks, without a bind where the address
-/// is that of nobody; writes the port to FILE, accepts as many connections and sends three bytes on each.
+/// is that of nobody; writes the port to FILE, accepts as many connections, sends three bytes on each, and waits until the
+/// other ends have closed them: with its own end a session's flows are cut.
 pub(super) fn multipath_serve(words: &[&str]) -> Result<u8> {
     let (ip, rest) = one(words)?;
     let (file, rest) = one(rest)?;
@@ -279,9 +280,14 @@ pub(super) fn multipath_serve(words: &[&str]) -> Result<u8> {
     listen(&socket, Backlog::new(8)?)?;
     let listener = TcpListener::from(socket);
     publish(file, &listener.local_addr()?.port().to_string())?;
+    let mut served = Vec::new();
     for _ in 0..count.parse::<usize>()? {
         let (mut stream, _) = listener.accept()?;
         stream.write_all(b"yes")?;
+        served.push(stream);
+    }
+    for mut stream in served {
+        stream.read_to_end(&mut Vec::new())?;
     }
     Ok(say(Ok(())))
 }
