@@ -68,6 +68,22 @@ pub(crate) fn path_with(folder: &Path) -> Result<OsString> {
         .with_context(|| format!("{} cannot stand in PATH", folder.display()))
 }
 
+/// The same command, which gives way to whatever else wants the processors.
+pub(crate) fn aside(command: &Command) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "19"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => nice.env(name, value),
+            None => nice.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        nice.current_dir(folder);
+    }
+    nice
+}
+
 /// The program and its arguments, as one would type them.
 fn name(command: &Command) -> String {
     let words = [command.get_program()].into_iter().chain(command.get_args());

@@ -21,6 +21,12 @@ pub enum KernelError {
         /// A remedy other than a newer kernel, with its separator; may be empty.
         hint: &'static str,
     },
+    /// The kernel does not ask BPF programs as a security module.
+    #[error("bpf is not among the active security modules ({modules}); boot with lsm={modules},bpf")]
+    LsmNotActive {
+        /// Those that are, as `/sys/kernel/security/lsm` has them.
+        modules: String,
+    },
     /// The binary was built without its kernel object.
     #[error("this binary holds no kernel object: build it with `cargo xtask build`")]
     NoObject,

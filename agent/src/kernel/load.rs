@@ -273,7 +273,13 @@ impl Kernel {
             let link = attach_iterator(self.typed("members")?);
             self.keep(options, "members", link)?;
         }
-        if let Err(problem) = self.attach_lsm_programs(options, btf) {
+        let attached = match active_modules() {
+            Some(modules) if !modules.split(',').any(|module| module == "bpf") => {
+                Err(KernelError::LsmNotActive { modules })
+            }
+            _ => self.attach_lsm_programs(options, btf),
+        };
+        if let Err(problem) = attached {
             info!("no LSM programs here: {problem}");
             self.leave_lsm(options.root, options.pins)?;
         }
@@ -356,6 +362,14 @@ impl Kernel {
         let program = self.program_mut(name)?;
         program.try_into().map_err(|e: ProgramError| KernelError::refused(format!("program {name}"), &e))
     }
+}
+
+/// The kernel's list of the security modules that are active, separated by commas; none where it cannot be read. Programs of
+/// a module that is not in it attach and never run, so they need not be loaded; of one that is in it only the canary can
+/// tell.
+fn active_modules() -> Option<String> {
+    let list = fs::read_to_string("/sys/kernel/security/lsm").ok()?;
+    Some(list.trim().to_owned()).filter(|list| !list.is_empty())
 }
 
 /// A number that nobody can guess; never 0, which stands for "no fingerprint".

@@ -20,15 +20,15 @@ use super::scene::only;
 use crate::harness::{mounts, prelude::*, sandbox::READERS};
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("badinput::not-root", WHEREVER, not_root),
-    Test::new("badinput::no-btf", WHEREVER, no_btf),
-    Test::new("badinput::no-cgroup2", WHEREVER, no_cgroup2),
+    Test::new("badinput::what-an-agent-needs-is-not-there", WHEREVER, lacking),
+    Test::new("badinput::no-list-of-security-modules", NO_LSM, no_modules)
+        .guests_only("needs a kernel that takes LSM programs and does not run them"),
     Test::new("badinput::locked-memory-cannot-be-raised", WHEREVER, memlock),
     Test::new("badinput::old-kernel", OLD, old_kernel),
     Test::sharing("badinput::every-problem-of-a-policy-at-once", WHEREVER, policy_problems),
     Test::sharing("badinput::policy-cannot-be-read", WHEREVER, policy_unreadable),
     Test::new("badinput::configuration-with-an-unknown-key", WHEREVER, configuration),
-    Test::new("badinput::second-agent", WHEREVER, second_agent),
+    Test::sharing("badinput::second-agent", WHEREVER, second_agent),
     Test::new("badinput::refused-agents-change-nothing", WHEREVER, refused_agents),
     Test::new("badinput::stale-socket-is-replaced", WHEREVER, stale_socket),
     Test::new("badinput::agent-not-running", WHEREVER, no_agent),
@@ -55,9 +55,12 @@ fn agent_refuses(
     Ok(())
 }
 
-fn not_root(s: &mut Sandbox) -> Result<()> {
+/// Root, the kernel's types, cgroups: without one of them it refuses, leaves nothing, and starts where they are.
+fn lacking(s: &mut Sandbox) -> Result<()> {
     Running::spawn(s, s.daemon(), Some((1000, READERS)))?.wait()?.ended(6)?.complained(&["tipstaff: ", "root"])?;
     s.nothing_is_left()?;
+    no_btf(s)?;
+    no_cgroup2(s)?;
     s.start()
 }
 
@@ -73,24 +76,44 @@ pub(super) fn own_mounts(places: &[PathBuf]) -> nix::Result<()> {
     })
 }
 
-fn no_btf(s: &mut Sandbox) -> Result<()> {
+fn no_btf(s: &Sandbox) -> Result<()> {
     let places = mounts::below(Path::new("/"))?;
     let hide = move || {
         own_mounts(&places)?;
         mount(Some("none"), "/sys/kernel/btf", Some("tmpfs"), MsFlags::empty(), None::<&str>)
     };
-    agent_refuses(s, hide, &["btf"])?;
-    s.start()
+    agent_refuses(s, hide, &["btf"])
 }
 
-fn no_cgroup2(s: &mut Sandbox) -> Result<()> {
+/// Without the list only the canary can tell that LSM programs attach and never run; with it they are not loaded.
+fn no_modules(s: &mut Sandbox) -> Result<()> {
+    let places = mounts::below(Path::new("/"))?;
+    let hide = move || {
+        own_mounts(&places)?;
+        mount(Some("none"), "/sys/kernel/security", Some("tmpfs"), MsFlags::empty(), None::<&str>)
+    };
+    let mut daemon = s.daemon();
+    daemon.env("TIPSTAFF_LOG", "info");
+    // SAFETY: between fork and exec only system calls are made; what they need was allocated before.
+    unsafe { daemon.pre_exec(move || Ok(hide()?)) };
+    s.start_as(daemon)?;
+    ensure!(s.json(&["status"])?["tier"] == "no-lsm", "the tier is another: {}", s.json(&["status"])?);
+    let said = s.said_by_agent();
+    ensure!(said.contains("attach and do not decide"), "the canary did not find out: {said}");
+    s.stop_agent()?;
+    s.start()?;
+    let said = s.said_by_agent().split_off(said.len());
+    ensure!(said.contains("bpf is not among the active security modules"), "programs were tried: {said}");
+    Ok(())
+}
+
+fn no_cgroup2(s: &Sandbox) -> Result<()> {
     let (places, trees) = (mounts::below(Path::new("/"))?, mounts::all_of("cgroup2")?);
     let hide = move || {
         own_mounts(&places)?;
         trees.iter().try_for_each(|place| umount2(place, MntFlags::MNT_DETACH))
     };
-    agent_refuses(s, hide, &["cgroup2"])?;
-    s.start()
+    agent_refuses(s, hide, &["cgroup2"])
 }
 
 /// Kernels since 5.11 count no locked memory for programs and maps: the agent does not ask for any.
