@@ -27,6 +27,9 @@ pub enum KernelError {
         /// Those that are, as `/sys/kernel/security/lsm` has them.
         modules: String,
     },
+    /// The kernel's own walk over the labels of sockets is not safe.
+    #[error("this kernel's iterator over the labels of sockets oopses where one goes meanwhile")]
+    WalkOverSockets,
     /// The binary was built without its kernel object.
     #[error("this binary holds no kernel object: build it with `cargo xtask build`")]
     NoObject,

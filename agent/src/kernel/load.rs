@@ -20,6 +20,7 @@ use aya::{
         PerfEvent, Program, ProgramError, links::FdLink,
     },
 };
+use aya_obj::btf::BtfKind;
 use serde::{Deserialize, Serialize};
 use tipstaff_common::session::Settings;
 
@@ -130,7 +131,12 @@ const UNIX_NAMES: [(&str, u32); 2] = [("connect_unix", 49), ("sendmsg_unix", 50)
 const ITERATORS: [(&str, &str); 3] = [("members", "task"), ("heirs", "task"), ("files", "task_file")];
 /// The iterator over the labels of sockets.
 pub(super) const OF_LABELS: &str = "sockets";
-/// What takes its place where the kernel refuses iterators over a map's values (measured on a 6.18 that does).
+/// The kernel's function that empties the label of a socket that goes, since 7.0: its iterator over labels follows the
+/// emptied pointer where it holds that very label, and oopses, in the name of the agent (`kernel/bpf/bpf_local_storage.c`;
+/// `__bpf_sk_storage_map_seq_show`, `net/core/bpf_sk_storage.c`; 7.2.13 does within seconds on two processors).
+const EMPTIES_LABELS: &str = "bpf_selem_unlink_nofail";
+/// What takes its place where the kernel refuses iterators over a map's values (measured on a 6.18 that does), or is not safe
+/// with it.
 const OF_FILES: &str = "sockets_held";
 
 impl Kernel {
@@ -261,7 +267,11 @@ impl Kernel {
         for (name, kind) in ITERATORS {
             self.load_iterator(name, kind, btf)?;
         }
-        if let Err(problem) = self.load_iterator(OF_LABELS, "bpf_sk_storage_map", btf) {
+        let of_labels = match btf.id_by_type_name_kind(EMPTIES_LABELS, BtfKind::Func) {
+            Ok(_) => Err(KernelError::WalkOverSockets),
+            Err(_) => self.load_iterator(OF_LABELS, "bpf_sk_storage_map", btf),
+        };
+        if let Err(problem) = of_labels {
             info!("sockets are found by who holds them open: {problem}");
             self.load_iterator(OF_FILES, "task_file", btf)?;
             self.lists_sockets = OF_FILES;

@@ -5,7 +5,8 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::symlink,
+    io::Read as _,
+    os::unix::fs::{OpenOptionsExt as _, symlink},
     path::Path,
     process::{Command, ExitCode},
 };
@@ -68,6 +69,25 @@ fn set_up() -> Result<()> {
     }
     load_modules()?;
     raise_loopback()
+}
+
+/// What the kernel has logged, a line each; as far as it can be read.
+pub(crate) fn kernel_log() -> String {
+    let options = File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
+    let (mut text, mut record) = (String::new(), [0; 8192]);
+    while let Ok(log) = &options {
+        // a record a read; `EPIPE` for those that were overwritten, `EAGAIN` where there is no other
+        match (&*log).read(&mut record) {
+            Ok(length) => {
+                let line = String::from_utf8_lossy(&record[..length]);
+                text += line.split_once(';').map_or(&*line, |(_, said)| said).lines().next().unwrap_or_default();
+                text.push('\n');
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+            Err(_) => break,
+        }
+    }
+    text
 }
 
 /// Loads what lies in `/modules`, in the order that its list gives: a guest has no modprobe that the kernel could ask.

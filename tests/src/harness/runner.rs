@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::{prctl, signal::Signal};
 
 use super::{
+    guest::kernel_log,
     options::{Options, Task},
     registry::{self, Test, Tier},
     report::{Outcome, Report},
@@ -153,9 +154,16 @@ impl Worker<'_> {
             Some(host) => host,
             None => Host::start(self.tier, self.agent)?,
         };
-        in_child(&[words, &["--shared", &host.shared().to_string()]].concat(), self.agent, lasts)?;
-        self.host = Some(host);
-        Ok(())
+        let shared = host.shared().to_string();
+        let Err(error) = in_child(&[words, &["--shared", &shared]].concat(), self.agent, lasts) else {
+            self.host = Some(host);
+            return Ok(());
+        };
+        // whether its agent is there still, or how it ended
+        match host.end() {
+            Ok(()) => Err(error),
+            Err(after) => bail!("{error:#}; then {after:#}"),
+        }
     }
 }
 
@@ -201,6 +209,9 @@ fn alone(tier: Tier, options: &Options, body: impl FnOnce(&mut Sandbox) -> Resul
     println!("{error:#}");
     eprintln!("--- {:?}: {error:#}", options.task);
     show("the agent said", &sandbox.said_by_agent());
+    if in_guest() {
+        show("the kernel said", &kernel_log());
+    }
     show("the evidence ends with", &fs::read_to_string(sandbox.evidence_file()).unwrap_or_default());
     Ok(ExitCode::FAILURE)
 }

@@ -28,6 +28,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("flows::agent-killed-and-back", WHEREVER, agent_killed),
     Test::sharing("flows::silenced-where-it-cannot-be-destroyed", WHEREVER, silenced),
     Test::sharing("flows::narrowing-cuts-what-is-out-of-scope", WHEREVER, narrowed),
+    Test::sharing("flows::listed-while-others-go", WHEREVER, listed),
     Test::new("flows::observed-session-keeps-its-flows", WHEREVER, observed),
 ];
 
@@ -309,6 +310,20 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
         s.cli(&["end", &session])?.ended(0)?;
     }
     Ok(())
+}
+
+/// Each end of a session lists sockets, while two members make labelled ones and let them go as fast as they can.
+fn listed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member))?;
+    let busy = s.run(&policy, &member, "background make-sockets + make-sockets")?;
+    let session = busy.session(s)?;
+    for _ in 0..if in_guest() { 25 } else { 100 } {
+        s.run(&policy, &member, "nothing")?.wait()?.ended(0)?;
+    }
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator").map(drop)
 }
 
 /// Nothing is cut where a policy only observes.

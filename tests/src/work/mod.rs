@@ -109,6 +109,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "loopback" => flows::loopback(rest),
         "call" => network::call(rest),
         "make" => sockets::make(rest),
+        "make-sockets" => sockets::make_many(),
         "bind" => sockets::bind_to(rest),
         "unix-to" => sockets::unix(rest),
         "take" => sockets::take(rest),

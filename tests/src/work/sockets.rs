@@ -31,6 +31,14 @@ pub(super) fn make(words: &[&str]) -> Result<u8> {
     Ok(say(Errno::result(made).map(drop)))
 }
 
+/// `make-sockets`: makes one after the other, and keeps none.
+pub(super) fn make_many() -> Result<u8> {
+    let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    loop {
+        drop(open(SockType::Datagram, &nowhere)?);
+    }
+}
+
 /// `bind tcp|udp ADDRESS PORT`: and listens, if it is TCP.
 pub(super) fn bind_to(words: &[&str]) -> Result<u8> {
     let (protocol, rest) = one(words)?;
