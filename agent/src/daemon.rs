@@ -167,7 +167,7 @@ fn load_with(
     let mut kernel = Kernel::load(&Options { root, confine, pins }).map_err(unable)?;
     match take_over(&mut kernel, root, pins) {
         Ok(song) => {
-            let mut controls = controls_from_song(kernel.tier(), &song);
+            let mut controls = controls_from_song(kernel.tier(), kernel.without_lsm(), &song);
             controls.push(flow_destroy(&prove_destroy(mount)));
             Ok((kernel, controls))
         }
@@ -186,8 +186,8 @@ fn take_over(kernel: &mut Kernel, root: &CgroupRoot, pins: Option<&Pins>) -> Res
     kernel.speak()?;
     let mut song = prove(kernel, &root.path)?;
     if kernel.tier() == Tier::Full && !song.exec_stopped(Tier::Full) {
-        info!("LSM programs attach and do not decide here: is bpf in /sys/kernel/security/lsm?");
-        kernel.leave_lsm(root, pins)?;
+        let why = "they attach and do not decide: is bpf in /sys/kernel/security/lsm?";
+        kernel.leave_lsm(why.to_owned(), root, pins)?;
         // what is in their place is proven by itself
         song = prove(kernel, &root.path)?;
     }

@@ -54,8 +54,13 @@ impl Host {
     ///
     /// `--target` keeps the flags from proc macros, which cannot be static.
     pub(crate) fn compile(&self, workspace: &Workspace, verb: &str) -> Command {
+        self.compile_as(workspace, verb, "release")
+    }
+
+    /// The same in another profile.
+    pub(crate) fn compile_as(&self, workspace: &Workspace, verb: &str, profile: &str) -> Command {
         let mut cargo = self.cargo(workspace);
-        cargo.args([verb, "--release", "--target", &self.triple, "--target-dir"]).arg(&workspace.target);
+        cargo.args([verb, "--profile", profile, "--target", &self.triple, "--target-dir"]).arg(&workspace.target);
         cargo.arg("--config").arg(format!("target.{}.rustflags=['-Ctarget-feature=+crt-static']", self.triple));
         cargo.env("TIPSTAFF_EBPF_OBJECT", &self.object);
         cargo

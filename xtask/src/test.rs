@@ -70,8 +70,10 @@ pub(crate) fn test(workspace: &Workspace, options: &Options) -> Result<ExitCode>
         step("unit tests", || unit(workspace, &host, &mut records))?;
     }
     if !options.native_only {
-        setup::guest_tools()?;
-        guests(workspace, options.again, &mut records)?;
+        match setup::guest_tools() {
+            Ok(()) => guests(workspace, options.again, &mut records)?,
+            Err(problem) => records.fail("-", "guests", &format!("{problem:#}")),
+        }
     }
     if !options.native_only && !options.guests_only {
         declarations(workspace, &mut records)?;
@@ -80,9 +82,9 @@ pub(crate) fn test(workspace: &Workspace, options: &Options) -> Result<ExitCode>
     Ok(if records.failures() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Unit and property tests, compiled as the build compiles: most of it is there already.
+/// Unit and property tests, in a profile of their own.
 fn unit_tests(workspace: &Workspace, host: &Host) -> Command {
-    let mut cargo = host.compile(workspace, "test");
+    let mut cargo = host.compile_as(workspace, "test", "unit");
     cargo.args(["-p", "tipstaff", "-p", "tipstaff-common", "-p", "tipstaff-tests", "-p", "xtask"]);
     cargo
 }
@@ -164,8 +166,13 @@ fn processors() -> usize {
 /// The black-box tests in the guests, as many at a time as there are processors: a guest runs on one. A guest that
 /// breaks is a failure, and the others still run.
 fn guests(workspace: &Workspace, again: bool, records: &mut Records) -> Result<()> {
-    let kernels = GUESTS.map(|(name, lsms)| kernels::get(workspace, name, false).map(|kernel| (kernel, lsms)));
-    let kernels = kernels.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut kernels = Vec::new();
+    for (name, lsms) in GUESTS {
+        match kernels::get(workspace, name, false) {
+            Ok(kernel) => kernels.push((kernel, lsms)),
+            Err(problem) => records.fail(name, "guests", &format!("{problem:#}")),
+        }
+    }
     // more than a guest has processors: many tests wait, for the agent to start or for a time to pass
     let jobs = ["--jobs".to_owned(), "4".to_owned()];
     let all: Vec<Guest<'_>> =

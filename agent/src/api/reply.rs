@@ -342,6 +342,9 @@ pub struct Status {
     pub uptime_ms: u64,
     /// Sessions that live.
     pub sessions: u64,
+    /// How many of them each verdict is on: `continue`, `narrow`, `hold`, `end`.
+    #[serde(default)]
+    pub verdicts: BTreeMap<String, u64>,
     /// Every control and its state.
     pub controls: Vec<Control>,
     /// Records lost since the start, by kind.
@@ -542,9 +545,9 @@ pub struct Frozen {
     pub state: String,
     /// Processes of the session.
     pub members: u64,
-    /// Those that are not in its cgroup, and so neither stopped nor let go.
+    /// Those that are not in its cgroup, and so are stopped and let go by a signal.
     pub outside: Vec<u32>,
-    /// Whether the kernel says that all others stand still; after `Thaw` always false.
+    /// Whether the kernel says that all of them stand still; after `Thaw` always false.
     pub still: bool,
 }
 

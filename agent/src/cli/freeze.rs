@@ -21,11 +21,11 @@ pub(super) struct Flags {
     print: Print,
 }
 
-/// Exits with 1 where a member was not reached or does not stand still yet.
+/// Exits with 1 where a member does not stand still yet.
 pub(super) fn freeze(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
     let frozen = call(config, Request::Freeze(SessionId { id: flags.id.clone() }))?;
     print::show(flags.print.output, &frozen, text)?;
-    Ok(if frozen.still && frozen.outside.is_empty() { Exit::Ok } else { Exit::Failed })
+    Ok(if frozen.still { Exit::Ok } else { Exit::Failed })
 }
 
 pub(super) fn thaw(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
@@ -46,7 +46,10 @@ fn text(frozen: &Frozen) -> String {
     }
     if !frozen.outside.is_empty() {
         let pids: Vec<String> = frozen.outside.iter().map(u32::to_string).collect();
-        text.push_str(&format!(", outside its cgroup and not reached: {}", pids.join(", ")));
+        text.push_str(&format!(", outside its cgroup: {}", pids.join(", ")));
+        if frozen.state == "frozen" {
+            text.push_str(" (stopped by SIGSTOP: whoever may signal them can let them go on)");
+        }
     }
     text + "\n"
 }
@@ -56,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_was_not_reached_is_said() {
+    fn who_is_outside_is_said() {
         let frozen = |outside: &[u32], still| Frozen {
             session: "ab".into(),
             state: "frozen".into(),
@@ -66,6 +69,9 @@ mod tests {
         };
         assert_eq!(text(&frozen(&[], true)), "session ab is frozen: 3 processes\n");
         let told = text(&frozen(&[7, 9], false));
-        assert!(told.contains("asleep in the kernel") && told.contains("not reached: 7, 9"), "{told}");
+        assert!(
+            told.contains("asleep in the kernel") && told.contains("outside its cgroup: 7, 9 (stopped by"),
+            "{told}"
+        );
     }
 }

@@ -22,7 +22,7 @@ fn text(status: &Status) -> String {
         ("state", if status.degraded { "degraded".to_owned() } else { "ok".to_owned() }),
         ("agent", format!("pid {}, version {}, up {}", status.pid, printable(&status.version), span(status.uptime_ms))),
         ("kernel", format!("{}, tier {}", printable(&status.kernel), printable(&status.tier))),
-        ("sessions", status.sessions.to_string()),
+        ("sessions", sessions(status)),
         ("records lost", lost.to_string()),
         ("runs skipped", status.skipped.values().sum::<u64>().to_string()),
         (
@@ -39,6 +39,16 @@ fn text(status: &Status) -> String {
     text.push('\n');
     text.push_str(&print::controls(&status.controls));
     text
+}
+
+/// How many there are, and what is to become of them.
+fn sessions(status: &Status) -> String {
+    let judged = status.verdicts.iter().filter(|(_, count)| **count > 0);
+    let judged: Vec<String> = judged.map(|(verdict, count)| format!("{count} {}", printable(verdict))).collect();
+    match judged.is_empty() {
+        true => status.sessions.to_string(),
+        false => format!("{}: {}", status.sessions, judged.join(", ")),
+    }
 }
 
 /// How long the ends of sessions took: how many of each bound, without those that there are none of.

@@ -63,7 +63,8 @@ pub struct Sweep {
 }
 
 impl Sweep {
-    /// One round. Returns how many processes it newly killed and how many labelled threads are left.
+    /// One round: names who is there, kills the session's cgroup as a whole, and by their descriptors those who may be
+    /// elsewhere. Returns how many processes it newly killed and how many labelled threads are left.
     pub fn round(
         &mut self,
         kernel: &mut Kernel,
@@ -71,37 +72,56 @@ impl Sweep {
         cgroup: &SessionCgroup,
     ) -> Result<(u64, u64), KernelError> {
         let before = self.killed.len();
-        while self.kill_some(kernel, session)? {}
-        cgroup.kill().map_err(KernelError::file("kill cgroup", cgroup.path()))?;
-        let left = wait(kernel, session)?;
-        self.settle(left == 0);
-        Ok(((self.killed.len() - before) as u64, left))
+        loop {
+            let found = self.find(kernel, session)?;
+            let (opened, others) = (found.opened.len(), found.others);
+            let at_once = cgroup.kill();
+            self.kill(found.opened);
+            at_once.map_err(KernelError::file("kill cgroup", cgroup.path()))?;
+            let left = wait(kernel, session)?;
+            let more = others.keys().any(|pid| left.contains_key(pid));
+            // named, and gone with the cgroup
+            let gone = others.into_iter().filter(|(pid, _)| !left.contains_key(pid));
+            self.killed.extend(gone.map(|(pid, name)| (pid, Killed { name, process: None, gone: true })));
+            self.settle(left.is_empty());
+            if !more || opened == 0 {
+                return Ok(((self.killed.len() - before) as u64, left.values().sum()));
+            }
+        }
     }
 
-    /// Kills as many as are opened at a time. True: there are more.
-    fn kill_some(&mut self, kernel: &mut Kernel, session: SessionRef) -> Result<bool, KernelError> {
+    /// Who is there and was not killed yet.
+    fn find(&self, kernel: &mut Kernel, session: SessionRef) -> Result<Members, KernelError> {
         let known = |pid| self.killed.get(&pid).is_some_and(|killed| !killed.gone());
-        let fresh = open_members(kernel, session, known)?;
-        let more = fresh.len() == BATCH;
+        let mut found = open_members(kernel, session, known)?;
+        let listed = processes(kernel, session)?;
+        found.opened.retain(|member| listed.contains_key(&member.pid));
+        Ok(found)
+    }
+
+    /// Kills each by its descriptor: one that was moved elsewhere is not reached by its session's cgroup.
+    fn kill(&mut self, members: Vec<Opened>) {
         let mut room = BATCH.saturating_sub(self.killed.values().filter(|k| k.process.is_some()).count());
-        let mut grew = false;
-        for member in signal_listed(kernel, session, fresh, Signal::SIGKILL)? {
-            // the signal is pending for good, whether or not anybody watches
+        for member in members {
+            // it may be gone with the cgroup; else the signal is pending for good, whether or not anybody watches
+            let _ = signal_pidfd(member.process.as_fd(), Signal::SIGKILL);
             let process = (room > 0).then_some(member.process);
             room = room.saturating_sub(1);
             self.killed.insert(member.pid, Killed { name: member.name, process, gone: false });
-            grew = true;
         }
-        if more {
-            wait(kernel, session)?;
-            self.settle(false);
-        }
-        Ok(more && grew)
     }
 
     fn settle(&mut self, none_left: bool) {
         self.killed.values_mut().for_each(|killed| killed.settle(none_left));
     }
+}
+
+/// Who is in a session.
+struct Members {
+    /// At most [`BATCH`] of them, open.
+    opened: Vec<Opened>,
+    /// The names of the others, by process id.
+    others: BTreeMap<u32, Vec<u8>>,
 }
 
 /// An open member.
@@ -111,35 +131,41 @@ struct Opened {
     process: OwnedFd,
 }
 
-/// Sends a signal to every process of a session; how many the kernel took it for.
-pub fn signal_members(kernel: &mut Kernel, session: SessionRef, signal: Signal) -> Result<u64, KernelError> {
+/// Sends a signal to every process of a session that is `meant`, by its id; how many the kernel took it for.
+pub fn signal_members(
+    kernel: &mut Kernel,
+    session: SessionRef,
+    signal: Signal,
+    meant: impl Fn(u32) -> bool,
+) -> Result<u64, KernelError> {
     let mut seen = BTreeSet::new();
     let mut taken = 0;
     loop {
-        let fresh = open_members(kernel, session, |pid| seen.contains(&pid))?;
-        let more = fresh.len() == BATCH;
-        seen.extend(fresh.iter().map(|member| member.pid));
-        taken += signal_listed(kernel, session, fresh, signal)?.len() as u64;
-        if !more {
+        let found = open_members(kernel, session, |pid| seen.contains(&pid) || !meant(pid))?;
+        seen.extend(found.opened.iter().map(|member| member.pid));
+        taken += signal_listed(kernel, session, found.opened, signal)?.len() as u64;
+        if found.others.is_empty() {
             return Ok(taken);
         }
     }
 }
 
-/// Opens processes of the session that are not known, at most `BATCH`.
-fn open_members(
-    kernel: &mut Kernel,
-    session: SessionRef,
-    known: impl Fn(u32) -> bool,
-) -> Result<Vec<Opened>, KernelError> {
-    let unknown = processes(kernel, session)?.into_keys().filter(|pid| !known(*pid));
-    let open = |pid| {
-        let process = open_pidfd(pid).ok()?;
-        let mut name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-        name.truncate(name.trim_ascii_end().len());
-        Some(Opened { pid, name, process })
-    };
-    Ok(unknown.filter_map(open).take(BATCH).collect())
+/// Opens processes of the session that are not known, and names those that are too many to be open.
+fn open_members(kernel: &mut Kernel, session: SessionRef, known: impl Fn(u32) -> bool) -> Result<Members, KernelError> {
+    let mut found = Members { opened: Vec::new(), others: BTreeMap::new() };
+    for pid in processes(kernel, session)?.into_keys().filter(|pid| !known(*pid)) {
+        let name = || {
+            let mut name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.truncate(name.trim_ascii_end().len());
+            name
+        };
+        if found.opened.len() == BATCH {
+            found.others.insert(pid, name());
+        } else if let Ok(process) = open_pidfd(pid) {
+            found.opened.push(Opened { pid, name: name(), process });
+        }
+    }
+    Ok(found)
 }
 
 /// Sends a signal to those that are members still; who got it. A process that is listed again while its pidfd is open is
@@ -165,12 +191,12 @@ fn processes(kernel: &mut Kernel, session: SessionRef) -> Result<BTreeMap<u32, u
     Ok(found)
 }
 
-/// Waits a moment for the killed to go; how many labelled threads are left.
-fn wait(kernel: &mut Kernel, session: SessionRef) -> Result<u64, KernelError> {
+/// Waits a moment for the killed to go; the labelled threads that are left, by process.
+fn wait(kernel: &mut Kernel, session: SessionRef) -> Result<BTreeMap<u32, u64>, KernelError> {
     let start = Instant::now();
     loop {
-        let left = processes(kernel, session)?.values().sum();
-        if left == 0 || start.elapsed() >= PATIENCE {
+        let left = processes(kernel, session)?;
+        if left.is_empty() || start.elapsed() >= PATIENCE {
             return Ok(left);
         }
         std::thread::sleep(GLANCE);

@@ -346,7 +346,10 @@ impl Engine {
             _ => {}
         }
         // as it was said to be: an agent that died at it may have left the cgroup otherwise
-        self.set_frozen(id, state == State::Frozen);
+        match state {
+            State::Frozen => self.stop_members(id),
+            _ => self.thaw_cgroup(id),
+        }
         // the wall clock may have been stepped while nobody looked
         self.rearm(id);
         self.tick_session(id, now_boot_ns);

@@ -4,10 +4,14 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
+
+use nix::sys::signal::Signal;
 
 use super::{
     Engine, Live, complain, credentials,
+    finish::doing,
     limits::{ending, over},
     start::principal,
     stays::{Stayed, acts_for},
@@ -18,11 +22,15 @@ use crate::{
         server::Peer,
         wire::{self, ApiError, Reply, RevokeBy, Revoked, RevokedRow},
     },
-    enforce::cgroup_of,
+    enforce::{cgroup_of, signal_members},
     evidence::{Body, Command, Revoke, StayRef, Text},
     kernel::boot_now,
     session::{EndReason, Input, SessionId, State},
 };
+
+/// How long a process may take to stand still after a `SIGSTOP`.
+const PATIENCE: Duration = Duration::from_millis(100);
+const GLANCE: Duration = Duration::from_millis(1);
 
 /// End reasons that a caller of `end` may give; the others are the agent's own findings.
 const CALLERS: [EndReason; 7] = [
@@ -119,15 +127,33 @@ impl Engine {
         Ok(Reply::Frozen(thawed))
     }
 
-    /// Carries out what the machine asked for.
-    pub(super) fn set_frozen(&mut self, id: SessionId, freeze: bool) {
+    /// Stops a session: what is in its cgroup by the freezer, a member that was moved elsewhere by `SIGSTOP`, which is the
+    /// closest there is: whoever may signal it can let it go on.
+    pub(super) fn stop_members(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get_mut(&id) else { return };
-        if freeze {
-            live.still = complain("freezing a session", live.cgroup.freeze());
-        } else {
-            live.still = None;
-            complain("thawing a session", live.cgroup.thaw());
-        }
+        live.still = complain("freezing a session", live.cgroup.freeze());
+        self.signal_outside(id, Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub(super) fn let_go(&mut self, id: SessionId) {
+        self.thaw_cgroup(id);
+        self.signal_outside(id, Signal::SIGCONT);
+    }
+
+    /// Lets go on what is in a session's cgroup.
+    pub(super) fn thaw_cgroup(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        live.still = None;
+        complain("thawing a session", live.cgroup.thaw());
+    }
+
+    fn signal_outside(&mut self, id: SessionId, signal: Signal) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        let (mount, cgroup) = (&self.parts.mount, live.cgroup.path());
+        let outside = |pid| !is_below(pid, mount, cgroup);
+        let sent = signal_members(&mut self.parts.kernel, live.reference, signal, outside);
+        complain("signalling members outside their session's cgroup", sent);
     }
 
     fn frozen(&mut self, id: SessionId, still: bool) -> Result<wire::Frozen, ApiError> {
@@ -137,12 +163,13 @@ impl Engine {
             |m: &&crate::kernel::Member| m.slot == live.reference.slot && m.generation == live.reference.generation;
         let pids: BTreeSet<u32> = members.iter().filter(own).map(|m| m.tgid).collect();
         let outside = |pid: &&u32| !is_below(**pid, &self.parts.mount, live.cgroup.path());
+        let outside: Vec<u32> = pids.iter().filter(outside).copied().collect();
         Ok(wire::Frozen {
             session: id.to_string(),
             state: live.machine.state().to_string(),
             members: pids.len() as u64,
-            outside: pids.iter().filter(outside).copied().collect(),
-            still,
+            still: still && stand_still(&outside),
+            outside,
         })
     }
 
@@ -268,6 +295,19 @@ fn uid(text: &str) -> Result<u32, ApiError> {
 }
 
 /// Whether a process is in a cgroup or below it. One that is gone is nowhere else.
+/// Whether these processes stand still after a `SIGSTOP`; one that is gone does.
+fn stand_still(pids: &[u32]) -> bool {
+    let start = Instant::now();
+    let stopped = |pid: &u32| doing(*pid).starts_with(['T', 't', 'Z', 'X', 'g']);
+    while !pids.iter().all(stopped) {
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(GLANCE);
+    }
+    true
+}
+
 fn is_below(pid: u32, mount: &Path, cgroup: &Path) -> bool {
     let gone = || fs::metadata(PathBuf::from(format!("/proc/{pid}"))).is_err();
     cgroup_of(pid, mount).map_or_else(|_| gone(), |own| own.starts_with(cgroup))

@@ -10,15 +10,17 @@ use crate::{
     policy::{Access, Effect, ExecTarget, Policy, ProgramClass},
 };
 
-/// What the canary's song says about every control.
+/// What the canary's song says about every control; `without_lsm` is why LSM programs decide nothing here.
 #[must_use]
-pub fn from_song(tier: Tier, song: &Song) -> Vec<Control> {
+pub fn from_song(tier: Tier, without_lsm: &str, song: &Song) -> Vec<Control> {
     let exec = if song.exec_stopped(tier) {
         let why = match tier {
-            Tier::Full => "the canary's exec failed with EPERM",
-            Tier::NoLsm => "the canary was killed before its first instruction: BPF LSM programs cannot be used here",
+            Tier::Full => "the canary's exec failed with EPERM".to_owned(),
+            Tier::NoLsm => {
+                format!("the canary was killed before its first instruction; not by BPF LSM programs: {without_lsm}")
+            }
         };
-        control("exec-deny", ControlState::Enforced, why)
+        control("exec-deny", ControlState::Enforced, &why)
     } else {
         control("exec-deny", ControlState::Unavailable, &format!("the canary's exec came out as {}", song.of("exec")))
     };

@@ -37,8 +37,8 @@ impl Engine {
                     self.keep(id);
                 }
                 Effect::Terminate { until_boot_ns } => self.terminate(id, until_boot_ns),
-                Effect::Freeze => self.set_frozen(id, true),
-                Effect::Thaw => self.set_frozen(id, false),
+                Effect::Freeze => self.stop_members(id),
+                Effect::Thaw => self.let_go(id),
                 Effect::MarkEnded => {
                     // whatever computes in it would be asked for the processors first
                     self.urgent.get_or_insert_with(Urgent::begin);
@@ -225,8 +225,8 @@ impl Engine {
     }
 }
 
-/// What the kernel says that a process does.
-fn doing(pid: u32) -> String {
+/// What the kernel says that a process does: `T (stopped)` and the like, `gone` where there is none.
+pub(super) fn doing(pid: u32) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let state = status.lines().find_map(|line| line.strip_prefix("State:"));
     state.map_or_else(|| "gone".to_owned(), |state| state.trim().to_owned())

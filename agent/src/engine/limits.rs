@@ -417,7 +417,7 @@ impl Engine {
     /// Asks every member to end.
     pub(super) fn terminate(&mut self, id: SessionId, until_boot_ns: u64) {
         let Some(live) = self.sessions.get(&id) else { return };
-        let sent = signal_members(&mut self.parts.kernel, live.reference, nix::sys::signal::Signal::SIGTERM);
+        let sent = signal_members(&mut self.parts.kernel, live.reference, nix::sys::signal::Signal::SIGTERM, |_| true);
         let signalled = complain("asking members to end", sent).unwrap_or(0);
         let grace_ms = until_boot_ns.saturating_sub(boot_now()) / MS;
         self.append(&Body::Terminate(Terminate { session: id, signalled, grace_ms }));

@@ -8,7 +8,7 @@ use crate::{
     evidence::{Control, ControlState, Text},
     kernel::{self, Member, boot_now, ring},
     policy::{Mode, Policy},
-    session::{Ends, SPREAD_MS, SessionId, Spread, Took},
+    session::{Ends, SPREAD_MS, SessionId, Spread, Took, Verdict},
 };
 
 /// Bytes of a command that are kept for display and evidence.
@@ -119,6 +119,7 @@ impl Engine {
             tier: self.parts.kernel.tier().as_str().into(),
             uptime_ms: u64::try_from(self.ready.elapsed().as_millis()).unwrap_or(u64::MAX),
             sessions: self.sessions.len() as u64,
+            verdicts: self.verdicts(),
             controls: self.parts.controls.iter().map(wire_control).collect(),
             lost,
             skipped: skipped.into_iter().map(|(name, runs)| (name.to_owned(), runs)).collect(),
@@ -136,6 +137,16 @@ impl Engine {
             degraded: !why.is_empty(),
             why,
         }))
+    }
+
+    /// How many sessions each verdict is on; one that is on none is there too.
+    fn verdicts(&self) -> BTreeMap<String, u64> {
+        let mut counts: BTreeMap<String, u64> = Verdict::NAMES.iter().map(|name| ((*name).to_owned(), 0)).collect();
+        let now = boot_now();
+        for live in self.sessions.values() {
+            *counts.entry(self.verdict(live, now).as_str().to_owned()).or_default() += 1;
+        }
+        counts
     }
 
     /// Records that found no room since the start, by kind, and those that could not be decoded.

@@ -86,6 +86,8 @@ pub struct Kernel {
     /// The maps that the agent reads and writes.
     pub(super) maps: Maps,
     tier: Tier,
+    /// Why it is not tier full.
+    without_lsm: String,
     /// The iterator that lists sockets: `OF_LABELS` or `OF_FILES`.
     pub(super) lists_sockets: &'static str,
     /// Its maps, for programs that aya does not load.
@@ -219,6 +221,7 @@ impl Kernel {
             previous,
             maps,
             tier: Tier::NoLsm,
+            without_lsm: String::new(),
             lists_sockets: OF_LABELS,
             descriptors,
             by_hand: Vec::new(),
@@ -233,9 +236,17 @@ impl Kernel {
         self.tier
     }
 
-    /// Takes the LSM programs off again, which are attached and do not decide, and attaches what decides in their place as
+    /// Why LSM programs decide nothing here; empty in tier full.
+    #[must_use]
+    pub fn without_lsm(&self) -> &str {
+        &self.without_lsm
+    }
+
+    /// Takes the LSM programs off again, which for this reason do not decide, and attaches what decides in their place as
     /// far as this kernel has hooks for it.
-    pub fn leave_lsm(&mut self, root: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
+    pub fn leave_lsm(&mut self, why: String, root: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
+        info!("no LSM programs here: {why}");
+        self.without_lsm = why;
         let of_lsm = || LSM.iter().chain(&LSM_SOCKETS);
         self.links.retain(|(name, _)| !of_lsm().any(|lsm| lsm == name));
         let paths = of_lsm().filter_map(|name| Some(pins?.link(self.generation, name)));
@@ -290,8 +301,7 @@ impl Kernel {
             _ => self.attach_lsm_programs(options, btf),
         };
         if let Err(problem) = attached {
-            info!("no LSM programs here: {problem}");
-            self.leave_lsm(options.root, options.pins)?;
+            self.leave_lsm(problem.to_string(), options.root, options.pins)?;
         }
         for (name, tracepoint) in TRACEPOINTS {
             let link = attach_tracepoint(self.typed(name)?, tracepoint, btf);

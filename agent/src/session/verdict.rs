@@ -44,6 +44,9 @@ pub fn verdict(session: &Session, facts: Facts) -> Verdict {
 }
 
 impl Verdict {
+    /// Every name.
+    pub const NAMES: [&str; 4] = ["continue", "narrow", "hold", "end"];
+
     /// Its name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -59,6 +59,7 @@ pub(crate) struct Sandbox {
     pub(super) since: u64,
     armed: bool,
     damaged: bool,
+    counted: bool,
     count: Cell<u32>,
 }
 
@@ -120,6 +121,7 @@ impl Sandbox {
             since: 0,
             armed: false,
             damaged: false,
+            counted: false,
             count: Cell::new(0),
         }
     }
@@ -344,6 +346,11 @@ impl Sandbox {
         self.damaged = true;
     }
 
+    /// The evidence was added up part by part: at the end it is verified only.
+    pub(crate) fn was_counted(&mut self) {
+        self.counted = true;
+    }
+
     /// Stops the agent, disarms, and fails where anything is left or the evidence does not add up. A shared agent stays.
     pub(crate) fn finish(&mut self) -> Result<()> {
         if let Some(shared) = &self.shared {
@@ -366,7 +373,9 @@ impl Sandbox {
         }
         self.nothing_is_left()?;
         if self.armed && !self.damaged {
-            self.evidence_adds_up()?;
+            if !self.counted {
+                self.evidence_adds_up()?;
+            }
             self.cli(&["verify"])?.ended(0).context("verify")?;
         }
         Ok(())

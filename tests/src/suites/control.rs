@@ -67,23 +67,31 @@ fn freeze(s: &mut Sandbox) -> Result<()> {
     grows(&counted)?;
     grows(&daemon)?;
     ensure!(!gone(running.pid()), "another process goes on");
-    // a member outside the session's cgroup is not reached, and is named
+    // a member outside the session's cgroup is stopped by a signal, and is named
     s.part("elsewhere").take(running.pid())?;
-    let partly = s.cli(&["freeze", &session])?;
-    partly.ended(1)?.told(&["outside its cgroup and not reached", &running.pid().to_string()])?;
-    grows(&counted)?;
+    let outside = format!("outside its cgroup: {}", running.pid());
+    s.cli(&["freeze", &session])?.ended(0)?.told(&[&outside, "stopped by SIGSTOP"])?;
+    stands_still(&counted)?;
     stands_still(&daemon)?;
+    s.cli(&["thaw", &session])?.ended(0)?.told(&[&outside])?;
+    grows(&counted)?;
+    grows(&daemon)?;
+    s.cli(&["freeze", &session])?.ended(0)?;
+    stands_still(&counted)?;
     s.cli(&["end", &session])?.ended(0)?;
     all_gone(&[running.pid()])?;
     let causes: Vec<String> =
         s.records(&session, "state")?.iter().filter_map(|r| r["cause"].as_str().map(str::to_owned)).collect();
     ensure!(
-        causes == ["labelled", "frozen", "thawed", "frozen", "operator", "measured"],
+        causes == ["labelled", "frozen", "thawed", "frozen", "thawed", "frozen", "operator", "measured"],
         "the states passed: {causes:?}"
     );
     let verbs: Vec<String> =
         s.records(&session, "command")?.iter().filter_map(|r| r["verb"].as_str().map(str::to_owned)).collect();
-    ensure!(verbs == ["freeze", "freeze", "thaw", "freeze", "end"], "the commands recorded: {verbs:?}");
+    ensure!(
+        verbs == ["freeze", "freeze", "thaw", "freeze", "thaw", "freeze", "end"],
+        "the commands recorded: {verbs:?}"
+    );
     Ok(())
 }
 
@@ -281,6 +289,10 @@ fn verdicts(s: &mut Sandbox) -> Result<()> {
         let rows = [s.json(&["ps"])?["sessions"][0].clone(), s.json(&["inspect", &session])?["session"].clone()];
         let fits = |row: &Value| row["id"] == session && row["verdict"] == verdict && row["why"] == why;
         ensure!(rows.iter().all(fits), "the verdict should be {verdict} ({why}): {rows:?}");
+        let counts = s.json(&["status"])?["verdicts"].clone();
+        let fits = |(name, count): (&String, &Value)| *count == u64::from(name == verdict);
+        let counted = counts.as_object().is_some_and(|counts| counts.len() == 4 && counts.iter().all(fits));
+        ensure!(counted, "one session, with verdict {verdict}: {counts}");
         let shown = if why.is_empty() { verdict.to_owned() } else { format!("{verdict}: {why}") };
         s.cli(&["ps"])?.ended(0)?.told(&["VERDICT", &shown])?;
         s.cli(&["inspect", &session])?.ended(0)?.told(&[&shown]).map(drop)

@@ -4,17 +4,21 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::scene::{Fifo, only, refused_exec, stamps};
+use super::{
+    limits::in_seconds,
+    scene::{Fifo, only, refused_exec, stamps},
+};
 use crate::harness::{
     prelude::*,
     server::Server,
-    wait::{all_gone, boot_ns, gone, in_guest, pass, slack},
+    wait::{all_gone, boot_ns, gone, in_guest, pass, slack, wall_clock},
 };
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("deadline::holds-with-the-agent-alive", WHEREVER, |s| holds(s, Fate::Alive)),
     Test::new("deadline::holds-with-the-agent-stopped", WHEREVER, |s| holds(s, Fate::Stopped)),
     Test::new("deadline::holds-with-the-agent-killed", WHEREVER, |s| holds(s, Fate::Killed)),
+    Test::sharing("deadline::every-limit-is-the-kernels", WHEREVER, every_limit),
     Test::new("deadline::holds-while-an-agent-replaces-another", WHEREVER, |s| holds(s, Fate::Replaced)),
 ];
 
@@ -220,9 +224,58 @@ fn holds(s: &mut Sandbox, fate: Fate) -> Result<()> {
     Ok(())
 }
 
+/// Limits beside the ttl, with the agent stopped: what is idle, and whose credential expires, is over at its time. A session
+/// without such a limit goes on.
+fn every_limit(s: &mut Sandbox) -> Result<()> {
+    let _clock = wall_clock(false)?;
+    s.start()?;
+    let (member, good, server) = (s.program("member")?, s.program("good")?, Server::tcp("127.0.0.1")?);
+    let policy = || only(&member).allow("good", &good).to("server", "127.0.0.1/32", server.port());
+    let after = if in_guest() { 20 } else { 3 };
+    let idle = s.policy(&policy().limit(format!("idle: {{ after: {after}s, activity: [exec] }}")))?;
+    let plain = s.policy(&policy())?;
+    let start = |policy: &str, expires: Option<String>| -> Result<(Running, String, u32, Fifo, String, u64)> {
+        let (fifo, pid, mark) = (Fifo::new(s)?, s.file("pid"), s.file("mark"));
+        let late = format!("fifo {} connect tcp {} + spawn {good} --work mark {mark}", fifo.path, server.words());
+        let launch = s.launch(policy, &member, &format!("background pid {pid} spin + {late}"));
+        let running = expires.iter().fold(launch, |launch, at| launch.flag("--credential-expires", at)).start()?;
+        let session = running.session(s)?;
+        let left = s.json(&["inspect", &session])?["limits"]["left_ms"].as_u64().context("no time is left")?;
+        Ok((running, session, s.pid_in(&pid)?, fifo, mark, boot_ns()? + left * 1_000_000))
+    };
+    let over = [start(&idle, None)?, start(&plain, Some(in_seconds(after)?))?];
+    let mut goes_on = start(&plain, None)?;
+    s.signal_agent(Signal::SIGSTOP)?;
+    // what an agent would have seen late is allowed for: a second
+    let last = over.iter().map(|session| session.5).max().unwrap_or(0);
+    pass(last, Duration::from_secs(1) + slack())?;
+    let tried = over.map(|(running, session, spinner, mut fifo, mark, _)| {
+        ensure!(gone(spinner), "what computes lives after the end of session {session}");
+        fifo.wake()?;
+        Ok::<_, anyhow::Error>((running, session, mark))
+    });
+    goes_on.3.wake()?;
+    server.accepted(1)?;
+    ensure!(!gone(goes_on.2), "what computes died in a session without such a limit");
+    s.signal_agent(Signal::SIGCONT)?;
+    for (tried, reason) in tried.into_iter().zip(["idle", "credential-expired"]) {
+        let (running, session, mark) = tried?;
+        s.session_ended(&session, reason)?;
+        running.wait()?.ended(137)?;
+        ensure!(!std::fs::exists(&mark)?, "a program ran after the end ({reason})");
+    }
+    until("the other session to do what it was woken for", patience(), || {
+        Ok(std::fs::exists(&goes_on.4)?.then_some(()))
+    })?;
+    server.accepted(1)?;
+    goes_on.0.wait()?.ended(0)?;
+    s.session_ended(&goes_on.1, "completed").map(drop)
+}
+
 /// Starts an agent so that the deadline passes before it is ready.
 fn in_the_midst(s: &mut Sandbox, deadline: u64, starting: Duration) -> Result<crate::harness::agent::Agent> {
-    let begin = deadline.saturating_sub(u64::try_from(starting.as_nanos())? / 3);
+    // the second start may be much faster than the first, beside which others started
+    let begin = deadline.saturating_sub(u64::try_from(starting.as_nanos())? / 10);
     pass(begin, Duration::ZERO)?;
     let agent = s.start_unready()?;
     ensure!(boot_ns()? < deadline, "the new agent began after the deadline");

@@ -144,7 +144,9 @@ fn run_refuses(s: &mut Sandbox) -> Result<()> {
     let (good, bad, mark) = (s.program("good")?, s.program("bad")?, s.file("mark"));
     let policy = s.policy(&Policy::new().allow_dir("all", s.bin()).deny("not-bad", &bad))?;
     let refused = s.run(&policy, &bad, &format!("mark {mark}"))?.wait()?;
-    refused.ended(125)?.complained(&["tipstaff: ", "not-bad", &bad])?;
+    refused.ended(125)?.complained(&["tipstaff: ", &bad, "change rule not-bad of the policy"])?;
+    let unnamed = s.run(&s.policy(&only(&good))?, &bad, &format!("mark {mark}"))?.wait()?;
+    unnamed.ended(125)?.complained(&["tipstaff: ", &bad, "denies what no rule names", "spec.scope.exec.allow"])?;
     ensure!(!fs::exists(&mark)?, "the refused command ran");
     let record = s.wait_evidence("a refusal", |r| r["type"] == "refused")?;
     ensure!(record["rule"] == "not-bad", "the refusal does not name its rule: {record}");

@@ -27,6 +27,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("limits::windows-and-credentials-at-the-start", WHEREVER, at_the_start),
     Test::new("limits::stepped-clock-moves-windows-and-credentials", WHEREVER, stepped).guests_only("sets the clock"),
     Test::new("limits::window-ends-what-runs-by-the-policys-zone", WHEREVER, window_closes).lasting(65),
+    Test::sharing("limits::window-over-a-change-of-the-clocks", WHEREVER, summer).guests_only("sets the clock").alone(),
     Test::sharing("limits::credential-ends-its-session", WHEREVER, credential),
     Test::new("limits::renewed-and-refused", WHEREVER, renewed),
     Test::sharing("limits::warned-before-the-end", WHEREVER, warned),
@@ -38,7 +39,7 @@ fn secs(native: u64, guest: u64) -> u64 {
 }
 
 /// A moment from now on the wall clock, in whole seconds, as RFC 3339 has it.
-fn in_seconds(seconds: u64) -> Result<String> {
+pub(super) fn in_seconds(seconds: u64) -> Result<String> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     rfc3339(now + seconds)
 }
@@ -343,6 +344,32 @@ fn window_closes(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
+/// In the night in which the clocks of Berlin are put on, four hours by the clock are three.
+fn summer(s: &mut Sandbox) -> Result<()> {
+    /// 28 March 2027, 01:00 UTC: two o'clock is three o'clock there.
+    const CHANGE: i64 = 1_806_195_600;
+    let _clock = wall_clock(true)?;
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = only(&member).ttl("6h").limit("windows: [\"Sun 00:00-04:00 Europe/Berlin\"]");
+    let policy = s.policy(&policy)?;
+    let before = Step::to(CHANGE - 5_400)?;
+    let running = s.run(&policy, &member, "idle")?;
+    let session = running.session(s)?;
+    let limits = inspect(s, &session)?;
+    let left = limits["left_ms"].as_u64().unwrap_or(0) / 1000;
+    ensure!(limits["winner"] == "window" && (8_700..=9_000).contains(&left), "of 9000 s are left {left}: {limits}");
+    let near = Step::to(CHANGE + 3_600 - 20)?;
+    s.session_ended(&session, "window")?;
+    let over = i64::try_from(now()?)?;
+    ensure!(over >= CHANGE + 3_600, "it ended {} s before the window's end", CHANGE + 3_600 - over);
+    running.wait()?.ended(137)?;
+    s.run(&policy, &member, "say in")?.wait()?.ended(125)?.said("")?.complained(&["lets sessions run only at"])?;
+    drop(near);
+    drop(before);
+    Ok(())
+}
+
 fn credential(s: &mut Sandbox) -> Result<()> {
     let _clock = wall_clock(false)?;
     s.start()?;
@@ -352,8 +379,13 @@ fn credential(s: &mut Sandbox) -> Result<()> {
         s.launch(&s.policy(&only(&member))?, &member, "idle").flag("--credential-expires", &expires).start()?;
     let session = running.session(s)?;
     ensure!(inspect(s, &session)?["winner"] == "credential-expired", "another limit wins");
-    s.session_ended(&session, "credential-expired")?;
+    let start = s.records(&session, "session-start")?;
+    let deadline = start[0]["deadline_boot_ns"].as_u64().context("session-start without a deadline")?;
+    let end = s.session_ended(&session, "credential-expired")?;
     running.wait()?.ended(137)?;
+    ensure!(end["boot_ns"].as_u64() >= Some(deadline), "it ended before its credential did: {end}");
+    let late = Duration::from_nanos(end["boot_ns"].as_u64().unwrap_or(0).saturating_sub(deadline));
+    ensure!(late < Duration::from_secs(secs(5, 20)), "it ended {late:?} after its credential");
     // its twin without one lives on
     let twin = s.run(&s.policy(&only(&member))?, &member, "say on")?;
     twin.wait()?.ended(0)?.said("on")?;

@@ -1,6 +1,10 @@
 //! Nothing is lost silently: what the kernel produced is in the evidence, or counted there by whoever could not keep it.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -154,9 +158,12 @@ fn full_store(s: &mut Sandbox) -> Result<()> {
     degraded()?;
     wall.holds(s)?;
     s.cli(&["freeze", &wall.session])?.ended(0)?;
-    // long enough for the agent to ask again whether there is room
-    std::thread::sleep(Duration::from_millis(1_500));
-    degraded()?;
+    // it stays so while the agent asks again whether there is room, which it does each second
+    let begun = Instant::now();
+    until("the agent to have asked again", patience(), || {
+        degraded()?;
+        Ok((begun.elapsed() > Duration::from_millis(1_500)).then_some(()))
+    })?;
     disk.make_room()?;
     until("status to be whole again", patience(), || Ok((s.cli(&["status"])?.code == 0).then_some(())))?;
     ensure!(s.json(&["status"])?["store"]["refused"].as_u64() > Some(0), "no refused write is counted");

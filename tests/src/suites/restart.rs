@@ -13,7 +13,7 @@ use crate::harness::{
     bpf::{Map, Shape},
     prelude::*,
     server::Server,
-    wait::{all_gone, gone, in_guest},
+    wait::{all_gone, gone, in_guest, pass},
 };
 
 /// `BPF_MAP_TYPE_LRU_HASH` (`include/uapi/linux/bpf.h`, 6.18).
@@ -116,7 +116,7 @@ fn first_process(s: &mut Sandbox) -> Result<()> {
     all_gone(&[leftover])
 }
 
-/// A deadline that passed while no agent ran: the next one ends the session for it.
+/// A deadline that passed while no agent ran, for as long as the session might have lived: the next agent ends it for that.
 fn deadline(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, pid) = (s.program("member")?, s.file("pid"));
@@ -125,8 +125,11 @@ fn deadline(s: &mut Sandbox) -> Result<()> {
     let running = s.launch(&policy, &member, &format!("background pid {pid} spin + idle")).ttl(ttl).start()?;
     let session = running.session(s)?;
     let spinner = s.pid_in(&pid)?;
+    let start = s.records(&session, "session-start")?;
+    let deadline = start[0]["deadline_boot_ns"].as_u64().context("session-start without a deadline")?;
     s.kill_agent()?;
-    all_gone(&[spinner])?;
+    pass(deadline, Duration::from_secs(if in_guest() { 12 } else { 2 }))?;
+    ensure!(gone(spinner), "what computes lives, and its deadline passed a whole ttl ago");
     ensure!(!gone(running.pid()), "the clock killed what sleeps");
     s.start()?;
     s.session_ended(&session, "ttl")?;

@@ -65,13 +65,13 @@ pub(super) fn traced(rest: &[&str]) -> Result<u8> {
     process::idle()
 }
 
-/// `bomb FILE`: four processes, each of which makes a child every few milliseconds that makes one more and stays.
-/// Bounded, for the sake of the machine: each of the four stops after two thousand.
+/// `bomb FILE`: eight processes, each of which makes a child every few milliseconds that makes one more and stays.
+/// Bounded, for the sake of the machine: each of the eight stops after a thousand.
 pub(super) fn bomb(words: &[&str]) -> Result<u8> {
     let (file, _) = one(words)?;
-    for _ in 0..4 {
+    for _ in 0..8 {
         process::in_child(|| {
-            for _ in 0..2_000 {
+            for _ in 0..1_000 {
                 let pair = || {
                     let _ = process::in_child(|| process::idle());
                     process::idle()

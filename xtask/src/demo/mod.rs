@@ -8,6 +8,7 @@ mod stream;
 mod timeline;
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write as _,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
@@ -19,6 +20,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::time::{ClockId, clock_gettime};
+use serde_json::Value;
 
 use crate::{
     build,
@@ -86,12 +88,13 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the demo loads programs into the kernel and makes cgroups: run ./x demo, which asks for sudo");
     }
-    build::build(workspace)?;
     let missing: Vec<&str> = PROGRAMS.iter().filter(|(p, _)| which(p).is_none()).map(|(_, package)| *package).collect();
     if !missing.is_empty() {
         ensure!(packages::is_debian(), "the demo's workload needs {}: install it", missing.join(", "));
         packages::install(&missing)?;
     }
+    build::build(workspace)?;
+    let start = Instant::now();
     let ground = Ground::prepare(workspace, Interrupt::watch()?)?;
     // a terminal that is gone makes printing panic; what was made goes all the same
     let result = panic::catch_unwind(AssertUnwindSafe(|| play(&ground)));
@@ -104,6 +107,7 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<ExitCode> {
     }
     result.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
     left?;
+    println!("\nThe demo took {:.0} s, and left nothing behind", start.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -146,7 +150,12 @@ fn play(ground: &Ground) -> Result<()> {
     heading("The same from the kernel: the evidence");
     timeline::print(&ground.evidence())?;
     heading("What is left");
-    check(ground, status, &[&bad4, &refused], &[&good4])?;
+    let good: Vec<&Server> = [Some(&good4), good6.as_ref()].into_iter().flatten().collect();
+    let bad: Vec<&Server> = [Some(&bad4), bad6.as_ref()].into_iter().flatten().collect();
+    let never: Vec<&Server> = bad.iter().copied().chain([&refused]).collect();
+    check(ground, status, &never, &good)?;
+    let woken = ground.work().join("woken").exists();
+    check_records(&timeline::records(&ground.evidence())?, &bad, &good, woken)?;
     ensure!(timeline::destroyed(&ground.evidence(), stream.port)?, "no receipt says that the connection is destroyed");
     let fate = || Some(stream.fate()).filter(|fate| *fate != Fate::Open);
     let fate = ground.interrupt.until(Instant::now() + RESET, || Ok(fate()))?;
@@ -199,6 +208,34 @@ fn without_agent(ground: &Ground, workload: &mut Child, stream: &Stream, later: 
     println!("  a child asked for a server in scope, which is there now: it was not reached");
     println!("  {} processes of it sleep on; what sleeps needs an agent to be removed", ground.members()?.len());
     Ok(server)
+}
+
+/// What the kernel reported is what the workload tried.
+fn check_records(records: &[Value], refused: &[&Server], reached: &[&Server], woken: bool) -> Result<()> {
+    let all = |kind: &'static str| records.iter().filter(move |record| record["type"] == kind);
+    let connect = |to: &str, verdict: &str| all("connect").any(|r| r["to"] == to && r["verdict"] == verdict);
+    let addresses = refused.iter().map(|server| server.address()).chain(["169.254.169.254:80".to_owned()]);
+    for to in addresses {
+        ensure!(connect(&to, "deny") && !connect(&to, "allow"), "no record says that {to} was refused");
+    }
+    for to in reached.iter().map(|server| server.address()) {
+        ensure!(connect(&to, "allow"), "no record says that {to} was reached");
+    }
+    let ran = |program: &'static str, allowed: bool| {
+        let path = move |r: &&Value| r["path"].as_str().is_some_and(|path| path.ends_with(program));
+        all("exec").filter(path).filter(move |r| (r["verdict"] == "allow") == allowed)
+    };
+    ensure!(ran("/git", true).next().is_some(), "no record says that git ran");
+    let who: BTreeSet<u64> = ran("/tee", false).filter_map(|r| r["pid"].as_u64()).collect();
+    ensure!(who.len() == 2, "tee was to be refused to the workload and to its daemonised child, and was to {who:?}");
+    ensure!(ran("/tee", true).next().is_none(), "tee ran");
+    println!(
+        "  the evidence has each refusal: two addresses, the metadata address, tee, and tee by the daemonised child"
+    );
+    let over = |kind| all(kind).any(|r| r["rule"] == "expired");
+    ensure!(over("connect") || over("socket"), "no record says that a connection was refused after the end");
+    ensure!(!woken || over("exec"), "no record says that a program was refused after the end");
+    Ok(())
 }
 
 /// When a session began, and when it is over.

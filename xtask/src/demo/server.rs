@@ -58,8 +58,13 @@ impl Server {
         self.count.load(Ordering::SeqCst)
     }
 
+    /// Its address, as evidence has it.
+    pub(super) fn address(&self) -> String {
+        std::net::SocketAddr::new(self.address, self.port).to_string()
+    }
+
     /// Its address for curl.
     pub(super) fn url(&self) -> String {
-        format!("http://{}/", std::net::SocketAddr::new(self.address, self.port))
+        format!("http://{}/", self.address())
     }
 }

@@ -46,12 +46,17 @@ pub(super) fn deadline(path: &Path) -> Result<Option<(Duration, Duration)>> {
     }))
 }
 
+/// Every record of the file.
+pub(super) fn records(path: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let records: serde_json::Result<Vec<Value>> = text.lines().map(serde_json::from_str).collect();
+    records.with_context(|| format!("{} holds no JSON", path.display()))
+}
+
 /// Whether a receipt says that the connection to a port of this host was destroyed and is gone.
 pub(super) fn destroyed(path: &Path, port: u16) -> Result<bool> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let to = format!("127.0.0.1:{port}");
-    let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let cuts = records.filter(|record| record["type"] == "flows-cut");
+    let cuts = records(path)?.into_iter().filter(|record| record["type"] == "flows-cut");
     let mut sockets = cuts.flat_map(|record| record["sockets"].as_array().cloned().unwrap_or_default());
     Ok(sockets.any(|socket| socket["to"] == to && socket["outcome"] == "destroyed" && socket["gone"] == true))
 }
