@@ -16,10 +16,13 @@ use tipstaff_common::label::SessionRef;
 use super::SessionCgroup;
 use crate::kernel::{Kernel, KernelError, open_pidfd, signal_pidfd};
 
-/// How long a round waits for what it killed, before the next one looks again.
-const PATIENCE: Duration = Duration::from_millis(20);
-/// How often it looks meanwhile.
-const GLANCE: Duration = Duration::from_millis(1);
+/// How long a first round waits for what it killed: a thousand take some fifty milliseconds to die.
+const FIRST: Duration = Duration::from_millis(100);
+/// How long each further round waits, before the next one looks again: what is left then may be asleep in the kernel, and
+/// the agent has other things to do.
+const FURTHER: Duration = Duration::from_millis(20);
+/// How often it looks meanwhile. A look at a thousand takes two milliseconds of a processor that they need to die on.
+const GLANCE: Duration = Duration::from_millis(4);
 /// Processes that are opened at a time, and kept open: a session can have more than this process may have descriptors.
 const BATCH: usize = 256;
 
@@ -72,13 +75,14 @@ impl Sweep {
         cgroup: &SessionCgroup,
     ) -> Result<(u64, u64), KernelError> {
         let before = self.killed.len();
+        let patience = if before == 0 { FIRST } else { FURTHER };
         loop {
             let found = self.find(kernel, session)?;
             let (opened, others) = (found.opened.len(), found.others);
             let at_once = cgroup.kill();
             self.kill(found.opened);
             at_once.map_err(KernelError::file("kill cgroup", cgroup.path()))?;
-            let left = wait(kernel, session)?;
+            let left = wait(kernel, session, patience)?;
             let more = others.keys().any(|pid| left.contains_key(pid));
             // named, and gone with the cgroup
             let gone = others.into_iter().filter(|(pid, _)| !left.contains_key(pid));
@@ -192,13 +196,15 @@ fn processes(kernel: &mut Kernel, session: SessionRef) -> Result<BTreeMap<u32, u
 }
 
 /// Waits a moment for the killed to go; the labelled threads that are left, by process.
-fn wait(kernel: &mut Kernel, session: SessionRef) -> Result<BTreeMap<u32, u64>, KernelError> {
+fn wait(kernel: &mut Kernel, session: SessionRef, patience: Duration) -> Result<BTreeMap<u32, u64>, KernelError> {
     let start = Instant::now();
+    let mut pause = Duration::from_millis(1);
     loop {
         let left = processes(kernel, session)?;
-        if left.is_empty() || start.elapsed() >= PATIENCE {
+        if left.is_empty() || start.elapsed() >= patience {
             return Ok(left);
         }
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(GLANCE);
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     io::Read,
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Result;
 use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
     unistd::Pid,
 };
 
@@ -90,32 +90,44 @@ fn receive(mut stream: TcpStream, seen: &Seen) {
     seen.closed.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Processes that are waited for through descriptors.
+/// Processes that are waited for through descriptors. One queue for all of them: a `poll` of a thousand at each death would
+/// take the processors that they need to die on.
 #[derive(Debug)]
-pub(super) struct Watch(Vec<OwnedFd>);
+pub(super) struct Watch {
+    queue: Epoll,
+    /// By number in the queue; none: it is dead.
+    processes: Vec<Option<OwnedFd>>,
+}
 
 impl Watch {
     /// `pids` as a measuring process answers them.
     pub(super) fn over(pids: &str) -> Result<Self> {
-        let open = |word: &str| pidfd(Pid::from_raw(word.parse()?));
-        Ok(Self(pids.split_whitespace().map(open).collect::<Result<_>>()?))
+        let open = |word: &str| pidfd(Pid::from_raw(word.parse()?)).map(Some);
+        let processes: Vec<Option<OwnedFd>> = pids.split_whitespace().map(open).collect::<Result<_>>()?;
+        let queue = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        for (number, process) in (0..).zip(processes.iter().flatten()) {
+            queue.add(process, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
+        }
+        Ok(Self { queue, processes })
     }
 
     /// Waits until all are dead, at most for `limit`: how many are not, and when the last one died.
     pub(super) fn wait(&mut self, limit: Duration) -> Result<(usize, u64)> {
         let begin = Instant::now();
-        let mut last = 0;
-        while !self.0.is_empty() && begin.elapsed() < limit {
-            let mut polled: Vec<PollFd<'_>> =
-                self.0.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
-            poll(&mut polled, PollTimeout::try_from(limit.saturating_sub(begin.elapsed()).as_millis())?)?;
-            let dead: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(false)).collect();
-            if dead.contains(&true) {
+        let alive = |processes: &[Option<OwnedFd>]| processes.iter().flatten().count();
+        let (mut left, mut last) = (alive(&self.processes), 0);
+        let mut events = [EpollEvent::empty(); 64];
+        while left > 0 && begin.elapsed() < limit {
+            let timeout = EpollTimeout::try_from(limit.saturating_sub(begin.elapsed()).as_millis())?;
+            let found = self.queue.wait(&mut events, timeout)?;
+            if found > 0 {
                 last = boot_ns()?;
             }
-            let mut dead = dead.into_iter();
-            self.0.retain(|_| !dead.next().unwrap_or(false));
+            for event in &events[..found] {
+                // closed, it leaves the queue
+                left -= usize::from(self.processes[usize::try_from(event.data())?].take().is_some());
+            }
         }
-        Ok((self.0.len(), last))
+        Ok((left, last))
     }
 }
