@@ -162,7 +162,9 @@ fn scattered(s: &mut Sandbox) -> Result<()> {
 fn bomb(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, lit) = (s.program("member")?, s.file("lit"));
-    let running = s.run(&s.policy(&only(&member))?, &member, &format!("bomb {lit}"))?;
+    // a guest has little memory
+    let size = if in_guest() { "4 200" } else { "8 1000" };
+    let running = s.run(&s.policy(&only(&member))?, &member, &format!("bomb {lit} {size}"))?;
     let session = running.session(s)?;
     until("the bomb to be lit", patience(), || Ok(Path::new(&lit).exists().then_some(())))?;
     let lit = boot_ns()?;

@@ -65,13 +65,15 @@ pub(super) fn traced(rest: &[&str]) -> Result<u8> {
     process::idle()
 }
 
-/// `bomb FILE`: eight processes, each of which makes a child every few milliseconds that makes one more and stays.
-/// Bounded, for the sake of the machine: each of the eight stops after a thousand.
+/// `bomb FILE PROCESSES EACH`: so many processes, each of which makes a child every few milliseconds that makes one more and
+/// stays. Bounded, for the sake of the machine's memory: each of them stops after so many.
 pub(super) fn bomb(words: &[&str]) -> Result<u8> {
-    let (file, _) = one(words)?;
-    for _ in 0..8 {
+    let (file, rest) = one(words)?;
+    let (processes, rest) = one(rest)?;
+    let each = one(rest)?.0.parse::<u32>()?;
+    for _ in 0..processes.parse::<u32>()? {
         process::in_child(|| {
-            for _ in 0..1_000 {
+            for _ in 0..each {
                 let pair = || {
                     let _ = process::in_child(|| process::idle());
                     process::idle()
