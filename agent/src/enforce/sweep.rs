@@ -77,9 +77,11 @@ impl Sweep {
         let before = self.killed.len();
         let patience = if before == 0 { FIRST } else { FURTHER };
         loop {
-            let found = self.find(kernel, session)?;
-            let (opened, others) = (found.opened.len(), found.others);
+            let found = self.find(kernel, session);
+            // whoever cannot be named is killed all the same
             let at_once = cgroup.kill();
+            let found = found?;
+            let (opened, others) = (found.opened.len(), found.others);
             self.kill(found.opened);
             at_once.map_err(KernelError::file("kill cgroup", cgroup.path()))?;
             let left = wait(kernel, session, patience)?;

@@ -139,7 +139,7 @@ impl Engine {
         }))
     }
 
-    /// How many sessions each verdict is on; one that is on none is there too.
+    /// How many sessions each verdict is on; a verdict that is on none is there too, with 0.
     fn verdicts(&self) -> BTreeMap<String, u64> {
         let mut counts: BTreeMap<String, u64> = Verdict::NAMES.iter().map(|name| ((*name).to_owned(), 0)).collect();
         let now = boot_now();
