@@ -29,7 +29,7 @@ pub(crate) mod prelude {
     pub(crate) use super::{
         launch::Running,
         policy::Policy,
-        registry::{FULL, NO_LSM, OLD, Test, Tier, WHEREVER},
+        registry::{FULL, Lacking, NO_LSM, OLD, Test, Tier, WHEREVER},
         sandbox::Sandbox,
         wait::{patience, until},
     };

@@ -42,6 +42,18 @@ impl Tier {
     }
 }
 
+/// Why a test has nothing to test here: the kernel was built without something. It is skipped, and that is said.
+#[derive(Debug)]
+pub(crate) struct Lacking(pub(crate) String);
+
+impl std::fmt::Display for Lacking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Lacking {}
+
 /// The kernel that first had what a test needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Since {

@@ -19,7 +19,7 @@ use nix::sys::{prctl, signal::Signal};
 use super::{
     guest::kernel_log,
     options::{Options, Task},
-    registry::{self, Test, Tier},
+    registry::{self, Lacking, Test, Tier},
     report::{Outcome, Report},
     sandbox::Sandbox,
     shared::{self, Host},
@@ -29,6 +29,8 @@ use super::{
 
 /// Lines of the agent's log and of the evidence that a failure shows.
 const TAIL: usize = 25;
+/// Exit status of a test's process that had nothing to test.
+const LACKING: i32 = 4;
 /// Characters of such a line.
 const WIDTH: usize = 400;
 
@@ -43,7 +45,13 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
         Task::One(name) => {
             let test = registry::find(name)?;
             let tier = options.tier.context("--one needs --tier")?;
-            alone(tier, options, |sandbox| (test.run)(sandbox).and_then(|()| sandbox.finish().context("afterwards")))
+            alone(tier, options, |sandbox| {
+                let ran = (test.run)(sandbox);
+                if ran.as_ref().is_ok() || ran.as_ref().is_err_and(|error| error.is::<Lacking>()) {
+                    sandbox.finish().context("afterwards")?;
+                }
+                ran
+            })
         }
         Task::AskTier => alone(Tier::NoLsm, options, |sandbox| {
             sandbox.start()?;
@@ -144,6 +152,7 @@ impl Worker<'_> {
         };
         match done {
             Ok(()) => Outcome::Pass,
+            Err(error) if error.is::<Lacking>() => Outcome::Skip(error.to_string()),
             Err(error) => Outcome::Fail(format!("{error:#}")),
         }
     }
@@ -155,9 +164,13 @@ impl Worker<'_> {
             None => Host::start(self.tier, self.agent)?,
         };
         let shared = host.shared().to_string();
-        let Err(error) = in_child(&[words, &["--shared", &shared]].concat(), self.agent, lasts) else {
-            self.host = Some(host);
-            return Ok(());
+        let ended = in_child(&[words, &["--shared", &shared]].concat(), self.agent, lasts).map(drop);
+        let error = match ended {
+            Err(error) if !error.is::<Lacking>() => error,
+            well => {
+                self.host = Some(host);
+                return well;
+            }
         };
         // whether its agent is there still, or how it ended
         match host.end() {
@@ -183,6 +196,7 @@ fn in_child(words: &[&str], agent: &Path, lasts: u64) -> Result<String> {
     let status = status?;
     match status.code() {
         Some(0) => swept.map(|()| said.trim().to_owned()),
+        Some(LACKING) => swept.and(Err(Lacking(said.trim().to_owned()).into())),
         Some(1) => bail!("{}", said.trim()),
         _ => bail!("the test's process ended with {status}"),
     }
@@ -207,6 +221,9 @@ fn alone(tier: Tier, options: &Options, body: impl FnOnce(&mut Sandbox) -> Resul
     };
     let Err(error) = body(&mut sandbox) else { return Ok(ExitCode::SUCCESS) };
     println!("{error:#}");
+    if error.is::<Lacking>() {
+        return Ok(ExitCode::from(u8::try_from(LACKING)?));
+    }
     eprintln!("--- {:?}: {error:#}", options.task);
     show("the agent said", &sandbox.said_by_agent());
     if in_guest() {

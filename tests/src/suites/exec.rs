@@ -164,13 +164,19 @@ fn write_script(path: &str, interpreter: &str, mark: &str) -> Result<()> {
     Ok(())
 }
 
-/// A member spawns `script` under `policy`; what it saw, and whether the mark is there.
-fn spawn_script(s: &Sandbox, policy: &Policy, member: &str, script: &str, mark: &str) -> Result<(String, bool)> {
+/// A member spawns `script` under `policy`; what it saw, whether the mark is there, and its session.
+fn spawn_script(
+    s: &Sandbox,
+    policy: &Policy,
+    member: &str,
+    script: &str,
+    mark: &str,
+) -> Result<(String, bool, String)> {
     let running = s.run(&s.policy(policy)?, member, &format!("spawn {script}"))?;
     let session = running.session(s)?;
     let said = running.wait()?.stdout;
     s.session_ended(&session, "completed")?;
-    Ok((said, fs::exists(mark)?))
+    Ok((said, fs::exists(mark)?, session))
 }
 
 fn script(s: &mut Sandbox) -> Result<()> {
@@ -179,12 +185,13 @@ fn script(s: &mut Sandbox) -> Result<()> {
     let (script, mark) = (format!("{}/script", s.bin()), s.file("mark"));
     write_script(&script, &interpreter, &mark)?;
     let policy = only(&member).allow("interpreter", &interpreter);
-    let seen = spawn_script(s, &policy, &member, &script, &mark)?;
-    ensure!(seen == ("errno 1".to_owned(), false), "a script out of scope: {seen:?}");
+    let (said, ran, session) = spawn_script(s, &policy, &member, &script, &mark)?;
+    ensure!(said == "errno 1" && !ran, "a script out of scope: {said}, ran: {ran}");
+    s.saw_exec(&session, &script, refusal(s), "default")?;
     let policy = policy.allow("script", &script);
-    let seen = spawn_script(s, &policy, &member, &script, &mark)?;
-    ensure!(seen == ("exit 0".to_owned(), true), "a script in scope: {seen:?}");
-    Ok(())
+    let (said, ran, session) = spawn_script(s, &policy, &member, &script, &mark)?;
+    ensure!(said == "exit 0" && ran, "a script in scope: {said}, ran: {ran}");
+    s.saw_exec(&session, &script, "allow", "script").map(drop)
 }
 
 fn interpreter(s: &mut Sandbox) -> Result<()> {
@@ -193,10 +200,11 @@ fn interpreter(s: &mut Sandbox) -> Result<()> {
     let (script, mark) = (format!("{}/script", s.bin()), s.file("mark"));
     write_script(&script, &interpreter, &mark)?;
     let policy = only(&member).allow("script", &script);
-    let seen = spawn_script(s, &policy, &member, &script, &mark)?;
-    ensure!(seen == (super::scene::refused_exec(s).to_owned(), false), "an interpreter out of scope: {seen:?}");
+    let (said, ran, session) = spawn_script(s, &policy, &member, &script, &mark)?;
+    ensure!(said == super::scene::refused_exec(s) && !ran, "an interpreter out of scope: {said}, ran: {ran}");
+    s.saw_exec(&session, &interpreter, refusal(s), "default")?;
     let policy = policy.allow("interpreter", &interpreter);
-    let seen = spawn_script(s, &policy, &member, &script, &mark)?;
-    ensure!(seen == ("exit 0".to_owned(), true), "an interpreter in scope: {seen:?}");
-    Ok(())
+    let (said, ran, session) = spawn_script(s, &policy, &member, &script, &mark)?;
+    ensure!(said == "exit 0" && ran, "an interpreter in scope: {said}, ran: {ran}");
+    s.saw_exec(&session, &interpreter, "allow", "interpreter").map(drop)
 }

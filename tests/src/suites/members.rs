@@ -92,11 +92,12 @@ fn exec_from_thread(s: &mut Sandbox) -> Result<()> {
     s.saw_exec(&session, &bad, refusal(s), "default")?;
     // and from such a thread a program out of scope does not run
     let running = s.run(&policy, &member, &format!("fork thread exec {bad} --work mark {mark}"))?;
+    let session = running.session(s)?;
     let finished = running.wait()?;
     let expected = if s.tier == Tier::Full { "errno 1\nexit 0" } else { "signal 9" };
     finished.said(expected)?;
     ensure!(!fs::exists(&mark)?, "a program out of scope ran from another thread");
-    Ok(())
+    s.saw_exec(&session, &bad, refusal(s), "default").map(drop)
 }
 
 fn nested(s: &mut Sandbox) -> Result<()> {

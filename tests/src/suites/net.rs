@@ -93,10 +93,15 @@ fn reconnect(s: &mut Sandbox) -> Result<()> {
     let (good, bad, member) = (Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?, s.program("member")?);
     let policy = s.policy(&only(&member).to("server", "127.0.0.1/32", good.port()))?;
     let line = |last: &Server| format!("reconnect {} {}", good.words(), last.words());
-    s.run(&policy, &member, &line(&bad))?.wait()?.said("ok\nok\nerrno 1")?;
-    bad.untouched()?;
-    s.run(&policy, &member, &line(&good))?.wait()?.said("ok\nok\nok")?;
-    Ok(())
+    for (last, said, verdict, rule) in
+        [(&bad, "ok\nok\nerrno 1", "deny", "default"), (&good, "ok\nok\nok", "allow", "server")]
+    {
+        let running = s.run(&policy, &member, &line(last))?;
+        let session = running.session(s)?;
+        running.wait()?.said(said)?;
+        s.saw_connect(&session, &last.address(), verdict, rule)?;
+    }
+    bad.untouched()
 }
 
 fn port_range(s: &mut Sandbox) -> Result<()> {
