@@ -301,6 +301,10 @@ fn no_agent(s: &mut Sandbox) -> Result<()> {
         s.cli(words)?.ended(7).with_context(|| format!("{words:?}"))?.complained(&["tipstaff: ", &socket])?;
     }
     s.cli(&["disarm", "--yes"])?.ended(0)?.said("disarmed: nothing was in force")?;
+    // without an agent it loads programs of its own, and takes them away
+    let probe = s.json(&["probe"])?;
+    ensure!(probe["tier"] == s.tier.name() && probe["controls"].is_array(), "probe without an agent says {probe}");
+    s.nothing_is_left()?;
     let (member, mark) = (s.program("member")?, s.file("mark"));
     let policy = s.policy(&only(&member))?;
     let line = format!("mark {mark}");

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::{PermissionsExt, symlink},
 };
 
-use super::scene::{attempt, only};
+use super::scene::{attempt, only, refusal};
 use crate::harness::prelude::*;
 
 pub(super) const TESTS: &[Test] = &[
