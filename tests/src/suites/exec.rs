@@ -98,7 +98,7 @@ fn renamed(s: &mut Sandbox) -> Result<()> {
     fifo.wake()?;
     running.wait()?.said(&format!("exit 0\n{}", super::scene::refused_exec(s)))?;
     ensure!(!fs::exists(&mark)?, "the other program ran under the allowed name");
-    let refusal = super::scene::refusal(s);
+    let refusal = refusal(s);
     s.wait_evidence("the refusal of the other program", |r| {
         r["session"] == session && r["path"] == good && r["verdict"] == refusal && r["rule"] == "default"
     })?;
