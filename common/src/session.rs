@@ -35,8 +35,9 @@ pub struct SessionConfig {
     pub written_since: u64,
     /// `ROOT_WRITES`
     pub flags: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// How many scopes the session has had: one more with each narrowing, written after the policy's word. What is kept of
+    /// a session must know of as many, or it is older than what is enforced.
+    pub scopes: u32,
 }
 const _: () = assert!(size_of::<SessionConfig>() == 32 + size_of::<Budgets>());
 

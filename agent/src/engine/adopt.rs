@@ -111,6 +111,15 @@ impl Engine {
         let found = kept;
         // a narrowing is kept before it is in force: one that was begun is finished
         let (kept, begun) = &kept.clone().settled(config.policy, |slot| self.parts.kernel.revision(slot))?;
+        if config.scopes > kept.revision() {
+            // its text says more than is in force: whatever is looked at again by it would be wider
+            let (scopes, known) = (config.scopes, kept.revision());
+            self.gap(format!(
+                "session {id} cannot go on and is ended: the kernel holds it to its scope number {scopes}, and what is \
+                 kept of it in the store is of its scope number {known}"
+            ));
+            return Ok(None);
+        }
         let policy_slot = if *begun { kept.policy_slot } else { config.policy };
         let revision = self.parts.kernel.revision(policy_slot)?;
         let Some((cgroup, [began, policy], host, plan)) = self.whole(kept, cgroup, revision) else { return Ok(None) };
@@ -123,6 +132,7 @@ impl Engine {
             return Ok(None);
         }
         self.policies.adopt(policy_slot, revision);
+        self.parts.kernel.set_scopes(reference, kept.revision())?;
         let first = find_first(kept, |process| self.parts.kernel.label_of(process).ok().flatten() == Some(reference));
         let first_again = first.as_ref().and_then(|f| f.try_clone().ok());
         let mut doings = Doings::watch(&began, kept.first.pid);

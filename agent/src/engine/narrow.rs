@@ -224,6 +224,7 @@ impl Engine {
         live.policy = Policy { budgets, ttl, limits: live.rules.clone(), ..narrower.policy };
         (live.plan, live.host, live.source) = (plan, narrower.host, narrower.source);
         live.revision += 1;
+        complain("counting scopes", self.parts.kernel.set_scopes(reference, live.revision));
         let entered = narrower.phase.is_some() && live.phase != narrower.phase;
         live.phase = narrower.phase;
         match narrower.text {

@@ -328,7 +328,7 @@ impl Engine {
         // who is attached is refused nothing before all of it is
         let mode = if policy.mode == Mode::Enforce && !attaching { MODE_ENFORCE } else { MODE_OBSERVE };
         let flags = if subject.principal.uid == 0 || attaching { ROOT_WRITES } else { 0 };
-        let written = SessionConfig { written_since: coarse_now(), flags, ..SessionConfig::default() };
+        let written = SessionConfig { written_since: coarse_now(), flags, scopes: 1, ..SessionConfig::default() };
         let config =
             SessionConfig { mode, policy: policy_slot, deadline, budgets: policy.budgets.for_kernel(), ..written };
         let begun = self.parts.kernel.begin(reference, config, cgroup.id());

@@ -336,6 +336,11 @@ impl Kernel {
         self.set_word(session, offset_of!(SessionConfig, policy), policy)
     }
 
+    /// Says how many scopes a session has had: one word.
+    pub fn set_scopes(&mut self, session: SessionRef, scopes: u32) -> Result<(), KernelError> {
+        self.set_word(session, offset_of!(SessionConfig, scopes), scopes)
+    }
+
     /// Makes a session that was begun in `MODE_OBSERVE` refuse: one word.
     pub fn set_enforcing(&mut self, session: SessionRef) -> Result<(), KernelError> {
         self.set_word(session, offset_of!(SessionConfig, mode), MODE_ENFORCE)

@@ -57,6 +57,7 @@ fn violations(ground: &mut Ground) -> Result<Vec<Row>> {
         ("one thread", one, false),
         ("64 threads", ("errand 64", "trespass 64"), false),
         ("a grandchild in a session of its own (setsid)", ("depart 0", "abscond 0"), false),
+        ("one thread, which tries the peer by io_uring", ("ferry 1", "smuggle 1"), false),
         ("one thread, a fork bomb beside it", one, true),
     ] {
         let bomb = bomb.then(|| worker.ask("bomb")).transpose()?;

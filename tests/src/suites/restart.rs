@@ -269,6 +269,28 @@ fn spoiled_store(s: &mut Sandbox) -> Result<()> {
     ensure!(s.folder().join("state/store.unreadable-1").exists(), "the spoiled store was not set aside");
     let member = s.program("again")?;
     s.run(&s.policy(&only(&member))?, &member, "say again")?.wait()?.ended(0)?.said("again")?;
+    older_store(s, &store, &member)
+}
+
+/// What was kept can be read, and is from before a narrowing: the kernel's scope is never made wider by it.
+fn older_store(s: &mut Sandbox, store: &Path, member: &str) -> Result<()> {
+    let one = s.policy(&only(member).allow("other", "/bin/true"))?;
+    let (narrowed, same) = (s.run(&one, member, "idle")?, s.run(&one, member, "idle")?);
+    let (session, beside) = (narrowed.session(s)?, same.session(s)?);
+    let older = fs::read(store)?;
+    ensure!(s.json(&["narrow", &session, "--remove", "other"])?["revision"] == 2, "it was not narrowed");
+    s.kill_agent()?;
+    fs::write(store, older)?;
+    s.start()?;
+    s.session_ended(&session, "agent-loss")?;
+    all_gone(&[narrowed.pid()])?;
+    s.wait_evidence("what is kept and older than what is enforced", |r| {
+        let says = |d: &str| d.contains(&session) && d.contains("scope number 2") && d.contains("scope number 1");
+        r["type"] == "gap" && r["detail"].as_str().is_some_and(says)
+    })?;
+    // of which as much is kept as the kernel has goes on
+    ensure!(s.json(&["inspect", &beside])?["session"]["state"] == "active", "the session beside it does not go on");
+    s.cli(&["end", &beside])?.ended(0)?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! is a program that ends at once, `FORBIDDEN` another, which the policy does not allow.
 //!
 //! Some operations are no loops and have an answer of their own: `trespass THREADS PORT`, `errand THREADS PORT` (the same
-//! with the program that is allowed), `abscond 0 PORT` and `depart 0 PORT` (both by a grandchild that left its session), `bomb`, `defuse`, `crowd SLEEPERS SPINNERS`, `flows COUNT PORT`,
+//! with the program that is allowed), `smuggle` and `ferry` (both by io_uring), `abscond 0 PORT` and `depart 0 PORT` (both by a grandchild that left its session), `bomb`, `defuse`, `crowd SLEEPERS SPINNERS`, `flows COUNT PORT`,
 //! `refused N`: connects to destination N, without a datagram, until that is refused; answers when it was.
 
 use std::{
@@ -31,7 +31,7 @@ use nix::{
 use super::{
     one,
     process::{in_child, vfork},
-    victims,
+    victims::{self, Way},
 };
 use crate::bench::place;
 
@@ -108,8 +108,10 @@ impl Bench {
     fn answer(&mut self, operation: &str, first: u32, second: u32) -> Result<String> {
         let beyond = || Ok::<_, anyhow::Error>(SocketAddrV4::new(BEYOND, u16::try_from(second)?));
         match operation {
-            "trespass" => victims::trespass(&self.forbidden, first, beyond()?),
-            "errand" => victims::trespass(&self.nothing, first, beyond()?),
+            "trespass" => victims::trespass(&self.forbidden, first, beyond()?, Way::Calls),
+            "errand" => victims::trespass(&self.nothing, first, beyond()?, Way::Calls),
+            "smuggle" => victims::trespass(&self.forbidden, first, beyond()?, Way::Ring),
+            "ferry" => victims::trespass(&self.nothing, first, beyond()?, Way::Ring),
             "abscond" => victims::abscond(&self.forbidden, beyond()?),
             "depart" => victims::abscond(&self.nothing, beyond()?),
             "bomb" => {

@@ -23,11 +23,16 @@ use nix::{
     unistd::{Pid, execv, pipe, setsid, write},
 };
 
-use super::process::{idle, in_child, spin};
+use super::{
+    process::{idle, in_child, spin},
+    ways::in_ring,
+};
 use crate::{bench::place, harness::wait::boot_ns};
 
 /// Pause between two messages of the flows.
 const BEAT: Duration = Duration::from_millis(1);
+
+const OUT_OF_SCOPE: &[u8] = b"out of scope";
 
 /// Datagrams in a beat.
 const DATAGRAMS: usize = 10;
@@ -46,11 +51,20 @@ pub(crate) fn pidfd(pid: Pid) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(libc::c_int::try_from(fd)?) })
 }
 
+/// How bytes are sent to who is out of scope.
+#[derive(Clone, Copy)]
+pub(super) enum Way {
+    Calls,
+    /// io_uring: socket, connect and send.
+    Ring,
+}
+
 /// A child with so many threads notes the time, then executes `program`. The answer: the nanoseconds until it was dead,
 /// and the signal that killed it (0: it ended by itself). Before that it tries to send bytes to `target`.
-pub(super) fn trespass(program: &CStr, threads: u32, target: SocketAddrV4) -> Result<String> {
+pub(super) fn trespass(program: &CStr, threads: u32, target: SocketAddrV4, way: Way) -> Result<String> {
     let (from, to) = pipe()?;
-    let child = in_child(|| trespasser(program, threads, target, to.as_fd().try_clone_to_owned().map(File::from)))?;
+    let child =
+        in_child(|| trespasser(program, threads, (target, way), to.as_fd().try_clone_to_owned().map(File::from)))?;
     tell_death(&pidfd(child)?, child, File::from(from), to)
 }
 
@@ -70,13 +84,24 @@ fn tell_death(watched: &OwnedFd, child: Pid, mut from: File, to: OwnedFd) -> Res
 }
 
 /// Its exit status: 1 where it went on after the exec, 2 where something else failed.
-fn trespasser(program: &CStr, threads: u32, target: SocketAddrV4, note: std::io::Result<File>) -> u8 {
+fn trespasser(
+    program: &CStr,
+    threads: u32,
+    (target, way): (SocketAddrV4, Way),
+    note: std::io::Result<File>,
+) -> u8 {
     for _ in 1..threads {
         std::thread::spawn(|| idle());
     }
-    if let Ok(mut stream) = TcpStream::connect(target) {
-        // whoever gets here has left the scope: the server will count it
-        let _ = stream.write_all(b"out of scope");
+    // whoever comes through has left the scope: the server will count it
+    match way {
+        Way::Calls => {
+            if let Ok(mut stream) = TcpStream::connect(target) {
+                let _ = stream.write_all(OUT_OF_SCOPE);
+            }
+        }
+        Way::Ring if in_ring("ring", "tcp", &target.into(), OUT_OF_SCOPE).is_err() => return 2,
+        Way::Ring => {}
     }
     let (Ok(mut note), Ok(now)) = (note, now_ns()) else { return 2 };
     if note.write_all(&now.to_ne_bytes()).is_err() {
@@ -95,7 +120,7 @@ pub(super) fn abscond(program: &CStr, target: SocketAddrV4) -> Result<String> {
     let child = in_child(|| {
         let leave = || setsid().is_ok() && File::from(gate).read_exact(&mut [0]).is_ok();
         let note = to.as_fd().try_clone_to_owned().map(File::from);
-        let grandchild = in_child(|| if leave() { trespasser(program, 1, target, note) } else { 2 });
+        let grandchild = in_child(|| if leave() { trespasser(program, 1, (target, Way::Calls), note) } else { 2 });
         let Ok(pid) = grandchild else { return 2 };
         u8::from(write(&to, &pid.as_raw().to_ne_bytes()).is_err())
     })?;

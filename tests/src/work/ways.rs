@@ -197,7 +197,7 @@ fn by_way_of(hop: IpAddr, to: &SocketAddr, mark: &[u8]) -> Result<(), Errno> {
 
 /// `ring`: in the caller; `ringworker`: by a worker of the kernel; `ringpoller`: by its polling thread. `tcp` and `udp` make
 /// their socket there too, connect and send; `message` sends without a connect.
-fn in_ring(doer: &str, what: &str, to: &SocketAddr, mark: &[u8]) -> Result<Result<(), Errno>> {
+pub(super) fn in_ring(doer: &str, what: &str, to: &SocketAddr, mark: &[u8]) -> Result<Result<(), Errno>> {
     let ring = Ring::new(match doer {
         "ring" => Doer::Caller,
         "ringworker" => Doer::Worker,
