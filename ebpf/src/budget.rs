@@ -161,11 +161,11 @@ pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u6
     let (total, window) = unsafe { (&raw mut (*counters).egress_bytes, &raw mut (*counters).egress_window) };
     let before = add(total, bytes);
     let Some(budgets) = of(session) else { return Ok(()) };
-    let now = kernel::coarse_now();
-    let mut in_window = false;
+    let (mut in_window, mut now) = (false, 0);
     let refused = if budgets.egress_bytes != 0 && before + bytes > budgets.egress_bytes {
         REASON_BUDGET_EGRESS
     } else if budgets.egress_bytes_per_second != 0 {
+        now = kernel::coarse_now();
         match within_second(window, bytes, budgets.egress_bytes_per_second, now) {
             Ok(true) => return Ok(()),
             fits => in_window = fits.is_ok(),

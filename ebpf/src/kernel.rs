@@ -3,14 +3,13 @@
 use core::{ffi::c_void, mem::offset_of};
 
 use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_task, bpf_get_current_task_btf, bpf_get_current_uid_gid,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_comm, bpf_get_current_task, bpf_get_current_task_btf, bpf_get_current_uid_gid,
     bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_probe_read_kernel,
     bpf_probe_read_kernel_buf, bpf_probe_read_kernel_str_bytes, bpf_send_signal,
 };
 use tipstaff_common::{
     offsets::Offsets,
     rule::{Content, FileId},
-    session::Settings,
     socket::SocketRow,
 };
 
@@ -19,19 +18,43 @@ use crate::{
     verdict::Fault,
 };
 
-/// The constants of this load.
+/// One constant of this load: a field of [`SETTINGS`].
 #[inline(always)]
-pub fn settings() -> Settings {
-    // SAFETY: a static of plain integers. VERIFIER: volatile, because the compiler would otherwise fold in the zeros of
-    // the source, which the agent replaces.
-    unsafe { core::ptr::read_volatile(&raw const SETTINGS) }
+fn setting<T>(field: *const T) -> T {
+    // SAFETY: the callers pass a field of a static of plain integers. VERIFIER: volatile, because the compiler would
+    // otherwise fold in the zeros of the source, which the agent replaces.
+    unsafe { core::ptr::read_volatile(field) }
+}
+
+/// Whether this agent may only touch what lies below a cgroup (`Settings::confine_cgroup`).
+#[inline(always)]
+pub fn is_confined() -> bool {
+    setting(&raw const SETTINGS.confine_cgroup) != 0
+}
+
+/// Depth in the cgroup tree at which session cgroups stand.
+#[inline(always)]
+pub fn session_level() -> u32 {
+    setting(&raw const SETTINGS.session_level)
+}
+
+/// The agent's process id.
+#[inline(always)]
+pub fn agent() -> u32 {
+    setting(&raw const SETTINGS.agent)
+}
+
+/// A random number that only this load knows.
+#[inline(always)]
+pub fn secret() -> u64 {
+    setting(&raw const SETTINGS.secret)
 }
 
 /// Whether this is the load that reports, counts and claims. While an agent replaces another, the programs of both are
 /// attached; what only one may do, the one does that `GENERATION` names.
 #[inline(always)]
 pub fn speaks() -> bool {
-    GENERATION.get(0).copied() == Some(settings().generation)
+    GENERATION.get(0).copied() == Some(setting(&raw const SETTINGS.generation))
 }
 
 /// What an LSM program returns: `-EPERM`, or 0 to go on.
@@ -48,7 +71,7 @@ pub fn answer(refused: bool) -> i32 {
     0
 }
 
-/// Reads one offset; see [`settings`] for why it is volatile. `field` is the `offset_of!` of a field of [`Offsets`].
+/// Reads one offset; see [`setting`] for why it is volatile. `field` is the `offset_of!` of a field of [`Offsets`].
 #[inline(always)]
 fn offset(field: usize) -> u64 {
     // SAFETY: every field is a `u32`, and this is one.
@@ -136,6 +159,21 @@ pub fn current_ids() -> (u32, u32) {
     (field(offset_of!(Offsets, task_tgid)), field(offset_of!(Offsets, task_pid)))
 }
 
+/// The current process's first thread, read as [`current_ids`].
+#[inline(always)]
+pub fn current_leader() -> Task {
+    // SAFETY: the verifier knows the task and the field's offset, and checks that a pointer to a task is read there.
+    Task(unsafe { *current_pointer().byte_add(offset(offset_of!(Offsets, task_leader)) as usize).cast::<u64>() })
+}
+
+/// Id of the current task's cgroup, or of the one above it, at the level at which session cgroups stand; 0: it stands
+/// higher.
+#[inline(always)]
+pub fn current_ancestor() -> u64 {
+    // SAFETY: no pointers.
+    unsafe { bpf_get_current_ancestor_cgroup_id(session_level().cast_signed()) }
+}
+
 /// A task by its address, for reading fields and for the mirror.
 #[derive(Clone, Copy)]
 pub struct Task(pub u64);
@@ -201,7 +239,7 @@ impl Task {
     /// choose another are the host's.
     #[inline(always)]
     pub fn has_roots_view(self) -> Result<bool, Fault> {
-        // SAFETY: a static of plain integers; volatile as in `settings`.
+        // SAFETY: a static of plain integers; volatile as in `setting`.
         let own = unsafe { core::ptr::read_volatile(&raw const ROOT) };
         let credentials: u64 = read(self.0, offset_of!(Offsets, task_credentials))?;
         let users: u64 = read(credentials, offset_of!(Offsets, credentials_users))?;
@@ -491,14 +529,15 @@ impl Sock {
 /// An IPv4 address in the form that the rules know: `::ffff:a.b.c.d`.
 #[inline(always)]
 pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
-    let mut address = [0u8; 16];
-    address[10] = 0xff;
-    address[11] = 0xff;
-    address[12] = v4[0];
-    address[13] = v4[1];
-    address[14] = v4[2];
-    address[15] = v4[3];
-    address
+    // by words: byte by byte it is sixteen stores
+    words([0, u64::from(u32::from_le_bytes(v4)) << 32 | 0xffff_0000])
+}
+
+/// Sixteen bytes of two words, as they lie in memory.
+#[inline(always)]
+pub fn words(words: [u64; 2]) -> [u8; 16] {
+    // SAFETY: as many bytes, integers only.
+    unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(words) }
 }
 
 /// The socket of the network layer in a `struct socket`, as the verifier's pointer; null: it has none.

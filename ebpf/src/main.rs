@@ -10,6 +10,7 @@
 
 mod budget;
 mod emit;
+mod headers;
 mod hooks;
 mod kernel;
 mod maps;

@@ -16,8 +16,9 @@ use crate::{
     verdict::{Decision, Fault, of_fault},
 };
 
-/// An address as the rules know it.
+/// An address as the rules know it. Aligned, so that the address is compared and copied by words.
 #[derive(Clone, Copy)]
+#[repr(C, align(8))]
 pub struct Target {
     /// Network order; IPv4 as `::ffff:a.b.c.d`.
     pub address: [u8; 16],

@@ -5,7 +5,6 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::bpf_get_current_ancestor_cgroup_id;
 use tipstaff_common::{
     label::{CONFINED, DOOMED, Label, Mirrored, SessionRef},
     session::{MODE_ENFORCE, STATE_ACTIVE, STATE_UNDONE, SessionCounters, state_word},
@@ -147,7 +146,8 @@ fn current_mirrored() -> Option<Mirrored> {
     if let Some(entry) = own_mirrored(task) {
         return Some(entry);
     }
-    mirrored(task.leader().ok()?)
+    let leader = kernel::current_leader();
+    if leader.0 == task.0 { None } else { mirrored(leader) }
 }
 
 /// The current task's session by the mirror alone.
@@ -167,7 +167,7 @@ fn by_cgroup_id(id: u64) -> Option<SessionRef> {
 /// The session whose cgroup this is, or lies above it.
 #[inline(always)]
 pub fn of_cgroup(cgroup: Cgroup) -> Option<SessionRef> {
-    by_cgroup_id(cgroup.ancestor(kernel::settings().session_level).ok()??)
+    by_cgroup_id(cgroup.ancestor(kernel::session_level()).ok()??)
 }
 
 /// The current task's session, for LSM and tracing programs. A task that is only known by its leader or by its cgroup
@@ -218,7 +218,7 @@ fn find_current() -> Option<Session> {
             Label { slot: entry.slot, generation: entry.generation, flags: entry.flags, exec_id: NEVER_JUDGED }
         }
         None => {
-            let found = of_cgroup(task.cgroup().ok()?)?;
+            let found = by_cgroup_id(kernel::current_ancestor())?;
             Label { slot: found.slot, generation: found.generation, flags: CONFINED, exec_id: NEVER_JUDGED }
         }
     };
@@ -240,9 +240,7 @@ pub fn of_current_in_cgroup_program() -> Result<Option<Session>, Fault> {
     if let Some(session) = current_by_mirror() {
         return Ok(Some(session));
     }
-    // SAFETY: no pointers.
-    let id = unsafe { bpf_get_current_ancestor_cgroup_id(kernel::settings().session_level.cast_signed()) };
-    of_subtree(id)
+    of_subtree(kernel::current_ancestor())
 }
 
 /// The session that owns what lies below Tipstaff's cgroup under the cgroup `id` (0: directly in Tipstaff's cgroup,
@@ -313,9 +311,14 @@ pub fn give(pointer: *mut c_void, task: Task, label: Label) -> Result<bool, Faul
 /// Writes the mirror's entry of a labelled task. True: it had none before.
 #[inline(always)]
 pub fn mirror(task: Task, label: Label) -> Result<bool, Fault> {
-    let tid = task.tid()?;
-    let fresh = mirrored(task).is_none();
-    let entry = Mirrored { slot: label.slot, generation: label.generation, flags: label.flags, tid };
+    let entry = Mirrored { slot: label.slot, generation: label.generation, flags: label.flags, tid: task.tid()? };
+    // SAFETY: only compared; a concurrent delete can at worst give a value that the thread id then refuses.
+    let fresh = match unsafe { MIRROR.get(task.0) } {
+        Some(before) if *before == entry => return Ok(false),
+        // one of a task that is gone is as good as none
+        Some(before) => before.tid != entry.tid,
+        None => true,
+    };
     MIRROR.insert(task.0, entry, 0).map_err(|_errno| Fault::Unlabelled)?;
     Ok(fresh)
 }

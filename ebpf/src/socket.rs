@@ -61,14 +61,12 @@ pub fn session_of(label: *const SocketLabel) -> Session {
 /// choose two addresses with the same.
 #[inline(always)]
 pub fn fingerprint(target: &Target, revision: u32) -> u64 {
-    let secret = kernel::settings().secret;
-    let half = |at: usize| {
-        let a = &target.address;
-        u64::from_ne_bytes([a[at], a[at + 1], a[at + 2], a[at + 3], a[at + 4], a[at + 5], a[at + 6], a[at + 7]])
-    };
+    let secret = kernel::secret();
+    // SAFETY: as many bytes, integers only; a `Target` is aligned, and its address lies at its beginning.
+    let halves = unsafe { *core::ptr::from_ref(target).cast::<[u64; 2]>() };
     let rest = u64::from(revision) << 32 | u64::from(target.protocol) << 16 | u64::from(target.port);
-    let mut word = (half(0) ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    word = (word ^ (word >> 32) ^ half(8) ^ secret.rotate_left(21)).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    let mut word = (halves[0] ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    word = (word ^ (word >> 32) ^ halves[1] ^ secret.rotate_left(21)).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
     word = (word ^ (word >> 29) ^ rest ^ secret.rotate_left(43)).wrapping_mul(0x1656_67b1_9e37_79f9);
     (word ^ (word >> 32)) | 1
 }

@@ -110,7 +110,7 @@ pub extern "C" fn settled(verdict: u32, mode: u32, slot: u32, flags: u32) -> u32
         // an earlier load must not answer for the one that is being proven
         return ALLOW;
     }
-    if kernel::settings().confine_cgroup != 0 && flags & CONFINED == 0 {
+    if kernel::is_confined() && flags & CONFINED == 0 {
         if let (true, Some(foreign)) = (kernel::speaks(), maps::FOREIGN.get_ptr_mut(0)) {
             crate::emit::add(foreign, 1);
         }

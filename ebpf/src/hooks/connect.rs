@@ -120,7 +120,7 @@ fn refuse(context: &SockAddrContext, target: &Target, via: u8) -> bool {
         Ok(None) => return false,
         // below Tipstaff's cgroup, in no live session: nothing may leave from there; but a confined agent refuses nobody
         // whom it did not label
-        Err(_) => return kernel::settings().confine_cgroup == 0,
+        Err(_) => return !kernel::is_confined(),
     };
     if via == VIA_BIND && target.port == 0 {
         return false; // the kernel chooses a port: that is how a client begins, and a listener is judged when it listens
@@ -198,7 +198,7 @@ fn refuse_create(context: &SockContext) -> bool {
     let session = match session::of_current_in_cgroup_program() {
         Ok(Some(session)) => session,
         Ok(None) => return false,
-        Err(_) => return kernel::settings().confine_cgroup == 0,
+        Err(_) => return !kernel::is_confined(),
     };
     // SAFETY: the context is valid for the program's run. VERIFIER: as in `target4`.
     let (family, kind, protocol) = unsafe {

@@ -113,7 +113,10 @@ fn on_newtask(child: *mut c_void, flags: u64) {
     }
     let task = Task(child as u64);
     let Some(session) = session::of_current() else {
-        adopt_newborn(child, task);
+        // where nobody said otherwise it is born where its parent is, which is in no session
+        if flags & CLONE_INTO_CGROUP != 0 {
+            adopt_newborn(child, task);
+        }
         return;
     };
     let labelled = match copy_label(&session, child) {

@@ -75,7 +75,7 @@ pub extern "C" fn files(context: *const TaskFileContext) -> i32 {
     if task.is_null() || file.is_null() {
         return 0;
     }
-    if Task(task as u64).tgid() != Ok(kernel::settings().agent) {
+    if Task(task as u64).tgid() != Ok(kernel::agent()) {
         return 0;
     }
     let Ok(inode) = File(file as u64).inode() else { return 0 };

@@ -6,12 +6,9 @@
 //! The verdict on a socket's last address is kept in the socket's label, under the revision that gave it: a flow costs one
 //! look-up in the storage and a compare.
 
-use core::ffi::c_void;
-
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::__sk_buff,
-    helpers::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes},
+    helpers::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -26,6 +23,7 @@ use super::connect::write;
 use crate::{
     budget,
     emit::{self, Who, add},
+    headers::{Packet, TCP, parse},
     kernel,
     rules::{self, Scope, Target},
     session::{self, Phase, Session},
@@ -36,20 +34,8 @@ use crate::{
 const DROP: i32 = 0;
 const PASS: i32 = 1;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const DCCP: u8 = 33;
-const SCTP: u8 = 132;
-const UDPLITE: u8 = 136;
-/// Bits of TCP's flags.
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
 /// `BPF_TCP_LISTEN`
 const LISTEN: u32 = 10;
-/// Extension headers of IPv6 that are looked behind.
-const EXTENSIONS: u32 = 6;
-
 /// HOOK: `cgroup_skb/egress(struct __sk_buff *)`, since 4.10; on 6.1 only where the packet's socket is the sender's.
 #[cgroup_skb]
 pub fn egress(context: SkBuffContext) -> i32 {
@@ -60,150 +46,6 @@ pub fn egress(context: SkBuffContext) -> i32 {
 #[cgroup_skb]
 pub fn ingress(context: SkBuffContext) -> i32 {
     if drop(&context, false) { DROP } else { PASS }
-}
-
-/// What a packet says of itself.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-pub struct Packet {
-    from: [u8; 16],
-    to: [u8; 16],
-    from_port: u16,
-    to_port: u16,
-    protocol: u8,
-    /// TCP's flags.
-    flags: u8,
-    /// Bytes after TCP's header.
-    payload: u32,
-    pad: u16,
-}
-
-impl Packet {
-    #[inline(always)]
-    const fn destination(&self) -> Target {
-        Target { address: self.to, port: self.to_port, protocol: self.protocol }
-    }
-
-    #[inline(always)]
-    const fn source(&self) -> Target {
-        Target { address: self.from, port: self.from_port, protocol: self.protocol }
-    }
-
-    /// The peer and the local port, for the rules on who comes in.
-    #[inline(always)]
-    const fn visitor(&self, out: bool) -> Target {
-        let (address, port) = if out { (self.to, self.from_port) } else { (self.from, self.to_port) };
-        Target { address, port, protocol: self.protocol }
-    }
-
-    /// Whether a connection of TCP begins with it.
-    #[inline(always)]
-    const fn opens(&self) -> bool {
-        self.protocol == TCP && self.flags & (SYN | ACK) == SYN
-    }
-
-    #[inline(always)]
-    const fn is_bare_reset(&self) -> bool {
-        self.protocol == TCP && self.flags & RST != 0 && self.payload == 0
-    }
-}
-
-/// Reads `T` at `offset` from the network header.
-#[inline(always)]
-fn load<T: Default>(context: *mut __sk_buff, offset: u32) -> Option<T> {
-    let mut value = T::default();
-    let place = core::ptr::from_mut(&mut value).cast::<c_void>();
-    // SAFETY: the helper writes so many bytes or none.
-    let result = unsafe { bpf_skb_load_bytes(context.cast(), offset, place, size_of::<T>() as u32) };
-    (result == 0).then_some(value)
-}
-
-/// Addresses and ports; `None`: neither IPv4 nor IPv6, or cut short.
-#[inline(always)]
-fn parse(context: &SkBuffContext) -> Option<Packet> {
-    let mut packet = Packet::default();
-    (read_packet(context.skb.skb, &raw mut packet) == 1).then_some(packet)
-}
-
-/// Reads a packet's headers. 1: all that there are.
-///
-/// VERIFIER: as `rules::rules_on_address`: verified by itself, once for each program.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn read_packet(context: *mut __sk_buff, packet: *mut Packet) -> u32 {
-    if packet.is_null() {
-        return 0;
-    }
-    // SAFETY: not null; the caller passes its own.
-    let packet = unsafe { &mut *packet };
-    let Some(first) = load::<u8>(context, 0) else { return 0 };
-    let read = match first >> 4 {
-        4 => parse4(context, first, packet),
-        6 => parse6(context, packet),
-        _ => None,
-    };
-    u32::from(read.is_some())
-}
-
-#[inline(always)]
-fn parse4(context: *mut __sk_buff, first: u8, packet: &mut Packet) -> Option<()> {
-    let header: [u8; 20] = load(context, 0)?;
-    let [_, _, t0, t1, _, _, f0, f1, _, protocol, ..] = header;
-    packet.from = kernel::mapped([header[12], header[13], header[14], header[15]]);
-    packet.to = kernel::mapped([header[16], header[17], header[18], header[19]]);
-    packet.protocol = protocol;
-    let start = u32::from(first & 0xf) * 4;
-    // of a fragment that is not the first, the address alone is known
-    if u16::from_be_bytes([f0, f1]) & 0x1fff == 0 {
-        transport(context, packet, start, u32::from(u16::from_be_bytes([t0, t1])))?;
-    }
-    Some(())
-}
-
-#[inline(always)]
-fn parse6(context: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
-    let fixed: [u8; 8] = load(context, 0)?;
-    packet.from = load(context, 8)?;
-    packet.to = load(context, 24)?;
-    packet.protocol = fixed[6];
-    let total = 40 + u32::from(u16::from_be_bytes([fixed[4], fixed[5]]));
-    let mut start = 40;
-    for _ in 0..EXTENSIONS {
-        // hop by hop, routing, destination options; fragment
-        match packet.protocol {
-            0 | 43 | 60 => {
-                let [next, length]: [u8; 2] = load(context, start)?;
-                packet.protocol = next;
-                start += (u32::from(length) + 1) * 8;
-            }
-            44 => {
-                let [next, _, o0, o1]: [u8; 4] = load(context, start)?;
-                packet.protocol = next;
-                if u16::from_be_bytes([o0, o1]) & 0xfff8 != 0 {
-                    return Some(());
-                }
-                start += 8;
-            }
-            _ => break,
-        }
-    }
-    transport(context, packet, start, total)
-}
-
-#[inline(always)]
-fn transport(context: *mut __sk_buff, packet: &mut Packet, start: u32, total: u32) -> Option<()> {
-    if !matches!(packet.protocol, TCP | UDP | UDPLITE | SCTP | DCCP) {
-        return Some(());
-    }
-    let [a, b, c, d]: [u8; 4] = load(context, start)?;
-    packet.from_port = u16::from_be_bytes([a, b]);
-    packet.to_port = u16::from_be_bytes([c, d]);
-    if packet.protocol == TCP {
-        let [offset, flags]: [u8; 2] = load(context, start + 12)?;
-        packet.flags = flags;
-        packet.payload = total.saturating_sub(start + u32::from(offset >> 4) * 4);
-    }
-    Some(())
 }
 
 /// A packet and whose it is.
@@ -221,14 +63,14 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
     let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.skb.skb).__bindgen_anon_2.sk) };
     let mut label = if pointer.is_null() { core::ptr::null_mut() } else { socket::label(pointer.cast()) };
     let session = if label.is_null() {
-        let level = kernel::settings().session_level.cast_signed();
+        let level = kernel::session_level().cast_signed();
         // SAFETY: the helper takes the context.
         let id = unsafe { bpf_skb_ancestor_cgroup_id(context.as_ptr().cast(), level) };
         let session = match session::of_subtree(id) {
             Ok(None) => return false,
             Ok(Some(session)) => session,
             // the socket outlived its session; a confined agent drops nothing that is nobody's
-            Err(_) => return kernel::settings().confine_cgroup == 0,
+            Err(_) => return !kernel::is_confined(),
         };
         // the kernel makes the sockets under one of MPTCP itself, and connects and listens with them where no program
         // that labels is asked: a worker's connect, a listener on a port that the kernel chose

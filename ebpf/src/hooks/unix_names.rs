@@ -50,7 +50,7 @@ fn refuse(context: &SockAddrContext, via: u8) -> bool {
     let session = match session::of_current_in_cgroup_program() {
         Ok(Some(session)) => session,
         Ok(None) => return false,
-        Err(_) => return kernel::settings().confine_cgroup == 0,
+        Err(_) => return !kernel::is_confined(),
     };
     let name = Address::of_context(context.as_ptr() as u64).map(Address::name);
     let decision = match (rules::over(&session), name) {
