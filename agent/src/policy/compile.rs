@@ -53,6 +53,8 @@ pub enum Hashed {
     },
     /// Why not.
     Not(String),
+    /// Why not: its file system does not tell whether a file is still the same, or has no fs-verity.
+    Unknown(String),
 }
 
 /// What a unix rule names on this host. An abstract name names nothing here.
