@@ -58,8 +58,10 @@ pub(super) fn exec_table(policy: &Policy, host: &Resolved) -> (Table, Vec<Note>)
                 all(files.collect())
             }
         };
-        if host.directories.contains(&rule.id) {
-            notes.push(Note::Directory { rule: rule.id.clone(), target: rule.target.to_string() });
+        if host.mistaken.contains(&rule.id) {
+            let (rule, target, is_dir) =
+                (rule.id.clone(), rule.target.to_string(), matches!(rule.target, ExecTarget::Dir(_)));
+            notes.push(if is_dir { Note::File { rule, target } } else { Note::Directory { rule, target } });
         } else if found.is_empty() {
             notes.push(Note::Missing { rule: rule.id.clone(), effect: rule.effect, target: rule.target.to_string() });
         }

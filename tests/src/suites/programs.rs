@@ -437,13 +437,23 @@ fn bad_rules(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let bin = s.bin();
+    symlink("loop", format!("{bin}/loop"))?;
     let policy = only(&member)
         .allow("gone", format!("{bin}/gone"))
         .allow("folder", &bin)
+        .allow("through", format!("{member}/gone"))
+        .allow("loop", format!("{bin}/loop"))
+        .allow("long", format!("{bin}/{}", "x".repeat(300)))
+        .allow_dir("file", &member)
         .exec_rule("allow", &format!("{{ glob: \"{bin}/none-*\", id: nothing }}"));
     let started = s.run(&s.policy(&policy)?, &member, "say here")?.wait()?;
     started.ended(0)?.complained(&[
         "rule gone allows nothing",
+        "rule through allows nothing",
+        "rule loop allows nothing",
+        "rule long allows nothing",
+        "rule file names no directory",
+        "is a file; write path",
         "rule folder names no program",
         "is a directory; write dir",
         "rule nothing allows nothing",
