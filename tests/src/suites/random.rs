@@ -19,7 +19,7 @@ use crate::harness::{prelude::*, wait::in_guest};
 pub(super) const TESTS: &[Test] = &[Test::sharing("random::kernel-does-what-a-policy-means", WHEREVER, agree)];
 
 /// Policies, on this machine and in a guest, where each takes much longer.
-const POLICIES: (u32, u32) = (24, 8);
+const POLICIES: (u32, u32) = (24, 6);
 /// Says which random numbers are drawn, as a failure told.
 const SEED: &str = "TIPSTAFF_TEST_SEED";
 

@@ -277,7 +277,7 @@ fn exec_rules() {
         "exec.deny",
         " /usr/bin/curl",
         "5:2: spec.scope.exec.deny[0]",
-        "must be a mapping with the keys path, dir, glob, class, sha256, subcommands, id",
+        "must be a mapping with the keys path, dir, glob, class, sha256, verity, subcommands, id",
     );
     rule("exec.deny", "{id: x}", "5:1: spec.scope.exec.deny[0]", "names nothing: add path");
     rule("exec.deny", "{path: /a, dir: /b}", "5:1: spec.scope.exec.deny[0]", "has both path and dir");
