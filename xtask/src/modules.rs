@@ -180,6 +180,20 @@ mod tests {
     }
 
     #[test]
+    fn modules_of_another_list_are_unpacked_again() {
+        let folder = std::env::temp_dir().join(format!("tipstaff-xtask-modules-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        assert!(!are_wanted(&folder), "an empty folder");
+        fs::write(folder.join(ORDER), "").unwrap();
+        assert!(!are_wanted(&folder), "nobody knows what was wanted");
+        fs::write(folder.join(ASKED), WANTED.join("\n")).unwrap();
+        assert!(are_wanted(&folder));
+        fs::write(folder.join(ASKED), "veth").unwrap();
+        assert!(!are_wanted(&folder), "others were wanted");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
     fn what_is_needed_is_loaded_first() {
         let needs = |list: &[(&str, &[&str])]| {
             list.iter().map(|(n, d)| ((*n).to_owned(), d.iter().map(|d| (*d).to_owned()).collect())).collect()
