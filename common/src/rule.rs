@@ -56,6 +56,8 @@ pub const REASON_OPTION: u32 = REASONS + 16;
 pub const REASON_CHANGED: u32 = REASONS + 0x20;
 /// The file does not have the digest that its rule asks for.
 pub const REASON_DIGEST: u32 = REASONS + 0x21;
+/// Its rule asks for a digest, and its file system does not tell whether the file is still the one that was looked at.
+pub const REASON_IDENTITY: u32 = REASONS + 0x22;
 /// From here on, in the order of `CLASS_*`: the program is of a class that the session's kind denies.
 pub const REASON_CLASSES: u32 = REASONS + 0x28;
 

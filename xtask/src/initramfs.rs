@@ -16,6 +16,26 @@ const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
 const DEVICE: u32 = 0o020_600;
 
+/// Bytes of the file system that guests bring; as `tests/src/harness/verity.rs` has it.
+const DISK: u64 = 64 << 20;
+/// No journal, few inodes, and always the same: what is not zero stands at the beginning.
+const MKE2FS: [&str; 14] = [
+    "-q",
+    "-F",
+    "-t",
+    "ext4",
+    "-b",
+    "4096",
+    "-N",
+    "32",
+    "-O",
+    "verity,extent,^has_journal,^resize_inode",
+    "-U",
+    "74697073-7461-6666-8000-000000000001",
+    "-E",
+    "hash_seed=74697073-7461-6666-8000-000000000002,nodiscard",
+];
+
 /// Writes an archive in which the black-box tests are `/init`, beside the agent and the kernel's modules, which are named
 /// in loading order by `/modules/order`. There is nothing else: the tests bring their own workloads.
 pub(crate) fn write(workspace: &Workspace, modules: Option<&Path>, to: &Path) -> Result<()> {
@@ -40,6 +60,7 @@ fn fill<W: Write>(workspace: &Workspace, modules: Option<&Path>, archive: &mut A
     archive.entry("etc/hosts", FILE, b"127.0.0.1 localhost\n::1 localhost\n", (0, 0))?;
     archive.program("init", &workspace.tests())?;
     archive.program("bin/tipstaff", &workspace.agent())?;
+    archive.disk("ext4")?;
     let mut order = String::new();
     for (name, image) in modules.map(modules::load).transpose()?.unwrap_or_default() {
         archive.entry(&format!("modules/{name}.ko"), FILE, &image, (0, 0))?;
@@ -66,6 +87,22 @@ impl<W: Write> Archive<W> {
         let bytes = fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))?;
         fs::remove_file(&stripped).with_context(|| format!("cannot remove {}", stripped.display()))?;
         self.entry(name, PROGRAM, &bytes, (0, 0))
+    }
+
+    /// Adds an empty file system that has fs-verity, without the zeros at its end: guests have no program that makes one.
+    fn disk(&mut self, name: &str) -> Result<()> {
+        let image = self.scratch.with_extension("ext4");
+        let file = fs::File::create(&image).with_context(|| format!("cannot write {}", image.display()))?;
+        file.set_len(DISK)?;
+        // where it stands is in root's PATH alone; the same input makes the same archive
+        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+        let mut make = Command::new("mke2fs");
+        make.args(MKE2FS).arg(&image).env("PATH", path).env("E2FSPROGS_FAKE_TIME", "1").stdout(std::io::stderr());
+        run(&mut make).context("guests have a file system with fs-verity, which mke2fs makes (Debian: e2fsprogs)")?;
+        let mut bytes = fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
+        fs::remove_file(&image).with_context(|| format!("cannot remove {}", image.display()))?;
+        bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+        self.entry(name, FILE, &bytes, (0, 0))
     }
 
     /// Adds an entry: `mode` says what it is, `device` is (major, minor) of a device.

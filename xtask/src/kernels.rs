@@ -60,7 +60,7 @@ pub(crate) fn get(workspace: &Workspace, name: &str, refresh: bool) -> Result<Ke
     let folder = workspace.vm().join("kernels").join(name);
     let image = folder.join("vmlinuz");
     let modules = modules::folder(&folder);
-    if refresh || !image.is_file() || !modules.join(modules::ORDER).is_file() {
+    if refresh || !image.is_file() || !modules::are_wanted(&modules) {
         step(&format!("downloading Debian's kernel {name}"), || fetch(workspace, line, &folder))?;
     }
     let version = fs::read_to_string(folder.join("version")).unwrap_or_default();

@@ -18,7 +18,7 @@ use crate::exec::{run, which};
 pub(crate) const ORDER: &str = "order";
 
 /// What the tests need. What a kernel has built in, or has not at all (7.2 has no DCCP), is no module of it.
-const WANTED: [&str; 18] = [
+const WANTED: [&str; 21] = [
     // sock_diag(7), which lists and destroys sockets
     "inet_diag",
     "tcp_diag",
@@ -40,11 +40,23 @@ const WANTED: [&str; 18] = [
     "veth",
     "dummy",
     "tun",
+    // file systems to run programs from, and what one needs that lies in a file
+    "overlay",
+    "ext4",
+    "loop",
 ];
 
-/// What a module asks the kernel for by an alias when it is loaded (`softdep=pre: crc32c`), and the module that has it.
-/// Later kernels have both built in.
-const BY_ALIAS: (&str, &str) = ("libcrc32c", "crc32c_generic");
+/// What modules ask the kernel for by an alias when they are loaded (`softdep=pre: crc32c`), and the module that has it.
+/// Later kernels have it built in.
+const BY_ALIAS: ([&str; 2], &str) = (["libcrc32c", "ext4"], "crc32c_generic");
+
+/// The file beside the modules that names those that were wanted when they were unpacked, one a line.
+const ASKED: &str = "wanted";
+
+/// Whether the modules in `folder` are those of this list.
+pub(crate) fn are_wanted(folder: &Path) -> bool {
+    folder.join(ORDER).is_file() && fs::read_to_string(folder.join(ASKED)).is_ok_and(|asked| asked == WANTED.join("\n"))
+}
 
 /// Unpacks the wanted modules and all that they depend on from a package's archive into `folder`, uncompressed, beside
 /// the file [`ORDER`]. `members` lists the archive, `scratch` is an empty folder to unpack in.
@@ -62,7 +74,10 @@ pub(crate) fn unpack(archive: &Path, members: &str, scratch: &Path, folder: &Pat
         for (name, path) in next.iter().zip(paths) {
             let image = decompress(&scratch.join(path))?;
             let mut others = depends(&image);
-            others.extend((name == BY_ALIAS.0 && available.contains_key(BY_ALIAS.1)).then(|| BY_ALIAS.1.to_owned()));
+            others.extend(
+                (BY_ALIAS.0.contains(&name.as_str()) && available.contains_key(BY_ALIAS.1))
+                    .then(|| BY_ALIAS.1.to_owned()),
+            );
             needs.insert(name.clone(), others);
             let file = folder.join(format!("{name}.ko"));
             fs::write(&file, image).with_context(|| format!("cannot write {}", file.display()))?;
@@ -74,6 +89,8 @@ pub(crate) fn unpack(archive: &Path, members: &str, scratch: &Path, folder: &Pat
             bail!("the kernel's package has no module {missing}, which another one needs");
         }
     }
+    let asked = folder.join(ASKED);
+    fs::write(&asked, WANTED.join("\n")).with_context(|| format!("cannot write {}", asked.display()))?;
     // written last: where it is, the rest is there
     let order = order(&needs).join("\n") + "\n";
     let list = folder.join(ORDER);
@@ -160,6 +177,20 @@ mod tests {
         assert_eq!(module("./lib/modules/6.1/kernel/net/vmw-vsock.ko.xz").as_deref(), Some("vmw_vsock"));
         assert_eq!(module("./lib/modules/6.1/kernel/net/veth.ko").as_deref(), Some("veth"));
         assert_eq!(module("./lib/modules/6.1/modules.order"), None);
+    }
+
+    #[test]
+    fn modules_of_another_list_are_unpacked_again() {
+        let folder = std::env::temp_dir().join(format!("tipstaff-xtask-modules-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        assert!(!are_wanted(&folder), "an empty folder");
+        fs::write(folder.join(ORDER), "").unwrap();
+        assert!(!are_wanted(&folder), "nobody knows what was wanted");
+        fs::write(folder.join(ASKED), WANTED.join("\n")).unwrap();
+        assert!(are_wanted(&folder));
+        fs::write(folder.join(ASKED), "veth").unwrap();
+        assert!(!are_wanted(&folder), "others were wanted");
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Digests of files, each taken under a read lease that is held as long as a session needs it: nobody opens the file to
-//! write before the kernel's table says that it is not what it was.
+//! write before the kernel's table says that it is not what it was. What fs-verity measures is asked, not taken.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use tipstaff_common::rule::{Content, FileId};
 
 use crate::{
-    kernel::{Kernel, KernelError, has_lease, open_path, take_lease},
+    kernel::{Kernel, KernelError, has_lease, measure_verity, open_path, take_lease},
     policy::{FileDigest, Hashed},
 };
 
@@ -56,6 +56,7 @@ impl Digests {
         (id, wanted): (FileId, FileDigest),
     ) -> Result<(Hashed, Option<Content>), KernelError> {
         let not = |why: String| Ok((Hashed::Not(why), None));
+        let unknown = |why: &str| Ok((Hashed::Unknown(why.to_owned()), None));
         let file = match open(path) {
             Ok(file) => file,
             Err(error) => return not(format!("cannot be read: {error}")),
@@ -65,6 +66,21 @@ impl Digests {
         };
         if now.id != id {
             return not("was replaced while it was looked at".into());
+        }
+        if matches!(wanted, FileDigest::Verity(_)) {
+            // nobody can write such a file: there is nothing to hash, and no lease to hold
+            return match measure_verity(&file) {
+                Ok(digest) => {
+                    let digest = FileDigest::Verity(digest);
+                    Ok((Hashed::As { digest, while_leased: false }, Some(now.content)))
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ENODATA) => not("has no fs-verity: fsverity enable gives it one, for ever".into()),
+                    Some(libc::ENOTTY | libc::EOPNOTSUPP) => unknown("is on a file system without fs-verity"),
+                    Some(libc::EOVERFLOW) => not("has an fs-verity digest that is no SHA-256".into()),
+                    _ => not(format!("has an fs-verity digest that cannot be read: {error}")),
+                },
+            };
         }
         if let Some(held) = self.held.get(&id).filter(|held| held.content == now.content && has_lease(&held.file)) {
             let hashed = Hashed::As { digest: held.digest, while_leased: held.while_leased };
@@ -80,7 +96,7 @@ impl Digests {
         let system = fstatfs(&file).map(|s| s.filesystem_type());
         let is = |known: &[i64]| system.is_ok_and(|system| known.iter().any(|magic| system == FsType(*magic)));
         if !is(&ON_DISK) && !is(&IN_MEMORY) {
-            return not("is on a file system that does not tell whether a file is still the same".into());
+            return unknown("is on a file system that does not tell whether a file is still the same");
         }
         if let Err(error) = take_lease(&file) {
             return not(match error.raw_os_error() {
@@ -138,7 +154,7 @@ fn digest(mut file: &File) -> io::Result<FileDigest> {
     let mut part = vec![0; 1 << 17];
     loop {
         match file.read(&mut part)? {
-            0 => return Ok(FileDigest(hasher.finalize().into())),
+            0 => return Ok(FileDigest::Bytes(hasher.finalize().into())),
             length => hasher.update(&part[..length]),
         }
     }

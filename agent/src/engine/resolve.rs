@@ -162,7 +162,7 @@ fn resolve(
         for ((what, path), found) in chunk.iter().zip(look(kernel, &paths)?) {
             let id = found.as_ref().map(|found| found.seen.id);
             match what {
-                For::Dir(index) => resolved.files[*index].extend(id),
+                For::Dir(index) => directory(&mut resolved, &policy.exec[*index], *index, (path, found)),
                 For::Program(index) => {
                     let rule = &policy.exec[*index];
                     let admitted =
@@ -216,7 +216,7 @@ fn is_denied(policy: &Policy, path: &Path) -> bool {
 fn program(resolved: &mut Resolved, rule: &ExecRule, index: usize, (path, found): (&Path, Found)) {
     if found.directory {
         if matches!(rule.target, ExecTarget::Path(_)) {
-            resolved.directories.insert(rule.id.clone());
+            resolved.mistaken.insert(rule.id.clone());
         }
         return;
     }
@@ -224,6 +224,17 @@ fn program(resolved: &mut Resolved, rule: &ExecRule, index: usize, (path, found)
     resolved.files[index].push(id);
     resolved.contents.insert(id, content);
     classed(resolved, path, Some(found));
+}
+
+/// What a rule names as a directory, or what is mounted below it.
+fn directory(resolved: &mut Resolved, rule: &ExecRule, index: usize, (path, found): (&Path, Option<Found>)) {
+    match found {
+        Some(found) if found.directory => resolved.files[index].push(found.seen.id),
+        Some(_) if matches!(&rule.target, ExecTarget::Dir(own) if own == path) => {
+            resolved.mistaken.insert(rule.id.clone());
+        }
+        _ => {}
+    }
 }
 
 /// A rule goes on naming a file as it was.

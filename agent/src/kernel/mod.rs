@@ -20,6 +20,7 @@ mod pins;
 pub mod ring;
 mod sockets;
 mod sys;
+mod verity;
 
 pub use cgroup::CgroupRoot;
 pub use error::KernelError;
@@ -34,6 +35,7 @@ pub use sockets::Socket;
 pub use sys::{
     Urgent, boot_now, descriptor_of, kill_pidfd, open_pidfd, protocol_of, signal_pidfd, trim_heap, wait_for_programs,
 };
+pub use verity::measure_verity;
 
 /// Version of the running kernel, as uname(2) has it.
 #[must_use]

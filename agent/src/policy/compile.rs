@@ -29,8 +29,8 @@ pub struct Resolved {
     pub files: Vec<Vec<FileId>>,
     /// What the programs among them were when they were looked at.
     pub contents: BTreeMap<FileId, Content>,
-    /// Ids of rules whose `path` leads to a directory.
-    pub directories: BTreeSet<String>,
+    /// Ids of rules whose `path` leads to a directory, and of those whose `dir` leads to a file.
+    pub mistaken: BTreeSet<String>,
     /// Programs that are of a class by what they are called, a bit each (`ProgramClass::bit`).
     pub classes: BTreeMap<FileId, u32>,
     /// Of the files of rules that ask for a digest.
@@ -53,6 +53,8 @@ pub enum Hashed {
     },
     /// Why not.
     Not(String),
+    /// Why not: its file system does not tell whether a file is still the same, or has no fs-verity.
+    Unknown(String),
 }
 
 /// What a unix rule names on this host. An abstract name names nothing here.
@@ -271,6 +273,13 @@ pub enum Note {
         /// What it names, with its key.
         target: String,
     },
+    /// What the rule names as a directory is a file.
+    File {
+        /// The rule's id.
+        rule: String,
+        /// What it names, with its key.
+        target: String,
+    },
     /// A file does not have the digest that its rule asks for, or could not be hashed.
     Digest {
         /// The rule's id.
@@ -312,6 +321,9 @@ impl fmt::Display for Note {
             }
             Self::Directory { rule, target } => {
                 write!(f, "rule {rule} names no program: {target} is a directory; write dir for all below it")
+            }
+            Self::File { rule, target } => {
+                write!(f, "rule {rule} names no directory: {target} is a file; write path for it alone")
             }
             Self::Digest { rule, found } => write!(f, "rule {rule} denies what it names: {found}"),
             Self::Denied { rule, by } => write!(f, "rule {rule} has no effect: rule {by} denies what it allows"),

@@ -15,7 +15,7 @@ use tipstaff_common::{
 
 use super::{
     compile::{Hashed, Plan, Resolved, unix_key},
-    exec::class_rule,
+    exec::{class_rule, without_digest},
     metadata,
     programs::{Program, ProgramClass, word_bytes},
     table::{NetKey, NetTable},
@@ -74,7 +74,7 @@ pub fn decide_exec(policy: &Policy, host: &Resolved, program: &Program<'_>) -> D
         rule.digest.is_some_and(|wanted| !has(wanted))
     };
     if first(&differs).is_some() {
-        return Decision { verdict: Effect::Deny, rule: rule::REASON_DIGEST };
+        return Decision { verdict: Effect::Deny, rule: without_digest(hashed) };
     }
     let stale = !stands(host, program, first(&|rule| rule.digest.is_some()).is_some());
     let denies_words = |rule: &ExecRule| !rule.is_plain() && rule.effect == Effect::Deny;

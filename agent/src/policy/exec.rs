@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tipstaff_common::rule::{
     self, ALLOW, DENY, ExecKey, FileId, LEASED, NO_RULE, PINNED, ProgramEntry, REASON_CLASSES, REASON_DEFAULT,
-    REASON_DIGEST, STRICT, WORDS, WORDS_ONLY, class_key, word_key,
+    REASON_DIGEST, REASON_IDENTITY, STRICT, WORDS, WORDS_ONLY, class_key, word_key,
 };
 
 use super::{
@@ -24,8 +24,8 @@ struct Named {
     allowed: Option<u32>,
     /// A rule asks for a digest.
     digest: bool,
-    /// It does not have it.
-    differs: bool,
+    /// It does not have it: for which reason.
+    differs: Option<u32>,
     /// First arguments, and what rules say of them; denials first.
     words: Vec<(String, Effect, u32)>,
 }
@@ -58,8 +58,10 @@ pub(super) fn exec_table(policy: &Policy, host: &Resolved) -> (Table, Vec<Note>)
                 all(files.collect())
             }
         };
-        if host.directories.contains(&rule.id) {
-            notes.push(Note::Directory { rule: rule.id.clone(), target: rule.target.to_string() });
+        if host.mistaken.contains(&rule.id) {
+            let (rule, target, is_dir) =
+                (rule.id.clone(), rule.target.to_string(), matches!(rule.target, ExecTarget::Dir(_)));
+            notes.push(if is_dir { Note::File { rule, target } } else { Note::Directory { rule, target } });
         } else if found.is_empty() {
             notes.push(Note::Missing { rule: rule.id.clone(), effect: rule.effect, target: rule.target.to_string() });
         }
@@ -119,14 +121,23 @@ fn note_file(entry: &mut Named, rule: &ExecRule, number: u32, file: FileId, host
     }
     let Some(wanted) = rule.digest else { return };
     entry.digest = true;
-    let found = match host.digests.get(&file) {
+    let hashed = host.digests.get(&file);
+    let found = match hashed {
         Some(Hashed::As { digest, .. }) if *digest == wanted => return,
         Some(Hashed::As { .. }) => format!("{} has another digest", rule.target),
-        Some(Hashed::Not(why)) => format!("{} {why}", rule.target),
+        Some(Hashed::Not(why) | Hashed::Unknown(why)) => format!("{} {why}", rule.target),
         None => format!("{} was not hashed", rule.target),
     };
-    entry.differs = true;
+    entry.differs = Some(without_digest(hashed));
     notes.push(Note::Digest { rule: rule.id.clone(), found });
+}
+
+/// Why a file is denied that does not have the digest that its rule asks for.
+pub(super) const fn without_digest(hashed: Option<&Hashed>) -> u32 {
+    match hashed {
+        Some(Hashed::Unknown(_)) => REASON_IDENTITY,
+        _ => REASON_DIGEST,
+    }
 }
 
 /// The entry of one file, and those of its first arguments.
@@ -136,8 +147,8 @@ fn put_file(table: &mut Table, file: FileId, named: &Named, words: u32, host: &R
         table.insert(key, ProgramEntry { verdict: DENY, rule, ..ProgramEntry::default() });
         return;
     }
-    if named.differs {
-        table.insert(key, ProgramEntry { verdict: DENY, rule: REASON_DIGEST, ..ProgramEntry::default() });
+    if let Some(rule) = named.differs {
+        table.insert(key, ProgramEntry { verdict: DENY, rule, ..ProgramEntry::default() });
         return;
     }
     let content = host.contents.get(&file);

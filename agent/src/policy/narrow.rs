@@ -117,7 +117,7 @@ pub(super) fn wider_addresses(old: &Plan, new: &Plan) -> Option<Wider> {
 #[must_use]
 pub fn unbound(old: &Plan, new: &Plan, above: &HashMap<FileId, Vec<FileId>>) -> bool {
     let bound = |entry: &ProgramEntry| {
-        let differs = entry.verdict != rule::ALLOW && entry.rule == rule::REASON_DIGEST;
+        let differs = entry.verdict != rule::ALLOW && matches!(entry.rule, rule::REASON_DIGEST | rule::REASON_IDENTITY);
         differs || entry.flags & (STRICT | LEASED) != 0
     };
     let files = old.exec.iter().filter(|(key, entry)| key.kind == rule::KIND_FILE && bound(entry));

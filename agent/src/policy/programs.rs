@@ -87,13 +87,40 @@ impl Kind {
     }
 }
 
-/// SHA-256 of a file's bytes.
+/// A file's digest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FileDigest(pub [u8; 32]);
+pub enum FileDigest {
+    /// SHA-256 of its bytes.
+    Bytes([u8; 32]),
+    /// What fs-verity measures with SHA-256: of the root of a tree of hashes, and of how the tree is made. The kernel holds
+    /// every byte that is read against it, and lets nobody write the file.
+    Verity([u8; 32]),
+}
 
 impl FileDigest {
-    /// Reads 64 hexadecimal digits. `Err`: what is wrong.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// The key of a rule that asks for it.
+    #[must_use]
+    pub const fn key(&self) -> &'static str {
+        match self {
+            Self::Bytes(_) => "sha256",
+            Self::Verity(_) => "verity",
+        }
+    }
+
+    /// Reads 64 hexadecimal digits, which sha256sum(1) prints. `Err`: what is wrong.
+    pub(super) fn of_bytes(text: &str) -> Result<Self, String> {
+        Self::parse(text, "sha256sum(1) does").map(Self::Bytes)
+    }
+
+    /// The same, as fsverity(1) prints them.
+    pub(super) fn of_verity(text: &str) -> Result<Self, String> {
+        if text.starts_with("sha512:") {
+            return Err("is a SHA-512: enable fs-verity with SHA-256, its default".to_owned());
+        }
+        Self::parse(text, "fsverity measure does").map(Self::Verity)
+    }
+
+    fn parse(text: &str, as_by: &str) -> Result<[u8; 32], String> {
         let digits = text.strip_prefix("sha256:").unwrap_or(text);
         if digits.len() != 64 {
             return Err(format!("has {} characters: a SHA-256 has 64 hexadecimal digits", digits.len()));
@@ -102,15 +129,16 @@ impl FileDigest {
         for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
             let pair = std::str::from_utf8(pair).ok().filter(|pair| pair.bytes().all(|b| b.is_ascii_hexdigit()));
             let value = pair.and_then(|pair| u8::from_str_radix(pair, 16).ok());
-            *byte = value.ok_or("is no SHA-256: write 64 hexadecimal digits, as sha256sum(1) does")?;
+            *byte = value.ok_or_else(|| format!("is no SHA-256: write 64 hexadecimal digits, as {as_by}"))?;
         }
-        Ok(Self(bytes))
+        Ok(bytes)
     }
 }
 
 impl fmt::Display for FileDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        let (Self::Bytes(bytes) | Self::Verity(bytes)) = self;
+        bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

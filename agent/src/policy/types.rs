@@ -27,7 +27,7 @@ pub(super) const RULES: usize = 16_384;
 const _: () = assert!(RULES < rule::PORT_REASONS as usize);
 
 /// The words for codes that are no rule's index. No rule may have such an id.
-pub(super) const REASONS: [(u32, &str); 25] = [
+pub(super) const REASONS: [(u32, &str); 26] = [
     (rule::REASON_DEFAULT, "default"),
     (rule::REASON_EXPIRED, "expired"),
     (rule::REASON_ENDED, "ended"),
@@ -47,6 +47,7 @@ pub(super) const REASONS: [(u32, &str); 25] = [
     (rule::REASON_OPTION, "socket-option"),
     (rule::REASON_CHANGED, "changed"),
     (rule::REASON_DIGEST, "digest"),
+    (rule::REASON_IDENTITY, "identity-unknown"),
     (rule::REASON_CLASSES + rule::CLASS_LOADER, "loader"),
     (rule::REASON_CLASSES + rule::CLASS_MULTI_CALL, "multi-call"),
     (rule::REASON_CLASSES + rule::CLASS_BY_DESCRIPTOR, "by-descriptor"),
@@ -185,7 +186,7 @@ pub struct ExecRule {
     pub effect: Effect,
     /// What it names.
     pub target: ExecTarget,
-    /// What the file must have; of rules that allow paths and globs.
+    /// What the file must have, of its bytes or by fs-verity; of rules that allow paths and globs.
     pub digest: Option<FileDigest>,
     /// First arguments that the rule is about; empty: whatever the arguments.
     pub subcommands: Vec<String>,
@@ -202,7 +203,7 @@ impl fmt::Display for ExecRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.target)?;
         if let Some(digest) = &self.digest {
-            write!(f, " sha256 {digest}")?;
+            write!(f, " {} {digest}", digest.key())?;
         }
         if !self.is_plain() {
             let words = self.subcommands.join(", ");

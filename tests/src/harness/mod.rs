@@ -20,6 +20,7 @@ pub(crate) mod sandbox;
 pub(crate) mod server;
 pub(crate) mod shared;
 pub(crate) mod sweep;
+pub(crate) mod verity;
 pub(crate) mod wait;
 
 /// What nearly every suite needs.

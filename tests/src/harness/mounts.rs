@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Mount points of this mount namespace with their file system type, in the order in which they were mounted.
 fn list() -> Result<Vec<(PathBuf, String)>> {
@@ -29,6 +30,30 @@ pub(crate) fn is(path: &Path, kind: &str) -> Result<bool> {
 /// The mount points at or below `path`, the last mounted first.
 pub(crate) fn below(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(list()?.into_iter().rev().map(|(at, _)| at).filter(|at| at.starts_with(path)).collect())
+}
+
+/// Mounts of a test, taken away with it. Those of a test that crashed are swept with its folder.
+#[derive(Debug, Default)]
+pub(crate) struct Mounted(Vec<PathBuf>);
+
+impl Mounted {
+    /// Mounts a file system of type `kind` at `at`; without a kind, binds `from` there.
+    pub(crate) fn add(&mut self, (from, kind): (&str, Option<&str>), at: &Path, options: Option<&str>) -> Result<()> {
+        let flags = if kind.is_some() { MsFlags::empty() } else { MsFlags::MS_BIND };
+        mount(Some(from), at, kind, flags, options)
+            .with_context(|| format!("{} cannot be mounted at {}", kind.unwrap_or(from), at.display()))?;
+        self.0.push(at.to_owned());
+        Ok(())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        for at in self.0.iter().rev() {
+            // what is mounted still is found where the test's folder cannot be removed
+            let _ = umount2(at, MntFlags::MNT_DETACH);
+        }
+    }
 }
 
 fn parse(line: &str) -> Option<(PathBuf, String)> {

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
 };
 
 use super::scene::{attempt, only, refusal};
@@ -202,9 +202,16 @@ fn interpreter(s: &mut Sandbox) -> Result<()> {
     let policy = only(&member).allow("script", &script);
     let (said, ran, session) = spawn_script(s, &policy, &member, &script, &mark)?;
     ensure!(said == super::scene::refused_exec(s) && !ran, "an interpreter out of scope: {said}, ran: {ran}");
-    s.saw_exec(&session, &interpreter, refusal(s), "default")?;
+    // the record has the name that was given, and the file that was judged
+    let judged = |session: &str, verdict: &str, rule: &str| -> Result<()> {
+        let record = s.saw_exec(session, &script, verdict, rule)?;
+        let inode = fs::metadata(&interpreter)?.ino();
+        ensure!(record["file"]["inode"] == inode, "not the interpreter, which is {inode}: {record}");
+        Ok(())
+    };
+    judged(&session, refusal(s), "default")?;
     let policy = policy.allow("interpreter", &interpreter);
     let (said, ran, session) = spawn_script(s, &policy, &member, &script, &mark)?;
     ensure!(said == "exit 0" && ran, "an interpreter in scope: {said}, ran: {ran}");
-    s.saw_exec(&session, &interpreter, "allow", "interpreter").map(drop)
+    judged(&session, "allow", "interpreter")
 }

@@ -101,31 +101,56 @@ fn unseen_birth(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// Members that make tasks at the same time: no more births are missing than runs of either program were skipped.
+/// Members that make tasks, and start programs in them, at the same time: no more births and execs are missing than runs of
+/// either program were skipped, and of programs that are out of scope no more run.
 fn skipped(s: &mut Sandbox) -> Result<()> {
     const EACH: u64 = 100;
     s.start()?;
-    let (member, good) = (s.program("member")?, s.program("good")?);
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
     let policy = s.policy(&only(&member).allow("good", &good))?;
-    let count = |name: &str| -> Result<u64> {
+    let counts = || -> Result<[u64; 4]> {
         let status = s.json(&["status"])?;
-        status["skipped"][name].as_u64().with_context(|| format!("no count of {name}: {}", status["skipped"]))
+        let count = |name: &str| {
+            status["skipped"][name].as_u64().with_context(|| format!("no count of {name}: {}", status["skipped"]))
+        };
+        Ok([count("newtask")?, count("newtask_again")?, count("exec")?, count("exec_again")?])
     };
-    let before = count("newtask")?.min(count("newtask_again")?);
-    let line = format!("many {EACH} {good} --work nothing");
-    let running = (0..3).map(|_| s.run(&policy, &member, &line)).collect::<Result<Vec<_>>>()?;
-    let mut born = 0;
-    for one in running {
+    let before = counts()?;
+    let line = |program: &str| format!("many {EACH} {program} --work nothing");
+    let programs = [&good, &good, &good, &bad];
+    let running = programs.map(|program| s.run(&policy, &member, &line(program)));
+    let (mut born, mut started, mut escaped) = (0, 0, 0);
+    for (one, program) in running.into_iter().zip(programs) {
+        let one = one?;
         let session = one.session(s)?;
-        one.wait_for(4 * patience())?.said(&format!("{EACH} of {EACH}"))?;
+        let said = one.wait_for(4 * patience())?.stdout;
+        if program == &bad {
+            let ran = said.strip_suffix(&format!(" of {EACH}")).and_then(|ran| ran.parse::<u64>().ok());
+            escaped = ran.with_context(|| format!("the member said {said:?}"))?;
+        } else {
+            ensure!(said == format!("{EACH} of {EACH}"), "of programs in scope: {said}");
+        }
         let end = s.session_ended(&session, "completed")?;
-        born += end["produced"]["fork"].as_u64().context("no count of forks")?;
+        let produced = |kind: &str| end["produced"][kind].as_u64().with_context(|| format!("no count of {kind}"));
+        born += produced("fork")?;
+        // the member's own start is one
+        started += produced("exec")?.saturating_sub(1);
     }
-    let skipped = count("newtask")?.max(count("newtask_again")?) - before;
-    ensure!(born <= 3 * EACH && born + skipped >= 3 * EACH, "{born} of {} births, {skipped} skipped", 3 * EACH);
-    let controls = s.json(&["probe"])?;
-    let membership = controls["controls"].as_array().into_iter().flatten().find(|c| c["control"] == "membership");
-    let state = membership.context("no control")?["state"].clone();
-    ensure!(state == if s.tier == Tier::Full { "enforced" } else { "best-effort" }, "membership is {state}");
+    let after = counts()?;
+    let skipped = |program: usize| after[program] - before[program];
+    let all = 4 * EACH;
+    // what one program of a pair missed the other saw
+    let (births, execs) = (skipped(0).min(skipped(1)), skipped(2).min(skipped(3)));
+    for (what, seen, skipped) in [("births", born, births), ("execs", started, execs)] {
+        ensure!(seen <= all && seen + skipped >= all, "{seen} of {all} {what}, {skipped} skipped");
+    }
+    let missed = if s.tier == Tier::Full { 0 } else { execs };
+    ensure!(escaped <= missed, "{escaped} of {EACH} programs out of scope ran, {missed} execs were skipped");
+    let probe = s.json(&["probe"])?;
+    for name in ["membership", "exec-deny"] {
+        let control = probe["controls"].as_array().into_iter().flatten().find(|c| c["control"] == name);
+        let state = control.context("no control")?["state"].clone();
+        ensure!(state == if s.tier == Tier::Full { "enforced" } else { "best-effort" }, "{name} is {state}");
+    }
     Ok(())
 }

@@ -20,6 +20,7 @@ mod multipath;
 mod narrow;
 mod net;
 mod programs;
+mod random;
 mod restart;
 mod rings;
 mod routes;
@@ -30,6 +31,7 @@ mod sockets;
 mod stale;
 mod suspend;
 mod time;
+mod views;
 mod wire;
 
 use crate::harness::registry::Test;
@@ -38,6 +40,8 @@ use crate::harness::registry::Test;
 pub(crate) const ALL: &[&[Test]] = &[
     exec::TESTS,
     programs::TESTS,
+    views::TESTS,
+    random::TESTS,
     members::TESTS,
     routes::TESTS,
     attach::TESTS,

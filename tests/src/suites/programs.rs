@@ -11,14 +11,11 @@ use std::{
     path::Path,
 };
 
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sys::inotify::{InitFlags, Inotify},
-};
+use nix::sys::inotify::{InitFlags, Inotify};
 use sha2::{Digest, Sha256};
 
 use super::scene::{Fifo, attempt, only, refusal, refused_exec};
-use crate::harness::prelude::*;
+use crate::harness::{mounts::Mounted, prelude::*};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("programs::globs-and-classes", WHEREVER, classes),
@@ -37,7 +34,7 @@ pub(super) const TESTS: &[Test] = &[
 const TRIES: u32 = 200;
 
 /// A member of a session of its own that tries one thing after the other, each when it is told.
-struct Tries {
+pub(super) struct Tries {
     running: Running,
     session: String,
     fifo: Fifo,
@@ -45,7 +42,13 @@ struct Tries {
 }
 
 impl Tries {
-    fn new(s: &Sandbox, policy: &str, member: &str, tries: &[String], user: Option<(u32, u32)>) -> Result<Self> {
+    pub(super) fn new(
+        s: &Sandbox,
+        policy: &str,
+        member: &str,
+        tries: &[String],
+        user: Option<(u32, u32)>,
+    ) -> Result<Self> {
         let fifo = Fifo::new(s)?;
         fs::set_permissions(&fifo.path, PermissionsExt::from_mode(0o666))?;
         let line = tries.iter().map(|one| format!("fifo {} {one}", fifo.path)).collect::<Vec<_>>().join(" + ");
@@ -59,7 +62,7 @@ impl Tries {
     }
 
     /// What the next try comes to, in so many lines.
-    fn next(&mut self, lines: usize) -> Result<String> {
+    pub(super) fn next(&mut self, lines: usize) -> Result<String> {
         self.fifo.wake()?;
         let text = until("the next answer", patience(), || {
             let said = self.running.said();
@@ -70,14 +73,14 @@ impl Tries {
         Ok(text.trim_end().to_owned())
     }
 
-    fn three(&mut self) -> Result<[String; 3]> {
+    pub(super) fn three(&mut self) -> Result<[String; 3]> {
         let said = self.next(3)?;
         let lines: Vec<String> = said.lines().map(str::to_owned).collect();
         lines.try_into().ok().context("three answers")
     }
 
     /// Tries until the answers are what `holds` waits for.
-    fn until(&mut self, holds: impl Fn(&[String; 3]) -> Result<bool>) -> Result<()> {
+    pub(super) fn until(&mut self, holds: impl Fn(&[String; 3]) -> Result<bool>) -> Result<()> {
         until("the files to be looked at again", patience(), || {
             // the tries last as long as the patience
             std::thread::sleep(patience() / TRIES);
@@ -85,7 +88,7 @@ impl Tries {
         })
     }
 
-    fn stop(self, s: &Sandbox) -> Result<()> {
+    pub(super) fn stop(self, s: &Sandbox) -> Result<()> {
         s.cli(&["end", &self.session])?.ended(0)?;
         s.session_ended(&self.session, "operator").map(drop)
     }
@@ -155,13 +158,8 @@ fn identities(s: &mut Sandbox) -> Result<()> {
     make("in")?;
     make("elsewhere")?;
     fs::copy(&good, place("in/covered"))?;
-    let bind = |from: &str, to: &str| mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>);
-    let mut mounts = Vec::new();
-    let mut cover = |from: &str, to: String| -> Result<()> {
-        bind(from, &to).with_context(|| format!("{from} cannot be mounted at {to}"))?;
-        mounts.push(to);
-        Ok(())
-    };
+    let mut mounts = Mounted::default();
+    let mut cover = |from: &str, to: String| mounts.add((from, None), Path::new(&to), None);
     let deep = (0..60).map(|_| "d").collect::<Vec<_>>().join("/");
     make(&format!("in/{deep}"))?;
     fs::copy(&good, place(&format!("in/{deep}/good")))?;
@@ -189,20 +187,14 @@ fn identities(s: &mut Sandbox) -> Result<()> {
         (place(&format!("{}good", "d/../".repeat(900))), "errno 36"),
     ];
     let tries: Vec<String> = cases.iter().map(|(path, _)| format!("spawn {path} --work nothing")).collect();
-    let outcome = (|| {
-        let mut member = Tries::new(s, &s.policy(&policy)?, &member, &tries, None)?;
-        for (path, expected) in &cases {
-            let said = member.next(1)?;
-            let expected = if *expected == "refused" { refused_exec(s) } else { expected };
-            let end = path.len().saturating_sub(60);
-            ensure!(said == expected, "…{}: {said} where {expected} was expected", &path[end..]);
-        }
-        member.stop(s)
-    })();
-    for place in mounts.iter().rev() {
-        umount2(place.as_str(), MntFlags::MNT_DETACH)?;
+    let mut member = Tries::new(s, &s.policy(&policy)?, &member, &tries, None)?;
+    for (path, expected) in &cases {
+        let said = member.next(1)?;
+        let expected = if *expected == "refused" { refused_exec(s) } else { expected };
+        let end = path.len().saturating_sub(60);
+        ensure!(said == expected, "…{}: {said} where {expected} was expected", &path[end..]);
     }
-    outcome
+    member.stop(s)
 }
 
 /// Waits until a change to a file is told from the last one of `path`.
@@ -362,7 +354,7 @@ fn adopted(s: &mut Sandbox) -> Result<()> {
     run.stop(s)
 }
 
-fn sha256(path: &str) -> Result<String> {
+pub(super) fn sha256(path: &str) -> Result<String> {
     Ok(Sha256::digest(fs::read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -445,13 +437,23 @@ fn bad_rules(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let bin = s.bin();
+    symlink("loop", format!("{bin}/loop"))?;
     let policy = only(&member)
         .allow("gone", format!("{bin}/gone"))
         .allow("folder", &bin)
+        .allow("through", format!("{member}/gone"))
+        .allow("loop", format!("{bin}/loop"))
+        .allow("long", format!("{bin}/{}", "x".repeat(300)))
+        .allow_dir("file", &member)
         .exec_rule("allow", &format!("{{ glob: \"{bin}/none-*\", id: nothing }}"));
     let started = s.run(&s.policy(&policy)?, &member, "say here")?.wait()?;
     started.ended(0)?.complained(&[
         "rule gone allows nothing",
+        "rule through allows nothing",
+        "rule loop allows nothing",
+        "rule long allows nothing",
+        "rule file names no directory",
+        "is a file; write path",
         "rule folder names no program",
         "is a directory; write dir",
         "rule nothing allows nothing",

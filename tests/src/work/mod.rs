@@ -88,6 +88,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "cloned" => place::cloned(rest),
         "numbered" => place::numbered(rest),
         "unshare" => place::unshare(rest),
+        "apart" => place::apart(rest),
         "connect" => network::connect(rest),
         "send" => network::send(rest),
         "send-v4-on-v6" => network::send_v4_on_v6(rest),

@@ -3,7 +3,13 @@
 use std::{fs, os::fd::AsRawFd};
 
 use anyhow::{Context, Result, bail};
-use nix::{errno::Errno, sched::CloneFlags, sys::wait::waitpid, unistd::Pid};
+use nix::{
+    errno::Errno,
+    mount::{MsFlags, mount},
+    sched::CloneFlags,
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{Pid, chdir, chroot},
+};
 
 use super::{one, process, run, say};
 use crate::harness::mounts;
@@ -124,4 +130,37 @@ pub(super) fn unshare(words: &[&str]) -> Result<u8> {
         Ok(()) => process::fork(rest),
         Err(errno) => Ok(say(Err(errno))),
     }
+}
+
+/// `apart MOUNTS ROOT REST`: a child in a mount namespace of its own, with ROOT as its root directory, does the rest and is
+/// waited for. MOUNTS are `FROM=TO`, separated by commas, mounted in their order; FROM can be `tmpfs`; `-`: none.
+pub(super) fn apart(words: &[&str]) -> Result<u8> {
+    let [mounts, root, rest @ ..] = words else { bail!("apart needs two words and the rest") };
+    let child = process::in_child(|| match set_apart(mounts, root) {
+        Ok(()) => run(rest),
+        Err(error) => {
+            println!("{error:#}");
+            super::MISUSE
+        }
+    })?;
+    match waitpid(child, None)? {
+        WaitStatus::Exited(_, 0) => Ok(0),
+        other => bail!("the child ended with {other:?}"),
+    }
+}
+
+fn set_apart(mounts: &str, root: &str) -> Result<()> {
+    const NOTHING: Option<&str> = None;
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace cannot be made")?;
+    mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING).context("/ cannot be made private")?;
+    for one in mounts.split(',').filter(|one| *one != "-") {
+        let (from, to) = one.split_once('=').with_context(|| format!("{one} says not where"))?;
+        let done = match from {
+            "tmpfs" => mount(Some(from), to, Some(from), MsFlags::empty(), NOTHING),
+            _ => mount(Some(from), to, NOTHING, MsFlags::MS_BIND, NOTHING),
+        };
+        done.with_context(|| format!("{from} cannot be mounted at {to}"))?;
+    }
+    chroot(root).with_context(|| format!("{root} cannot be the root directory"))?;
+    Ok(chdir("/")?)
 }

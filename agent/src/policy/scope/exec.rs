@@ -11,8 +11,10 @@ use crate::policy::{
 };
 
 const EXEC: Keys = Keys { known: &["allow", "deny"], later: &["hold"] };
-const RULE: Keys =
-    Keys { known: &["path", "dir", "glob", "class", "sha256", "subcommands", "id"], later: &["mode", "args"] };
+const RULE: Keys = Keys {
+    known: &["path", "dir", "glob", "class", "sha256", "verity", "subcommands", "id"],
+    later: &["mode", "args"],
+};
 const TARGETS: [&str; 4] = ["path", "dir", "glob", "class"];
 
 pub(super) fn read(scope: &Fields<'_>, ids: &mut Ids, problems: &mut Problems) -> Vec<ExecRule> {
@@ -87,14 +89,20 @@ fn class(field: &Field<'_>, problems: &mut Problems) -> Option<ExecTarget> {
 
 /// `None`: there is a problem.
 fn digest(rule: &RuleAt<'_>, of_files: bool, problems: &mut Problems) -> Option<Option<FileDigest>> {
-    let Some(field) = rule.fields.get("sha256") else { return Some(None) };
-    let message = if !of_files {
+    let (bytes, verity) = (rule.fields.get("sha256"), rule.fields.get("verity"));
+    let both = bytes.is_some() && verity.is_some();
+    let of_bytes = verity.is_none();
+    let Some(field) = verity.or(bytes) else { return Some(None) };
+    let message = if both {
+        "stands beside sha256: one of them is enough, and neither is the other".to_owned()
+    } else if !of_files {
         "needs a path or a glob beside it: which files of a directory or a class to hash is not known before they run"
             .to_owned()
     } else if rule.effect == Effect::Deny {
         "in a deny rule would let the same program with one more byte run: deny its path or its directory".to_owned()
     } else {
-        match FileDigest::parse(text(field.at(), problems)?) {
+        let written = text(field.at(), problems)?;
+        match if of_bytes { FileDigest::of_bytes(written) } else { FileDigest::of_verity(written) } {
             Ok(digest) => return Some(Some(digest)),
             Err(message) => message,
         }

@@ -67,7 +67,7 @@ const WORDS: [&str; 3] = ["status", "push", "sixteen-bytes-ok"];
 
 fn exec_rule() -> impl Strategy<Value = (ExecRule, Vec<FileId>)> {
     let words = prop::sample::subsequence(WORDS.as_slice(), 0..=2);
-    let digest = prop::option::weighted(0.2, (0u8..2).prop_map(|byte| FileDigest([byte; 32])));
+    let digest = prop::option::weighted(0.2, (0u8..2).prop_map(|byte| FileDigest::Bytes([byte; 32])));
     let files = prop::collection::vec(file(), 0..4);
     (effect(), 0..8, files, words, digest, class()).prop_map(|(effect, which, files, words, digest, class)| {
         let of_files = which > 2;
@@ -95,8 +95,9 @@ fn content() -> impl Strategy<Value = Content> {
 fn known() -> impl Strategy<Value = Resolved> {
     let hashed = prop_oneof![
         6 => (0u8..2, any::<bool>())
-            .prop_map(|(byte, while_leased)| Hashed::As { digest: FileDigest([byte; 32]), while_leased }),
+            .prop_map(|(byte, while_leased)| Hashed::As { digest: FileDigest::Bytes([byte; 32]), while_leased }),
         1 => Just(Hashed::Not("cannot be read".to_owned())),
+        1 => Just(Hashed::Unknown("is on another file system".to_owned())),
     ];
     let contents = prop::collection::btree_map(file(), content(), 0..20);
     let classes = prop::collection::btree_map(file(), (0..2u32).prop_map(|class| 1 << class), 0..3);

@@ -277,7 +277,7 @@ fn exec_rules() {
         "exec.deny",
         " /usr/bin/curl",
         "5:2: spec.scope.exec.deny[0]",
-        "must be a mapping with the keys path, dir, glob, class, sha256, subcommands, id",
+        "must be a mapping with the keys path, dir, glob, class, sha256, verity, subcommands, id",
     );
     rule("exec.deny", "{id: x}", "5:1: spec.scope.exec.deny[0]", "names nothing: add path");
     rule("exec.deny", "{path: /a, dir: /b}", "5:1: spec.scope.exec.deny[0]", "has both path and dir");
@@ -290,6 +290,14 @@ fn exec_rules() {
         ),
         (format!("{{path: /a, sha256: {}x}}", &digest[1..]), "5:20: spec.scope.exec.allow[0].sha256", "64 hexadecimal"),
         (format!("{{dir: /a, sha256: {digest}}}"), "5:19: spec.scope.exec.allow[0].sha256", "needs a path or a glob"),
+        (format!("{{dir: /a, verity: {digest}}}"), "5:19: spec.scope.exec.allow[0].verity", "needs a path or a glob"),
+        ("{path: /a, verity: abc}".to_owned(), "5:20: spec.scope.exec.allow[0].verity", "has 3 characters"),
+        (format!("{{path: /a, verity: 'sha512:{digest}'}}"), "5:20: spec.scope.exec.allow[0].verity", "is a SHA-512"),
+        (
+            format!("{{path: /a, sha256: {digest}, verity: {digest}}}"),
+            "5:94: spec.scope.exec.allow[0].verity",
+            "stands beside sha256",
+        ),
         ("{glob: /a/**/b}".to_owned(), "5:8: spec.scope.exec.allow[0].glob", "has **: write dir"),
         ("{glob: /a/b}".to_owned(), "5:8: spec.scope.exec.allow[0].glob", "write path instead of glob"),
         ("{glob: a/*}".to_owned(), "5:8: spec.scope.exec.allow[0].glob", "is not absolute"),
