@@ -20,7 +20,7 @@ use crate::{
     evidence::{Body, Gap, GapCause, Log},
     kernel::{CgroupRoot, KernelError, Pins},
     made::Made,
-    store::{Store, StoreError},
+    store::{self, Store, StoreError},
 };
 
 /// What the host has, locked against other agents.
@@ -115,6 +115,7 @@ fn open(paths: &Paths, made: &mut Made) -> Result<(Log, Store), Failure> {
     let state = made.directory(&paths.state, 0o700);
     state.map_err(|e| unable(KernelError::file("make", &paths.state)(e)))?;
     let boot = read_line("/proc/sys/kernel/random/boot_id")?;
+    let new = !paths.state.join(store::FILE).exists();
     let (store, spoiled) = Store::open(&paths.state, boot.clone()).map_err(refused)?;
     let host = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
     let opened = Log::open(&paths.evidence, &paths.evidence_head(), &host, &boot, engine::now());
@@ -123,7 +124,12 @@ fn open(paths: &Paths, made: &mut Made) -> Result<(Log, Store), Failure> {
         warn!("the evidence has a gap: {}", gap.detail.as_deref().unwrap_or("see its record"));
         log.append(&Body::Gap(gap), engine::now()).map_err(unexpected)?;
     }
-    if let Some(why) = spoiled {
+    // the first agent makes both
+    let gone = (new && log.last() > 0).then(|| {
+        let (store, log) = (store.path().display(), log.path().display());
+        format!("{store} was not there, and {log} has records: what was kept of sessions is lost, and every stay")
+    });
+    if let Some(why) = spoiled.or(gone) {
         warn!("{why}");
         let gap = Gap { detail: Some(why), ..Gap::new(GapCause::AgentAbsent) };
         log.append_durable(&Body::Gap(gap), engine::now()).map_err(unexpected)?;

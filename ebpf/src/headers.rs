@@ -166,9 +166,8 @@ fn plain4(context: *mut __sk_buff, packet: &mut Packet) -> bool {
         return false;
     }
     // SAFETY: so many bytes are there. In the words the first byte of the packet is the lowest.
-    let (first, fragment, from, to, ports) = unsafe {
-        (eight::<0>(place), four::<6>(place), four::<12>(place), four::<16>(place), four::<PLAIN4>(place))
-    };
+    let (first, fragment, from, to, ports) =
+        unsafe { (eight::<0>(place), four::<6>(place), four::<12>(place), four::<16>(place), four::<PLAIN4>(place)) };
     let (version, protocol) = (first as u8, (fragment >> 24) as u8);
     if version != 0x45 || u16::from_be(fragment as u16) & 0x1fff != 0 || (protocol != UDP && protocol != TCP) {
         return false;
@@ -291,4 +290,3 @@ fn transport(context: *mut __sk_buff, packet: &mut Packet, start: u32, total: u3
     }
     Some(())
 }
-

@@ -203,7 +203,7 @@ impl Engine {
             let first = |problems: Vec<policy::Problem>| problems.first().map(ToString::to_string).unwrap_or_default();
             let parse = |text: &str| policy::parse(&kept.start.policy.source, text.as_bytes()).map_err(first);
             let (began, policy) = (parse(&kept.start_policy)?, parse(&kept.policy)?);
-            let (policy, host, plan) = self.plan_in_force(policy, kept.narrowed.as_ref(), revision)?;
+            let (policy, host, plan) = self.plan_in_force(policy, kept, revision)?;
             Ok((cgroup, [began, policy], host, plan))
         });
         read.map_err(|why| self.gap(format!("session {id} cannot go on and is ended: {why}"))).ok()
@@ -214,15 +214,19 @@ impl Engine {
     fn plan_in_force(
         &mut self,
         mut policy: Policy,
-        narrowed: Option<&Narrowed>,
+        kept: &Kept,
         revision: u32,
     ) -> Result<(Policy, Resolved, Plan), String> {
+        let narrowed = kept.narrowed.as_ref();
         let kernel = &mut self.parts.kernel;
         let mut host = resolve::rules(kernel, &mut self.digests, &policy).map_err(|e| e.to_string())?;
         if let Some(narrowed) = narrowed {
             let less = policy.without(&host, &narrowed.removed);
             (policy, host) = less.map_err(|(rule, _)| format!("its policy has no rule {rule} to be without"))?;
             policy.digest.clone_from(&narrowed.digest);
+        }
+        if !kept.named.put(&mut host) {
+            return Err("what its rules named is kept of other rules".into());
         }
         let mut plan = policy::compile(&policy, &host)
             .map_err(|problems| problems.first().map(ToString::to_string).unwrap_or_default())?;
@@ -356,10 +360,11 @@ impl Engine {
             _ => {}
         }
         // as it was said to be: an agent that died at it may have left the cgroup otherwise
-        match state {
-            State::Frozen => self.stop_members(id),
-            _ => self.thaw_cgroup(id),
+        match self.sessions.get(&id).is_some_and(|live| live.machine.is_still()) {
+            true => self.stop_members(id),
+            false => self.thaw_cgroup(id),
         }
+        self.cap(id, now_boot_ns);
         // the wall clock may have been stepped while nobody looked
         self.rearm(id);
         self.tick_session(id, now_boot_ns);
@@ -370,6 +375,18 @@ impl Engine {
             Some(Ok(())) => {}
             Some(Err(problem)) => warn!("the first process of session {id} is not watched: {problem}"),
             None => self.first_gone(id, now_boot_ns),
+        }
+    }
+
+    /// No session lasts longer than the host lets it, also where an earlier agent knew of no such cap.
+    fn cap(&mut self, id: SessionId, now_boot_ns: u64) {
+        let cap = u64::try_from(self.parts.config.limits.max_ttl.as_nanos()).unwrap_or(u64::MAX);
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        let ttl_boot_ns = live.started.saturating_add(cap);
+        if live.machine.reason().is_none() && live.machine.limits().ttl_boot_ns > ttl_boot_ns {
+            live.winner = "host cap";
+            self.feed(id, Input::Renew { now_boot_ns, ttl_boot_ns });
+            self.keep(id);
         }
     }
 

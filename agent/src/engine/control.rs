@@ -95,7 +95,12 @@ impl Engine {
         let live = self.sessions.get(&id).ok_or_else(|| over(prefix))?;
         match live.machine.state() {
             State::Active | State::Frozen => {}
+            _ if live.machine.is_in_grace() => {}
             _ => return Err(ending(id, live)),
+        }
+        if live.machine.is_still() {
+            // a member may have been moved out of the cgroup since
+            self.stop_members(id);
         }
         self.feed(id, Input::Freeze { now_boot_ns });
         let live = self.sessions.get(&id).ok_or_else(|| over(prefix))?;
@@ -119,6 +124,7 @@ impl Engine {
         let live = self.sessions.get(&id).ok_or_else(|| over(prefix))?;
         match live.machine.state() {
             State::Frozen | State::Active => {}
+            _ if live.machine.is_in_grace() => {}
             _ => return Err(ending(id, live)),
         }
         self.feed(id, Input::Thaw { now_boot_ns });
@@ -133,6 +139,17 @@ impl Engine {
         let Some(live) = self.sessions.get_mut(&id) else { return };
         live.still = complain("freezing a session", live.cgroup.freeze());
         self.signal_outside(id, Signal::SIGSTOP);
+    }
+
+    /// A member was moved out of its session's cgroup: the policy may end the session, and one that is frozen stands still
+    /// there too.
+    pub(super) fn moved(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        if live.rules.moved_ends {
+            self.feed(id, Input::End { reason: EndReason::Violation });
+        } else if live.machine.is_still() {
+            self.stop_members(id);
+        }
     }
 
     /// Lets it go on.
@@ -192,6 +209,11 @@ impl Engine {
     }
 
     fn begin_revoke(&mut self, revoke: &wire::Revoke, peer: &Peer) -> Result<Revoked, ApiError> {
+        if revoke.value.is_empty() || (matches!(revoke.by, RevokeBy::Label) && revoke.value.starts_with('=')) {
+            let message =
+                format!("--{} {:?} means nobody: write whose sessions are meant", revoke.by.as_str(), revoke.value);
+            return Err(ApiError::BadRequest { message });
+        }
         let hit = self.meant(revoke)?;
         let sessions: Vec<RevokedRow> = hit.iter().filter_map(|id| self.sessions.get(id)).map(row).collect();
         let mut revoked = Revoked { dry_run: revoke.dry_run, sessions, stay: None };

@@ -6,7 +6,7 @@ use super::{Engine, Live, complain};
 use crate::{
     kernel::boot_now,
     session::SessionId,
-    store::{Kept, StoreError},
+    store::{Kept, Named, StoreError},
 };
 
 /// Between two tries.
@@ -35,6 +35,7 @@ impl Engine {
             policy: live.policy_text.clone(),
             start_policy: live.start_text.clone(),
             narrowed: live.narrowed(),
+            named: Named::of(&live.host),
             winner: live.winner.to_owned(),
             started: live.started,
             first: live.first_process,

@@ -24,7 +24,7 @@ use crate::{
     evidence::{Body, Moment, StartLimits, Terminate, Warning},
     host_events::Processors,
     kernel::{boot_now, open_path, signal_pidfd},
-    policy::{Activity, Policy, next_opening, open_until},
+    policy::{Activity, Mode, Policy, next_opening, open_until},
     session::{Due, Idle, Input, Limits, SessionId, State},
     store::Kept,
 };
@@ -64,6 +64,15 @@ pub(super) fn at_start(policy: &Policy, run: &wire::Run, ttl: Duration, at: Mome
         term_ns: nanos(rules.term),
         leftovers_ns: nanos(rules.leftovers),
     };
+    // it would be told to end as it begins
+    let left = limits.first(false).at_boot_ns.saturating_sub(at.boot_ns);
+    if policy.mode == Mode::Enforce && limits.term_ns > 0 && left <= limits.term_ns {
+        let (left, term) = (duration::format(Duration::from_nanos(left)), duration::format(rules.term));
+        let message =
+            format!("the session would last {left}, and policy {} tells it to end {term} before", policy.name);
+        let remedy = "let it last longer, or shorten on.expiry.term".into();
+        return Err(ApiError::Refused { message, rule: None, remedy });
+    }
     Ok(Held { limits, start })
 }
 
@@ -80,7 +89,9 @@ fn window_at(policy: &Policy, time: Timestamp) -> Result<Timestamp, ApiError> {
 /// A credential's end: RFC 3339, and not past.
 fn credential(text: &str, time: Timestamp) -> Result<Timestamp, ApiError> {
     let expires = DateTimeParser::new().parse_timestamp(text).map_err(|_form| ApiError::BadRequest {
-        message: format!("--credential-expires {text:?} is no time: write RFC 3339, such as 2026-11-21T22:00:00Z"),
+        message: format!(
+            "--credential-expires {text:?} is no time: write RFC 3339, before 9999-12-30, such as 2026-11-21T22:00:00Z"
+        ),
     })?;
     if expires > time {
         return Ok(expires);
@@ -242,7 +253,7 @@ pub(super) fn winner(kept: &str) -> &'static str {
 impl Live {
     /// The limit that ends it first, as `inspect` names it.
     pub(super) fn winner(&self) -> &'static str {
-        match self.machine.due().reason {
+        match self.machine.over_at().reason {
             crate::session::EndReason::Ttl => self.winner,
             other => other.as_str(),
         }
@@ -267,7 +278,7 @@ impl Live {
     }
 
     pub(super) fn left_ms(&self) -> u64 {
-        self.machine.due().at_boot_ns.saturating_sub(boot_now()) / MS
+        self.machine.over_at().at_boot_ns.saturating_sub(boot_now()) / MS
     }
 
     fn is_on_wall_clock(&self) -> bool {
@@ -339,7 +350,7 @@ impl Engine {
         if !matches!(live.machine.state(), State::Active | State::Frozen) {
             return Err(ending(id, live));
         }
-        let policy = &live.start.policy;
+        let policy = &live.policy;
         let refused = |message: String, remedy: &str| ApiError::Refused { message, rule: None, remedy: remedy.into() };
         if !live.rules.renew {
             let message = format!("policy {} forbids to renew a session (limits.renew)", policy.name);

@@ -156,6 +156,8 @@ pub struct Engine {
     urgent: Option<Urgent>,
     /// When appended records must be durable.
     flush_due: Option<u64>,
+    /// Why the log is not whole on disk; none: it is.
+    evidence_trouble: Option<String>,
     /// Cgroups of sessions that are over.
     leaving: Vec<SessionCgroup>,
     /// When their removal is tried again.
@@ -275,6 +277,7 @@ impl Engine {
             looked_at: HashSet::new(),
             urgent: None,
             flush_due: None,
+            evidence_trouble: None,
             leaving: Vec::new(),
             removal_due: None,
             lingering: Vec::new(),
@@ -403,7 +406,7 @@ impl Engine {
     pub fn note(&mut self, note: Note) {
         match note {
             Note::FirstExited(id) => self.first_gone(id, boot_now()),
-            Note::Moved(id) => self.feed(id, Input::End { reason: EndReason::Violation }),
+            Note::Moved(id) => self.moved(id),
             Note::CaughtUp(follower, sent) if sent >= self.parts.log.last() => self.followers.push(follower),
             Note::CaughtUp(follower, sent) => self.send_records(follower, sent, true),
         }
@@ -494,9 +497,11 @@ impl Engine {
 
     fn flush(&mut self) {
         self.flush_due = None;
-        if let Err(problem) = self.parts.log.flush() {
+        let flushed = self.parts.log.flush();
+        if let Err(problem) = &flushed {
             error!("evidence is not on disk: {problem}");
         }
+        self.evidence_trouble = flushed.err().map(|problem| problem.to_string());
     }
 
     fn tell(&mut self, line: &str) {

@@ -26,7 +26,7 @@ use crate::{
     kernel::{Kernel, KernelError, boot_now, wait_for_programs},
     policy::{self, Candidate, ExecTarget, Limits, Plan, Policy, Resolved, UnixTarget},
     session::{Input, SessionId, State},
-    store::{Kept, Narrowed},
+    store::{Kept, Named, Narrowed},
 };
 
 /// Files that are open at once.
@@ -284,11 +284,17 @@ impl Engine {
         let policy = narrower.text.clone().unwrap_or_else(|| kept.policy.clone());
         let policy_revision = self.policies.revision(slot);
         let before = Some(Box::new(kept.clone()));
-        Kept { policy_slot: slot, policy_revision, policy, machine, narrowed: Some(narrowed), before, ..kept }
+        let named = Named::of(&narrower.host);
+        let winner = if shorter(live, longest).is_some() { "policy".to_owned() } else { kept.winner.clone() };
+        let narrowed = Some(narrowed);
+        Kept { policy_slot: slot, policy_revision, policy, machine, narrowed, named, winner, before, ..kept }
     }
 
     fn shorten(&mut self, id: SessionId, ttl: Duration) {
         if let Some(shorter) = self.sessions.get(&id).and_then(|live| shorter(live, ttl)) {
+            if let Some(live) = self.sessions.get_mut(&id) {
+                live.winner = "policy";
+            }
             self.feed(id, shorter);
         }
     }

@@ -171,6 +171,7 @@ impl Engine {
         if self.parts.log.missed() > 0 {
             why.push(format!("{} records of evidence could not be written", self.parts.log.missed()));
         }
+        why.extend(self.evidence_trouble.as_ref().map(|problem| format!("evidence is not on disk: {problem}")));
         why.extend(self.store_trouble());
         if let Ok(foreign @ 1..) = self.parts.kernel.foreign() {
             why.push(format!("{foreign} decisions fell on tasks outside the confinement and were not carried out"));

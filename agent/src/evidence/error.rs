@@ -45,6 +45,12 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The log's file has another name or none.
+    #[error("{} was removed or replaced: what is recorded goes to the file that was there; stop the agent and put that file back, or start a new log", path.display())]
+    Removed {
+        /// The log.
+        path: PathBuf,
+    },
     /// The log was written by a newer version.
     #[error("{} has records of format {version}, this program writes 1: use the newer program, or another --evidence-dir", path.display())]
     NewerFormat {

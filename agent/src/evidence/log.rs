@@ -4,9 +4,9 @@
 //! flush, survives the loss of power.
 
 use std::{
-    fs::{DirBuilder, File, TryLockError},
+    fs::{self, DirBuilder, File, TryLockError},
     io::{self, Seek as _, SeekFrom},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt as _, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -30,6 +30,8 @@ pub fn log_file(folder: &Path) -> PathBuf {
 pub struct Log {
     path: PathBuf,
     head_path: PathBuf,
+    /// Device and inode number of the log.
+    file: (u64, u64),
     /// What the head file holds, where it is known to be in order.
     flushed: Option<Head>,
     writer: Writer<File>,
@@ -70,8 +72,9 @@ impl Log {
         let head_file = HeadFile::read(Some(head));
         let recovery = Recovery { last: tail.head().n, gaps: tail.gaps(&head_file, &aside) };
         let origin = Origin { host: host.to_owned(), boot: boot.to_owned() };
+        let is = file.metadata().map_err(|source| Error::Read { path: path.clone(), source })?;
         let writer = Writer::new(file, tail.length, tail.head(), origin);
-        let mut log = Self { path, head_path: head.to_owned(), flushed: None, writer };
+        let mut log = Self { path, head_path: head.to_owned(), file: (is.dev(), is.ino()), flushed: None, writer };
         if recovery.last == 0 && recovery.gaps.is_empty() {
             // a new log gets its head file now: from here on, none means that it was taken away
             log.flush()?;
@@ -113,6 +116,10 @@ impl Log {
         self.writer.sync()?;
         head::replace(&self.head_path, last)
             .map_err(|source| Error::WriteHead { path: self.head_path.clone(), source })?;
+        let there = fs::metadata(&self.path).is_ok_and(|is| (is.dev(), is.ino()) == self.file);
+        if !there {
+            return Err(Error::Removed { path: self.path.clone() });
+        }
         self.flushed = Some(last);
         Ok(())
     }

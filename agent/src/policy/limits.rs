@@ -164,6 +164,10 @@ pub(super) fn read(spec: &Fields<'_>, problems: &mut Problems) -> Option<(Durati
         let message = "the time to end in is not shorter than limits.ttl: shorten it, or give a longer ttl";
         problems.add(spec.at, "spec.on.expiry.term", message);
     }
+    if found.idle.as_ref().is_some_and(|idle| found.term >= idle.after) {
+        let message = "the time to end in is not shorter than limits.idle: shorten it, or give a longer idle";
+        problems.add(spec.at, "spec.on.expiry.term", message);
+    }
     Some((ttl, found))
 }
 

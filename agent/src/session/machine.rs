@@ -23,6 +23,9 @@ enum Phase {
         reason: EndReason,
         until_boot_ns: u64,
         look_boot_ns: u64,
+        /// They are frozen.
+        #[serde(default)]
+        still: bool,
     },
     /// The kernel refuses everything; what is left is being removed.
     Ending(EndReason),
@@ -103,6 +106,27 @@ impl Session {
     #[must_use]
     pub fn state(&self) -> State {
         self.phase.state()
+    }
+
+    /// Whether its members are to stand still: frozen it stays so in its grace, until somebody lets it go.
+    #[must_use]
+    pub fn is_still(&self) -> bool {
+        matches!(self.phase, Phase::Frozen | Phase::Grace { still: true, .. })
+    }
+
+    /// Whether it ends, and its members may run on for a while.
+    #[must_use]
+    pub fn is_in_grace(&self) -> bool {
+        matches!(self.phase, Phase::Grace { .. })
+    }
+
+    /// When it is over, and why: the limit that comes first, or the end of its grace.
+    #[must_use]
+    pub fn over_at(&self) -> Due {
+        match self.phase {
+            Phase::Grace { reason, until_boot_ns, .. } => Due { at_boot_ns: until_boot_ns, reason },
+            _ => self.due(),
+        }
     }
 
     /// Why it ends or ended; the first reason stands.
@@ -188,6 +212,8 @@ impl Session {
             }
             (Phase::Active, Input::Freeze { now_boot_ns }) => self.freeze(now_boot_ns),
             (Phase::Frozen, Input::Thaw { now_boot_ns }) => self.thaw(now_boot_ns),
+            (Phase::Grace { still: false, .. }, Input::Freeze { .. }) => self.stand(true),
+            (Phase::Grace { still: true, .. }, Input::Thaw { .. }) => self.stand(false),
             (Phase::Starting | Phase::Active | Phase::Frozen, Input::End { reason }) => self.begin_end(reason),
             (Phase::Grace { reason, .. }, Input::End { .. } | Input::Counted { left: 0 }) => self.cut(reason),
             (Phase::Ending(reason), Input::Swept(round)) if self.mode == Mode::Enforce => {
@@ -202,9 +228,9 @@ impl Session {
     fn tick(&mut self, now_boot_ns: u64) -> Vec<Effect> {
         match self.phase {
             Phase::Grace { reason, until_boot_ns, .. } if now_boot_ns >= until_boot_ns => self.cut(reason),
-            Phase::Grace { reason, until_boot_ns, look_boot_ns } if now_boot_ns >= look_boot_ns => {
+            Phase::Grace { reason, until_boot_ns, look_boot_ns, still } if now_boot_ns >= look_boot_ns => {
                 let look_boot_ns = now_boot_ns.saturating_add(GRACE_LOOK_NS);
-                self.phase = Phase::Grace { reason, until_boot_ns, look_boot_ns };
+                self.phase = Phase::Grace { reason, until_boot_ns, look_boot_ns, still };
                 vec![Effect::Count]
             }
             phase if phase.lives() => self.check_limits(now_boot_ns),
@@ -234,9 +260,9 @@ impl Session {
         }
     }
 
-    /// How long before the end `SIGTERM` comes: in mode `observe` it does not.
+    /// How long before the end `SIGTERM` comes: in mode `observe` it does not, nor to who stands still and could not answer.
     fn term_ns(&self) -> u64 {
-        if self.mode == Mode::Enforce { self.limits.term_ns } else { 0 }
+        if self.mode == Mode::Enforce && self.phase != Phase::Frozen { self.limits.term_ns } else { 0 }
     }
 
     fn terminate(&mut self, due: Due, now_boot_ns: u64) -> Vec<Effect> {
@@ -256,13 +282,20 @@ impl Session {
 
     /// The end begins, and the scope goes on to be enforced until `until_boot_ns`; the kernel holds that moment.
     fn begin_grace(&mut self, reason: EndReason, until_boot_ns: u64, now_boot_ns: u64) -> Vec<Effect> {
-        let frozen = self.phase == Phase::Frozen;
-        let look_boot_ns = now_boot_ns;
-        let record = self.enter(Phase::Grace { reason, until_boot_ns, look_boot_ns }, Cause::End(reason));
+        // what an operator froze does not let itself go by ending
+        let (still, look_boot_ns) = (self.phase == Phase::Frozen, now_boot_ns);
+        let record = self.enter(Phase::Grace { reason, until_boot_ns, look_boot_ns, still }, Cause::End(reason));
         let mut effects = self.arm(Due { at_boot_ns: until_boot_ns, reason });
         effects.push(record);
-        effects.extend(frozen.then_some(Effect::Thaw));
         effects
+    }
+
+    /// In its grace: members stand still, or go on. It ends when it would have.
+    fn stand(&mut self, stand: bool) -> Vec<Effect> {
+        if let Phase::Grace { still, .. } = &mut self.phase {
+            *still = stand;
+        }
+        vec![if stand { Effect::Freeze } else { Effect::Thaw }]
     }
 
     /// The grace is over.

@@ -457,6 +457,27 @@ fn leftovers_have_their_grace_within_the_limits() {
     assert_eq!(late.step(tick(100)), [Effect::MarkEnded, Effect::Sweep]);
 }
 
+/// What was frozen stays so when its first process dies, and gets no signal that it could not answer.
+#[test]
+fn an_end_does_not_thaw() {
+    let limits = Limits { term_ns: 5 * SECOND, leftovers_ns: 10 * SECOND, ..Limits::ttl(DEADLINE) };
+    let mut session = active(limits);
+    assert_eq!(session.step(FREEZE).first(), Some(&Effect::Freeze));
+    assert_eq!(session.wakes_at(), Some(40 * SECOND), "for the warning, and not for the signal");
+    let mut late = session.clone();
+    assert!(!late.step(tick(96)).iter().any(|effect| matches!(effect, Effect::Terminate { .. })));
+    assert_eq!(late.state(), State::Frozen);
+    let end = record(State::Frozen, State::Ending, Cause::End(EndReason::Completed));
+    let word = Effect::SetDeadline { at_boot_ns: 30 * SECOND };
+    assert_eq!(session.step(Input::FirstExited { now_boot_ns: 20 * SECOND }), [word, end]);
+    assert!(session.is_still() && session.is_in_grace());
+    assert_eq!(session.step(FREEZE), []);
+    assert_eq!(session.step(Input::Thaw { now_boot_ns: 21 * SECOND }), [Effect::Thaw]);
+    assert_eq!(session.step(FREEZE), [Effect::Freeze], "a grace can be frozen too");
+    assert_eq!(session.over_at(), Due { at_boot_ns: 30 * SECOND, reason: EndReason::Completed });
+    assert_eq!(session.step(tick(30)), [Effect::MarkEnded, Effect::Sweep]);
+}
+
 #[test]
 fn an_earlier_moment_of_the_kernel_holds() {
     let held = |seconds| Input::Held { at_boot_ns: seconds * SECOND };

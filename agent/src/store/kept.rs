@@ -1,11 +1,13 @@
 //! A session as it is kept for the next agent.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tipstaff_common::rule::FileId;
 
 use crate::{
     evidence::SessionStart,
+    policy::Resolved,
     session::{Ending, Session},
 };
 
@@ -39,6 +41,8 @@ pub struct Kept {
     /// What became of its scope since then; none: it was never narrowed.
     #[serde(default)]
     pub narrowed: Option<Narrowed>,
+    /// What its rules named, as far as the kernel cannot tell.
+    pub named: Named,
     /// Whose limit is the shortest.
     pub winner: String,
     /// `CLOCK_BOOTTIME` nanoseconds at which it started.
@@ -99,6 +103,63 @@ pub struct Narrowed {
     /// The phase of its policy that it is in.
     #[serde(default)]
     pub phase: Option<String>,
+}
+
+/// What rules named on this host when they were looked at: the next agent holds the session to the same, whatever the host's
+/// files say by then.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Named {
+    /// The host's resolvers.
+    resolvers: Vec<IpAddr>,
+    /// In the order of the policy's rules for unix sockets.
+    unix: Vec<NamedUnix>,
+}
+
+/// What one rule for unix sockets named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamedUnix {
+    files: Vec<FileNumber>,
+    place: Option<(FileNumber, Vec<u8>)>,
+    trusted: bool,
+}
+
+/// Inode, device, generation.
+type FileNumber = (u64, u32, u32);
+
+impl Named {
+    /// What the rules of a policy named.
+    #[must_use]
+    pub fn of(host: &Resolved) -> Self {
+        let number = |file: &FileId| (file.inode, file.device, file.generation);
+        let unix = host.unix.iter().map(|found| NamedUnix {
+            files: found.files.iter().map(number).collect(),
+            place: found.place.as_ref().map(|(directory, name)| (number(directory), name.clone())),
+            trusted: found.trusted,
+        });
+        Self { resolvers: host.resolvers.clone(), unix: unix.collect() }
+    }
+
+    /// Takes it for what the rules name now. False: there are other rules than those that it is of.
+    #[must_use]
+    pub fn put(&self, host: &mut Resolved) -> bool {
+        if self.unix.len() != host.unix.len() {
+            return false;
+        }
+        let file = |(inode, device, generation): &FileNumber| FileId {
+            inode: *inode,
+            device: *device,
+            generation: *generation,
+        };
+        host.resolvers.clone_from(&self.resolvers);
+        for (found, named) in host.unix.iter_mut().zip(&self.unix) {
+            found.files = named.files.iter().map(file).collect();
+            found.place = named.place.as_ref().map(|(directory, name)| (file(directory), name.clone()));
+            found.trusted = named.trusted;
+        }
+        true
+    }
 }
 
 /// A process by number and start: no other has both.

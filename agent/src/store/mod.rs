@@ -19,10 +19,12 @@ use redb::{AccessGuard, Builder, Database, DatabaseError, ReadableDatabase as _,
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
-pub use kept::{First, Kept, Narrowed};
+pub use kept::{First, Kept, Named, Narrowed};
 
 use crate::session::SessionId;
 
+/// Its file in the state folder.
+pub const FILE: &str = "store.redb";
 /// Version of what the tables hold.
 const VERSION: u64 = 1;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -110,7 +112,7 @@ impl Store {
     /// # Errors
     /// Another agent has it, it is of a newer version, or the disk refuses. Nothing was changed.
     pub fn open(state: &Path, boot: String) -> Result<(Self, Option<String>), StoreError> {
-        let path = state.join("store.redb");
+        let path = state.join(FILE);
         let unusable = |why: String| StoreError::Unusable { path: path.clone(), why };
         if !path.exists() {
             make(&path).map_err(unusable)?;

@@ -53,6 +53,7 @@ fn sample(n: u8) -> Kept {
         policy: format!("text of a policy {n}\n").repeat(40),
         start_policy: "text of a policy".into(),
         narrowed: None,
+        named: Named::default(),
         winner: "policy".into(),
         started: 3,
         first: First { pid: 7, started: 99 },

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{
     badinput::own_mounts,
     scene::{Fifo, SmallDisk, Wall, bulky, only, report},
+    scope::resolver,
 };
 use crate::harness::{
     mounts,
@@ -123,6 +124,19 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
     let session = running.session(s)?;
     ensure!(report(&answers, 2)? == ["ok", "ok"], "before: not both");
     s.cli(&["narrow", &session, "--remove", "two"])?.ended(0)?;
+    let (asked, answered) = (s.file("asked"), s.file("answered"));
+    let resolver = resolver();
+    let asks = |file: &str| {
+        let ask = format!("connect udp {resolver} 53");
+        format!("report {file} {ask} + await {last} {ask} + idle")
+    };
+    let without = s.policy(&only(&member).to("one", "127.0.0.2/32", 9))?;
+    let with = s.policy(&only(&member).to("one", "127.0.0.2/32", 9).net("resolver: allow"))?;
+    let (closed, open) = (s.run(&without, &member, &asks(&asked))?, s.run(&with, &member, &asks(&answered))?);
+    let (closed, open) = (closed.session(s)?, open.session(s)?);
+    ensure!(report(&asked, 1)? == ["errno 1"] && report(&answered, 1)? == ["ok"], "the resolver: before");
+    // it began without a resolver: by that word it gets none
+    s.cli(&["narrow", &closed, "--policy", &with])?.ended(0)?;
     let before = shown(s, &session)?["policy"].clone();
     s.kill_agent()?;
     s.start()?;
@@ -135,7 +149,16 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
     s.cli(&["narrow", &session, "--policy", &policy])?.ended(3)?.complained(&["is wider than the session's"])?;
     s.cli(&["narrow", &session, "--remove", "two"])?.ended(2)?.complained(&["has no rule \"two\""])?;
     s.cli(&["narrow", &session, "--remove", "one"])?.ended(0)?.told(&["revision 3"])?;
+    // of what is looked at again nothing comes back
+    for session in [&closed, &open] {
+        s.cli(&["narrow", session, "--remove", "one"])?.ended(0)?;
+    }
     fs::write(&last, "now")?;
+    ensure!(report(&asked, 2)?[1] == "errno 1", "the resolver, for whom it was closed: {:?}", report(&asked, 2)?);
+    ensure!(report(&answered, 2)?[1] == "ok", "the resolver, for whom it was open: {:?}", report(&answered, 2)?);
+    for session in [&closed, &open] {
+        s.cli(&["end", session])?.ended(0)?;
+    }
     ensure!(report(&answers, 6)?[4..] == ["errno 1", "errno 1"], "at last: {:?}", report(&answers, 6)?);
     s.cli(&["end", &session])?.ended(0)?;
     Ok(())

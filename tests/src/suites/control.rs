@@ -6,13 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use super::scene::only;
 use crate::harness::{
     prelude::*,
     sandbox::OPERATORS,
-    wait::{all_gone, gone, in_guest, wall_clock},
+    wait::{all_gone, gone, in_guest, state_of, wall_clock},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -49,7 +53,9 @@ fn freeze(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, counted, daemon) = (s.program("member")?, s.file("counted"), s.file("counted"));
     let policy = s.policy(&only(&member))?;
-    let running = s.run(&policy, &member, &format!("daemonise count {daemon} + count {counted}"))?;
+    let pid = s.file("pid");
+    let line = format!("daemonise pid {pid} count {daemon} + count {counted}");
+    let running = s.run(&policy, &member, &line)?;
     let session = running.session(s)?;
     grows(&counted)?;
     grows(&daemon)?;
@@ -78,6 +84,11 @@ fn freeze(s: &mut Sandbox) -> Result<()> {
     grows(&daemon)?;
     s.cli(&["freeze", &session])?.ended(0)?;
     stands_still(&counted)?;
+    // one that is moved away while it is frozen stands still there too
+    let pid = s.pid_in(&pid)?;
+    s.part("elsewhere").take(pid)?;
+    until("who was moved to be stopped", patience(), || Ok((state_of(pid) == Some('T')).then_some(())))?;
+    stands_still(&daemon)?;
     s.cli(&["end", &session])?.ended(0)?;
     all_gone(&[running.pid()])?;
     let causes: Vec<String> =
@@ -106,7 +117,24 @@ fn frozen_deadline(s: &mut Sandbox) -> Result<()> {
     s.session_ended(&session, "ttl")?;
     running.wait()?.ended(137)?;
     s.cli(&["thaw", &session])?.ended(5)?;
-    Ok(())
+    // the death of the first process begins the grace of what it leaves, and lets nobody go
+    let (left, pid) = (s.file("left"), s.file("pid"));
+    let policy = s.policy(&only(&member).limit("leftovers: 1h").ttl("2h"))?;
+    let running = s.run(&policy, &member, &format!("daemonise pid {pid} count {left} + await {pid} idle"))?;
+    let session = running.session(s)?;
+    grows(&left)?;
+    s.cli(&["freeze", &session])?.ended(0)?;
+    kill(Pid::from_raw(running.pid().cast_signed()), Signal::SIGKILL)?;
+    until("the grace to begin", patience(), || {
+        Ok((s.json(&["inspect", &session])?["session"]["state"] == "ending").then_some(()))
+    })?;
+    stands_still(&left)?;
+    s.cli(&["thaw", &session])?.ended(0)?;
+    grows(&left)?;
+    s.cli(&["freeze", &session])?.ended(0)?;
+    stands_still(&left)?;
+    s.cli(&["end", &session])?.ended(0)?;
+    all_gone(&[s.pid_in(&pid)?])
 }
 
 fn ids(answer: &Value) -> Vec<String> {

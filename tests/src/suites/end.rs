@@ -69,6 +69,10 @@ fn term(s: &mut Sandbox) -> Result<()> {
 fn leftovers(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, good) = (s.program("member")?, s.program("good")?);
+    // what would be told to end as it begins does not begin
+    let hasty = s.policy(&only(&member).spec("on: { expiry: { term: 5s } }"))?;
+    let refused = s.launch(&hasty, &member, "say ran").ttl("4s").start()?.wait()?;
+    refused.ended(125)?.complained(&["would last 4s", "tells it to end 5s before", "on.expiry.term"])?;
     let (daemon, mark, mut fifo) = (s.file("pid"), s.file("mark"), Fifo::new(s)?);
     let grace = secs(2, 15);
     let policy = s.policy(&only(&member).allow("good", &good).limit(format!("leftovers: {grace}s")))?;

@@ -290,8 +290,27 @@ fn older_store(s: &mut Sandbox, store: &Path, member: &str) -> Result<()> {
     })?;
     // of which as much is kept as the kernel has goes on
     ensure!(s.json(&["inspect", &beside])?["session"]["state"] == "active", "the session beside it does not go on");
-    s.cli(&["end", &beside])?.ended(0)?;
-    Ok(())
+    s.kill_agent()?;
+    fs::remove_file(store)?;
+    s.start()?;
+    s.session_ended(&beside, "agent-loss")?;
+    s.wait_evidence("the store that is gone", |r| {
+        let says = |d: &str| d.contains("store.redb was not there") && d.contains("every stay");
+        r["type"] == "gap" && r["detail"].as_str().is_some_and(says)
+    })?;
+    // a head file that cannot be written is told of, for as long
+    let head = store.with_file_name("evidence.head");
+    fs::remove_file(&head)?;
+    fs::create_dir(&head)?;
+    let policy = s.policy(&only(member))?;
+    s.run(&policy, member, "nothing")?.wait()?.ended(0)?;
+    let not_on_disk = &["evidence is not on disk", "evidence.head"];
+    until("status to tell", patience(), || {
+        Ok(s.cli(&["status"])?.ended(4).and_then(|told| told.told(not_on_disk)).is_ok().then_some(()))
+    })?;
+    fs::remove_dir(&head)?;
+    s.run(&policy, member, "nothing")?.wait()?.ended(0)?;
+    until("status to be well", patience(), || Ok(s.cli(&["status"])?.ended(0).is_ok().then_some(())))
 }
 
 /// A second agent with places of its own, but for the state folder.

@@ -14,7 +14,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// The first resolver of this host, as resolv.conf(5) has it.
-fn resolver() -> String {
+pub(super) fn resolver() -> String {
     let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let addresses = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
     let first = addresses.filter_map(|rest| rest.trim().parse::<IpAddr>().ok()).next();

@@ -84,12 +84,7 @@ fn tell_death(watched: &OwnedFd, child: Pid, mut from: File, to: OwnedFd) -> Res
 }
 
 /// Its exit status: 1 where it went on after the exec, 2 where something else failed.
-fn trespasser(
-    program: &CStr,
-    threads: u32,
-    (target, way): (SocketAddrV4, Way),
-    note: std::io::Result<File>,
-) -> u8 {
+fn trespasser(program: &CStr, threads: u32, (target, way): (SocketAddrV4, Way), note: std::io::Result<File>) -> u8 {
     for _ in 1..threads {
         std::thread::spawn(|| idle());
     }

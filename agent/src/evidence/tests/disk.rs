@@ -42,6 +42,18 @@ fn two_agents_cannot_write_one_log() {
 }
 
 #[test]
+fn a_log_that_is_taken_away_is_told_of() {
+    let place = Place::new();
+    let (mut log, _) = place.open().expect("the log opens");
+    let aside = place.log().with_extension("aside");
+    fs::rename(place.log(), &aside).expect("it is moved");
+    assert!(log.append_durable(&state(1), at(1)).is_ok(), "records go to the file that was there");
+    assert!(log.flush().is_err_and(|error| error.to_string().contains("was removed or replaced")));
+    fs::rename(&aside, place.log()).expect("it is put back");
+    assert!(log.flush().is_ok());
+}
+
+#[test]
 fn after_a_crash_at_any_byte_the_log_goes_on_and_says_so() {
     let (whole, _) = text(2);
     let first = whole.find('\n').expect("two lines") + 1;
