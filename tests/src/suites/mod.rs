@@ -20,7 +20,6 @@ mod multipath;
 mod narrow;
 mod net;
 mod programs;
-mod random;
 mod restart;
 mod rings;
 mod routes;
@@ -41,7 +40,6 @@ pub(crate) const ALL: &[&[Test]] = &[
     exec::TESTS,
     programs::TESTS,
     views::TESTS,
-    random::TESTS,
     members::TESTS,
     routes::TESTS,
     attach::TESTS,

@@ -16,7 +16,7 @@ use super::{
 use crate::harness::{mounts::Mounted, prelude::*, verity};
 
 pub(super) const TESTS: &[Test] = &[
-    Test::sharing("views::other-roots-and-mounts", WHEREVER, apart),
+    Test::sharing("views::other-roots-and-mounts", WHEREVER, apart).guests_only("mounts over what others use"),
     Test::sharing("views::overlay", WHEREVER, overlay),
     Test::sharing("views::overlay-changes", WHEREVER, changes),
     Test::sharing("views::verity", WHEREVER, by_verity).guests_only("takes a loop device"),
