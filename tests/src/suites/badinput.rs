@@ -188,16 +188,17 @@ fn policy_problems(s: &mut Sandbox) -> Result<()> {
 fn policy_unreadable(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, missing, folder) = (s.program("member")?, s.file("missing.yaml"), s.folder().display().to_string());
-    let fifo = s.file("fifo.yaml");
-    nix::unistd::mkfifo(fifo.as_str(), nix::sys::stat::Mode::S_IRWXU)?;
     let device = "/dev/zero".to_owned();
-    for path in [&missing, &folder, &fifo, &device] {
+    for path in [&missing, &folder, &device] {
         let what = if *path == missing { "" } else { "name a regular file" };
         s.cli(&["policy", "check", path])?.ended(2)?.told(&[path, what])?;
         s.run(path, &member, "nothing")?.wait()?.ended(125)?.complained(&["tipstaff: ", path, what])?;
         s.cli(&["narrow", "ab", "--policy", path])?.ended(2)?.complained(&["tipstaff: ", path, what])?;
         s.cli(&["revoke", "--credential", path])?.ended(2)?.complained(&["the credential", path, what])?;
     }
+    let fifo = s.file("fifo.yaml");
+    nix::unistd::mkfifo(fifo.as_str(), nix::sys::stat::Mode::S_IRWXU)?;
+    s.run(&fifo, &member, "nothing")?.wait()?.ended(125)?.complained(&[&fifo, "nobody wrote to"])?;
     // one that cannot be read does not hide what is wrong, or right, with the others
     let (text, good) = (s.policy_text("spec: [\n")?, s.policy(&only(&member))?);
     let check = ["policy", "check", &missing, &text, &good];
