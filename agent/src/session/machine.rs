@@ -399,8 +399,8 @@ impl Session {
         let due = self.due();
         let left_ns = due.at_boot_ns.saturating_sub(now_boot_ns);
         let longest_ns = self.limits.longest_warning(due.reason);
-        let given_up = |warning: &u64| *warning > longest_ns;
-        self.warning_ns = self.warning_ns.filter(|w| !given_up(w)).max(warning_below(left_ns, longest_ns));
+        let pending = self.warning_ns.filter(|warning| *warning <= longest_ns);
+        self.warning_ns = pending.max(warning_below(left_ns, longest_ns));
     }
 
     fn arm(&mut self, due: Due) -> Vec<Effect> {

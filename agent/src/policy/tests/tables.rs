@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use tipstaff_common::{
     limits::PORT_RULES,
-    rule::{ALLOW, DENY, ExecKey, FileId, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_UNRESOLVED, UNIX_SPELLED},
+    rule::{
+        ALLOW, Content, DENY, ExecKey, FileId, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_UNRESOLVED,
+        UNIX_SPELLED,
+    },
     session::{HAS_DIRECTORIES, HAS_UNIX_DENIALS, HAS_UNIX_DIRECTORIES},
 };
 
@@ -398,4 +401,30 @@ fn a_policy_without_rules_has_numbers_too() {
         .expect("it has numbers");
     assert_eq!(plan.rules, ["gone"]);
     assert_eq!(plan.judge_exec(&Program::of(file, &[])).verdict, Effect::Deny);
+}
+
+/// A host that cannot be asked takes nothing from a session: its rules name what the tables hold.
+#[test]
+fn what_the_host_does_not_show_is_named_by_the_tables() {
+    let policy = policy("ci", "{exec: {allow: [{path: /a}, {path: /b}], deny: [{path: /d}]}}");
+    let count = u64::try_from(policy.exec.len()).expect("a few");
+    let content = |inode: u64| (id(inode), Content { size: inode, ..Content::default() });
+    let host = Resolved {
+        files: (1..=count).map(|inode| vec![id(inode)]).collect(),
+        contents: (1..=count).map(content).collect(),
+        ..Resolved::default()
+    };
+    let plan = compile(&policy, &host).expect("a plan");
+    let mut silent = Resolved { files: vec![Vec::new(); policy.exec.len()], ..Resolved::default() };
+    silent.as_pinned(&policy, &plan);
+    assert_eq!(silent.files, host.files);
+    assert_eq!(compile(&policy, &silent).expect("a plan").exec, plan.exec);
+    // one that shows something else gives the rules nothing new
+    let mut other = Resolved { files: vec![vec![id(9)]; policy.exec.len()], ..Resolved::default() };
+    other.contents.extend([content(9)]);
+    other.as_pinned(&policy, &plan);
+    for (rule, (files, own)) in policy.exec.iter().zip(other.files.iter().zip(&host.files)) {
+        assert!(own.iter().all(|file| files.contains(file)), "{}: {files:?}", rule.id);
+        assert!(rule.effect == Effect::Deny || !files.contains(&id(9)), "{}: {files:?}", rule.id);
+    }
 }
