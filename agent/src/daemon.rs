@@ -167,7 +167,7 @@ fn load_with(
     let mut kernel = Kernel::load(&Options { root, confine, pins }).map_err(unable)?;
     match take_over(&mut kernel, root, pins) {
         Ok(song) => {
-            let mut controls = controls_from_song(kernel.tier(), kernel.without_lsm(), &song);
+            let mut controls = controls_from_song(kernel.tier(), kernel.without_lsm(), kernel.without_hooks(), &song);
             controls.push(flow_destroy(&prove_destroy(mount)));
             Ok((kernel, controls))
         }

@@ -88,6 +88,8 @@ pub struct Kernel {
     tier: Tier,
     /// Why it is not tier full.
     without_lsm: String,
+    /// Hooks on privileges that this kernel does not have.
+    without_hooks: Vec<&'static str>,
     /// The iterator that lists sockets: `OF_LABELS` or `OF_FILES`.
     pub(super) lists_sockets: &'static str,
     /// Its maps, for programs that aya does not load.
@@ -122,6 +124,27 @@ const LSM_SOCKETS: [&str; 13] = [
     "file_receive",
     "unix_stream_connect",
     "unix_may_send",
+];
+/// LSM programs on what a member does beyond its session, as above. What this kernel has no hook for is left out, and named
+/// with the control.
+const LSM_PRIVILEGES: [&str; 17] = [
+    "bprm_creds_from_file",
+    "ptrace_access_check",
+    "task_kill",
+    "bpf",
+    "kernel_read_file",
+    "kernel_load_data",
+    "sb_mount",
+    "sb_umount",
+    "sb_remount",
+    "sb_pivotroot",
+    "move_mount",
+    "path_chroot",
+    "userns_create",
+    "key_alloc",
+    "key_permission",
+    "perf_event_open",
+    "inode_init_security_anon",
 ];
 const ADDRESSES: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
@@ -222,6 +245,7 @@ impl Kernel {
             maps,
             tier: Tier::NoLsm,
             without_lsm: String::new(),
+            without_hooks: Vec::new(),
             lists_sockets: OF_LABELS,
             descriptors,
             by_hand: Vec::new(),
@@ -242,12 +266,18 @@ impl Kernel {
         &self.without_lsm
     }
 
+    /// Hooks on privileges that this kernel does not have, in tier full.
+    #[must_use]
+    pub fn without_hooks(&self) -> &[&'static str] {
+        &self.without_hooks
+    }
+
     /// Takes the LSM programs off again, which for this reason do not decide, and attaches what decides in their place as
     /// far as this kernel has hooks for it.
     pub fn leave_lsm(&mut self, why: String, root: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
         info!("no LSM programs here: {why}");
         self.without_lsm = why;
-        let of_lsm = || LSM.iter().chain(&LSM_SOCKETS);
+        let of_lsm = || LSM.iter().chain(&LSM_SOCKETS).chain(&LSM_PRIVILEGES);
         self.links.retain(|(name, _)| !of_lsm().any(|lsm| lsm == name));
         let paths = of_lsm().filter_map(|name| Some(pins?.link(self.generation, name)));
         for path in paths.filter(|path| path.exists()) {
@@ -329,6 +359,14 @@ impl Kernel {
 
     fn attach_lsm_programs(&mut self, options: &Options<'_>, btf: &Btf) -> Result<(), KernelError> {
         for name in LSM.into_iter().chain(LSM_SOCKETS) {
+            let link = attach_lsm(self.typed(name)?, name, btf);
+            self.keep(options, name, link)?;
+        }
+        for name in LSM_PRIVILEGES {
+            if btf.id_by_type_name_kind(&format!("bpf_lsm_{name}"), BtfKind::Func).is_err() {
+                self.without_hooks.push(name);
+                continue;
+            }
             let link = attach_lsm(self.typed(name)?, name, btf);
             self.keep(options, name, link)?;
         }

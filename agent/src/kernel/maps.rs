@@ -20,6 +20,7 @@ use aya::{
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tipstaff_common::{
+    event::KINDS,
     label::{CONFINED, Label, Mirrored, SessionRef, TREE},
     rule::{ExecEntry, ExecKey, NetEntry, ProgramEntry, UnixKey},
     session::{
@@ -440,8 +441,8 @@ impl Kernel {
     }
 
     /// Records that found no room in their ring since the programs were loaded, by kind.
-    pub fn lost(&self) -> Result<[u64; 8], KernelError> {
-        let mut sums = [0; 8];
+    pub fn lost(&self) -> Result<[u64; KINDS], KernelError> {
+        let mut sums = [0; KINDS];
         for (kind, sum) in (0u32..).zip(&mut sums) {
             let each = self.maps.lost.get(&kind, 0).map_err(failed("read", "LOST"))?;
             *sum = each.iter().sum();

@@ -8,6 +8,7 @@ mod fork;
 mod heirs;
 mod iterate;
 mod packet;
+mod privilege;
 mod sockets;
 mod unix;
 mod unix_names;
