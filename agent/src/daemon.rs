@@ -4,7 +4,7 @@
 use std::{
     fs,
     os::fd::{AsFd as _, BorrowedFd},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -64,7 +64,7 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
         }
     };
     let loaded = load(&ground, confine.as_ref());
-    let (kernel, controls) = match loaded {
+    let (mut kernel, controls) = match loaded {
         Ok(loaded) => loaded,
         Err(failure) => {
             // what an earlier agent pinned stays in force
@@ -77,6 +77,7 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
             return Err(failure);
         }
     };
+    protect(&mut kernel, config);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(unexpected)?;
     runtime.block_on(serve(config, ground, confine, (kernel, controls), listeners, (left, past)))
 }
@@ -155,6 +156,16 @@ fn remove_empty(root: &Path, kept: &[Kept]) {
 
 fn load(ground: &Ground, confine: Option<&CgroupRoot>) -> Result<(Kernel, Vec<Control>), Failure> {
     load_with(&ground.root, &ground.mount, confine, Some(&ground.pins))
+}
+
+/// Keeps members away from what is the agent's own on the host.
+fn protect(kernel: &mut Kernel, config: &Config) {
+    let paths = &config.paths;
+    let own = [&paths.state, &paths.evidence, &paths.runtime, &paths.policies].into_iter().chain(&config.file);
+    let own: Vec<PathBuf> = own.cloned().collect();
+    if let Err(problem) = kernel.protect(&own, &paths.pins) {
+        warn!("members are not kept from the agent's own files: {problem}");
+    }
 }
 
 /// Loads the programs and lets the canary find the tier: by trying, not by the kernel's version.

@@ -173,7 +173,13 @@ pub struct Offsets {
     pub loading_module: u32,
     /// `LOADING_KEXEC_IMAGE` of the same.
     pub loading_kexec: u32,
+    /// `file.f_mode`
+    pub file_mode: u32,
+    /// `path.dentry`
+    pub path_dentry: u32,
+    /// `vfsmount.mnt_root`
+    pub mount_root: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 83 * 4);
+const _: () = assert!(size_of::<Offsets>() == 86 * 4);
 
 pod!(Offsets);

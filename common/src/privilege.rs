@@ -30,3 +30,10 @@ pub const PRIVILEGE_USERFAULTFD: u32 = 1 << 12;
 pub const PRIVILEGE_IO_URING: u32 = 1 << 13;
 /// Every class.
 pub const PRIVILEGE_ALL: u32 = (1 << 14) - 1;
+
+/// No class, and in no policy: in a record, that a member would have changed the agent's own files or pins.
+pub const AGENT_FILES: u32 = 1 << 31;
+/// In `PROTECTED`: the folder with all that is in it, or the file.
+pub const WHOLE: u32 = 1;
+/// In `PROTECTED`: the root of the file system that the pins are in, which is not unmounted.
+pub const MOUNTED: u32 = 2;

@@ -414,6 +414,21 @@ impl Inode {
     }
 }
 
+/// The directory entry of a `struct path`.
+#[inline(always)]
+pub fn entry_of_path(path: u64) -> Result<Dentry, Fault> {
+    read(path, offset_of!(Offsets, path_dentry)).map(Dentry)
+}
+
+/// What the root of a `struct vfsmount` is.
+#[inline(always)]
+pub fn root_of_mount(mount: u64) -> Result<FileId, Fault> {
+    read(mount, offset_of!(Offsets, mount_root)).map(Dentry)?.identity()
+}
+
+/// `FMODE_WRITE` (`include/linux/fs.h`)
+const FOR_WRITING: u32 = 2;
+
 /// An open file by its address.
 #[derive(Clone, Copy)]
 pub struct File(pub u64);
@@ -429,6 +444,12 @@ impl File {
     #[inline(always)]
     pub fn inode(self) -> Result<Inode, Fault> {
         read(self.0, offset_of!(Offsets, file_inode)).map(Inode)
+    }
+
+    /// Whether it can be written through.
+    #[inline(always)]
+    pub fn is_for_writing(self) -> Result<bool, Fault> {
+        Ok(read::<u32>(self.0, offset_of!(Offsets, file_mode))? & FOR_WRITING != 0)
     }
 
     /// Where it was opened.

@@ -12,7 +12,7 @@ use tipstaff_common::{
     label::{Label, Mirrored, SessionRef},
     limits,
     offsets::Offsets,
-    rule::{ExecKey, NetEntry, ProgramEntry, UnixKey},
+    rule::{ExecKey, FileId, NetEntry, ProgramEntry, UnixKey},
     session::{HostRoot, PolicyEntry, SessionConfig, SessionCounters, Settings},
     socket::{Destination, SocketLabel},
 };
@@ -112,6 +112,9 @@ pub static OFFSETS: Offsets = Offsets {
     reading_kexec: 0,
     loading_module: 0,
     loading_kexec: 0,
+    file_mode: 0,
+    path_dentry: 0,
+    mount_root: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the
@@ -308,6 +311,10 @@ pub static LOST: PerCpuArray<u64, { KINDS }> = PerCpuArray::new();
 /// agent once all programs of a load are attached. Every attached program decides, whatever stands here.
 #[btf_map]
 pub static GENERATION: Array<u32, 1> = Array::new();
+
+/// The agent's folders, and the roots of the file systems that its pins are in. Written by the agent at its start.
+#[btf_map]
+pub static PROTECTED: HashMap<FileId, u32, { limits::PROTECTED as usize }> = HashMap::new();
 
 /// Decisions that were not carried out because the task lies outside the confinement (index 0).
 #[btf_map]

@@ -20,7 +20,7 @@ use aya::{
         PerfEvent, Program, ProgramError, links::FdLink,
     },
 };
-use aya_obj::btf::BtfKind;
+use aya_obj::btf::{BtfError, BtfKind};
 use serde::{Deserialize, Serialize};
 use tipstaff_common::session::Settings;
 
@@ -127,7 +127,7 @@ const LSM_SOCKETS: [&str; 13] = [
 ];
 /// LSM programs on what a member does beyond its session, as above. What this kernel has no hook for is left out, and named
 /// with the control.
-const LSM_PRIVILEGES: [&str; 17] = [
+const LSM_PRIVILEGES: [&str; 28] = [
     "bprm_creds_from_file",
     "ptrace_access_check",
     "task_kill",
@@ -145,6 +145,17 @@ const LSM_PRIVILEGES: [&str; 17] = [
     "key_permission",
     "perf_event_open",
     "inode_init_security_anon",
+    "file_open",
+    "inode_unlink",
+    "inode_rmdir",
+    "inode_create",
+    "inode_mkdir",
+    "inode_symlink",
+    "inode_link",
+    "inode_rename",
+    "path_truncate",
+    "path_chmod",
+    "path_chown",
 ];
 const ADDRESSES: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
@@ -363,12 +374,10 @@ impl Kernel {
             self.keep(options, name, link)?;
         }
         for name in LSM_PRIVILEGES {
-            if btf.id_by_type_name_kind(&format!("bpf_lsm_{name}"), BtfKind::Func).is_err() {
-                self.without_hooks.push(name);
-                continue;
+            match attach_lsm(self.typed(name)?, name, btf) {
+                Err(problem) if is_no_hook(problem.as_ref()) => self.without_hooks.push(name),
+                link => self.keep(options, name, link)?,
             }
-            let link = attach_lsm(self.typed(name)?, name, btf);
-            self.keep(options, name, link)?;
         }
         self.tier = Tier::Full;
         Ok(())
@@ -447,6 +456,11 @@ fn attach_lsm(program: &mut Lsm, hook: &str, btf: &Btf) -> Result<FdLink, Box<dy
     program.load(hook, btf)?;
     let id = program.attach()?;
     Ok(program.take_link(id)?.into())
+}
+
+/// Whether a program was not loaded because the kernel does not have what it is for.
+fn is_no_hook(problem: &(dyn Error + 'static)) -> bool {
+    matches!(problem.downcast_ref(), Some(ProgramError::Btf(BtfError::UnknownBtfTypeName { .. })))
 }
 
 fn attach_tracepoint(program: &mut BtfTracePoint, tracepoint: &str, btf: &Btf) -> Result<FdLink, Box<dyn Error>> {

@@ -134,6 +134,9 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         reading_kexec: constant("kernel_read_file_id", "READING_KEXEC_IMAGE")?,
         loading_module: constant("kernel_load_data_id", "LOADING_MODULE")?,
         loading_kexec: constant("kernel_load_data_id", "LOADING_KEXEC_IMAGE")?,
+        file_mode: at("file", "f_mode")?,
+        path_dentry: at("path", "dentry")?,
+        mount_root: at("vfsmount", "mnt_root")?,
     })
 }
 

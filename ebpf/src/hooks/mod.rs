@@ -7,6 +7,7 @@ mod exec;
 mod fork;
 mod heirs;
 mod iterate;
+mod own_files;
 mod packet;
 mod privilege;
 mod sockets;

@@ -7,7 +7,7 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use tipstaff_common::{
     event::{KIND_PRIVILEGE, Privilege},
     privilege::{
-        PRIVILEGE_BPF, PRIVILEGE_CAPABILITIES, PRIVILEGE_CHROOT, PRIVILEGE_IO_URING, PRIVILEGE_KEXEC,
+        AGENT_FILES, PRIVILEGE_BPF, PRIVILEGE_CAPABILITIES, PRIVILEGE_CHROOT, PRIVILEGE_IO_URING, PRIVILEGE_KEXEC,
         PRIVILEGE_KEYRING, PRIVILEGE_MODULES, PRIVILEGE_MOUNT, PRIVILEGE_NAMESPACES, PRIVILEGE_PERF_EVENT,
         PRIVILEGE_PTRACE, PRIVILEGE_SETUID, PRIVILEGE_SIGNAL, PRIVILEGE_USERFAULTFD,
     },
@@ -18,7 +18,7 @@ use tipstaff_common::{
 use crate::{
     emit,
     kernel::{self, Binprm, Task},
-    maps::TASK_LABELS,
+    maps::{PROTECTED, TASK_LABELS},
     rules,
     session::{self, Session},
     verdict::{Decision, of_fault, settle, settled},
@@ -87,8 +87,8 @@ pub fn sb_mount(_context: LsmContext) -> i32 {
 
 /// HOOK: `sb_umount(struct vfsmount *mnt, int flags)`, LSM since 5.7.
 #[lsm(hook = "sb_umount")]
-pub fn sb_umount(_context: LsmContext) -> i32 {
-    kernel::answer(refuse(PRIVILEGE_MOUNT))
+pub fn sb_umount(context: LsmContext) -> i32 {
+    kernel::answer(refuse_unmount(context.arg::<*const u8>(0) as u64))
 }
 
 /// HOOK: `sb_remount(struct super_block *sb, void *mnt_opts)`, LSM since 5.7; fsconfig(2) too.
@@ -171,7 +171,7 @@ fn refuse_in(session: &Session, class: u32, on: (u32, u32)) -> bool {
 
 /// What no policy and no mode allows.
 #[inline(always)]
-fn protect(session: &Session, class: u32, on: (u32, u32), quiet: bool) -> bool {
+pub fn protect(session: &Session, class: u32, on: (u32, u32), quiet: bool) -> bool {
     let denied = Decision::deny(REASON_PROTECTED);
     let verdict = settled(denied.verdict, MODE_ENFORCE, session.slot, session.flags);
     let decision = Decision { verdict, rule: REASON_PROTECTED };
@@ -298,6 +298,21 @@ fn refuse_bpf(command: u32) -> bool {
     }
     let reaches = command == OBJ_GET || command == MAP_GET_FD_BY_ID || command == LINK_GET_FD_BY_ID;
     reaches && protect(&session, PRIVILEGE_BPF, (0, command), false)
+}
+
+/// What the pins are in nobody of a session takes off, in its own mount namespace neither.
+#[inline(always)]
+fn refuse_unmount(mount: u64) -> bool {
+    let Some(session) = session::of_current() else { return false };
+    if refuse_in(&session, PRIVILEGE_MOUNT, (0, 0)) {
+        return true;
+    }
+    let holds_pins = match kernel::root_of_mount(mount) {
+        // SAFETY: only asked whether it is there.
+        Ok(root) => unsafe { PROTECTED.get(root) }.is_some(),
+        Err(_) => true,
+    };
+    holds_pins && protect(&session, AGENT_FILES, (0, 0), false)
 }
 
 /// `id`: what is read; the numbers by which this kernel names a module, and what it is to be replaced by.

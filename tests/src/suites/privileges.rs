@@ -1,14 +1,18 @@
 //! What a member does beyond its own session: by class, by mode, and what no policy allows.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt},
+};
 
 use super::scene::only;
-use crate::harness::{launch::Finished, prelude::*};
+use crate::harness::{launch::Finished, prelude::*, sandbox::files_below};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("privileges::classes", FULL, classes),
     Test::sharing("privileges::gain-at-exec", FULL, gain),
     Test::sharing("privileges::the-agent-is-out-of-reach", FULL, agent),
+    Test::sharing("privileges::the-agents-files-are-kept", FULL, files),
 ];
 
 /// Every class that a member tries here, with its argument, and what comes of it where it is allowed.
@@ -128,4 +132,51 @@ fn agent(s: &mut Sandbox) -> Result<()> {
     }
     ensure!(s.json(&["status"])?["pid"] == pid, "the agent is another");
     Ok(())
+}
+
+/// The agent's files and folders, its pins, and what they are mounted in; and the same with files of the member's own.
+fn files(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let acts = |acts: &[&str], file: &str| -> Vec<String> {
+        acts.iter().map(|act| format!("own-file {act} {file}")).collect()
+    };
+    let evidence = s.evidence_file().display().to_string();
+    let is_map = |pin: &std::path::PathBuf| pin.ends_with("map_SESSION_STATE");
+    let pin = files_below(s.pins()).into_iter().find(is_map).context("there is no pin")?;
+    let device = fs::metadata(s.pins())?.dev();
+    let same = |folder: &&std::path::Path| fs::metadata(folder).is_ok_and(|found| found.dev() == device);
+    let mounted = s.pins().ancestors().take_while(same).last().context("the pins are in no file system")?;
+    let pins = s.pins().display().to_string();
+    let all = ["write", "make", "mkdir", "symlink", "link", "chmod", "chown", "truncate", "rename", "unlink"];
+    let mut tried = acts(&all, &evidence);
+    tried.extend(acts(&["rmdir", "rename", "make"], &s.runtime().display().to_string()));
+    tried.extend(acts(&["unlink", "rename", "chmod"], &pin.display().to_string()));
+    tried.extend(acts(&["rmdir", "rename"], &pins));
+    tried.extend(acts(&["unmount"], &mounted.display().to_string()));
+    for policy in [only(&member).kind("breakglass"), only(&member).kind("breakglass").observe()] {
+        let (finished, session) = tried_in(s, &policy, &member, &tried)?;
+        for (act, said) in tried.iter().zip(finished.stdout.lines()) {
+            // beside a folder is not in it
+            let expected = if act.starts_with("own-file make") && act.ends_with("/run") { "ok" } else { "errno 1" };
+            ensure!(said == expected, "{act}: {said}");
+        }
+        let found = recorded(s, &session)?;
+        let own = found.iter().filter(|(class, said)| class == "agent-files" && said == "deny protected");
+        ensure!(own.count() == tried.len() - 1, "recorded: {found:?}");
+        fs::remove_file(format!("{}-beside", s.runtime().display()))?;
+    }
+    ensure!(pin.exists(), "the pin is gone");
+    // a file of nobody in particular
+    let own = s.file("own");
+    fs::write(&own, "")?;
+    let all = ["write", "make", "chmod", "chown", "truncate", "unlink"];
+    let (finished, session) = tried_in(s, &only(&member), &member, &acts(&all, &own))?;
+    ensure!(finished.stdout == vec!["ok"; all.len()].join("\n"), "of its own: {}", finished.stdout);
+    ensure!(recorded(s, &session)?.is_empty(), "its own files are recorded");
+    Ok(())
+}
+
+fn tried_in(s: &Sandbox, policy: &Policy, member: &str, acts: &[String]) -> Result<(Finished, String)> {
+    tried(s, policy, member, &acts.join(" + "))
 }

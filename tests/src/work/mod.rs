@@ -122,6 +122,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "connect-many" => sockets::connect_many(rest),
         "send-many" => sockets::send_many(rest),
         "privilege" => privilege::attempt(rest),
+        "own-file" => privilege::own_file(rest),
         "own-child" => privilege::own_child(),
         "drop-capabilities" => privilege::drop_capabilities(),
         "by" => ways::by(rest),

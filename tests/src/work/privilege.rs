@@ -1,5 +1,7 @@
 //! What takes a privilege: each word tries one thing that changes nothing where it is let go.
 
+use std::{ffi::CString, fs, os::unix::fs::PermissionsExt as _};
+
 use anyhow::{Result, bail};
 use nix::{
     errno::Errno,
@@ -37,6 +39,33 @@ pub(super) fn attempt(words: &[&str]) -> Result<u8> {
         }
         _ => bail!("there is no privilege {class:?}"),
     }))
+}
+
+/// `own-file ACT FILE`: `write`, `make`, `unlink`, `rmdir`, `mkdir`, `symlink`, `link`, `rename`, `truncate`, `chmod`, `chown`;
+/// what is made, linked to or renamed to has a name of its own beside it. `unmount`: the file system that begins there.
+pub(super) fn own_file(words: &[&str]) -> Result<u8> {
+    let [act, file] = words else { bail!("own-file takes an act and a file") };
+    let beside = format!("{file}-beside");
+    let done = match *act {
+        "write" => fs::OpenOptions::new().append(true).open(file).map(drop),
+        "make" => fs::File::create_new(&beside).map(drop),
+        "unlink" => fs::remove_file(file),
+        "rmdir" => fs::remove_dir(file),
+        "mkdir" => fs::create_dir(&beside),
+        "symlink" => std::os::unix::fs::symlink(file, &beside),
+        "link" => fs::hard_link(file, &beside),
+        "rename" => fs::rename(file, &beside),
+        "truncate" => {
+            let path = CString::new(*file)?;
+            // SAFETY: a string that outlives the call.
+            result(unsafe { libc::truncate(path.as_ptr(), 0) }.into()).map_err(Into::into)
+        }
+        "chmod" => fs::set_permissions(file, fs::Permissions::from_mode(0o700)),
+        "chown" => std::os::unix::fs::chown(file, Some(0), Some(0)),
+        "unmount" => nix::mount::umount2(*file, nix::mount::MntFlags::MNT_DETACH).map_err(Into::into),
+        _ => bail!("there is no act {act:?}"),
+    };
+    Ok(say(done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))))
 }
 
 /// `own-child`: signals and reads a process of the session's own.

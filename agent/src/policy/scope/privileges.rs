@@ -28,9 +28,12 @@ pub(in crate::policy) const PRIVILEGE_CLASSES: [(&str, u32); 14] = [
     ("io-uring", privilege::PRIVILEGE_IO_URING),
 ];
 
-/// The word for `privilege::PRIVILEGE_*`; `unknown` for what is no class.
+/// The word for `privilege::PRIVILEGE_*`, or for `AGENT_FILES`; `unknown` for what is neither.
 #[must_use]
 pub fn privilege_name(class: u32) -> &'static str {
+    if class == privilege::AGENT_FILES {
+        return "agent-files";
+    }
     PRIVILEGE_CLASSES.iter().find(|(_, mask)| *mask == class).map_or("unknown", |(word, _)| *word)
 }
 
