@@ -20,7 +20,7 @@ use aya::{
         PerfEvent, Program, ProgramError, links::FdLink,
     },
 };
-use aya_obj::btf::BtfKind;
+use aya_obj::btf::{BtfError, BtfKind};
 use serde::{Deserialize, Serialize};
 use tipstaff_common::session::Settings;
 
@@ -88,6 +88,8 @@ pub struct Kernel {
     tier: Tier,
     /// Why it is not tier full.
     without_lsm: String,
+    /// Hooks on privileges that this kernel does not have.
+    without_hooks: Vec<&'static str>,
     /// The iterator that lists sockets: `OF_LABELS` or `OF_FILES`.
     pub(super) lists_sockets: &'static str,
     /// Its maps, for programs that aya does not load.
@@ -122,6 +124,38 @@ const LSM_SOCKETS: [&str; 13] = [
     "file_receive",
     "unix_stream_connect",
     "unix_may_send",
+];
+/// LSM programs on what a member does beyond its session, as above. What this kernel has no hook for is left out, and named
+/// with the control.
+const LSM_PRIVILEGES: [&str; 28] = [
+    "bprm_creds_from_file",
+    "ptrace_access_check",
+    "task_kill",
+    "bpf",
+    "kernel_read_file",
+    "kernel_load_data",
+    "sb_mount",
+    "sb_umount",
+    "sb_remount",
+    "sb_pivotroot",
+    "move_mount",
+    "path_chroot",
+    "userns_create",
+    "key_alloc",
+    "key_permission",
+    "perf_event_open",
+    "inode_init_security_anon",
+    "file_open",
+    "inode_unlink",
+    "inode_rmdir",
+    "inode_create",
+    "inode_mkdir",
+    "inode_symlink",
+    "inode_link",
+    "inode_rename",
+    "path_truncate",
+    "path_chmod",
+    "path_chown",
 ];
 const ADDRESSES: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
@@ -222,6 +256,7 @@ impl Kernel {
             maps,
             tier: Tier::NoLsm,
             without_lsm: String::new(),
+            without_hooks: Vec::new(),
             lists_sockets: OF_LABELS,
             descriptors,
             by_hand: Vec::new(),
@@ -242,12 +277,18 @@ impl Kernel {
         &self.without_lsm
     }
 
+    /// Hooks on privileges that this kernel does not have, in tier full.
+    #[must_use]
+    pub fn without_hooks(&self) -> &[&'static str] {
+        &self.without_hooks
+    }
+
     /// Takes the LSM programs off again, which for this reason do not decide, and attaches what decides in their place as
     /// far as this kernel has hooks for it.
     pub fn leave_lsm(&mut self, why: String, root: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
         info!("no LSM programs here: {why}");
         self.without_lsm = why;
-        let of_lsm = || LSM.iter().chain(&LSM_SOCKETS);
+        let of_lsm = || LSM.iter().chain(&LSM_SOCKETS).chain(&LSM_PRIVILEGES);
         self.links.retain(|(name, _)| !of_lsm().any(|lsm| lsm == name));
         let paths = of_lsm().filter_map(|name| Some(pins?.link(self.generation, name)));
         for path in paths.filter(|path| path.exists()) {
@@ -332,6 +373,12 @@ impl Kernel {
             let link = attach_lsm(self.typed(name)?, name, btf);
             self.keep(options, name, link)?;
         }
+        for name in LSM_PRIVILEGES {
+            match attach_lsm(self.typed(name)?, name, btf) {
+                Err(problem) if is_no_hook(problem.as_ref()) => self.without_hooks.push(name),
+                link => self.keep(options, name, link)?,
+            }
+        }
         self.tier = Tier::Full;
         Ok(())
     }
@@ -409,6 +456,11 @@ fn attach_lsm(program: &mut Lsm, hook: &str, btf: &Btf) -> Result<FdLink, Box<dy
     program.load(hook, btf)?;
     let id = program.attach()?;
     Ok(program.take_link(id)?.into())
+}
+
+/// Whether a program was not loaded because the kernel does not have what it is for.
+fn is_no_hook(problem: &(dyn Error + 'static)) -> bool {
+    matches!(problem.downcast_ref(), Some(ProgramError::Btf(BtfError::UnknownBtfTypeName { .. })))
 }
 
 fn attach_tracepoint(program: &mut BtfTracePoint, tracepoint: &str, btf: &Btf) -> Result<FdLink, Box<dyn Error>> {

@@ -181,6 +181,7 @@ fn wider(s: &mut Sandbox) -> Result<()> {
         (base.clone().allow("tool", s.program("other")?), "its rule tool allows"),
         (base.clone().net("listen: [{ ports: [80] }]"), "the local address"),
         (base.clone().scope("sockets: { allow: [raw] }"), "sockets of the class raw"),
+        (base.clone().scope("privileges: { allow: [mount] }"), "the privilege mount"),
         (base.clone().scope("unix: { allow: [\"@x\"] }"), "its rule unix.allow[0] allows"),
     ] {
         let refused = s.cli(&["narrow", &session, "--policy", &s.policy(&wider)?])?;
