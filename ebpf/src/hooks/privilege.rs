@@ -261,7 +261,7 @@ fn is_own(session: &Session, target: *mut c_void) -> bool {
 fn refuse_trace(target: *mut c_void, mode: u32) -> bool {
     let Some(session) = session::of_current_often() else { return false };
     let process = Task(target as u64).tgid().unwrap_or(0);
-    if process == kernel::settings().agent {
+    if process == kernel::agent() {
         return protect(&session, PRIVILEGE_PTRACE, (process, 0), mode & NO_AUDIT != 0);
     }
     // a mere look is what ps(1) does; the owner of a process and its capabilities decide on that
@@ -284,7 +284,7 @@ fn refuse_signal(target: *mut c_void, signal: u32, sender: *const c_void) -> boo
         return false;
     }
     let process = Task(target as u64).tgid().unwrap_or(0);
-    if process == kernel::settings().agent {
+    if process == kernel::agent() {
         return protect(&session, PRIVILEGE_SIGNAL, (process, signal), false);
     }
     !is_own(&session, target) && refuse_in(&session, PRIVILEGE_SIGNAL, (process, signal))
