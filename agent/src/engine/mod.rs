@@ -85,6 +85,8 @@ const BATCH: usize = 2048;
 const BATCHES: usize = 64;
 /// Appended records are made durable at the latest after this long.
 const FLUSH: Duration = Duration::from_secs(1);
+/// After a flush that the disk refused.
+const FLUSH_AGAIN_NS: u64 = 1_000_000_000;
 
 /// What the engine needs to begin.
 pub struct Parts {
@@ -497,11 +499,14 @@ impl Engine {
 
     fn flush(&mut self) {
         self.flush_due = None;
-        let flushed = self.parts.log.flush();
-        if let Err(problem) = &flushed {
-            error!("evidence is not on disk: {problem}");
+        let trouble = self.parts.log.flush().err().map(|problem| problem.to_string());
+        if let Some(problem) = &trouble {
+            self.flush_due = Some(boot_now().saturating_add(FLUSH_AGAIN_NS));
+            if self.evidence_trouble.as_ref() != Some(problem) {
+                error!("evidence is not on disk: {problem}");
+            }
         }
-        self.evidence_trouble = flushed.err().map(|problem| problem.to_string());
+        self.evidence_trouble = trouble;
     }
 
     fn tell(&mut self, line: &str) {
