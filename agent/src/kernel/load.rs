@@ -13,7 +13,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
+    Btf, Ebpf, EbpfLoader, Endianness, include_bytes_aligned,
     maps::MapType,
     programs::{
         BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Iter, Lsm,
@@ -164,7 +164,10 @@ const PACKETS: [(&str, CgroupSkbAttachType); 2] =
 /// since 6.7).
 const UNIX_NAMES: [(&str, u32); 2] = [("connect_unix", 49), ("sendmsg_unix", 50)];
 /// Iterators: program, kind.
-const ITERATORS: [(&str, &str); 3] = [("members", "task"), ("heirs", "task"), ("files", "task_file")];
+const ITERATORS: [(&str, &str); 3] = [("members", "task"), ("heirs", "task"), ("files", TASK_FILES)];
+/// Kinds of iterators over sockets' labels, and over the files of all tasks.
+const LABELS: &str = "bpf_sk_storage_map";
+const TASK_FILES: &str = "task_file";
 /// The iterator over the labels of sockets.
 pub(super) const OF_LABELS: &str = "sockets";
 /// The kernel's function that empties the label of a socket that goes, since 7.0: its iterator over labels follows the
@@ -227,12 +230,15 @@ impl Kernel {
             pad: 0,
             secret: secret()?,
         };
-        let (root, offsets) = (by_hand::root(), offsets::resolve()?);
-        let btf = Btf::from_sys_fs().map_err(|e| KernelError::refused("its own type information", &e))?;
+        let root = by_hand::root();
+        let (offsets, points) = offsets::resolve(&attach_points())?;
+        let btf = Btf::parse(&points, Endianness::default());
+        let btf = btf.map_err(|e| KernelError::refused("its own type information", &e))?;
         let mut loader = EbpfLoader::new();
         loader.allow_unsupported_maps();
         loader
-            .btf(Some(&btf))
+            // nothing in the object is relocated by the kernel's types: what differs comes in by OFFSETS
+            .btf(None)
             .override_global("SETTINGS", &settings, true)
             .override_global("ROOT", &root, true)
             .override_global("OFFSETS", &offsets, true);
@@ -321,11 +327,11 @@ impl Kernel {
         }
         let of_labels = match btf.id_by_type_name_kind(EMPTIES_LABELS, BtfKind::Func) {
             Ok(_) => Err(KernelError::WalkOverSockets),
-            Err(_) => self.load_iterator(OF_LABELS, "bpf_sk_storage_map", btf),
+            Err(_) => self.load_iterator(OF_LABELS, LABELS, btf),
         };
         if let Err(problem) = of_labels {
             info!("sockets are found by who holds them open: {problem}");
-            self.load_iterator(OF_FILES, "task_file", btf)?;
+            self.load_iterator(OF_FILES, TASK_FILES, btf)?;
             self.lists_sockets = OF_FILES;
         }
         let program: &mut PerfEvent = self.typed("clock")?;
@@ -429,6 +435,19 @@ impl Kernel {
         let program = self.program_mut(name)?;
         program.try_into().map_err(|e: ProgramError| KernelError::refused(format!("program {name}"), &e))
     }
+}
+
+/// The kernel's names for what programs are attached to, and the function whose presence is asked for: the only types that
+/// aya is asked for. To read all of them, an allocation for most, is dear.
+fn attach_points() -> Vec<String> {
+    let hooks = LSM.iter().chain(&LSM_SOCKETS).map(|hook| format!("bpf_lsm_{hook}"));
+    let tracepoints = TRACEPOINTS.iter().map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
+    let kinds = ITERATORS.iter().map(|(_, kind)| *kind).chain([LABELS, TASK_FILES]);
+    hooks
+        .chain(tracepoints)
+        .chain(kinds.map(|kind| format!("bpf_iter_{kind}")))
+        .chain([EMPTIES_LABELS.into()])
+        .collect()
 }
 
 /// The kernel's list of the security modules that are active, separated by commas; none where it cannot be read. Programs of

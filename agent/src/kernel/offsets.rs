@@ -43,10 +43,14 @@ const TYPES: [&str; 28] = [
     "qstr",
 ];
 
-/// Reads the kernel's BTF and resolves every offset.
-pub fn resolve() -> Result<Offsets, KernelError> {
+/// Reads the kernel's BTF: every offset, and what is left of it for those names (see [`Btf::reduced`]).
+pub fn resolve(names: &[String]) -> Result<(Offsets, Vec<u8>), KernelError> {
     let data = read(Path::new(BTF))?;
     let btf = Btf::parse(&data, &TYPES).map_err(missing)?;
+    Ok((offsets(&btf)?, btf.reduced(names).map_err(missing)?))
+}
+
+fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
     let at = |structure: &str, field: &str| btf.offset(structure, field).map_err(missing);
     let constant = |of: &str, name: &str| btf.constant(of, name).map_err(missing);
     Ok(Offsets {
@@ -109,8 +113,8 @@ pub fn resolve() -> Result<Offsets, KernelError> {
         inode_writers: at("inode", "i_writecount")?,
         inode_locks: at("inode", "i_flctx")?,
         locks_leases: at("file_lock_context", "flc_lease")?,
-        inode_changed: one_of(&btf, "inode", &["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"])?,
-        inode_changed_nanos: one_of(&btf, "inode", &["i_ctime_nsec", "__i_ctime.tv_nsec", "i_ctime.tv_nsec"])?,
+        inode_changed: one_of(btf, "inode", &["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"])?,
+        inode_changed_nanos: one_of(btf, "inode", &["i_ctime_nsec", "__i_ctime.tv_nsec", "i_ctime.tv_nsec"])?,
         super_flags: at("super_block", "s_flags")?,
         binprm_descriptor: at("linux_binprm", "fdpath")?,
         task_fs: at("task_struct", "fs")?,
