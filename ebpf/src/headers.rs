@@ -177,9 +177,10 @@ fn plain4(context: *mut __sk_buff, packet: &mut Packet) -> bool {
         if place.is_null() {
             return false;
         }
-        // SAFETY: so many bytes are there.
         let total = u32::from(u16::from_be((first >> 16) as u16));
-        tcp(unsafe { four::<{ PLAIN4 + 10 }>(place) }, packet, total.saturating_sub(PLAIN4 as u32));
+        // SAFETY: so many bytes are there.
+        let word = unsafe { four::<{ PLAIN4 + 10 }>(place) };
+        tcp(word, packet, total.saturating_sub(PLAIN4 as u32));
     }
     packet.from = kernel::mapped(from.to_le_bytes());
     packet.to = kernel::mapped(to.to_le_bytes());
