@@ -1,6 +1,6 @@
-//! What a packet says of itself: addresses, ports, protocol. Nearly every packet is plain – no options, no extension headers –
-//! and its headers lie in one piece where the program may look at them itself; every other is read by the kernel's helper,
-//! which costs a call for each piece.
+//! What a packet says of itself: addresses, ports, protocol. Nearly every packet is plain – no options, no extension
+//! headers – and its headers lie in one piece where the program may look at them itself; every other is read by the
+//! kernel's helper, which costs a call for each piece.
 
 use core::{arch::asm, ffi::c_void};
 
@@ -37,6 +37,7 @@ pub struct Packet {
     pub protocol: u8,
     /// TCP's flags.
     flags: u8,
+    /// Always 0, as `more`: the verifier wants every byte of what a function is given to have been written.
     pad: u16,
     /// Bytes after TCP's header.
     payload: u32,

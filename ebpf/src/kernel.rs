@@ -20,41 +20,41 @@ use crate::{
 
 /// One constant of this load: a field of [`SETTINGS`].
 #[inline(always)]
-fn setting<T>(field: *const T) -> T {
-    // SAFETY: the callers pass a field of a static of plain integers. VERIFIER: volatile, because the compiler would
-    // otherwise fold in the zeros of the source, which the agent replaces.
+fn setting<T: Copy>(field: &'static T) -> T {
+    // SAFETY: a reference. VERIFIER: volatile, because the compiler would otherwise fold in the zeros of the source, which
+    // the agent replaces.
     unsafe { core::ptr::read_volatile(field) }
 }
 
 /// Whether this agent may only touch what lies below a cgroup (`Settings::confine_cgroup`).
 #[inline(always)]
 pub fn is_confined() -> bool {
-    setting(&raw const SETTINGS.confine_cgroup) != 0
+    setting(&SETTINGS.confine_cgroup) != 0
 }
 
 /// Depth in the cgroup tree at which session cgroups stand.
 #[inline(always)]
 pub fn session_level() -> u32 {
-    setting(&raw const SETTINGS.session_level)
+    setting(&SETTINGS.session_level)
 }
 
 /// The agent's process id.
 #[inline(always)]
 pub fn agent() -> u32 {
-    setting(&raw const SETTINGS.agent)
+    setting(&SETTINGS.agent)
 }
 
 /// A random number that only this load knows.
 #[inline(always)]
 pub fn secret() -> u64 {
-    setting(&raw const SETTINGS.secret)
+    setting(&SETTINGS.secret)
 }
 
 /// Whether this is the load that reports, counts and claims. While an agent replaces another, the programs of both are
 /// attached; what only one may do, the one does that `GENERATION` names.
 #[inline(always)]
 pub fn speaks() -> bool {
-    GENERATION.get(0).copied() == Some(setting(&raw const SETTINGS.generation))
+    GENERATION.get(0).copied() == Some(setting(&SETTINGS.generation))
 }
 
 /// What an LSM program returns: `-EPERM`, or 0 to go on.

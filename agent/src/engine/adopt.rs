@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use nix::unistd::{getegid, geteuid};
 use tipstaff_common::{
     event::KINDS,
     label::SessionRef,
@@ -34,7 +35,7 @@ use super::{
 };
 use crate::{
     enforce::{Flows, SessionCgroup, Sweep},
-    evidence::{Body, Gap, GapCause, Log, Mark, Transition},
+    evidence::{Body, Command, Gap, GapCause, Log, Mark, Principal, Transition},
     kernel::{AddressRules, boot_now, open_pidfd},
     policy::{self, AgentLoss, Limits, NetKey, NetTable, Plan, Policy, Resolved},
     session::{Cause, EndReason, Input, Mode, SessionId, State},
@@ -386,6 +387,9 @@ impl Engine {
         let ttl_boot_ns = live.started.saturating_add(cap);
         if live.machine.reason().is_none() && live.machine.limits().ttl_boot_ns > ttl_boot_ns {
             live.winner = "host cap";
+            let principal = Principal { uid: geteuid().as_raw(), gid: getegid().as_raw(), login_uid: None };
+            let detail = format!("cut to the host's max_ttl, {} ms from its start", cap / 1_000_000);
+            self.append(&Body::Command(Command { session: id, verb: "renew".into(), principal, detail }));
             self.feed(id, Input::Renew { now_boot_ns, ttl_boot_ns });
             self.keep(id);
         }

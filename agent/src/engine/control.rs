@@ -25,7 +25,7 @@ use crate::{
     enforce::{cgroup_of, signal_members},
     evidence::{Body, Command, Revoke, StayRef, Text},
     kernel::boot_now,
-    session::{EndReason, Input, SessionId, State},
+    session::{EndReason, Input, Mode, SessionId, State},
 };
 
 /// How long a process may take to stand still after a `SIGSTOP`.
@@ -98,14 +98,17 @@ impl Engine {
             _ if live.machine.is_in_grace() => {}
             _ => return Err(ending(id, live)),
         }
-        if live.machine.is_still() {
+        let was_still = live.machine.is_still();
+        if was_still {
             // a member may have been moved out of the cgroup since
             self.stop_members(id);
         }
         self.feed(id, Input::Freeze { now_boot_ns });
         let live = self.sessions.get(&id).ok_or_else(|| over(prefix))?;
         let Some(still) = live.still else {
-            self.feed(id, Input::Thaw { now_boot_ns: boot_now() });
+            if !was_still {
+                self.feed(id, Input::Thaw { now_boot_ns: boot_now() });
+            }
             return Err(ApiError::Failed {
                 message: format!("the kernel did not freeze session {id:.8}: see the log"),
             });
@@ -145,7 +148,7 @@ impl Engine {
     /// there too.
     pub(super) fn moved(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get(&id) else { return };
-        if live.rules.moved_ends {
+        if live.rules.moved_ends && live.machine.mode() == Mode::Enforce {
             self.feed(id, Input::End { reason: EndReason::Violation });
         } else if live.machine.is_still() {
             self.stop_members(id);

@@ -252,7 +252,10 @@ pub(super) fn remedy(policy: &Policy, code: u32, what: &str) -> String {
                 .into()
         }
         rule::REASON_IDENTITY => {
-            format!("put {what} on a file system that tells whether a file is still the same, such as ext4 or XFS")
+            format!(
+                "put {what} on a file system that tells whether a file is still the same, such as ext4 or XFS; for a rule \
+                 with verity, ext4, F2FS or btrfs that has fs-verity"
+            )
         }
         _ => match ProgramClass::ALL.iter().find(|class| code == rule::REASON_CLASSES + class.code()) {
             Some(class) => {

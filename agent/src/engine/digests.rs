@@ -21,6 +21,8 @@ use crate::{
 /// File systems whose identities and leases speak for the bytes (`include/uapi/linux/magic.h`): ext2 to 4, XFS, btrfs,
 /// F2FS, SquashFS, EROFS.
 const ON_DISK: [i64; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x7371_7368, 0xe0f5_e1e2];
+/// Of these the ones that have fs-verity, and keep the promise themselves: ext4, btrfs, F2FS.
+const WITH_VERITY: [i64; 3] = [0xef53, 0x9123_683e, 0xf2f5_2010];
 /// tmpfs and ramfs: a write through a mapping moves no time of the file's.
 const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
@@ -67,7 +69,13 @@ impl Digests {
         if now.id != id {
             return not("was replaced while it was looked at".into());
         }
+        let system = fstatfs(&file).map(|s| s.filesystem_type());
+        let is = |known: &[i64]| system.is_ok_and(|system| known.iter().any(|magic| system == FsType(*magic)));
         if matches!(wanted, FileDigest::Verity(_)) {
+            // the word of a file system whose server could say anything (FUSE hands the question on) is none
+            if !is(&WITH_VERITY) {
+                return unknown("is on a file system without fs-verity");
+            }
             // nobody can write such a file: there is nothing to hash, and no lease to hold
             return match measure_verity(&file) {
                 Ok(digest) => {
@@ -93,8 +101,6 @@ impl Digests {
         if self.held.len() >= HELD && !self.held.contains_key(&id) {
             return not(format!("is not hashed: the digests of {HELD} other files are held, and no more can be"));
         }
-        let system = fstatfs(&file).map(|s| s.filesystem_type());
-        let is = |known: &[i64]| system.is_ok_and(|system| known.iter().any(|magic| system == FsType(*magic)));
         if !is(&ON_DISK) && !is(&IN_MEMORY) {
             return unknown("is on a file system that does not tell whether a file is still the same");
         }

@@ -37,8 +37,14 @@ impl Engine {
                     self.keep(id);
                 }
                 Effect::Terminate { until_boot_ns } => self.terminate(id, until_boot_ns),
-                Effect::Freeze => self.stop_members(id),
-                Effect::Thaw => self.let_go(id),
+                Effect::Freeze => {
+                    self.stop_members(id);
+                    self.keep(id);
+                }
+                Effect::Thaw => {
+                    self.keep(id);
+                    self.let_go(id);
+                }
                 Effect::MarkEnded => {
                     // whatever computes in it would be asked for the processors first
                     self.urgent.get_or_insert_with(Urgent::begin);

@@ -99,7 +99,8 @@ impl Engine {
         host.resolvers.clone_from(&live.host.resolvers);
         let plan = compiled(&policy, &host)?;
         let candidate = Candidate { policy: &policy, host: &host, plan: &plan, above: &above };
-        if let Some(wider) = policy::wider(&live.plan, live.policy.mode, &candidate) {
+        let later = || policy::wider_later(&live.policy, live.plan.exec_default, &candidate);
+        if let Some(wider) = policy::wider(&live.plan, live.policy.mode, &candidate).or_else(later) {
             let message = format!("policy {} is wider than the session's: {wider}", policy.name);
             let remedy = "a session can only be narrowed: allow less, or start another".into();
             return Err(ApiError::Refused { message, rule: None, remedy });

@@ -45,8 +45,7 @@ impl Engine {
         }
         session.count(&header, event);
         let body = body(*id, session, event);
-        let moved = session.machine.mode() == Mode::Enforce
-            && matches!(event, Event::Move(moved) if moved.joined == 0)
+        let moved = matches!(event, Event::Move(moved) if moved.joined == 0)
             && (session.rules.moved_ends || session.machine.is_still());
         let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
         let (id, reference, cgroup) = (*id, session.reference, session.cgroup.path().to_owned());

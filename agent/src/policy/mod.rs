@@ -33,7 +33,7 @@ pub use attach::{Descriptors, Inherited};
 pub use compile::{Hashed, Note, Plan, Resolved, UnixFound, compile};
 pub use decide::{Decision, UnixSocket, decide_exec, decide_inbound, decide_listen, decide_net, decide_unix};
 pub use limits::{Activity, IdleLimit, Limits};
-pub use narrow::{Candidate, Wider, unbound, wider};
+pub use narrow::{Candidate, Wider, unbound, wider, wider_later};
 pub use parse::parse;
 pub use phases::Phases;
 pub use problem::Problem;

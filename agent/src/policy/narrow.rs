@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fmt,
     net::{IpAddr, Ipv6Addr},
+    path::Path,
 };
 
 use tipstaff_common::rule::{self, ExecKey, FileId, LEASED, NO_RULE, NetEntry, PINNED, ProgramEntry, STRICT};
@@ -16,7 +17,7 @@ use super::{
     scope::{PRIVILEGE_CLASSES, SOCKET_CLASSES},
     table::{NetKey, NetTable},
     traffic::{Protocol, UnixTarget},
-    types::{Effect, Mode, Policy},
+    types::{Effect, ExecRule, ExecTarget, Mode, Policy},
 };
 
 /// A policy that is to take the place of another, with what is known of this host.
@@ -52,6 +53,8 @@ pub enum Wider {
     },
     /// What an allow rule names.
     Rule(String),
+    /// What an allow rule can come to name: a file that is not there yet, or has not its digest yet.
+    Later(String),
     /// What a deny rule of the plan in force names.
     Denial(String),
     /// A class of sockets.
@@ -73,6 +76,9 @@ impl fmt::Display for Wider {
                 write!(f, "it allows the {what} {address}, port {port}, {name}{number}")
             }
             Self::Rule(id) => write!(f, "its rule {id} allows what is not allowed now"),
+            Self::Later(id) => {
+                write!(f, "its rule {id} allows what can come to be, and no rule of the session's covers it")
+            }
             Self::Denial(id) => write!(f, "it does not have rule {id}, which denies what it could allow"),
             Self::Programs(word) => write!(f, "it allows programs of the class {word}"),
             Self::Privilege(word) => write!(f, "it allows the privilege {word}"),
@@ -133,6 +139,36 @@ pub fn unbound(old: &Plan, new: &Plan, above: &HashMap<FileId, Vec<FileId>>) -> 
             new.judge_exec(&Program::of(key.file, above)).verdict == Effect::Allow
         }
     })
+}
+
+/// The first allow rule for programs that allows more once a file comes to be: one that names nothing now, names what matches,
+/// or asks for a digest. No file that is there says whether it is wider, so a rule of the policy in force must cover it.
+#[must_use]
+pub fn wider_later(old: &Policy, old_default: u32, new: &Candidate<'_>) -> Option<Wider> {
+    if old_default == rule::ALLOW {
+        return None;
+    }
+    let allows = |rule: &&ExecRule| rule.effect == Effect::Allow;
+    let covers = |old: &ExecRule, own: &ExecRule| {
+        let below = |directory: &Path, path: &Path| path != directory && path.starts_with(directory);
+        let names = match (&old.target, &own.target) {
+            (ExecTarget::Dir(directory), ExecTarget::Path(path)) => below(directory, path),
+            (ExecTarget::Dir(directory), ExecTarget::Glob(pattern)) => below(directory, Path::new(pattern)),
+            (before, now) => before == now,
+        };
+        let digest = old.digest.is_none() || old.digest == own.digest;
+        let any = old.subcommands.is_empty();
+        names && digest && (any || !own.is_plain() && own.subcommands.iter().all(|word| old.subcommands.contains(word)))
+    };
+    let open = |index: usize, own: &ExecRule| match own.target {
+        ExecTarget::Path(_) => own.digest.is_some() || new.host.of(index).is_empty(),
+        ExecTarget::Glob(_) => true,
+        ExecTarget::Dir(_) | ExecTarget::Class(_) => false,
+    };
+    let rules = new.policy.exec.iter().enumerate().filter(|(_, rule)| allows(rule));
+    let covered = |own: &ExecRule| old.exec.iter().filter(allows).any(|old| covers(old, own));
+    let more = rules.into_iter().find(|(index, own)| open(*index, own) && !covered(own));
+    more.map(|(_, rule)| Wider::Later(rule.id.clone()))
 }
 
 fn wider_exec(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {

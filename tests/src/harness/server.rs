@@ -21,6 +21,8 @@ struct Seen {
     accepted: AtomicUsize,
     reset: AtomicUsize,
     bytes: Mutex<Vec<u8>>,
+    /// Whether each arrival is answered with a byte.
+    answers: bool,
     /// Open connections, by number.
     streams: Mutex<BTreeMap<usize, TcpStream>>,
 }
@@ -64,7 +66,17 @@ impl Server {
 
     /// With a socket that listens already.
     pub(crate) fn serve(listener: TcpListener) -> Result<Self> {
-        let (address, seen) = (listener.local_addr()?, Arc::new(Seen::default()));
+        Self::serve_as(listener, Seen::default())
+    }
+
+    /// As [`Server::serve`], and answers what arrives with a byte. A client of SCTP or DCCP waits for it: what it closes before
+    /// it was accepted, nobody can accept any more.
+    pub(crate) fn answering(listener: TcpListener) -> Result<Self> {
+        Self::serve_as(listener, Seen { answers: true, ..Seen::default() })
+    }
+
+    fn serve_as(listener: TcpListener, seen: Seen) -> Result<Self> {
+        let (address, seen) = (listener.local_addr()?, Arc::new(seen));
         let shared = Arc::clone(&seen);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -156,7 +168,12 @@ fn keep(number: usize, mut stream: TcpStream, seen: &Seen) {
     loop {
         match stream.read(&mut buffer) {
             Ok(0) => break,
-            Ok(length) => seen.bytes().extend(&buffer[..length]),
+            Ok(length) => {
+                seen.bytes().extend(&buffer[..length]);
+                if seen.answers && stream.write_all(b"!").is_err() {
+                    break;
+                }
+            }
             Err(error) => {
                 let reset = error.kind() == std::io::ErrorKind::ConnectionReset;
                 seen.reset.fetch_add(usize::from(reset), Ordering::SeqCst);

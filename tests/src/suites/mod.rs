@@ -21,7 +21,6 @@ mod narrow;
 mod net;
 mod privileges;
 mod programs;
-mod random;
 mod restart;
 mod rings;
 mod routes;
@@ -42,7 +41,6 @@ pub(crate) const ALL: &[&[Test]] = &[
     exec::TESTS,
     programs::TESTS,
     views::TESTS,
-    random::TESTS,
     members::TESTS,
     routes::TESTS,
     attach::TESTS,

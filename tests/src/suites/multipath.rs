@@ -15,7 +15,7 @@ use super::{
     wire::{FAMILIES, RST, listener as listening, member, policy, wire},
 };
 use crate::{
-    harness::{capture::Packet, paths, prelude::*},
+    harness::{capture::Packet, paths, prelude::*, server::Server},
     work::ways::multipath,
 };
 
@@ -82,7 +82,8 @@ fn further(s: &mut Sandbox) -> Result<()> {
     let wire = wire(s)?;
     let member = member(s);
     let policy = s.policy(&policy(&member))?;
-    let server = listening(libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?.context("the kernel has no MPTCP")?;
+    let multipath = listening(libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+    let server = Server::serve(multipath.context("the kernel has no MPTCP")?)?;
     for family in &FAMILIES {
         for (address, allowed) in [(family.bad, false), (family.hop, true)] {
             let other: IpAddr = address.parse()?;

@@ -173,12 +173,15 @@ fn wider(s: &mut Sandbox) -> Result<()> {
     let session = running.session(s)?;
     ensure!(report(&answers, 1)? == ["errno 1"], "before: {:?}", report(&answers, 1)?);
     let address = format!("the destination 127.0.0.2, port {}", one.port());
+    let digest = format!("{{ path: \"{tool}\", sha256: \"{}\", id: bound }}", "0".repeat(64));
     for (wider, part) in [
         (policy(), address.as_str()),
         (base.clone().to("more", "10.0.0.0/8", 443), "the destination 10.0.0.0, port 443"),
         (base.clone().kind("operator"), "destinations that no rule names"),
         (base.clone().observe(), "it only observes"),
         (base.clone().allow("tool", s.program("other")?), "its rule tool allows"),
+        (base.clone().allow("later", "/no/such/program"), "its rule later allows what can come to be"),
+        (base.clone().exec_rule("allow", &digest), "its rule bound allows what can come to be"),
         (base.clone().net("listen: [{ ports: [80] }]"), "the local address"),
         (base.clone().scope("sockets: { allow: [raw] }"), "sockets of the class raw"),
         (base.clone().scope("privileges: { allow: [mount] }"), "the privilege mount"),

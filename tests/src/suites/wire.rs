@@ -170,7 +170,7 @@ fn udp(name: &'static str) -> Result<Way> {
 }
 
 /// A listener of another protocol, at every address; `None`: the kernel has it not.
-pub(super) fn listener(kind: i32, protocol: i32) -> Result<Option<Server>> {
+pub(super) fn listener(kind: i32, protocol: i32) -> Result<Option<TcpListener>> {
     // SAFETY: no pointers.
     let socket = unsafe { libc::socket(libc::AF_INET6, kind | libc::SOCK_CLOEXEC, protocol) };
     let socket = match Errno::result(socket) {
@@ -184,7 +184,7 @@ pub(super) fn listener(kind: i32, protocol: i32) -> Result<Option<Server>> {
         bind(socket.as_raw_fd(), &SockaddrIn6::from(everywhere))?;
     }
     listen(&socket, Backlog::new(8)?)?;
-    Ok(Some(Server::serve(TcpListener::from(socket))?))
+    Ok(Some(TcpListener::from(socket)))
 }
 
 /// TCP, UDP, TCP Fast Open, MPTCP and io_uring: refused with `EPERM` in every tier, by a hook that comes before the packet.
@@ -205,7 +205,7 @@ fn every_way(s: &mut Sandbox) -> Result<()> {
     }
     ways.push(Way { name: "query", server: Server::udp_at(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 53))? });
     let multipath = listener(libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
-    ways.push(Way { name: "mptcp", server: multipath.context("the kernel has no MPTCP")? });
+    ways.push(Way { name: "mptcp", server: Server::serve(multipath.context("the kernel has no MPTCP")?)? });
     let rules = policy(&member(s));
     let refused = attempt(s, &wire, &rules, &ways, |family| family.bad)?;
     for (way, family, answer) in refused.each(&ways) {
@@ -235,7 +235,7 @@ fn classes(s: &mut Sandbox) -> Result<()> {
         [("sctp", libc::SOCK_STREAM, libc::IPPROTO_SCTP), ("dccp", libc::SOCK_DCCP, libc::IPPROTO_DCCP)]
     {
         match listener(kind, protocol)? {
-            Some(server) => ways.push(Way { name, server }),
+            Some(listener) => ways.push(Way { name, server: Server::answering(listener)? }),
             None => eprintln!("this kernel has no {name}"),
         }
     }

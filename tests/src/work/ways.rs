@@ -13,8 +13,8 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{
-            Backlog, MsgFlags, SockType, SockaddrLike as _, SockaddrStorage, bind, listen, send, sendmsg, setsockopt,
-            sockopt,
+            Backlog, MsgFlags, SockType, SockaddrLike as _, SockaddrStorage, bind, listen, recv, send, sendmsg,
+            setsockopt, sockopt,
         },
         time::TimeVal,
     },
@@ -49,8 +49,8 @@ pub(super) fn by(words: &[&str]) -> Result<u8> {
         "open-message" => message(&open(SockType::Stream, &to)?, &to, mark, fast_open()),
         "open-connect" => open_connect(&to, mark),
         "mptcp" => made(&to, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).and_then(|socket| stream(&socket, &to, mark)),
-        "sctp" => made(&to, libc::SOCK_STREAM, libc::IPPROTO_SCTP).and_then(|socket| stream(&socket, &to, mark)),
-        "dccp" => made(&to, libc::SOCK_DCCP, libc::IPPROTO_DCCP).and_then(|socket| stream(&socket, &to, mark)),
+        "sctp" => made(&to, libc::SOCK_STREAM, libc::IPPROTO_SCTP).and_then(|socket| answered(&socket, &to, mark)),
+        "dccp" => made(&to, libc::SOCK_DCCP, libc::IPPROTO_DCCP).and_then(|socket| answered(&socket, &to, mark)),
         "ping-to" => ping(&to).and_then(|socket| send_bytes(&socket, &to, &echo(&to, mark), MsgFlags::empty())),
         "ping" => ping(&to).and_then(|socket| stream(&socket, &to, &echo(&to, mark))),
         "hop" => by_way_of(one(rest)?.0.parse().context("the hop is no address")?, &to, mark),
@@ -70,6 +70,12 @@ fn fast_open() -> MsgFlags {
 fn stream(socket: &OwnedFd, to: &SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
     connect_to(socket, to)?;
     send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).map(drop)
+}
+
+/// Connects, sends, and waits for the answer.
+fn answered(socket: &OwnedFd, to: &SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
+    stream(socket, to, bytes)?;
+    recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()).map(drop)
 }
 
 fn message(socket: &OwnedFd, to: &SocketAddr, mark: &[u8], flags: MsgFlags) -> Result<(), Errno> {
