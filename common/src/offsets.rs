@@ -175,10 +175,10 @@ pub struct Offsets {
     pub loading_kexec: u32,
     /// `file.f_mode`
     pub file_mode: u32,
-    /// `path.dentry`
-    pub path_dentry: u32,
     /// `vfsmount.mnt_root`
     pub mount_root: u32,
+    /// 1: the hook `inode_setattr` has three arguments, and the entry is the second.
+    pub setattr_says_ids: u32,
 }
 const _: () = assert!(size_of::<Offsets>() == 86 * 4);
 

@@ -113,8 +113,8 @@ pub static OFFSETS: Offsets = Offsets {
     loading_module: 0,
     loading_kexec: 0,
     file_mode: 0,
-    path_dentry: 0,
     mount_root: 0,
+    setattr_says_ids: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the

@@ -127,7 +127,7 @@ const LSM_SOCKETS: [&str; 13] = [
 ];
 /// LSM programs on what a member does beyond its session, as above. What this kernel has no hook for is left out, and named
 /// with the control.
-const LSM_PRIVILEGES: [&str; 28] = [
+const LSM_PRIVILEGES: [&str; 27] = [
     "bprm_creds_from_file",
     "ptrace_access_check",
     "task_kill",
@@ -150,12 +150,11 @@ const LSM_PRIVILEGES: [&str; 28] = [
     "inode_rmdir",
     "inode_create",
     "inode_mkdir",
+    "inode_mknod",
     "inode_symlink",
     "inode_link",
     "inode_rename",
-    "path_truncate",
-    "path_chmod",
-    "path_chown",
+    "inode_setattr",
 ];
 const ADDRESSES: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
@@ -294,8 +293,7 @@ impl Kernel {
     pub fn leave_lsm(&mut self, why: String, root: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
         info!("no LSM programs here: {why}");
         self.without_lsm = why;
-        let of_lsm = || LSM.iter().chain(&LSM_SOCKETS).chain(&LSM_PRIVILEGES);
-        self.links.retain(|(name, _)| !of_lsm().any(|lsm| lsm == name));
+        self.links.retain(|(name, _)| !of_lsm().any(|lsm| lsm == *name));
         let paths = of_lsm().filter_map(|name| Some(pins?.link(self.generation, name)));
         for path in paths.filter(|path| path.exists()) {
             fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
@@ -437,10 +435,15 @@ impl Kernel {
     }
 }
 
+/// Every LSM program.
+fn of_lsm() -> impl Iterator<Item = &'static str> {
+    LSM.into_iter().chain(LSM_SOCKETS).chain(LSM_PRIVILEGES)
+}
+
 /// The kernel's names for what programs are attached to, and the function whose presence is asked for: the only types that
 /// aya is asked for. To read all of them, an allocation for most, is dear.
 fn attach_points() -> Vec<String> {
-    let hooks = LSM.iter().chain(&LSM_SOCKETS).map(|hook| format!("bpf_lsm_{hook}"));
+    let hooks = of_lsm().map(|hook| format!("bpf_lsm_{hook}"));
     let tracepoints = TRACEPOINTS.iter().map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
     let kinds = ITERATORS.iter().map(|(_, kind)| *kind).chain([LABELS, TASK_FILES]);
     hooks
@@ -504,4 +507,29 @@ fn attach_packet(program: &mut CgroupSkb, kind: CgroupSkbAttachType, cgroup: &Fi
     program.load()?;
     let id = program.attach(cgroup, kind, CgroupAttachMode::Single)?;
     Ok(program.take_link(id)?.try_into()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use aya_obj::{Object, ProgramSection};
+
+    use super::{OBJECT, attach_points, of_lsm};
+
+    /// What no table names is never attached, and what is not asked for counts as a hook that the kernel does not have.
+    #[test]
+    fn every_lsm_program_of_the_object_is_in_a_table_and_its_hook_is_asked_for() {
+        if OBJECT.is_empty() {
+            return;
+        }
+        let object = Object::parse(OBJECT).unwrap();
+        let is_lsm = |section: &ProgramSection| matches!(section, ProgramSection::Lsm { .. });
+        let programs = object.programs.iter().filter(|(_, program)| is_lsm(&program.section));
+        let of_object: BTreeSet<&str> = programs.map(|(name, _)| name.as_str()).collect();
+        assert_eq!(of_object, of_lsm().collect());
+        let points = attach_points();
+        let missing = of_lsm().find(|hook| !points.contains(&format!("bpf_lsm_{hook}")));
+        assert_eq!(missing, None);
+    }
 }

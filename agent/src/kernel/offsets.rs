@@ -12,7 +12,10 @@ use super::{
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-const TYPES: [&str; 28] = [
+/// The function that programs of the hook `inode_setattr` are attached to.
+const SETATTR: &str = "bpf_lsm_inode_setattr";
+
+const TYPES: [&str; 27] = [
     "bpf_sock_addr_kern",
     "cgroup",
     "cred",
@@ -39,7 +42,6 @@ const TYPES: [&str; 28] = [
     "vfsmount",
     "super_block",
     "task_struct",
-    "path",
     "qstr",
 ];
 
@@ -139,8 +141,8 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         loading_module: constant("kernel_load_data_id", "LOADING_MODULE")?,
         loading_kexec: constant("kernel_load_data_id", "LOADING_KEXEC_IMAGE")?,
         file_mode: at("file", "f_mode")?,
-        path_dentry: at("path", "dentry")?,
         mount_root: at("vfsmount", "mnt_root")?,
+        setattr_says_ids: u32::from(btf.arguments(SETATTR).map_err(missing)? == Some(3)),
     })
 }
 

@@ -1,7 +1,7 @@
 //! The agent's own folders (tier full): what lies in them, the pins too, no member writes, makes, renames or removes,
 //! whatever its policy and its mode.
 
-use aya_ebpf::{macros::lsm, programs::LsmContext};
+use aya_ebpf::{EbpfContext as _, macros::lsm, programs::LsmContext};
 use tipstaff_common::privilege::{AGENT_FILES, WHOLE};
 
 use super::privilege::protect;
@@ -11,8 +11,8 @@ use crate::{
     session,
 };
 
-/// Folders above a file that are looked at: the agent's own are not deeper.
-const LEVELS: u32 = 6;
+/// Folders above a file that are looked at: the agent's own are not deeper (a link lies three below that of the pins).
+const LEVELS: u32 = 4;
 
 /// HOOK: `file_open(struct file *file)`, LSM since 5.7; every open, of which those for writing by a member are judged.
 #[lsm(hook = "file_open")]
@@ -44,6 +44,13 @@ pub fn inode_mkdir(context: LsmContext) -> i32 {
     kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
 }
 
+/// HOOK: `inode_mknod(struct inode *dir, struct dentry *dentry, umode_t mode, dev_t dev)`, LSM since 5.7; also the file of a
+/// unix socket.
+#[lsm(hook = "inode_mknod")]
+pub fn inode_mknod(context: LsmContext) -> i32 {
+    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+}
+
 /// HOOK: `inode_symlink(struct inode *dir, struct dentry *dentry, const char *old_name)`, LSM since 5.7.
 #[lsm(hook = "inode_symlink")]
 pub fn inode_symlink(context: LsmContext) -> i32 {
@@ -54,7 +61,7 @@ pub fn inode_symlink(context: LsmContext) -> i32 {
 #[lsm(hook = "inode_link")]
 pub fn inode_link(context: LsmContext) -> i32 {
     let (from, to) = (context.arg::<*const u8>(0) as u64, context.arg::<*const u8>(2) as u64);
-    kernel::answer(refuse(from) || refuse(to))
+    kernel::answer(refuse_either(from, to))
 }
 
 /// HOOK: `inode_rename(struct inode *old_dir, struct dentry *old_dentry, struct inode *new_dir, struct dentry *new_dentry)`,
@@ -62,25 +69,18 @@ pub fn inode_link(context: LsmContext) -> i32 {
 #[lsm(hook = "inode_rename")]
 pub fn inode_rename(context: LsmContext) -> i32 {
     let (from, to) = (context.arg::<*const u8>(1) as u64, context.arg::<*const u8>(3) as u64);
-    kernel::answer(refuse(from) || refuse(to))
+    kernel::answer(refuse_either(from, to))
 }
 
-/// HOOK: `path_truncate(const struct path *path)`, LSM since 5.7, in kernels with `CONFIG_SECURITY_PATH`, as the two below.
-#[lsm(hook = "path_truncate")]
-pub fn path_truncate(context: LsmContext) -> i32 {
-    kernel::answer(refuse_path(context.arg::<*const u8>(0) as u64))
-}
-
-/// HOOK: `path_chmod(const struct path *path, umode_t mode)`, LSM since 5.7.
-#[lsm(hook = "path_chmod")]
-pub fn path_chmod(context: LsmContext) -> i32 {
-    kernel::answer(refuse_path(context.arg::<*const u8>(0) as u64))
-}
-
-/// HOOK: `path_chown(const struct path *path, kuid_t uid, kgid_t gid)`, LSM since 5.7.
-#[lsm(hook = "path_chown")]
-pub fn path_chown(context: LsmContext) -> i32 {
-    kernel::answer(refuse_path(context.arg::<*const u8>(0) as u64))
+/// HOOK: `inode_setattr(struct dentry *dentry, struct iattr *attr)`, LSM since 5.7, with the mount's user ids before them
+/// since 6.9; owner, rights, times and size, whether by a path, a descriptor, or `O_TRUNC` of who only reads.
+#[lsm(hook = "inode_setattr")]
+pub fn inode_setattr(context: LsmContext) -> i32 {
+    let arguments = context.as_ptr().cast::<u64>();
+    // SAFETY: the hook has two arguments or three. VERIFIER: volatile, so that both are read, each where it is: else the
+    // compiler computes a place among the arguments, which 6.12 refuses.
+    let (first, second) = unsafe { (arguments.read_volatile(), arguments.add(1).read_volatile()) };
+    kernel::answer(refuse(if kernel::setattr_says_ids() { second } else { first }))
 }
 
 #[inline(always)]
@@ -102,9 +102,10 @@ fn refuse(entry: u64) -> bool {
 }
 
 #[inline(always)]
-fn refuse_path(path: u64) -> bool {
+fn refuse_either(entry: u64, other: u64) -> bool {
     let Some(session) = session::of_current_often() else { return false };
-    kernel::entry_of_path(path).map_or(true, is_agents) && protect(&session, AGENT_FILES, (0, 0), false)
+    let found = is_agents(Dentry(entry)) || is_agents(Dentry(other));
+    found && protect(&session, AGENT_FILES, (0, 0), false)
 }
 
 /// Whether it is one of the agent's files and folders, or lies in one.
@@ -124,7 +125,8 @@ fn is_whole(entry: Dentry) -> bool {
 
 /// 1: the folder is one of the agent's, or lies in one.
 ///
-/// VERIFIER: as `session::session_of_current`.
+/// VERIFIER: as `session::session_of_current`. By a loop of its own: with `bpf_loop`, whose body is followed again for each
+/// way into it, 6.12 and 7.2 follow half as much again.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn lies_in_agents(folder: u64) -> u32 {

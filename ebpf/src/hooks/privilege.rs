@@ -151,7 +151,7 @@ pub fn inode_init_security_anon(context: LsmContext) -> i32 {
 /// Whether the task that runs is a member that may not use the class.
 #[inline(always)]
 fn refuse(class: u32) -> bool {
-    match session::of_current() {
+    match session::of_current_often() {
         Some(session) => refuse_in(&session, class, (0, 0)),
         None => false,
     }
@@ -228,7 +228,7 @@ pub extern "C" fn report_privilege(session: *const Session, what: u64, target: u
 /// A program that would run with more than its caller has: as another user or group, or with capabilities besides.
 #[inline(always)]
 fn refuse_gain(bprm: Binprm) -> bool {
-    let Some(session) = session::of_current() else { return false };
+    let Some(session) = session::of_current_often() else { return false };
     let class = match (bprm.rights(), Task::current().rights()) {
         (Ok(new), Ok(old)) if (new.user, new.group) != (old.user, old.group) => PRIVILEGE_SETUID,
         (Ok(new), Ok(old)) if new.permitted & !old.permitted != 0 => PRIVILEGE_CAPABILITIES,
@@ -292,7 +292,7 @@ fn refuse_signal(target: *mut c_void, signal: u32, sender: *const c_void) -> boo
 
 #[inline(always)]
 fn refuse_bpf(command: u32) -> bool {
-    let Some(session) = session::of_current() else { return false };
+    let Some(session) = session::of_current_often() else { return false };
     if refuse_in(&session, PRIVILEGE_BPF, (0, command)) {
         return true;
     }
@@ -303,7 +303,7 @@ fn refuse_bpf(command: u32) -> bool {
 /// What the pins are in nobody of a session takes off, in its own mount namespace neither.
 #[inline(always)]
 fn refuse_unmount(mount: u64) -> bool {
-    let Some(session) = session::of_current() else { return false };
+    let Some(session) = session::of_current_often() else { return false };
     if refuse_in(&session, PRIVILEGE_MOUNT, (0, 0)) {
         return true;
     }
@@ -340,7 +340,7 @@ fn refuse_key() -> bool {
 
 #[inline(always)]
 fn refuse_anonymous(name: u64) -> bool {
-    let Some(session) = session::of_current() else { return false };
+    let Some(session) = session::of_current_often() else { return false };
     let class = match kernel::string_start(name) {
         Ok(USERFAULTFD) => PRIVILEGE_USERFAULTFD,
         Ok(IO_URING) => PRIVILEGE_IO_URING,

@@ -1,12 +1,13 @@
 //! What takes a privilege: each word tries one thing that changes nothing where it is let go.
 
-use std::{ffi::CString, fs, os::unix::fs::PermissionsExt as _};
+use std::{ffi::CString, fs, os::unix::fs::PermissionsExt as _, time::SystemTime};
 
 use anyhow::{Result, bail};
 use nix::{
     errno::Errno,
     sys::{
         signal::{Signal, kill},
+        stat::Mode,
         wait::waitpid,
     },
     unistd::{ForkResult, Pid, pause},
@@ -41,14 +42,22 @@ pub(super) fn attempt(words: &[&str]) -> Result<u8> {
     }))
 }
 
-/// `own-file ACT FILE`: `write`, `make`, `unlink`, `rmdir`, `mkdir`, `symlink`, `link`, `rename`, `truncate`, `chmod`, `chown`;
+/// `own-file ACT FILE`: `write`, `empty` (by opening it to read), `make`, `unlink`, `rmdir`, `mkdir`, `mknod`, `symlink`,
+/// `link`, `rename`, `truncate`, `chmod`, `chown`, `touch`;
 /// what is made, linked to or renamed to has a name of its own beside it. `unmount`: the file system that begins there.
 pub(super) fn own_file(words: &[&str]) -> Result<u8> {
     let [act, file] = words else { bail!("own-file takes an act and a file") };
     let beside = format!("{file}-beside");
     let done = match *act {
         "write" => fs::OpenOptions::new().append(true).open(file).map(drop),
+        "empty" => {
+            let path = CString::new(*file)?;
+            // SAFETY: a string that outlives the call; the descriptor ends with the process.
+            result(unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_TRUNC) }.into()).map_err(Into::into)
+        }
         "make" => fs::File::create_new(&beside).map(drop),
+        "mknod" => nix::unistd::mkfifo(beside.as_str(), Mode::S_IRUSR).map_err(Into::into),
+        "touch" => fs::File::open(file).and_then(|file| file.set_modified(SystemTime::UNIX_EPOCH)),
         "unlink" => fs::remove_file(file),
         "rmdir" => fs::remove_dir(file),
         "mkdir" => fs::create_dir(&beside),
