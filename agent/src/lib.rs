@@ -10,6 +10,7 @@ pub mod duration;
 pub mod enforce;
 pub mod engine;
 pub mod evidence;
+mod given;
 mod ground;
 mod hex;
 mod host_events;

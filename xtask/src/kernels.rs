@@ -24,6 +24,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub(crate) struct Kernel {
     /// As asked for: `6.1`, or a file's name.
     pub(crate) name: String,
+    /// The package that it is of; nothing for an image that was named by its file.
+    pub(crate) package: String,
     pub(crate) image: PathBuf,
     /// The folder of its modules; an image that was named by its file has none.
     pub(crate) modules: Option<PathBuf>,
@@ -55,7 +57,7 @@ pub(crate) fn get(workspace: &Workspace, name: &str, refresh: bool) -> Result<Ke
             bail!("there is no kernel `{name}`; name a kernel image or one of {}", names.join(", "));
         }
         let name = image.file_name().map_or_else(|| name.to_owned(), |file| file.to_string_lossy().into_owned());
-        return Ok(Kernel { name, image, modules: None, old: false });
+        return Ok(Kernel { name, package: String::new(), image, modules: None, old: false });
     };
     let folder = workspace.vm().join("kernels").join(name);
     let image = folder.join("vmlinuz");
@@ -63,9 +65,8 @@ pub(crate) fn get(workspace: &Workspace, name: &str, refresh: bool) -> Result<Ke
     if refresh || !image.is_file() || !modules::are_wanted(&modules) {
         step(&format!("downloading Debian's kernel {name}"), || fetch(workspace, line, &folder))?;
     }
-    let version = fs::read_to_string(folder.join("version")).unwrap_or_default();
-    say(&format!("kernel {name}: {}", version.trim()));
-    Ok(Kernel { name: name.to_owned(), image, modules: Some(modules), old: line.old })
+    let package = fs::read_to_string(folder.join("version")).unwrap_or_default().trim().to_owned();
+    Ok(Kernel { name: name.to_owned(), package, image, modules: Some(modules), old: line.old })
 }
 
 /// Downloads and unpacks the newest image of a line into `folder`.

@@ -132,6 +132,7 @@ impl Guest<'_> {
     /// Boots, and runs the tests. A boot that dies before init is tried once more.
     pub(crate) fn run(&self, workspace: &Workspace, limit: Duration, records: &mut Records) -> Result<Ran> {
         let label = self.label();
+        say(&format!("{label}: {}", self.kernel.package));
         let initramfs = self.initramfs(workspace);
         for attempt in [1, 2] {
             let (early, reports) = (String::new(), Vec::new());

@@ -8,6 +8,7 @@ pub mod answer;
 pub mod client;
 pub mod error;
 pub mod frame;
+mod places;
 mod reply;
 pub mod server;
 mod socket;

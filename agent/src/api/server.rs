@@ -21,7 +21,7 @@ use tokio::{
         UnixListener, UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
     time::timeout,
 };
 
@@ -29,12 +29,13 @@ pub use super::socket::ServerError;
 use super::{
     answer::{Answer, Outgoing, QUEUE},
     frame::{self, Decoder, FrameError},
+    places::{self, Place, Places},
     socket::Bound,
     wire::{ApiError, Call, Request},
 };
 
-/// Connections that each socket serves at once.
-const CONNECTIONS: usize = 64;
+/// How long a connection may take to say its first call.
+const FIRST: Duration = Duration::from_secs(10);
 /// How long a connection may be silent between two calls.
 const IDLE: Duration = Duration::from_secs(30);
 /// How long one write may wait for its reader.
@@ -159,7 +160,7 @@ impl Door {
 }
 
 async fn accept(listener: UnixListener, door: Door) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::default();
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok((stream, _)) => match Peer::of(&stream) {
@@ -175,13 +176,13 @@ async fn accept(listener: UnixListener, door: Door) {
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let Some(place) = places.take(peer.uid) else {
             turn_away(&stream);
             continue;
         };
         let door = door.clone();
         tokio::spawn(async move {
-            if let Err(error) = converse(stream, &peer, &door).await {
+            if let Err(error) = converse(stream, &peer, &door, &place).await {
                 tracing::debug!(peer.pid, "connection: {error}");
             }
             // the engine may still hold the peer, and with it a descriptor that would keep the caller waiting
@@ -192,17 +193,48 @@ async fn accept(listener: UnixListener, door: Door) {
 }
 
 /// Says why and closes; what the socket's buffer does not take at once is not said.
-fn turn_away(stream: &UnixStream) {
-    let busy = ApiError::Busy { message: format!("the agent serves {CONNECTIONS} connections already: try again") };
+fn turn_away(stream: &impl AsRawFd) {
+    let message = format!("the agent serves {} connections, or all that this user can have: try again", places::ALL);
+    let busy = ApiError::Busy { message };
     if let Ok(frame) = frame::encode(&busy) {
         let _ = send(stream.as_raw_fd(), &frame, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
     }
 }
 
-async fn converse(stream: UnixStream, peer: &Peer, door: &Door) -> Result<(), FrameError> {
+/// The next call; `None`: there is none, or it does not come in time, or others want the place.
+async fn next_call(
+    reader: &mut OwnedReadHalf,
+    decoder: &mut Decoder,
+    peer: &Peer,
+    (place, patience): (&Place, Duration),
+) -> Result<Option<Vec<u8>>, FrameError> {
+    let frame = tokio::select! {
+        // what has come is read before its place is given to another
+        biased;
+        frame = timeout(patience, frame::read_async(reader, decoder)) => frame,
+        () = place.lost() => {
+            turn_away(&*peer.socket);
+            return Ok(None);
+        }
+    };
+    match frame {
+        Ok(Ok(Some(frame))) if place.waits(false) => Ok(Some(frame)),
+        Ok(Ok(Some(_))) => {
+            turn_away(&*peer.socket);
+            Ok(None)
+        }
+        Ok(other) => other,
+        Err(_late) => Ok(None),
+    }
+}
+
+async fn converse(stream: UnixStream, peer: &Peer, door: &Door, place: &Place) -> Result<(), FrameError> {
     let (mut reader, mut writer) = stream.into_split();
     let mut decoder = Decoder::new(if door.operate { frame::LIMIT } else { frame::QUESTION });
-    while let Ok(next) = timeout(IDLE, frame::read_async(&mut reader, &mut decoder)).await {
+    let mut patience = FIRST;
+    loop {
+        let next = next_call(&mut reader, &mut decoder, peer, (place, patience)).await;
+        patience = IDLE;
         let frame = match next {
             Ok(Some(frame)) => frame,
             Ok(None) => break,
@@ -227,6 +259,9 @@ async fn converse(stream: UnixStream, peer: &Peer, door: &Door) -> Result<(), Fr
                 }
                 one_answer(&mut writer, answers).await?;
             }
+        }
+        if !place.waits(true) {
+            break;
         }
     }
     Ok(())

@@ -204,22 +204,42 @@ fn an_answer_that_is_dropped_is_an_error_for_the_caller() {
 }
 
 #[test]
-fn one_connection_too_many_is_turned_away_and_a_free_place_is_used_again() {
-    let agent = agent(open_gate(), empty_ps);
+fn who_asks_nothing_gives_way_and_who_asks_is_answered() {
+    let (hand_over, calls) = std_mpsc::channel();
+    let agent = agent(open_gate(), move |call| match call.request.streams() {
+        // never answered: it keeps its place
+        true => hand_over.send(call.reply).unwrap(),
+        false => empty_ps(call),
+    });
     let path = crate::api::read_socket(&agent.runtime);
     let ps = json!({"method": "dev.tipstaff.Ps"});
-    let mut open: Vec<_> = (0..CONNECTIONS).map(|_| connect(path.clone())).collect();
-    assert!(open.iter_mut().all(|stream| call(stream, &ps)["error"].is_null()));
-    assert_eq!(receive(&mut connect(path.clone()))["error"], "dev.tipstaff.Busy");
-    open.pop();
+    let mut silent: Vec<_> = (0..places::ALL + 1).map(|_| connect(path.clone())).collect();
+    // half a call is none
+    silent.iter_mut().skip(1).for_each(|stream| stream.write_all(b"{\"method\":").unwrap());
+    for _ in 0..places::ALL + 1 {
+        assert!(call(&mut connect(path.clone()), &ps)["error"].is_null(), "a call found no place");
+    }
+    assert_eq!(receive(&mut silent[0])["error"], "dev.tipstaff.Busy", "the first to come was not the first to go");
+    drop(silent);
+    // what is being answered goes on, and the one call too many is told so
+    let follow = json!({"method": "dev.tipstaff.Events", "parameters": {"follow": true}, "more": true});
+    let mut busy = Vec::new();
     let until = Instant::now() + DEADLINE;
     loop {
         let mut stream = connect(path.clone());
-        // a refusal may come, and close, before the call is written
-        let _ = stream.write_all(&frame::encode(&ps).unwrap());
-        if receive(&mut stream)["error"].is_null() {
-            break;
+        let _ = stream.write_all(&frame::encode(&follow).unwrap());
+        if let Ok(reply) = calls.recv_timeout(Duration::from_millis(500)) {
+            busy.push((stream, reply));
+            continue;
         }
+        assert_eq!(receive(&mut stream)["error"], "dev.tipstaff.Busy");
+        break;
+    }
+    let own = nix::unistd::geteuid();
+    assert!(if own.is_root() { busy.len() == places::ALL } else { busy.len() < places::ALL }, "{} calls", busy.len());
+    // a place that is given back is used again
+    busy.pop();
+    while !call(&mut connect(path.clone()), &ps)["error"].is_null() {
         assert!(Instant::now() < until, "the place was not given back");
         thread::yield_now();
     }

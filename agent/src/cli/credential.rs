@@ -1,7 +1,6 @@
 //! The fingerprint of a credential, made here: what the credential itself is never leaves this process.
 
 use std::{
-    fs::File,
     io::{ErrorKind, Read as _},
     path::{Path, PathBuf},
 };
@@ -9,7 +8,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use super::{Exit, Failure};
-use crate::hex;
+use crate::{given, hex};
 
 /// Which credential a session acts with.
 #[derive(Debug, Default, clap::Args)]
@@ -51,7 +50,7 @@ fn of_file(path: &Path) -> Result<String, Failure> {
     let failed = |why: &dyn std::fmt::Display| {
         Failure::new(Exit::Usage, format!("cannot read the credential {}: {why}", path.display()))
     };
-    let mut file = File::open(path).map_err(|error| failed(&error))?;
+    let mut file = given::open(path).map_err(|error| failed(&error))?;
     let mut digest = Sha256::new();
     let (mut buffer, mut bytes) = ([0; 4096], 0);
     loop {

@@ -7,7 +7,7 @@
 use std::{
     ffi::{CString, NulError, OsStr, OsString},
     fmt::Display,
-    fs::{self, File},
+    fs,
     io::{self, IsTerminal, Read},
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
@@ -26,7 +26,7 @@ use crate::{
     config::Config,
     duration,
     evidence::Text,
-    inherited,
+    given, inherited,
 };
 
 /// How long the agent may take to start a session.
@@ -168,7 +168,7 @@ pub(super) fn read_policy(given: &OsStr, directory: &Path) -> Result<(String, St
 /// A policy file's bytes, bounded.
 pub(super) fn policy_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(POLICY + 1).read_to_end(&mut bytes)?;
+    given::open(path)?.take(POLICY + 1).read_to_end(&mut bytes)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length <= POLICY) {
         return Ok(bytes);
     }
@@ -237,7 +237,7 @@ mod tests {
         fs::write(&file, vec![b'#'; 1024 * 1024]).unwrap();
         assert!(read_policy(file.as_os_str(), directory.path()).is_ok());
         let folder = message(read_policy(directory.path().as_os_str(), directory.path()));
-        assert!(folder.contains("Is a directory"), "{folder}");
+        assert!(folder.contains("it is a directory: name a regular file"), "{folder}");
     }
 
     #[test]

@@ -16,6 +16,8 @@ use std::{
 
 pub use file::Group;
 
+use crate::given;
+
 /// The file that is read when none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/tipstaff/tipstaff.toml";
 /// Where group names are looked up; groups that only a directory service knows are given by number.
@@ -288,7 +290,7 @@ fn pick(
 /// The named file, which has to be there, or the default one, which need not.
 fn read(named: Option<&Path>) -> Result<Option<(PathBuf, String)>, ConfigError> {
     let path = named.unwrap_or_else(|| Path::new(DEFAULT_FILE)).to_owned();
-    match fs::read_to_string(&path) {
+    match given::text(&path) {
         Ok(text) => Ok(Some((path, text))),
         Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => Ok(None),
         Err(source) => Err(ConfigError::Read { path, source }),

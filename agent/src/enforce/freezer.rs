@@ -31,6 +31,12 @@ impl SessionCgroup {
         fs::write(self.path().join("cgroup.freeze"), "0")
     }
 
+    /// Whether its freezer is set, whatever stands still already.
+    #[must_use]
+    pub fn is_to_freeze(&self) -> bool {
+        fs::read_to_string(self.path().join("cgroup.freeze")).is_ok_and(|text| text.trim() == "1")
+    }
+
     fn is_frozen(&self) -> io::Result<bool> {
         Ok(fs::read_to_string(self.path().join("cgroup.events"))?.contains("frozen 1"))
     }

@@ -38,7 +38,7 @@ use crate::{
     evidence::{Body, Command, Gap, GapCause, Log, Mark, Principal, Transition},
     kernel::{AddressRules, boot_now, open_pidfd},
     policy::{self, AgentLoss, Limits, NetKey, NetTable, Plan, Policy, Resolved},
-    session::{Cause, EndReason, Input, Mode, SessionId, State},
+    session::{Cause, Effect, EndReason, Input, Mode, SessionId, State},
     store::{Kept, Narrowed},
 };
 
@@ -212,7 +212,7 @@ impl Engine {
     }
 
     /// The plan as it stands in the kernel: which files and resolvers its rules name was settled when it was put there,
-    /// whatever the paths lead to by now.
+    /// whatever the paths lead to by now, and whether or not the host can be asked.
     fn plan_in_force(
         &mut self,
         mut policy: Policy,
@@ -221,7 +221,7 @@ impl Engine {
     ) -> Result<(Policy, Resolved, Plan), String> {
         let narrowed = kept.narrowed.as_ref();
         let kernel = &mut self.parts.kernel;
-        let mut host = resolve::rules(kernel, &mut self.digests, &policy).map_err(|e| e.to_string())?;
+        let mut host = resolve::programs(kernel, &mut self.digests, &policy);
         if let Some(narrowed) = narrowed {
             let less = policy.without(&host, &narrowed.removed);
             (policy, host) = less.map_err(|(rule, _)| format!("its policy has no rule {rule} to be without"))?;
@@ -361,15 +361,14 @@ impl Engine {
             Ok(kept_to) if kept_to < deadline => self.feed(id, Input::Held { at_boot_ns: kept_to }),
             _ => {}
         }
-        // as it was said to be: an agent that died at it may have left the cgroup otherwise
-        match self.sessions.get(&id).is_some_and(|live| live.machine.is_still()) {
-            true => self.stop_members(id),
-            false => self.thaw_cgroup(id),
-        }
+        self.stand_as_said(id);
         self.cap(id, now_boot_ns);
         // the wall clock may have been stepped while nobody looked
         self.rearm(id);
         self.tick_session(id, now_boot_ns);
+        if let Some(until_boot_ns) = self.sessions.get(&id).and_then(|live| live.machine.owes_term()) {
+            self.carry_out(id, vec![Effect::Terminate { until_boot_ns }]);
+        }
         if ends || ended {
             return self.feed(id, Input::End { reason: EndReason::AgentLoss });
         }
@@ -377,6 +376,18 @@ impl Engine {
             Some(Ok(())) => {}
             Some(Err(problem)) => warn!("the first process of session {id} is not watched: {problem}"),
             None => self.first_gone(id, now_boot_ns),
+        }
+    }
+
+    /// Members stand still, or run, as the session was said to be: an agent that died while it froze or thawed it may have
+    /// left them otherwise. Whoever stopped itself, or was stopped by its user, is none of this.
+    fn stand_as_said(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get(&id) else { return };
+        if live.machine.is_still() {
+            self.stop_members(id);
+        } else if live.cgroup.is_to_freeze() {
+            // the freezer is the first to be set and the last to be let go: what is outside may be stopped too
+            self.let_go(id);
         }
     }
 

@@ -155,14 +155,9 @@ impl Engine {
         }
     }
 
-    /// Lets it go on.
+    /// Lets it go on. The freezer last: as long as it is set, the next agent knows that there may be more to let go.
     pub(super) fn let_go(&mut self, id: SessionId) {
-        self.thaw_cgroup(id);
         self.signal_outside(id, Signal::SIGCONT);
-    }
-
-    /// Lets go on what is in a session's cgroup.
-    pub(super) fn thaw_cgroup(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get_mut(&id) else { return };
         live.still = None;
         complain("thawing a session", live.cgroup.thaw());

@@ -36,7 +36,12 @@ impl Engine {
                     // the next agent does not warn again; after a kill just before this it does: rather twice than never
                     self.keep(id);
                 }
-                Effect::Terminate { until_boot_ns } => self.terminate(id, until_boot_ns),
+                Effect::Terminate { until_boot_ns } => {
+                    self.terminate(id, until_boot_ns);
+                    // an agent that is killed before this leaves it to the next: rather twice than never
+                    self.feed(id, Input::Asked);
+                    self.keep(id);
+                }
                 Effect::Freeze => {
                     self.stop_members(id);
                     self.keep(id);

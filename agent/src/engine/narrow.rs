@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::{
     Engine, Live, complain,
+    limits::ending,
     resolve::{self, identities},
     start::{self, failed},
     stays,
@@ -55,8 +56,7 @@ impl Engine {
             return Err(ApiError::NotFound { message: format!("session {id} is over") });
         };
         if live.machine.reason().is_some() || live.machine.state() == State::Starting {
-            let message = format!("session {id} is {}: only a session that runs can be narrowed", live.machine.state());
-            return Err(ApiError::BadRequest { message });
+            return Err(ending(id, live));
         }
         let narrower = match (&request.policy, request.remove.as_slice(), &request.to) {
             (Some(text), [], None) => {

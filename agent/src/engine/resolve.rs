@@ -13,12 +13,15 @@ use std::{
 };
 
 use tipstaff_common::rule::FileId;
+use tracing::warn;
 
 use super::digests::Digests;
 use crate::{
     enforce::{only_root_can_place, only_root_can_replace},
     kernel::{Kernel, KernelError, Seen, open_path},
-    policy::{self, Addresses, Effect, ExecRule, ExecTarget, Policy, ProgramClass, Resolved, UnixFound, UnixTarget},
+    policy::{
+        self, Addresses, Effect, ExecRule, ExecTarget, Policy, ProgramClass, Resolved, UnixFound, UnixRule, UnixTarget,
+    },
 };
 
 /// Files that are open at once.
@@ -82,7 +85,7 @@ pub(super) fn again(
     policy: &Policy,
     before: Before<'_>,
 ) -> Result<Resolved, KernelError> {
-    let mut host = resolve(kernel, digests, policy, Some(before))?;
+    let mut host = resolve(kernel, digests, (policy, &[]), Some(before))?;
     for (index, rule) in policy.exec.iter().enumerate() {
         let known = before.host.of(index);
         match rule.target {
@@ -106,13 +109,26 @@ pub(super) fn again(
 /// Resolves every rule: a program or socket, or a directory and the roots of what is mounted below it. A rule whose file
 /// does not exist names nothing; one for a socket names its place, where the directory exists.
 pub(super) fn rules(kernel: &mut Kernel, digests: &mut Digests, policy: &Policy) -> Result<Resolved, KernelError> {
-    resolve(kernel, digests, policy, None)
+    let mut host = resolve(kernel, digests, (policy, policy.unix_rules()), None)?;
+    host.resolvers = resolvers(policy)?;
+    Ok(host)
+}
+
+/// The programs of a policy whose resolvers and unix sockets are known. Where the host does not tell, there are none.
+pub(super) fn programs(kernel: &mut Kernel, digests: &mut Digests, policy: &Policy) -> Resolved {
+    let found = resolve(kernel, digests, (policy, &[]), None);
+    let mut host = found.unwrap_or_else(|problem| {
+        warn!("the programs of policy {} are those that the kernel holds: {problem}", policy.name);
+        Resolved { files: vec![Vec::new(); policy.exec.len()], ..Resolved::default() }
+    });
+    host.unix = vec![UnixFound::default(); policy.unix_rules().len()];
+    host
 }
 
 fn resolve(
     kernel: &mut Kernel,
     digests: &mut Digests,
-    policy: &Policy,
+    (policy, unix): (&Policy, &[UnixRule]),
     before: Option<Before<'_>>,
 ) -> Result<Resolved, KernelError> {
     let mounts = mount_points()?;
@@ -130,7 +146,7 @@ fn resolve(
         }
     }
     wanted.extend(CLASSED.iter().flat_map(|pattern| matching(pattern)).map(|path| (For::Class, path)));
-    for (index, rule) in policy.unix_rules().iter().enumerate() {
+    for (index, rule) in unix.iter().enumerate() {
         match &rule.target {
             UnixTarget::Abstract(_) => {}
             UnixTarget::Path(path) => {
@@ -148,11 +164,10 @@ fn resolve(
     }
     let mut resolved = Resolved {
         files: vec![Vec::new(); policy.exec.len()],
-        unix: vec![UnixFound::default(); policy.unix_rules().len()],
-        resolvers: resolvers(policy)?,
+        unix: vec![UnixFound::default(); unix.len()],
         ..Resolved::default()
     };
-    for (index, rule) in policy.unix_rules().iter().enumerate() {
+    for (index, rule) in unix.iter().enumerate() {
         if let (Effect::Allow, UnixTarget::Path(path)) = (rule.effect, &rule.target) {
             resolved.unix[index].trusted = only_root_can_place(path) && !is_denied(policy, path);
         }

@@ -1,5 +1,6 @@
-//! Stays: a revoked principal, policy or credential cannot start again until a time on the wall clock, also after a restart of the
-//! agent or the host.
+//! Stays: a revoked principal, policy or credential cannot start again for a time, also after a restart of the agent or the
+//! host. Within a boot it is over when both clocks say so; across boots only the wall clock goes on, and what it says while it
+//! may be wrong is not final.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -12,12 +13,16 @@ use crate::{
         wire::{self, ApiError, RevokeBy},
     },
     duration,
-    evidence::{Body, Gap, GapCause, Lift, Principal, Refused, Text},
+    evidence::{Body, Gap, GapCause, Lift, Moment, Principal, Refused, Text},
     session::SessionId,
 };
 
 /// What helps against a stay.
 pub(super) const REMEDY: &str = "wait, or have the stay lifted (`tipstaff revoke --lift`)";
+
+/// A stay that is over is forgotten this long after, nanoseconds of running: a wall clock that was ahead, and is set right
+/// meanwhile, brings it back.
+const FORGET_NS: u64 = 3_600_000_000_000;
 
 /// What cannot start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,9 +48,46 @@ pub struct Stay {
     pub until: Timestamp,
     /// Who revoked it.
     pub principal: Principal,
+    /// Until when on `CLOCK_BOOTTIME`, and in which boot; none: it was kept by an agent that went by the wall clock alone.
+    #[serde(default)]
+    pub until_boot: Option<BootEnd>,
+}
+
+/// A moment of one boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootEnd {
+    /// The kernel's boot id.
+    pub boot: String,
+    /// `CLOCK_BOOTTIME`, nanoseconds.
+    pub boot_ns: u64,
 }
 
 impl Stay {
+    /// In another boot than the one that it is of, it lasts as long as the wall clock says now.
+    /// False: it is of this boot.
+    fn anchor(&mut self, boot: &str, at: Moment) -> bool {
+        if self.until_boot.as_ref().is_some_and(|end| end.boot == boot) {
+            return false;
+        }
+        let left = u64::try_from(self.until.duration_since(at.time).as_nanos().max(0)).unwrap_or(u64::MAX);
+        self.until_boot = Some(BootEnd { boot: boot.to_owned(), boot_ns: at.boot_ns.saturating_add(left) });
+        true
+    }
+
+    /// Whether it is over by both clocks: a step of one ends it no earlier.
+    fn is_over(&self, at: Moment) -> bool {
+        self.until <= at.time && self.boot_ns() <= at.boot_ns
+    }
+
+    fn is_to_forget(&self, at: Moment) -> bool {
+        self.is_over(at) && self.boot_ns().saturating_add(FORGET_NS) <= at.boot_ns
+    }
+
+    fn boot_ns(&self) -> u64 {
+        self.until_boot.as_ref().map_or(0, |end| end.boot_ns)
+    }
+
     /// Whether it keeps this principal, a policy of this name, or this credential from starting.
     fn holds(&self, principal: &Principal, policy: &str, credential: Option<&str>) -> bool {
         match &self.what {
@@ -90,20 +132,26 @@ impl Engine {
             self.append_durable(&Body::Gap(Gap { detail: Some(detail), ..Gap::new(GapCause::AgentAbsent) }));
         }
         self.stays = stays;
+        let (boot, at) = (self.parts.store.boot().to_owned(), now());
+        for stay in &mut self.stays {
+            if stay.anchor(&boot, at) {
+                complain("keeping a stay", self.parts.store.keep_stay(stay.id, stay));
+            }
+        }
         self.drop_past_stays();
     }
 
     /// The stay that keeps a principal, a policy of this name or a credential from going on; of several the longest: that
     /// is what the caller has to wait for.
     pub(super) fn stay_over(&self, principal: &Principal, policy: &str, credential: Option<&str>) -> Option<&Stay> {
-        let now = now().time;
-        let holds = |stay: &&Stay| stay.until > now && stay.holds(principal, policy, credential);
+        let at = now();
+        let holds = |stay: &&Stay| !stay.is_over(at) && stay.holds(principal, policy, credential);
         self.stays.iter().filter(holds).max_by_key(|stay| stay.until)
     }
 
     fn drop_past_stays(&mut self) {
-        let now = now().time;
-        let (past, stays) = std::mem::take(&mut self.stays).into_iter().partition(|stay: &Stay| stay.until <= now);
+        let at = now();
+        let (past, stays) = std::mem::take(&mut self.stays).into_iter().partition(|stay: &Stay| stay.is_to_forget(at));
         self.stays = stays;
         for stay in past {
             complain("forgetting a stay", self.parts.store.forget_stay(stay.id));
@@ -126,9 +174,11 @@ impl Engine {
     pub(super) fn stay(&mut self, what: Stayed, length: &str, by: Principal) -> Result<Stay, ApiError> {
         let bad = |why: String| ApiError::BadRequest { message: format!("--stay {length:?} {why}") };
         let length_of = duration::parse(length).map_err(|error| bad(error.to_string()))?;
-        let until = SignedDuration::try_from(length_of).ok().and_then(|d| now().time.checked_add(d).ok());
+        let at = now();
+        let until = SignedDuration::try_from(length_of).ok().and_then(|d| at.time.checked_add(d).ok());
         let until = until.ok_or_else(|| bad("is too long".into()))?;
-        let stay = Stay { id: super::start::fresh_id()?, what, until, principal: by };
+        let mut stay = Stay { id: super::start::fresh_id()?, what, until, principal: by, until_boot: None };
+        stay.anchor(self.parts.store.boot(), at);
         let kept = self.parts.store.keep_stay(stay.id, &stay);
         kept.map_err(|error| ApiError::Failed { message: error.to_string() })?;
         self.stays.push(stay.clone());
@@ -137,7 +187,8 @@ impl Engine {
 
     pub(super) fn list_stays(&mut self) -> wire::Stays {
         self.drop_past_stays();
-        let mut stays: Vec<&Stay> = self.stays.iter().collect();
+        let at = now();
+        let mut stays: Vec<&Stay> = self.stays.iter().filter(|stay| !stay.is_over(at)).collect();
         stays.sort_by_key(|stay| stay.until);
         wire::Stays { stays: stays.into_iter().map(Stay::wire).collect() }
     }
@@ -145,8 +196,13 @@ impl Engine {
     /// Lifts a stay before its time.
     pub(super) fn lift(&mut self, lift: &wire::Lift, peer: &Peer) -> Result<wire::Stays, ApiError> {
         self.drop_past_stays();
-        let matching: Vec<usize> =
-            (0..self.stays.len()).filter(|index| self.stays[*index].id.has_prefix(&lift.id)).collect();
+        let at = now();
+        let matching: Vec<usize> = (0..self.stays.len())
+            .filter(|index| {
+                let stay = &self.stays[*index];
+                !stay.is_over(at) && stay.id.has_prefix(&lift.id)
+            })
+            .collect();
         let [index] = matching[..] else {
             let what = if matching.is_empty() { "no stay has" } else { "more than one stay has" };
             let message = format!("{what} an id that begins with {:?}: see `tipstaff revoke --list`", lift.id);
@@ -174,7 +230,7 @@ mod tests {
 
     fn stay(what: Stayed) -> Stay {
         let until = "2026-11-22T00:00:00Z".parse().expect("a time");
-        Stay { id: SessionId::from_random([7; 16]), what, until, principal: principal(0, None) }
+        Stay { id: SessionId::from_random([7; 16]), what, until, principal: principal(0, None), until_boot: None }
     }
 
     #[test]
@@ -190,7 +246,46 @@ mod tests {
         assert!(holds(Some("ab")) && !holds(Some("cd")) && !holds(None));
     }
 
-    /// Nothing in a stay is of one boot.
+    /// A clock that is stepped, in either direction, ends nothing before its time.
+    #[test]
+    fn a_stay_ends_when_both_clocks_say_so() {
+        const HOUR: u64 = 3_600_000_000_000;
+        let moment = |time: &str, boot_hours: u64| Moment {
+            time: format!("2026-11-{time}Z").parse().expect("a time"),
+            boot_ns: boot_hours * HOUR,
+        };
+        let mut kept = stay(Stayed::Principal(7));
+        kept.anchor("this", moment("21T22:00:00", 10));
+        assert_eq!(kept.boot_ns(), 12 * HOUR);
+        for (at, over, forgotten) in [
+            (moment("21T23:00:00", 11), false, false),
+            // stepped ahead by a day, and set right again
+            (moment("22T23:00:00", 11), false, false),
+            (moment("21T23:30:00", 11), false, false),
+            // stepped back by an hour: it lasts by the wall clock
+            (moment("21T23:00:00", 12), false, false),
+            (moment("22T00:00:00", 12), true, false),
+            (moment("22T01:00:00", 13), true, true),
+        ] {
+            assert_eq!((kept.is_over(at), kept.is_to_forget(at)), (over, forgotten), "{at:?}");
+        }
+        // within the boot another agent goes on with it
+        let before = kept.clone();
+        kept.anchor("this", moment("21T20:00:00", 11));
+        assert_eq!(kept, before);
+        // another boot, whose wall clock is ahead at first: for as long as that may come out it is not forgotten
+        kept.anchor("next", moment("23T00:00:00", 0));
+        assert!(kept.is_over(moment("23T00:00:00", 0)) && !kept.is_to_forget(moment("23T00:59:00", 0)));
+        assert!(!kept.is_over(moment("21T23:00:00", 0)), "set right, it holds");
+        assert!(kept.is_to_forget(moment("23T01:00:00", 1)));
+        // and one whose clock is right
+        let mut right = before;
+        right.anchor("next", moment("21T23:00:00", 0));
+        assert_eq!(right.boot_ns(), HOUR);
+        assert!(!right.is_over(moment("23T00:00:00", 0)) && right.is_over(moment("22T00:00:00", 1)));
+    }
+
+    /// Nothing in a stay is of one boot alone.
     #[test]
     fn a_stay_is_there_after_a_reboot() {
         let state = tempfile::tempdir().expect("a folder");

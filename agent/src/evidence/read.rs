@@ -11,6 +11,7 @@ use super::{
     error::Error,
     record::Record,
 };
+use crate::given;
 
 /// The records of a log, in order.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub struct Records {
 ///
 /// The file cannot be opened.
 pub fn read(path: &Path) -> Result<Records, Error> {
-    let file = File::open(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;
+    let file = given::open(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;
     Ok(Records { path: path.to_owned(), input: BufReader::new(file), buffer: Vec::new(), line: 0, failed: false })
 }
 

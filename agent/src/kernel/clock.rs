@@ -56,7 +56,8 @@ impl Kernel {
         pins.map_or(Ok(()), |pins| pins.clear_links(self.generation, PROGRAM))
     }
 
-    /// Attaches the clock to one CPU and only then lets an earlier one of that CPU go.
+    /// Attaches and pins the clock for one CPU, and only then lets an earlier one of that CPU go: a rename over a pin is one
+    /// step in a bpffs (`bpf_dir_iops`, `kernel/bpf/inode.c`).
     fn arm_on(&mut self, cpu: u32, rate: u64, pins: Option<&Pins>) -> Result<(), KernelError> {
         let refused = |error: &dyn std::error::Error| KernelError::refused(format!("program {PROGRAM}"), error);
         let generation = self.generation;
@@ -71,10 +72,13 @@ impl Kernel {
             return Ok(());
         };
         let path = pins.link(generation, &format!("{PROGRAM}{cpu}"));
-        if path.exists() {
-            fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
+        // beside it first: an agent that dies in between leaves one clock too many, never none
+        let beside = pins.link(generation, &format!("{PROGRAM}{cpu}_next"));
+        if beside.exists() {
+            fs::remove_file(&beside).map_err(KernelError::file("remove", &beside))?;
         }
-        link.pin(path).map(|_| ()).map_err(|e| refused(&e))
+        link.pin(&beside).map_err(|e| refused(&e))?;
+        fs::rename(&beside, &path).map_err(KernelError::file("put in its place", &beside))
     }
 }
 

@@ -82,7 +82,7 @@ impl Resolved {
         let then = |file: &FileId| {
             entry(file).filter(|entry| entry.flags & (rule::PINNED | rule::NO_RULE) == rule::PINNED).copied()
         };
-        self.contents = self.contents.keys().filter_map(|file| Some((*file, then(file)?.content))).collect();
+        let allowed = plan.allowed();
         let named_by = |rule: &ExecRule, file: &FileId| {
             let Some(entry) = then(file) else { return false };
             let has = |word: &String| {
@@ -100,9 +100,17 @@ impl Resolved {
                     let lost = own.into_iter().filter(|file| !files.contains(file)).collect::<Vec<_>>();
                     files.extend(lost);
                 }
-                (_, Effect::Allow) => files.retain(|file| named_by(rule, file)),
+                (_, Effect::Allow) => {
+                    // also those that the host did not show now
+                    let unseen = allowed.get(rule.id.as_str()).into_iter().flatten();
+                    let unseen: Vec<FileId> = unseen.filter(|file| !files.contains(file)).copied().collect();
+                    files.extend(unseen);
+                    files.retain(|file| named_by(rule, file));
+                }
             }
         }
+        let files = self.contents.keys().chain(self.files.iter().flatten());
+        self.contents = files.filter_map(|file| Some((*file, then(file)?.content))).collect();
         for (key, entry) in plan.exec.iter().filter(|(key, _)| key.kind == rule::KIND_FILE) {
             let classes = entry.flags & ((1 << rule::CLASSES) - 1);
             if classes != 0 {
@@ -248,6 +256,18 @@ impl Plan {
             }
         }
         named
+    }
+
+    /// The files that are allowed, by the ids of the rules that their entries name.
+    fn allowed(&self) -> BTreeMap<&str, Vec<FileId>> {
+        let mut allowed: BTreeMap<&str, Vec<FileId>> = BTreeMap::new();
+        let files = |(key, entry): &(&ExecKey, &ProgramEntry)| {
+            key.kind == rule::KIND_FILE && entry.verdict == rule::ALLOW && entry.rule < rule::REASONS
+        };
+        for (key, entry) in self.exec.iter().filter(files) {
+            allowed.entry(self.rule_name(entry.rule)).or_default().push(key.file);
+        }
+        allowed
     }
 
     /// As `Policy::rule_name`.

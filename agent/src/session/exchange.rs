@@ -66,6 +66,8 @@ pub enum Input {
         /// Why.
         reason: EndReason,
     },
+    /// [`Effect::Terminate`] was carried out.
+    Asked,
     /// [`Effect::Sweep`] was carried out.
     Swept(Round),
     /// [`Effect::Count`] was carried out.
@@ -90,7 +92,7 @@ pub enum Effect {
         /// How long until then, nanoseconds.
         left_ns: u64,
     },
-    /// Send `SIGTERM` to every member. Once.
+    /// Send `SIGTERM` to every member, and report [`Input::Asked`]. Once.
     Terminate {
         /// Those that are left then are killed.
         until_boot_ns: u64,

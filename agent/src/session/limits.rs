@@ -66,6 +66,13 @@ impl Limits {
         }
     }
 
+    /// The longest warning before this limit. Whoever pauses for a moment is not idle: where a warning would come before
+    /// half of an idle limit has passed, it is not given.
+    pub(super) fn longest_warning(&self, reason: EndReason) -> u64 {
+        let idle = self.idle.as_ref().filter(|_| reason == EndReason::Idle);
+        idle.map_or(u64::MAX, |idle| idle.after_ns / 2)
+    }
+
     fn earliest(&self, idle: Option<u64>) -> Due {
         let ttl = Due { at_boot_ns: self.ttl_boot_ns, reason: EndReason::Ttl };
         let others = [
@@ -122,7 +129,7 @@ impl Idle {
     }
 }
 
-/// The longest warning that is still to come `left_ns` before the end.
-pub(super) fn warning_below(left_ns: u64) -> Option<u64> {
-    WARNINGS_NS.into_iter().find(|warning| *warning < left_ns)
+/// The longest warning that is still to come `left_ns` before the end, and no longer than `longest_ns`.
+pub(super) fn warning_below(left_ns: u64, longest_ns: u64) -> Option<u64> {
+    WARNINGS_NS.into_iter().find(|warning| *warning < left_ns && *warning <= longest_ns)
 }

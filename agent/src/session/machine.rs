@@ -26,6 +26,9 @@ enum Phase {
         /// They are frozen.
         #[serde(default)]
         still: bool,
+        /// They are to get `SIGTERM`, and nobody said yet that they did.
+        #[serde(default)]
+        unasked: bool,
     },
     /// The kernel refuses everything; what is left is being removed.
     Ending(EndReason),
@@ -68,7 +71,9 @@ impl Session {
     #[must_use]
     pub fn new(id: SessionId, mode: Mode, limits: Limits, now_boot_ns: u64) -> Self {
         let armed = limits.for_kernel(false);
-        let warning_ns = warning_below(limits.first(false).at_boot_ns.saturating_sub(now_boot_ns));
+        let due = limits.first(false);
+        let left_ns = due.at_boot_ns.saturating_sub(now_boot_ns);
+        let warning_ns = warning_below(left_ns, limits.longest_warning(due.reason));
         Self { id, mode, limits, phase: Phase::Starting, rounds: Vec::new(), armed, warning_ns }
     }
 
@@ -118,6 +123,15 @@ impl Session {
     #[must_use]
     pub fn is_in_grace(&self) -> bool {
         matches!(self.phase, Phase::Grace { .. })
+    }
+
+    /// `SIGTERM` is owed to its members until this moment: an agent that died may not have sent it.
+    #[must_use]
+    pub fn owes_term(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Grace { unasked: true, until_boot_ns, .. } => Some(until_boot_ns),
+            _ => None,
+        }
     }
 
     /// When it is over, and why: the limit that comes first, or the end of its grace.
@@ -214,6 +228,7 @@ impl Session {
             (Phase::Frozen, Input::Thaw { now_boot_ns }) => self.thaw(now_boot_ns),
             (Phase::Grace { still: false, .. }, Input::Freeze { .. }) => self.stand(true),
             (Phase::Grace { still: true, .. }, Input::Thaw { .. }) => self.stand(false),
+            (Phase::Grace { unasked: true, .. }, Input::Asked) => self.asked(),
             (Phase::Starting | Phase::Active | Phase::Frozen, Input::End { reason }) => self.begin_end(reason),
             (Phase::Grace { reason, .. }, Input::End { .. } | Input::Counted { left: 0 }) => self.cut(reason),
             (Phase::Ending(reason), Input::Swept(round)) if self.mode == Mode::Enforce => {
@@ -228,9 +243,9 @@ impl Session {
     fn tick(&mut self, now_boot_ns: u64) -> Vec<Effect> {
         match self.phase {
             Phase::Grace { reason, until_boot_ns, .. } if now_boot_ns >= until_boot_ns => self.cut(reason),
-            Phase::Grace { reason, until_boot_ns, look_boot_ns, still } if now_boot_ns >= look_boot_ns => {
+            Phase::Grace { reason, until_boot_ns, look_boot_ns, still, unasked } if now_boot_ns >= look_boot_ns => {
                 let look_boot_ns = now_boot_ns.saturating_add(GRACE_LOOK_NS);
-                self.phase = Phase::Grace { reason, until_boot_ns, look_boot_ns, still };
+                self.phase = Phase::Grace { reason, until_boot_ns, look_boot_ns, still, unasked };
                 vec![Effect::Count]
             }
             phase if phase.lives() => self.check_limits(now_boot_ns),
@@ -253,7 +268,7 @@ impl Session {
         }
         match self.warning_ns {
             Some(warning) if left_ns <= warning => {
-                self.warning_ns = warning_below(left_ns.min(warning));
+                self.warning_ns = warning_below(left_ns.min(warning), u64::MAX);
                 vec![Effect::Warn { due, left_ns }]
             }
             _ => Vec::new(),
@@ -267,7 +282,7 @@ impl Session {
 
     fn terminate(&mut self, due: Due, now_boot_ns: u64) -> Vec<Effect> {
         let until_boot_ns = due.at_boot_ns;
-        let mut effects = self.begin_grace(due.reason, until_boot_ns, now_boot_ns);
+        let mut effects = self.begin_grace((due.reason, true), until_boot_ns, now_boot_ns);
         effects.push(Effect::Terminate { until_boot_ns });
         effects
     }
@@ -277,14 +292,20 @@ impl Session {
         if self.mode == Mode::Observe || until <= now_boot_ns {
             return self.begin_end(EndReason::Completed);
         }
-        self.begin_grace(EndReason::Completed, until, now_boot_ns)
+        self.begin_grace((EndReason::Completed, false), until, now_boot_ns)
     }
 
     /// The end begins, and the scope goes on to be enforced until `until_boot_ns`; the kernel holds that moment.
-    fn begin_grace(&mut self, reason: EndReason, until_boot_ns: u64, now_boot_ns: u64) -> Vec<Effect> {
+    fn begin_grace(
+        &mut self,
+        (reason, unasked): (EndReason, bool),
+        until_boot_ns: u64,
+        now_boot_ns: u64,
+    ) -> Vec<Effect> {
         // what an operator froze does not let itself go by ending
         let (still, look_boot_ns) = (self.phase == Phase::Frozen, now_boot_ns);
-        let record = self.enter(Phase::Grace { reason, until_boot_ns, look_boot_ns, still }, Cause::End(reason));
+        let grace = Phase::Grace { reason, until_boot_ns, look_boot_ns, still, unasked };
+        let record = self.enter(grace, Cause::End(reason));
         let mut effects = self.arm(Due { at_boot_ns: until_boot_ns, reason });
         effects.push(record);
         effects
@@ -296,6 +317,14 @@ impl Session {
             *still = stand;
         }
         vec![if stand { Effect::Freeze } else { Effect::Thaw }]
+    }
+
+    /// Its members have `SIGTERM`.
+    fn asked(&mut self) -> Vec<Effect> {
+        if let Phase::Grace { unasked, .. } = &mut self.phase {
+            *unasked = false;
+        }
+        Vec::new()
     }
 
     /// The grace is over.
@@ -365,10 +394,13 @@ impl Session {
     }
 
     /// The warning that comes next before the end as it is now: one that was not given yet stays due, however near the
-    /// end came.
+    /// end came, but for one that is too long for the limit that comes first now.
     fn set_warning(&mut self, now_boot_ns: u64) {
-        let left_ns = self.due().at_boot_ns.saturating_sub(now_boot_ns);
-        self.warning_ns = self.warning_ns.max(warning_below(left_ns));
+        let due = self.due();
+        let left_ns = due.at_boot_ns.saturating_sub(now_boot_ns);
+        let longest_ns = self.limits.longest_warning(due.reason);
+        let given_up = |warning: &u64| *warning > longest_ns;
+        self.warning_ns = self.warning_ns.filter(|w| !given_up(w)).max(warning_below(left_ns, longest_ns));
     }
 
     fn arm(&mut self, due: Due) -> Vec<Effect> {

@@ -65,6 +65,7 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
         Just(Input::Labelled),
         Just(Input::StartFailed),
         Just(Input::Undone),
+        Just(Input::Asked),
         times().prop_map(|now_boot_ns| Input::FirstExited { now_boot_ns }),
         times().prop_map(|now_boot_ns| Input::Tick { now_boot_ns }),
         (times(), option::of(times()))
@@ -442,6 +443,82 @@ fn term_comes_before_the_deadline_and_never_moves_it() {
     // one who wakes after the deadline finds no grace left
     let mut late = active(Limits { term_ns: 5 * SECOND, ..Limits::ttl(8 * SECOND) });
     assert_eq!(late.step(tick(8)), [Effect::MarkEnded, ending(EndReason::Ttl), Effect::Sweep]);
+}
+
+/// An agent that died between the record and the signal leaves it to the next; one that died after it does not.
+#[test]
+fn a_signal_is_owed_until_it_was_sent() {
+    let mut session = active(Limits { term_ns: 5 * SECOND, ..Limits::ttl(8 * SECOND) });
+    assert_eq!(session.owes_term(), None);
+    assert_eq!(session.step(tick(3)).len(), 2);
+    let kept = |session: &Session| -> Session {
+        let text = serde_json::to_string(session).expect("a session serialises");
+        serde_json::from_str(&text).expect("and comes back")
+    };
+    let mut next = kept(&session);
+    assert_eq!(next.owes_term(), Some(8 * SECOND));
+    assert_eq!(next.step(tick(4)), [Effect::Count], "to look does not pay it");
+    assert_eq!(next.owes_term(), Some(8 * SECOND));
+    assert_eq!(next.step(Input::Asked), []);
+    assert_eq!(kept(&next).owes_term(), None);
+    let mut late = session.clone();
+    assert_eq!(late.step(tick(8)), [Effect::MarkEnded, Effect::Sweep]);
+    assert_eq!(late.owes_term(), None, "who is killed is not asked");
+    // what the first process leaves behind is not asked
+    let mut left = active(Limits { term_ns: SECOND, leftovers_ns: 10 * SECOND, ..Limits::ttl(DEADLINE) });
+    assert_eq!(left.step(Input::FirstExited { now_boot_ns: SECOND }).len(), 2);
+    assert!(left.is_in_grace() && left.owes_term().is_none());
+}
+
+/// A pause is not the approach of an end: an idle limit is warned of once in each approach, and not before half of it has
+/// passed.
+#[test]
+fn an_idle_limit_warns_of_what_has_lasted() {
+    let idle = |after| Limits { idle: Some(Idle::new(after * SECOND, 0)), ..Limits::ttl(1_000 * SECOND) };
+    let warned = |after: u64, last: u64| {
+        let mut session = active(idle(after));
+        let mut told = Vec::new();
+        for now in 0..last + after {
+            let seen = Input::Looked { now_boot_ns: now * SECOND, last_boot_ns: Some(now.min(last) * SECOND) };
+            for input in [seen, tick(now)] {
+                let effects = session.step(input);
+                let left = effects.iter().filter_map(|effect| match effect {
+                    Effect::Warn { left_ns, .. } => Some(left_ns / SECOND),
+                    _ => None,
+                });
+                told.extend(left.map(|left| (now, left)));
+            }
+        }
+        told
+    };
+    for (after, expected) in [
+        (8, vec![]),
+        (10, vec![]),
+        (12, vec![]),
+        (20, vec![(30, 10)]),
+        (65, vec![(75, 10)]),
+        (119, vec![(129, 10)]),
+        (120, vec![(80, 60), (130, 10)]),
+    ] {
+        assert_eq!(warned(after, 20), expected, "idle for {after} s");
+    }
+    // done something after the warning: the next approach is another
+    let mut again = active(idle(20));
+    let warn = |until: u64| Effect::Warn {
+        due: Due { at_boot_ns: until * SECOND, reason: EndReason::Idle },
+        left_ns: 10 * SECOND,
+    };
+    assert_eq!(again.step(tick(10)), [warn(20)]);
+    assert_eq!(again.step(tick(11)), []);
+    let seen = Input::Looked { now_boot_ns: 12 * SECOND, last_boot_ns: Some(12 * SECOND) };
+    assert_eq!(again.step(seen).len(), 1);
+    assert_eq!(again.step(tick(21)), []);
+    assert_eq!(again.step(tick(22)), [warn(32)]);
+    // thawed, it is idle from then on: the warning of its time to live is none of its idle limit
+    let mut thawed = active(idle(8));
+    assert_eq!(thawed.step(FREEZE).first(), Some(&Effect::Freeze));
+    assert!(thawed.step(Input::Thaw { now_boot_ns: 2 * SECOND }).contains(&Effect::Thaw));
+    assert_eq!(thawed.step(tick(9)), []);
 }
 
 #[test]

@@ -2,11 +2,17 @@
 
 use std::{fs, os::unix::process::CommandExt as _, path::Path};
 
-use nix::mount::{MsFlags, mount};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::{
     badinput::own_mounts,
+    control::{grows, stands_still},
     scene::{Fifo, SmallDisk, Wall, bulky, only, report},
     scope::resolver,
 };
@@ -14,7 +20,7 @@ use crate::harness::{
     mounts,
     prelude::*,
     server::Server,
-    wait::{all_gone, gone, in_guest, wall_clock},
+    wait::{all_gone, gone, in_guest, state_of, wall_clock},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -58,7 +64,26 @@ fn states(s: &mut Sandbox) -> Result<()> {
     until("the grace to begin", patience(), || Ok(state(s, &grace_id, "ending").is_ok().then_some(())))?;
     let grace_end = shown(s, &grace_id)?["limits"]["deadline_boot_ns"].clone();
 
-    let after = if in_guest() { 40 } else { 6 };
+    // one told to end, whose agent dies before it could tell; one that is frozen outside its cgroup; one that runs there
+    let told = s.policy(&only(&member).spec("on: { expiry: { term: 9m } }"))?;
+    let caught = [s.file("caught"), s.file("caught")];
+    let line = format!("catch 15 {} catch 15 {} idle", caught[0], caught[1]);
+    let told = s.launch(&told, &member, &line).ttl("541s").start()?;
+    let told_id = told.session(s)?;
+    let has_term = |n: usize| Ok((fs::read_to_string(&caught[n]).is_ok_and(|text| text == "15")).then_some(()));
+    until("SIGTERM", patience(), || has_term(0))?;
+    until("the next to be waited for", patience(), || Ok(Path::new(&caught[1]).exists().then_some(())))?;
+    let (still, runs) = (s.file("still"), s.file("runs"));
+    let policy = s.policy(&only(&member))?;
+    let (halted, loose) =
+        (s.run(&policy, &member, &format!("count {still}"))?, s.run(&policy, &member, &format!("count {runs}"))?);
+    let (halted_id, loose_id) = (halted.session(s)?, loose.session(s)?);
+    for running in [&halted, &loose] {
+        s.part("elsewhere").take(running.pid())?;
+    }
+    s.cli(&["freeze", &halted_id])?.ended(0)?;
+
+    let after = if in_guest() { 40 } else { 8 };
     let limit = format!("idle: {{ after: {after}s, activity: [exec, connect] }}");
     let idle = s.launch(&s.policy(&scope().limit(limit))?, &member, "idle").ttl("5m").start()?;
     let idle_id = idle.session(s)?;
@@ -77,8 +102,30 @@ fn states(s: &mut Sandbox) -> Result<()> {
     s.cli(&["ps"])?.ended(0)?;
 
     s.kill_agent()?;
+    // as an agent leaves them that dies between two steps
+    let signal = |running: &Running, signal| kill(Pid::from_raw(running.pid().cast_signed()), signal);
+    let freezer = |id: &str, to: &str| fs::write(s.part("sessions").path().join(id).join("cgroup.freeze"), to);
+    signal(&halted, Signal::SIGCONT)?;
+    freezer(&halted_id, "0")?;
+    signal(&loose, Signal::SIGSTOP)?;
+    freezer(&loose_id, "1")?;
+    until("what runs to stop", patience(), || Ok((state_of(loose.pid()) == Some('T')).then_some(())))?;
+    grows(&still)?;
+    rewrite(s, &told_id, "\"unasked\":false", "\"unasked\":true")?;
+    let config = fs::read_to_string(s.folder().join("tipstaff.toml"))?;
+    fs::write(s.folder().join("tipstaff.toml"), format!("{config}[limits]\nmax_ttl = \"595s\"\n"))?;
     asleep.wake()?;
     s.start()?;
+    stands_still(&still)?;
+    state(s, &halted_id, "frozen")?;
+    grows(&runs)?;
+    state(s, &loose_id, "active")?;
+    until("SIGTERM by the next agent", patience(), || has_term(1))?;
+    ensure!(s.records(&told_id, "terminate")?.len() == 2, "the signals are not recorded");
+    capped(s, &loose_id)?;
+    for id in [&halted_id, &loose_id, &told_id] {
+        s.cli(&["end", id])?.ended(0)?;
+    }
     let answer = s.cli(&["end", &warned_id])?;
     ensure!(matches!(answer.code, 0 | 5), "end answered {}", answer.code);
     ensure!(warnings(s)? == 1, "it was warned {} times", warnings(s)?);
@@ -88,6 +135,7 @@ fn states(s: &mut Sandbox) -> Result<()> {
     ensure!(limits["activity"] == serde_json::json!(["exec", "connect"]), "{limits}");
 
     state(s, &grace_id, "ending")?;
+    s.cli(&["narrow", &grace_id, "--remove", "server"])?.ended(3)?.complained(&["is ending (completed)"])?;
     let now = shown(s, &grace_id)?["limits"]["deadline_boot_ns"].clone();
     ensure!(now == grace_end, "the grace lasts until {now} and not until {grace_end}");
     let leftover = s.pid_in(&pid)?;
@@ -108,6 +156,35 @@ fn states(s: &mut Sandbox) -> Result<()> {
     s.session_ended(&idle_id, "idle")?;
     idle.wait()?.ended(137)?;
     Ok(())
+}
+
+/// The host lets no session last as long as this one was given, and the next agent says that it cut it.
+fn capped(s: &Sandbox, session: &str) -> Result<()> {
+    let limits = shown(s, session)?["limits"].clone();
+    ensure!(limits["winner"] == "host cap" && limits["ttl_ms"] == 595_000, "not cut to 595 s: {limits}");
+    let start = s.records(session, "session-start")?;
+    ensure!(limits["deadline_boot_ns"].as_u64() < start[0]["deadline_boot_ns"].as_u64(), "the kernel holds {limits}");
+    let cut = s.records(session, "command")?;
+    let told =
+        cut.iter().any(|r| r["verb"] == "renew" && r["detail"].to_string().contains("cut to the host's max_ttl"));
+    ensure!(told, "that it was cut is not recorded: {cut:?}");
+    Ok(())
+}
+
+/// Changes what the store holds of a session.
+fn rewrite(s: &Sandbox, session: &str, from: &str, to: &str) -> Result<()> {
+    let database = redb::Database::open(s.folder().join("state/store.redb"))?;
+    let transaction = database.begin_write()?;
+    {
+        let mut sessions = transaction.open_table(redb::TableDefinition::<&str, &[u8]>::new("sessions"))?;
+        let kept = redb::ReadableTable::get(&sessions, session)?.context("the session is not kept")?.value().to_vec();
+        let text = String::from_utf8(kept[32..].to_vec())?;
+        ensure!(text.contains(from), "{from} is not in {text}");
+        let text = text.replace(from, to);
+        let value = [Sha256::digest(&text).as_slice(), text.as_bytes()].concat();
+        sessions.insert(session, value.as_slice())?;
+    }
+    Ok(transaction.commit()?)
 }
 
 /// The scope that a session was narrowed to is its scope for the next agent, in the kernel, in `inspect`, in records, and
@@ -139,7 +216,21 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
     s.cli(&["narrow", &closed, "--policy", &with])?.ended(0)?;
     let before = shown(s, &session)?["policy"].clone();
     s.kill_agent()?;
-    s.start()?;
+    // what is kept is not asked for again: here the host has no answer (a read of this file is an error)
+    let places = mounts::below(Path::new("/"))?;
+    let mut daemon = s.daemon();
+    let no_resolvers = move || {
+        own_mounts(&places)?;
+        let silent = Some("/proc/self/mem");
+        match mount(silent, "/etc/resolv.conf", None::<&str>, MsFlags::MS_BIND, None::<&str>) {
+            // a guest may have no such file
+            Err(nix::errno::Errno::ENOENT) => Ok(()),
+            other => Ok(other?),
+        }
+    };
+    // SAFETY: between fork and exec only system calls are made; what they need was allocated before.
+    unsafe { daemon.pre_exec(no_resolvers) };
+    s.start_as(daemon)?;
     ensure!(shown(s, &session)?["policy"] == before, "{before} became {}", shown(s, &session)?["policy"]);
     fs::write(&again, "now")?;
     ensure!(report(&answers, 4)?[2..] == ["ok", "errno 1"], "after: {:?}", report(&answers, 4)?);

@@ -188,9 +188,15 @@ fn policy_problems(s: &mut Sandbox) -> Result<()> {
 fn policy_unreadable(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, missing, folder) = (s.program("member")?, s.file("missing.yaml"), s.folder().display().to_string());
-    for path in [&missing, &folder] {
-        s.cli(&["policy", "check", path])?.ended(2)?.told(&[path])?;
-        s.run(path, &member, "nothing")?.wait()?.ended(125)?.complained(&["tipstaff: ", path])?;
+    let fifo = s.file("fifo.yaml");
+    nix::unistd::mkfifo(fifo.as_str(), nix::sys::stat::Mode::S_IRWXU)?;
+    let device = "/dev/zero".to_owned();
+    for path in [&missing, &folder, &fifo, &device] {
+        let what = if *path == missing { "" } else { "name a regular file" };
+        s.cli(&["policy", "check", path])?.ended(2)?.told(&[path, what])?;
+        s.run(path, &member, "nothing")?.wait()?.ended(125)?.complained(&["tipstaff: ", path, what])?;
+        s.cli(&["narrow", "ab", "--policy", path])?.ended(2)?.complained(&["tipstaff: ", path, what])?;
+        s.cli(&["revoke", "--credential", path])?.ended(2)?.complained(&["the credential", path, what])?;
     }
     // one that cannot be read does not hide what is wrong, or right, with the others
     let (text, good) = (s.policy_text("spec: [\n")?, s.policy(&only(&member))?);

@@ -3,6 +3,8 @@
 use std::{
     collections::BTreeSet,
     fs,
+    io::Write as _,
+    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
@@ -34,13 +36,13 @@ fn length(file: &str) -> u64 {
     fs::metadata(file).map_or(0, |m| m.len())
 }
 
-fn grows(file: &str) -> Result<()> {
+pub(super) fn grows(file: &str) -> Result<()> {
     let before = length(file);
     until(&format!("{file} to grow"), patience(), || Ok((length(file) > before).then_some(())))
 }
 
 /// For as long as it would have grown a hundred times over.
-fn stands_still(file: &str) -> Result<()> {
+pub(super) fn stands_still(file: &str) -> Result<()> {
     let (before, start) = (length(file), Instant::now());
     while start.elapsed() < Duration::from_millis(300) {
         ensure!(length(file) == before, "a frozen member wrote to {file}");
@@ -142,6 +144,30 @@ fn ids(answer: &Value) -> Vec<String> {
     rows.filter_map(|row| row["id"].as_str().map(str::to_owned)).collect()
 }
 
+/// More connections than the agent serves, of one user, every other with half a call.
+fn silent(s: &Sandbox, uid: u32) -> Result<Vec<UnixStream>> {
+    let socket = s.runtime().join("operate.sock");
+    let connect = move || -> Result<Vec<UnixStream>> {
+        // SAFETY: the raw calls change this thread's ids alone, and it ends here.
+        let set = unsafe {
+            libc::syscall(libc::SYS_setresgid, OPERATORS, OPERATORS, OPERATORS) == 0
+                && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
+        };
+        ensure!(set, "a thread cannot be user {uid}");
+        let mut streams = Vec::new();
+        for n in 0..80 {
+            let mut stream = UnixStream::connect(&socket)?;
+            if n % 2 == 0 {
+                // one that was turned away meanwhile does not take it
+                let _ = stream.write_all(b"{\"method\":");
+            }
+            streams.push(stream);
+        }
+        Ok(streams)
+    };
+    std::thread::spawn(connect).join().map_err(|_| anyhow::anyhow!("the thread that connects failed"))?
+}
+
 fn revoke(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
@@ -169,6 +195,8 @@ fn revoke(s: &mut Sandbox) -> Result<()> {
     ensure!([&first, &second, &third, &last].iter().all(|r| !gone(r.pid())), "a dry run ended somebody");
     ensure!(s.json(&["revoke", "--list"])?["stays"] == serde_json::json!([]), "a dry run left a stay");
 
+    // whoever holds connections and asks nothing, or half of something, is in nobody's way
+    let held = [silent(s, 4_003)?, silent(s, 0)?];
     let started = Instant::now();
     let hit = s.json(&["revoke", "--label", "team=a"])?;
     ensure!(started.elapsed() < patience(), "revoke took {:?}", started.elapsed());
@@ -179,6 +207,7 @@ fn revoke(s: &mut Sandbox) -> Result<()> {
     ensure!(ids(&s.json(&["revoke", "--policy", "red", "--no-stay"])?) == [by_policy.clone()], "another was hit");
     s.session_ended(&by_policy, "revoked")?;
     second.wait()?.ended(137)?;
+    drop(held);
     let hit = s.json(&["revoke", "--principal", "4002", "--stay", "30m"])?;
     ensure!(ids(&hit) == [by_principal.clone()] && hit["stay"]["value"] == "4002", "revoked: {hit}");
     s.session_ended(&by_principal, "revoked")?;
@@ -443,9 +472,11 @@ fn credential(s: &mut Sandbox) -> Result<()> {
     for (value, part) in [("abc", "64 hexadecimal digits"), (&FINGERPRINT[..63], "64 hexadecimal digits")] {
         again(s, value)?.ended(125)?.complained(&[part])?;
     }
+    let empty = s.file("empty");
+    fs::write(&empty, "")?;
     for (words, part) in [
         (["revoke", "--credential", "/no/such/file"], "cannot read the credential /no/such/file: No such file"),
-        (["revoke", "--credential", "/dev/null"], "it is empty"),
+        (["revoke", "--credential", &empty], "it is empty"),
     ] {
         s.cli(&words)?.ended(2)?.complained(&[part])?;
     }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::Value;
 
 use super::scene::{Fifo, only};
@@ -336,9 +337,17 @@ fn hotplug(s: &mut Sandbox) -> Result<()> {
         Ok(std::os::unix::fs::MetadataExt::ino(&found))
     };
     let before = armed(s)?;
+    let pins = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    let each = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE;
+    pins.add_watch(&layout(s)?, each)?;
     fs::write(switch, "0").context(switch)?;
     fs::write(switch, "1").context(switch)?;
     until("the clock to be armed anew", patience(), || Ok(armed(s).is_ok_and(|inode| inode != before).then_some(())))?;
+    // an agent that dies at any moment of it leaves that processor a pinned clock: the pin was only ever replaced
+    let seen = pins.read_events()?.into_iter().filter(|event| event.name.as_deref() == Some("link_clock1".as_ref()));
+    let seen: Vec<AddWatchFlags> = seen.map(|event| event.mask).collect();
+    let replaced = !seen.is_empty() && seen.iter().all(|mask| mask.contains(AddWatchFlags::IN_MOVED_TO));
+    ensure!(replaced, "the clock's pin: {seen:?}");
     // the spinner lives there from now on
     let mut cpus = nix::sched::CpuSet::new();
     cpus.set(1)?;
