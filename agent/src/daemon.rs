@@ -4,7 +4,7 @@
 use std::{
     fs,
     os::fd::{AsFd as _, BorrowedFd},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -64,7 +64,7 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
         }
     };
     let loaded = load(&ground, confine.as_ref());
-    let (kernel, controls) = match loaded {
+    let (mut kernel, controls) = match loaded {
         Ok(loaded) => loaded,
         Err(failure) => {
             // what an earlier agent pinned stays in force
@@ -77,6 +77,7 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
             return Err(failure);
         }
     };
+    protect(&mut kernel, config);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(unexpected)?;
     runtime.block_on(serve(config, ground, confine, (kernel, controls), listeners, (left, past)))
 }
@@ -157,6 +158,16 @@ fn load(ground: &Ground, confine: Option<&CgroupRoot>) -> Result<(Kernel, Vec<Co
     load_with(&ground.root, &ground.mount, confine, Some(&ground.pins))
 }
 
+/// Keeps members away from what is the agent's own on the host.
+fn protect(kernel: &mut Kernel, config: &Config) {
+    let paths = &config.paths;
+    let own = [&paths.state, &paths.evidence, &paths.runtime, &paths.policies].into_iter().chain(&config.file);
+    let own: Vec<PathBuf> = own.cloned().collect();
+    if let Err(problem) = kernel.protect(&own, &paths.pins) {
+        warn!("members are not kept from the agent's own files: {problem}");
+    }
+}
+
 /// Loads the programs and lets the canary find the tier: by trying, not by the kernel's version.
 fn load_with(
     root: &CgroupRoot,
@@ -167,7 +178,7 @@ fn load_with(
     let mut kernel = Kernel::load(&Options { root, confine, pins }).map_err(unable)?;
     match take_over(&mut kernel, root, pins) {
         Ok(song) => {
-            let mut controls = controls_from_song(kernel.tier(), kernel.without_lsm(), &song);
+            let mut controls = controls_from_song(kernel.tier(), kernel.without_lsm(), kernel.without_hooks(), &song);
             controls.push(flow_destroy(&prove_destroy(mount)));
             Ok((kernel, controls))
         }

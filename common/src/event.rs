@@ -25,6 +25,10 @@ pub const KIND_MOVE: u16 = 5;
 pub const KIND_SOCKET: u16 = 6;
 /// A member connected or sent to a unix socket, or tried to: [`Unix`].
 pub const KIND_UNIX: u16 = 7;
+/// A member tried what takes a privilege that its policy does not let it use: [`Privilege`].
+pub const KIND_PRIVILEGE: u16 = 8;
+/// One more than the highest `KIND_*`: what counts by kind has so many places.
+pub const KINDS: usize = 9;
 
 /// What every record begins with.
 #[repr(C)]
@@ -209,4 +213,21 @@ pub struct Unix {
 }
 const _: () = assert!(size_of::<Unix>() == 56 + 16 + 8 + UNIX_NAME);
 
-pod!(Header, Fork, Exec, Exit, Connect, Move, Socket, Unix);
+/// `KIND_PRIVILEGE`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Privilege {
+    /// The verdict is on this attempt.
+    pub header: Header,
+    /// `privilege::PRIVILEGE_*`: what it takes.
+    pub class: u32,
+    /// The signal, the command of bpf(2); else 0.
+    pub detail: u32,
+    /// Process id of whom it was tried on, in the root pid namespace; 0: not on a process.
+    pub target: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Privilege>() == 72);
+
+pod!(Header, Fork, Exec, Exit, Connect, Move, Socket, Unix, Privilege);

@@ -10,12 +10,13 @@ pub mod event;
 pub mod label;
 pub mod limits;
 pub mod offsets;
+pub mod privilege;
 pub mod rule;
 pub mod session;
 pub mod socket;
 
 /// The version of everything in this crate: pins of another layout are never adopted.
-pub const LAYOUT: u32 = 7;
+pub const LAYOUT: u32 = 8;
 
 /// Implements aya's `Pod` for wire types of this crate, on the agent's side only.
 #[cfg(feature = "user")]

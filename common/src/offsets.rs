@@ -153,7 +153,33 @@ pub struct Offsets {
     pub asked_address: u32,
     /// `bpf_sock_addr_kern.uaddrlen`, since 6.7; 0: there is none.
     pub asked_length: u32,
+    /// `linux_binprm.cred`: what the program will have.
+    pub binprm_credentials: u32,
+    /// `task_struct.real_cred`: what others act on; another than `cred` while the kernel acts in somebody else's name.
+    pub task_real_credentials: u32,
+    /// `cred.euid`
+    pub credentials_user: u32,
+    /// `cred.egid`
+    pub credentials_group: u32,
+    /// `cred.cap_permitted`
+    pub credentials_permitted: u32,
+    /// `qstr.name`
+    pub string_name: u32,
+    /// `READING_MODULE` of `enum kernel_read_file_id`.
+    pub reading_module: u32,
+    /// `READING_KEXEC_IMAGE` of the same.
+    pub reading_kexec: u32,
+    /// `LOADING_MODULE` of `enum kernel_load_data_id`.
+    pub loading_module: u32,
+    /// `LOADING_KEXEC_IMAGE` of the same.
+    pub loading_kexec: u32,
+    /// `file.f_mode`
+    pub file_mode: u32,
+    /// `vfsmount.mnt_root`
+    pub mount_root: u32,
+    /// 1: the hook `inode_setattr` has three arguments, and the entry is the second.
+    pub setattr_says_ids: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 73 * 4);
+const _: () = assert!(size_of::<Offsets>() == 86 * 4);
 
 pod!(Offsets);

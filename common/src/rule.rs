@@ -51,6 +51,10 @@ pub const REASON_DNS: u32 = REASONS + 14;
 pub const REASON_CROSSED: u32 = REASONS + 15;
 /// A socket option that would make packets take another way than the address that was judged.
 pub const REASON_OPTION: u32 = REASONS + 16;
+/// It takes a privilege of a class that the policy does not allow (see `privilege::PRIVILEGE_*`).
+pub const REASON_PRIVILEGE: u32 = REASONS + 17;
+/// It would reach the agent, what it holds or what holds its sessions: no policy allows that.
+pub const REASON_PROTECTED: u32 = REASONS + 18;
 
 /// The file is not as it was when the rule's file was looked at (see [`PINNED`]).
 pub const REASON_CHANGED: u32 = REASONS + 0x20;

@@ -1,6 +1,6 @@
 //! What the kernel knows of a session, in three arrays by who writes them, and of the agent that loaded it.
 
-use crate::pod;
+use crate::{event::KINDS, pod};
 
 /// The slot is free.
 pub const STATE_FREE: u32 = 0;
@@ -76,9 +76,9 @@ pub const fn state_word(generation: u32, state: u32) -> u64 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionCounters {
     /// Records produced, by `event::KIND_*`; their sum is the last sequence number given.
-    pub produced: [u64; 8],
+    pub produced: [u64; KINDS],
     /// Records that found no room in their ring, by `event::KIND_*`.
-    pub lost: [u64; 8],
+    pub lost: [u64; KINDS],
     /// The next record's sequence number less one.
     pub sequence: u64,
     /// Packets dropped in either direction.
@@ -102,7 +102,7 @@ pub struct SessionCounters {
     /// Packets that were dropped because a budget of bytes was used up; the first is recorded.
     pub over_budget: u64,
 }
-const _: () = assert!(size_of::<SessionCounters>() == 216);
+const _: () = assert!(size_of::<SessionCounters>() == 232);
 
 /// `POLICIES`: a policy that is in force. An entry does not change while a session uses it.
 #[repr(C)]
@@ -124,8 +124,12 @@ pub struct PolicyEntry {
     pub unix_default: u32,
     /// Classes of sockets that may be made: `socket::SOCKET_*`.
     pub sockets: u32,
+    /// Classes of privileges that may be used: `privilege::PRIVILEGE_*`.
+    pub privileges: u32,
+    /// Always 0.
+    pub pad: u32,
 }
-const _: () = assert!(size_of::<PolicyEntry>() == 32);
+const _: () = assert!(size_of::<PolicyEntry>() == 40);
 
 /// Some rule names a directory: an exec walks up from the program.
 pub const HAS_DIRECTORIES: u32 = 1;

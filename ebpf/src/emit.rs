@@ -111,11 +111,9 @@ pub fn produce_of<T: 'static>(session: &Session, kind: u16, who: Who, decision: 
         rule: decision.rule,
         pad: 0,
     };
-    let entry = if decision.verdict == ALLOW && kind != event::KIND_MOVE {
-        ACTIVITY.reserve_untyped::<T>(0)
-    } else {
-        VERDICTS.reserve_untyped::<T>(0)
-    };
+    // of a privilege that is used as it may be there is no record
+    let quiet = kind != event::KIND_MOVE && kind != event::KIND_PRIVILEGE && decision.verdict == ALLOW;
+    let entry = if quiet { ACTIVITY.reserve_untyped::<T>(0) } else { VERDICTS.reserve_untyped::<T>(0) };
     let Some(mut entry) = entry else {
         add(lost, 1);
         if let Some(all) = LOST.get_ptr_mut(u32::from(kind)) {

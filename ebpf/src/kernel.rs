@@ -251,6 +251,20 @@ impl Task {
         Ok(own.mount != 0 && id == own.mount && Dentry(root).identity()?.inode == own.inode && level == 0)
     }
 
+    /// What it may do.
+    #[inline(always)]
+    pub fn rights(self) -> Result<Rights, Fault> {
+        Rights::of(read(self.0, offset_of!(Offsets, task_credentials))?)
+    }
+
+    /// Whether the kernel acts in somebody else's name while this task runs.
+    #[inline(always)]
+    pub fn acts_for_another(self) -> Result<bool, Fault> {
+        let acting: u64 = read(self.0, offset_of!(Offsets, task_credentials))?;
+        let own: u64 = read(self.0, offset_of!(Offsets, task_real_credentials))?;
+        Ok(acting != own)
+    }
+
     /// Start and end of the argument vector in the task's own memory.
     #[inline(always)]
     pub fn arguments(self) -> Result<(u64, u64), Fault> {
@@ -259,6 +273,57 @@ impl Task {
         let end = read(mm, offset_of!(Offsets, mm_arg_end))?;
         Ok((start, end))
     }
+}
+
+/// What of a task's credentials a program can change for it.
+#[derive(Clone, Copy)]
+pub struct Rights {
+    /// Effective user id, in the root user namespace.
+    pub user: u32,
+    /// Effective group id, as above.
+    pub group: u32,
+    /// Capabilities that it may use, a bit each.
+    pub permitted: u64,
+}
+
+impl Rights {
+    /// Reads them out of a `struct cred`.
+    #[inline(always)]
+    fn of(credentials: u64) -> Result<Self, Fault> {
+        Ok(Self {
+            user: read(credentials, offset_of!(Offsets, credentials_user))?,
+            group: read(credentials, offset_of!(Offsets, credentials_group))?,
+            permitted: read(credentials, offset_of!(Offsets, credentials_permitted))?,
+        })
+    }
+}
+
+/// What the kernel calls the reading of a module's file, and of one to be started in its own place.
+#[inline(always)]
+pub fn reading() -> (u32, u32) {
+    (offset(offset_of!(Offsets, reading_module)) as u32, offset(offset_of!(Offsets, reading_kexec)) as u32)
+}
+
+/// As [`reading`], of what comes from a caller's memory.
+#[inline(always)]
+pub fn loading() -> (u32, u32) {
+    (offset(offset_of!(Offsets, loading_module)) as u32, offset(offset_of!(Offsets, loading_kexec)) as u32)
+}
+
+/// Whether something can be read at an address.
+#[inline(always)]
+pub fn is_there(place: *const c_void) -> bool {
+    // SAFETY: the helper checks the address and copies; it never faults.
+    unsafe { bpf_probe_read_kernel(place.cast::<u32>()) }.is_ok()
+}
+
+/// The first eight bytes of a `struct qstr`, the first of them lowest.
+#[inline(always)]
+pub fn string_start(string: u64) -> Result<u64, Fault> {
+    let name: u64 = read(string, offset_of!(Offsets, string_name))?;
+    // SAFETY: the helper checks the address and copies; it never faults.
+    let start = unsafe { bpf_probe_read_kernel(name as *const u64) };
+    start.map(u64::to_le).map_err(|_errno| Fault::Unreadable)
 }
 
 /// A cgroup by its address.
@@ -387,6 +452,21 @@ impl Inode {
     }
 }
 
+/// Whether the hook on a file's attributes is told first by which ids of users its mount goes.
+#[inline(always)]
+pub fn setattr_says_ids() -> bool {
+    offset(offset_of!(Offsets, setattr_says_ids)) != 0
+}
+
+/// What the root of a `struct vfsmount` is.
+#[inline(always)]
+pub fn root_of_mount(mount: u64) -> Result<FileId, Fault> {
+    read(mount, offset_of!(Offsets, mount_root)).map(Dentry)?.identity()
+}
+
+/// `FMODE_WRITE` (`include/linux/fs.h`)
+const FOR_WRITING: u32 = 2;
+
 /// An open file by its address.
 #[derive(Clone, Copy)]
 pub struct File(pub u64);
@@ -402,6 +482,12 @@ impl File {
     #[inline(always)]
     pub fn inode(self) -> Result<Inode, Fault> {
         read(self.0, offset_of!(Offsets, file_inode)).map(Inode)
+    }
+
+    /// Whether it can be written through.
+    #[inline(always)]
+    pub fn is_for_writing(self) -> Result<bool, Fault> {
+        Ok(read::<u32>(self.0, offset_of!(Offsets, file_mode))? & FOR_WRITING != 0)
     }
 
     /// Where it was opened.
@@ -652,6 +738,12 @@ impl Binprm {
     #[inline(always)]
     pub fn file(self) -> Result<File, Fault> {
         read(self.0, offset_of!(Offsets, binprm_file)).map(File)
+    }
+
+    /// What the new program will have.
+    #[inline(always)]
+    pub fn rights(self) -> Result<Rights, Fault> {
+        Rights::of(read(self.0, offset_of!(Offsets, binprm_credentials))?)
     }
 
     /// Address of what was asked for, a string in kernel memory.

@@ -8,10 +8,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use tipstaff_common::{
+    event::KINDS,
     label::{Label, Mirrored, SessionRef},
     limits,
     offsets::Offsets,
-    rule::{ExecKey, NetEntry, ProgramEntry, UnixKey},
+    rule::{ExecKey, FileId, NetEntry, ProgramEntry, UnixKey},
     session::{HostRoot, PolicyEntry, SessionConfig, SessionCounters, Settings},
     socket::{Destination, SocketLabel},
 };
@@ -101,6 +102,19 @@ pub static OFFSETS: Offsets = Offsets {
     mount_id: 0,
     asked_address: 0,
     asked_length: 0,
+    binprm_credentials: 0,
+    task_real_credentials: 0,
+    credentials_user: 0,
+    credentials_group: 0,
+    credentials_permitted: 0,
+    string_name: 0,
+    reading_module: 0,
+    reading_kexec: 0,
+    loading_module: 0,
+    loading_kexec: 0,
+    file_mode: 0,
+    mount_root: 0,
+    setattr_says_ids: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the
@@ -291,12 +305,16 @@ pub static READER_AWAKE: Array<u64, 1> = Array::new();
 
 /// Records that found no room, by kind, for all sessions together.
 #[btf_map]
-pub static LOST: PerCpuArray<u64, 8> = PerCpuArray::new();
+pub static LOST: PerCpuArray<u64, { KINDS }> = PerCpuArray::new();
 
 /// The load that speaks (index 0): `Settings::generation` of the programs that report, count and claim. Written by the
 /// agent once all programs of a load are attached. Every attached program decides, whatever stands here.
 #[btf_map]
 pub static GENERATION: Array<u32, 1> = Array::new();
+
+/// The agent's folders, and the roots of the file systems that its pins are in. Written by the agent at its start.
+#[btf_map]
+pub static PROTECTED: HashMap<FileId, u32, { limits::PROTECTED as usize }> = HashMap::new();
 
 /// Decisions that were not carried out because the task lies outside the confinement (index 0).
 #[btf_map]

@@ -48,6 +48,11 @@ const LIFETIME: Duration = Duration::from_secs(20);
 /// Nothing listens there, and nothing needs to: the refusal comes first.
 const PORT: u16 = 9;
 
+/// What the canary tries beyond its session.
+pub const PRIVILEGES: [&str; 4] = ["signal", "ptrace", "bpf", "mount"];
+/// `BPF_PROG_GET_NEXT_ID`
+const PROGRAM_AFTER: u32 = 11;
+
 /// What happened to each thing the canary tried: an errno, 0 for "it worked", or a word.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Song {
@@ -134,11 +139,11 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     };
     let mut output = BufReader::new(output);
     // a parent goes on before its child's exec is over (vfork): labelled too early, the child is judged for that exec
-    listen(&mut output, &mut Song::default()).map_err(failed("listen to"))?;
+    let mut song = Song::default();
+    listen(&mut output, &mut song).map_err(failed("listen to"))?;
     let process = open_pidfd(child.id()).map_err(failed("open"))?;
     kernel.label(process.as_fd(), session)?;
     cgroup.take(child.id()).map_err(failed("move"))?;
-    let mut song = Song::default();
     verse(&mut input, &mut output, &mut song).map_err(failed("listen to"))?;
     kernel.mark_ended(session)?;
     verse(&mut input, &mut output, &mut song).map_err(failed("listen to"))?;
@@ -201,6 +206,8 @@ const fn deny_all(revision: u32) -> PolicyEntry {
         inbound_default: ALLOW,
         unix_default: DENY,
         sockets: SOCKET_UNIX,
+        privileges: 0,
+        pad: 0,
     }
 }
 
@@ -226,6 +233,7 @@ pub fn child(arguments: &[OsString]) -> std::io::Result<()> {
     let mut line = [0u8; 1];
     // made before it is labelled, and where no session is
     let before = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    privileges("-before");
     println!();
     input.read_exact(&mut line)?;
     say("connect4", errno(TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)))));
@@ -240,6 +248,7 @@ pub fn child(arguments: &[OsString]) -> std::io::Result<()> {
     let name = arguments.iter().rfind(|a| *a != VERB).map_or(&[][..], |name| name.as_bytes());
     let unix = UnixAddress::from_abstract_name(name).and_then(|to| UnixStream::connect_addr(&to));
     say("unix", errno(unix));
+    privileges("");
     say("exec", try_exec());
     let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -257,6 +266,42 @@ pub fn child(arguments: &[OsString]) -> std::io::Result<()> {
 
 fn say(name: &str, outcome: String) {
     println!("{name} {outcome}");
+}
+
+/// What a process of root can do and a member cannot; none of it does anything where it is let go. `when` tells the attempts
+/// of before the session, which must not fail so, from those in it.
+fn privileges(when: &str) {
+    for attempt in PRIVILEGES {
+        say(&format!("{attempt}{when}"), privilege(attempt));
+    }
+}
+
+fn privilege(attempt: &str) -> String {
+    let agent = nix::unistd::getppid().as_raw();
+    // SAFETY: the pointers are to locals or null, and hold as long as the calls.
+    let result = unsafe {
+        match attempt {
+            // who does not wait for it does not notice it
+            "signal" => libc::c_long::from(libc::kill(agent, libc::SIGURG)),
+            "ptrace" => {
+                let mut byte = 0u8;
+                let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+                // an address that nothing is at: who may look is told so
+                let there = libc::iovec { iov_base: std::ptr::without_provenance_mut(16), iov_len: 1 };
+                libc::process_vm_readv(agent, &raw const here, 1, &raw const there, 1, 0) as libc::c_long
+            }
+            "bpf" => {
+                let mut next = [0u32; 4];
+                libc::syscall(libc::SYS_bpf, PROGRAM_AFTER, next.as_mut_ptr(), size_of_val(&next))
+            }
+            // both at once are no propagation
+            _ => {
+                let (none, flags) = (std::ptr::null(), libc::MS_PRIVATE | libc::MS_SHARED);
+                libc::c_long::from(libc::mount(none, c"/".as_ptr(), none, flags, none.cast()))
+            }
+        }
+    };
+    errno(if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) })
 }
 
 /// Tries to make a socket that no address limits.

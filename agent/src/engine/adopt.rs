@@ -15,6 +15,7 @@ use std::{
 
 use nix::unistd::{getegid, geteuid};
 use tipstaff_common::{
+    event::KINDS,
     label::SessionRef,
     session::{STATE_ACTIVE, STATE_ENDED, STATE_FREE, STATE_UNDONE},
 };
@@ -432,7 +433,7 @@ impl Engine {
             return;
         };
         let since = live.reported_at.replace(mark);
-        let fresh: [u64; 8] = std::array::from_fn(|k| counters.lost[k].saturating_sub(live.reported[k]));
+        let fresh: [u64; KINDS] = std::array::from_fn(|k| counters.lost[k].saturating_sub(live.reported[k]));
         live.reported = counters.lost;
         let lost = fresh.iter().sum();
         if lost > 0 {

@@ -4,15 +4,16 @@ use tipstaff_common::rule;
 
 pub use crate::evidence::Control;
 use crate::{
-    enforce::Song,
+    enforce::{PRIVILEGES, Song},
     evidence::ControlState,
     kernel::Tier,
     policy::{Access, Effect, ExecTarget, Policy, ProgramClass},
 };
 
-/// What the canary's song says about every control; `without_lsm` is why LSM programs decide nothing here.
+/// What the canary's song says about every control; `without_lsm` is why LSM programs decide nothing here,
+/// `without_hooks` names hooks on privileges that the kernel does not have.
 #[must_use]
-pub fn from_song(tier: Tier, without_lsm: &str, song: &Song) -> Vec<Control> {
+pub fn from_song(tier: Tier, without_lsm: &str, without_hooks: &[&str], song: &Song) -> Vec<Control> {
     let exec = execs(tier, without_lsm, song);
     let membership = match tier {
         Tier::Full => control("membership", ControlState::Enforced, "every task is labelled before it exists"),
@@ -37,7 +38,7 @@ pub fn from_song(tier: Tier, without_lsm: &str, song: &Song) -> Vec<Control> {
         raw_sockets(song),
         unix_sockets(tier, song),
         attempts("budgets", song, &[("budget", "a connect over its budget")]),
-        unavailable("privileges", "this version has no rules for capabilities, ptrace, mounts and the like"),
+        privileges(tier, without_hooks, song),
         clock(song),
     ]
 }
@@ -137,6 +138,26 @@ fn unix_sockets(tier: Tier, song: &Song) -> Control {
     }
 }
 
+/// Enforced where the canary was refused in its session what it could do before.
+fn privileges(tier: Tier, without_hooks: &[&str], song: &Song) -> Control {
+    let name = "privileges";
+    if tier == Tier::NoLsm {
+        return unavailable(name, "without BPF LSM no program is asked before a member uses a privilege");
+    }
+    let denied = |attempt: &str| song.denied(attempt) && !song.denied(&format!("{attempt}-before"));
+    if let Some(attempt) = PRIVILEGES.into_iter().find(|attempt| !denied(attempt)) {
+        let (before, after) = (song.of(&format!("{attempt}-before")), song.of(attempt));
+        let why = format!("the canary's attempt ({attempt}) came out as {after}, and before its session as {before}");
+        return unavailable(name, &why);
+    }
+    let tried = PRIVILEGES.join(", ");
+    if without_hooks.is_empty() {
+        return control(name, ControlState::Enforced, &format!("the canary was refused: {tried}"));
+    }
+    let why = format!("the canary was refused: {tried}; this kernel does not ask at {}", without_hooks.join(", "));
+    control(name, ControlState::BestEffort, &why)
+}
+
 /// Enforced where a member that only computes was killed after its session's end.
 fn clock(song: &Song) -> Control {
     match song.of("spin") {
@@ -204,6 +225,9 @@ pub(super) fn asked(policy: &Policy, script: impl Fn(&std::path::Path) -> bool) 
     }
     if policy.sockets.is_some() {
         names.push("raw-sockets");
+    }
+    if policy.privileges.is_some() {
+        names.push("privileges");
     }
     if !policy.budgets.is_empty() {
         names.push("budgets");

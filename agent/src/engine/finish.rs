@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tipstaff_common::session::SessionCounters;
+use tipstaff_common::{event::KINDS, session::SessionCounters};
 use tracing::info;
 
 use super::{Disarming, Engine, Live, complain, flows::AllCut, report::wire_took};
@@ -280,13 +280,13 @@ fn session_end(
 /// the three always add up, and never in our favour.
 pub(super) fn accounts(
     counters: &SessionCounters,
-    consumed: &[u64; 8],
+    consumed: &[u64; KINDS],
 ) -> (BTreeMap<String, u64>, BTreeMap<String, u64>, BTreeMap<String, u64>) {
     let lost = std::array::from_fn(|k| counters.produced[k].saturating_sub(consumed[k]));
     (named(counters.produced), named(*consumed), named(lost))
 }
 
 /// Counts by kind, by the kinds' names.
-pub(super) fn named(values: [u64; 8]) -> BTreeMap<String, u64> {
+pub(super) fn named(values: [u64; KINDS]) -> BTreeMap<String, u64> {
     (0u16..).zip(values).filter_map(|(kind, count)| Some((ring::kind_name(kind)?.to_owned(), count))).collect()
 }

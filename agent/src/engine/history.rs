@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use tipstaff_common::event::KINDS;
+
 use crate::{
     api::wire,
     evidence::{Body, Error, GapCause, Log, Mark, Record, Verdict, read},
@@ -16,7 +18,7 @@ pub(super) const LAST_VERDICTS: usize = 20;
 #[derive(Debug, Default)]
 pub(super) struct Written {
     /// Records of its members, by kind.
-    pub(super) counts: [u64; 8],
+    pub(super) counts: [u64; KINDS],
     /// Its start was written.
     pub(super) started: bool,
     /// Its end was written.
@@ -32,9 +34,9 @@ pub(super) struct Written {
     /// Processes that were seen to end by SIGKILL once it was ending.
     pub(super) killed: Vec<u32>,
     /// When the last of what each kind of record tells of happened, `CLOCK_BOOTTIME` nanoseconds.
-    pub(super) last: [u64; 8],
+    pub(super) last: [u64; KINDS],
     /// Losses that gap records speak of, by kind.
-    pub(super) reported: [u64; 8],
+    pub(super) reported: [u64; KINDS],
 }
 
 /// What the evidence holds of the sessions that have no end in it, and of those that were asked for.
@@ -114,7 +116,7 @@ impl Written {
 
     /// Counts a record by its kind's name; other records have none. The kind's number.
     pub(super) fn count(&mut self, kind: &str) -> Option<usize> {
-        let index = (0u16..8).find(|k| ring::kind_name(*k) == Some(kind)).map(usize::from)?;
+        let index = (0u16..).take(KINDS).find(|k| ring::kind_name(*k) == Some(kind)).map(usize::from)?;
         *self.counts.get_mut(index)? += 1;
         Some(index)
     }
@@ -130,6 +132,7 @@ fn sequence(body: &Body) -> Option<u64> {
         Body::Move(body) => Some(body.seq),
         Body::Unix(body) => Some(body.seq),
         Body::Socket(body) => Some(body.seq),
+        Body::Privilege(body) => Some(body.seq),
         _ => None,
     }
 }
@@ -142,6 +145,7 @@ fn verdict(record: &Record) -> Option<wire::Verdict> {
         Body::Fork(body) => (body.pid, format!("task {}", body.child), body.verdict, &body.rule),
         Body::Unix(body) => (body.pid, body.to.to_string(), body.verdict, &body.rule),
         Body::Socket(body) => (body.pid, format!("family {}", body.family), body.verdict, &body.rule),
+        Body::Privilege(body) => (body.pid, body.to_string(), body.verdict, &body.rule),
         _ => return None,
     };
     (verdict != Verdict::Allow).then(|| wire::Verdict {

@@ -11,7 +11,7 @@ use std::{
 use jiff::{Timestamp, fmt::temporal::DateTimeParser};
 use nix::sys::stat::{major, minor};
 use tipstaff_common::{
-    event::{Header, KIND_CONNECT, KIND_EXEC},
+    event::{Header, KIND_CONNECT, KIND_EXEC, KINDS},
     session::SessionCounters,
 };
 use tracing::debug;
@@ -209,7 +209,7 @@ impl Doings {
     }
 
     /// What the evidence says of the time before this agent: `last` record of each kind, and how many there were.
-    pub(super) fn go_on(&mut self, produced: &[u64; 8], lost: &[u64; 8], last: &[u64; 8]) {
+    pub(super) fn go_on(&mut self, produced: &[u64; KINDS], lost: &[u64; KINDS], last: &[u64; KINDS]) {
         for kind in self.kinds.iter().map(|kind| usize::from(*kind)).filter(|kind| *kind < produced.len()) {
             self.produced += produced[kind];
             self.lost += lost[kind];
@@ -229,9 +229,15 @@ impl Doings {
     }
 
     /// When the session last did something, by the kernel's counters and the records that were read.
-    pub(super) fn look(&mut self, counters: &SessionCounters, consumed: &[u64; 8], now_boot_ns: u64) -> Option<u64> {
+    pub(super) fn look(
+        &mut self,
+        counters: &SessionCounters,
+        consumed: &[u64; KINDS],
+        now_boot_ns: u64,
+    ) -> Option<u64> {
         let SessionCounters { produced, lost, egress_bytes, ingress_bytes, .. } = counters;
-        let sum = |counts: &[u64; 8]| self.kinds.iter().filter_map(|kind| counts.get(usize::from(*kind))).sum::<u64>();
+        let sum =
+            |counts: &[u64; KINDS]| self.kinds.iter().filter_map(|kind| counts.get(usize::from(*kind))).sum::<u64>();
         let (made, missed, read) = (sum(produced), sum(lost), sum(consumed));
         let did = made != std::mem::replace(&mut self.produced, made);
         let all_read = missed == std::mem::replace(&mut self.lost, missed) && read.saturating_add(missed) == made;
@@ -454,8 +460,8 @@ mod tests {
         Header { kind, time, ..Header::default() }
     }
 
-    fn of(kind: u16, count: u64) -> [u64; 8] {
-        let mut counts = [0; 8];
+    fn of(kind: u16, count: u64) -> [u64; KINDS] {
+        let mut counts = [0; KINDS];
         counts[usize::from(kind)] = count;
         counts
     }
@@ -486,7 +492,7 @@ mod tests {
         let mut doings = Doings { bytes: Some(0), ..Doings::default() };
         let mut look = |egress_bytes, ingress_bytes, now| {
             let counters = SessionCounters { egress_bytes, ingress_bytes, ..SessionCounters::default() };
-            doings.look(&counters, &[0; 8], now)
+            doings.look(&counters, &[0; KINDS], now)
         };
         assert_eq!(look(0, 0, 10), None);
         assert_eq!(look(60, 0, 20), Some(20));
@@ -494,7 +500,7 @@ mod tests {
         assert_eq!(look(60, 1, 40), Some(40));
         let mut deaf = Doings::default();
         let counters = SessionCounters { egress_bytes: 60, ..SessionCounters::default() };
-        assert_eq!(deaf.look(&counters, &[0; 8], 10), None);
+        assert_eq!(deaf.look(&counters, &[0; KINDS], 10), None);
     }
 
     #[test]

@@ -38,7 +38,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tipstaff_common::label::SessionRef;
+use tipstaff_common::{event::KINDS, label::SessionRef};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -224,7 +224,7 @@ struct Live {
     winner: &'static str,
     started: u64,
     /// Records read, by kind.
-    consumed: [u64; 8],
+    consumed: [u64; KINDS],
     denied: u64,
     verdicts: VecDeque<wire::Verdict>,
     /// What it did, for its idle limit.
@@ -250,7 +250,7 @@ struct Live {
     /// Callers of `end` that wait.
     waiting: Vec<Answer>,
     /// Records that their ring had no room for, as far as the evidence says so.
-    reported: [u64; 8],
+    reported: [u64; KINDS],
     /// When that was looked at last.
     reported_at: Option<Mark>,
     /// The first process, which the label was given to, by number and start.

@@ -13,12 +13,12 @@ use super::{Engine, LAST_VERDICTS, Live, Note, complain, now};
 use crate::{
     api::wire,
     enforce::cgroup_of,
-    evidence::{Act, Body, Connect, Exec, Exit, FileRef, Fork, Move, Socket, Text, Unix, Verdict, Via},
+    evidence::{Act, Body, Connect, Exec, Exit, FileRef, Fork, Move, Privilege, Socket, Text, Unix, Verdict, Via},
     kernel::{
         kill_pidfd, open_pidfd,
         ring::{self, Event},
     },
-    policy::reason_name,
+    policy::{privilege_name, reason_name},
     session::{Mode, SessionId},
 };
 
@@ -138,6 +138,10 @@ fn what(event: &Event) -> String {
         Event::Fork(fork) => format!("task {}", fork.child_tid),
         Event::Unix(unix) => unix_name(unix).to_string(),
         Event::Socket(socket) => format!("{} {}", act(socket), family(socket)),
+        Event::Privilege(tried) => match tried.target {
+            0 => privilege_name(tried.class).to_owned(),
+            target => format!("{} process {target}", privilege_name(tried.class)),
+        },
         Event::Exit(_) | Event::Move(_) => String::new(),
     }
 }
@@ -237,6 +241,11 @@ pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u3
             let file = FileRef { device: unix.file.device, inode: unix.file.inode, generation: unix.file.generation };
             let (to, via) = (unix_name(unix), via(u8::try_from(unix.via).unwrap_or(VIA_CONNECT)));
             Body::Unix(Unix { session, seq, at_boot_ns, pid, tid, uid, to, file, via, verdict, rule })
+        }
+        Event::Privilege(tried) => {
+            let class = privilege_name(tried.class).to_owned();
+            let (target, detail) = ((tried.target != 0).then_some(tried.target), tried.detail);
+            Body::Privilege(Privilege { session, seq, at_boot_ns, pid, tid, uid, class, target, detail, verdict, rule })
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tipstaff_common::{label::SessionRef, session::SessionCounters};
+use tipstaff_common::{event::KINDS, label::SessionRef, session::SessionCounters};
 use tracing::{info, warn};
 
 use super::{
@@ -385,7 +385,7 @@ pub(super) fn write_end(
     reason: EndReason,
     killing: Killing,
     counters: &SessionCounters,
-    consumed: [u64; 8],
+    consumed: [u64; KINDS],
     log: &mut Log,
 ) -> Result<(), RecoverError> {
     let ended = Transition { session: id, from: State::Ending, to: State::Ended, cause: Cause::Measured };

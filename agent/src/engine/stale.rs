@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tipstaff_common::{event::Header, session::SessionCounters};
+use tipstaff_common::{
+    event::{Header, KINDS},
+    session::SessionCounters,
+};
 
 use super::{Engine, Live, complain, limits::Doings, now};
 use crate::{
@@ -93,7 +96,7 @@ impl LastSeen {
     }
 
     /// Of one that an earlier agent began. When its last bytes went nobody knows: the next ones count.
-    pub(super) fn again(pid: u32, started: u64, counters: &SessionCounters, last: &[u64; 8]) -> Self {
+    pub(super) fn again(pid: u32, started: u64, counters: &SessionCounters, last: &[u64; KINDS]) -> Self {
         let mut doings = Doings::all(pid);
         doings.go_on(&counters.produced, &counters.lost, last);
         doings.carried(counters);
@@ -104,7 +107,7 @@ impl LastSeen {
         self.doings.record(header);
     }
 
-    fn look(&mut self, counters: &SessionCounters, consumed: &[u64; 8], now_boot_ns: u64) {
+    fn look(&mut self, counters: &SessionCounters, consumed: &[u64; KINDS], now_boot_ns: u64) {
         let last = self.doings.look(counters, consumed, now_boot_ns);
         self.at = self.at.max(last.unwrap_or(0));
     }

@@ -18,6 +18,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 use tipstaff_common::{
+    event::KINDS,
     label::SessionRef,
     session::{MODE_ENFORCE, MODE_OBSERVE, ROOT_WRITES, SessionConfig},
 };
@@ -152,7 +153,7 @@ impl Engine {
             start,
             winner: checked.winner,
             started: at.boot_ns,
-            consumed: [0; 8],
+            consumed: [0; KINDS],
             denied: 0,
             verdicts: VecDeque::new(),
             doings,
@@ -167,7 +168,7 @@ impl Engine {
             empty: None,
             stuck: Vec::new(),
             waiting: Vec::new(),
-            reported: [0; 8],
+            reported: [0; KINDS],
             reported_at: Some(self.mark()),
             first_process: First { pid: subject.pid, started: started(subject.pid).unwrap_or(0) },
             first: Some(subject.process),

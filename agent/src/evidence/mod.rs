@@ -29,9 +29,9 @@ pub use record::{
     Act, AgentStart, AgentStop, Attached, Attachment, Body, Command, Connect, Context, Control, ControlState,
     CredentialReuse, CutCause, CutOutcome, Disarm, Exec, Exit, FileRef, FlowsCut, Fork, Gap, GapCause,
     InheritedDescriptor, InheritedSocket, InheritedUnix, Lift, Mark, Moment, Move, PolicyRef, Principal, PrincipalGone,
-    RECEIPTS_MAX, Receipt, Receipts, Record, Refused, Revoke, SessionEnd, SessionNarrowed, SessionStart, Socket,
-    SocketReceipt, StartLimits, StayRef, Stuck, StuckTask, Terminate, Tier, Transition, Unix, User, Verdict, Via,
-    Warning,
+    Privilege, RECEIPTS_MAX, Receipt, Receipts, Record, Refused, Revoke, SessionEnd, SessionNarrowed, SessionStart,
+    Socket, SocketReceipt, StartLimits, StayRef, Stuck, StuckTask, Terminate, Tier, Transition, Unix, User, Verdict,
+    Via, Warning,
 };
 pub use report::{Damage, NotedGap, Report, Soundness};
 pub use text::Text;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use activity::{Act, Connect, Exec, Exit, FileRef, Fork, Move, Socket, Unix, Verdict, Via};
+pub use activity::{Act, Connect, Exec, Exit, FileRef, Fork, Move, Privilege, Socket, Unix, Verdict, Via};
 pub use agent::{AgentStart, AgentStop, Control, ControlState, Disarm, Gap, GapCause, Tier};
 pub use attach::{Attached, Attachment, InheritedDescriptor, InheritedSocket, InheritedUnix};
 pub use control::{Command, CredentialReuse, Lift, Revoke, StayRef, Stuck, StuckTask, Terminate, Warning};
@@ -96,6 +96,8 @@ pub enum Body {
     Socket(Socket),
     /// A member connected or sent to a unix socket, or tried to.
     Unix(Unix),
+    /// A member tried what takes a privilege that it may not use.
+    Privilege(Privilege),
     /// A session was told that it ends soon.
     Warning(Warning),
     /// The members of a session were asked to end.
@@ -143,6 +145,7 @@ impl Body {
             Self::Move(_) => "move",
             Self::Socket(_) => "socket",
             Self::Unix(_) => "unix",
+            Self::Privilege(_) => "privilege",
             Self::Warning(_) => "warning",
             Self::Terminate(_) => "terminate",
             Self::Stuck(_) => "stuck",
@@ -169,6 +172,7 @@ impl Body {
             Self::Move(body) => body.at_boot_ns,
             Self::Socket(body) => body.at_boot_ns,
             Self::Unix(body) => body.at_boot_ns,
+            Self::Privilege(body) => body.at_boot_ns,
             _ => 0,
         };
         (at != 0).then_some(at)
@@ -189,6 +193,7 @@ impl Body {
             Self::Move(body) => Some(body.session),
             Self::Socket(body) => Some(body.session),
             Self::Unix(body) => Some(body.session),
+            Self::Privilege(body) => Some(body.session),
             Self::Receipts(body) => Some(body.session),
             Self::FlowsCut(body) => Some(body.session),
             Self::SessionEnd(body) => Some(body.session),

@@ -114,6 +114,23 @@ impl<'a> Btf<'a> {
         Err(missing())
     }
 
+    /// How many arguments a function has; `None`: there is no such function.
+    pub fn arguments(&self, function: &str) -> Result<Option<u32>, BtfError> {
+        let name = [function.as_bytes(), b"\0"].concat();
+        for at in self.types.iter().skip(1) {
+            if kind(u32_at(self.data, at + 4)?) != KIND_FUNCTION {
+                continue;
+            }
+            // of tens of thousands, all but one are told apart by their first bytes
+            let start = add(self.strings, u32_at(self.data, *at)? as usize)?;
+            if self.data.get(start..).is_some_and(|rest| rest.starts_with(&name)) {
+                let prototype = self.resolve(u32_at(self.data, at + 8)?)?;
+                return Ok(Some(u32_at(self.data, prototype + 4)? & 0xffff));
+            }
+        }
+        Ok(None)
+    }
+
     /// BTF in which each type has the number that it has here, and functions and typedefs of those names have their kind and
     /// their name. Of the others nothing is left but their place, and what comes after the last one is not there: to read
     /// it takes a fraction of the time and memory.
@@ -308,6 +325,15 @@ mod tests {
         assert!(btf.offset("file", "f_path.dentry").unwrap() > 0);
     }
 
+    #[test]
+    fn counts_the_arguments_of_a_function() {
+        let Ok(data) = std::fs::read("/sys/kernel/btf/vmlinux") else { return };
+        let btf = Btf::parse(&data, &[]).unwrap();
+        assert_eq!(btf.arguments("bpf_lsm_file_open"), Ok(Some(1)));
+        assert_eq!(btf.arguments("bpf_lsm_task_alloc"), Ok(Some(2)));
+        assert_eq!(btf.arguments("bpf_lsm_file"), Ok(None), "the beginning of a name is none");
+    }
+
     proptest! {
         #[test]
         fn damage_is_an_error_and_never_a_panic(position in 0usize..300, value: u8, cut in 0usize..300) {
@@ -317,6 +343,7 @@ mod tests {
             if let Ok(btf) = Btf::parse(&data, &["outer", "inner"]) {
                 let _ = btf.offset("outer", "second.b");
                 let _ = btf.reduced(&["inner_t".into()]);
+                let _ = btf.arguments("inner");
                 let _ = btf.offset("inner", "a");
             }
         }

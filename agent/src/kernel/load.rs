@@ -20,7 +20,7 @@ use aya::{
         PerfEvent, Program, ProgramError, links::FdLink,
     },
 };
-use aya_obj::btf::BtfKind;
+use aya_obj::btf::{BtfError, BtfKind};
 use serde::{Deserialize, Serialize};
 use tipstaff_common::session::Settings;
 
@@ -88,6 +88,8 @@ pub struct Kernel {
     tier: Tier,
     /// Why it is not tier full.
     without_lsm: String,
+    /// Hooks on privileges that this kernel does not have.
+    without_hooks: Vec<&'static str>,
     /// The iterator that lists sockets: `OF_LABELS` or `OF_FILES`.
     pub(super) lists_sockets: &'static str,
     /// Its maps, for programs that aya does not load.
@@ -122,6 +124,37 @@ const LSM_SOCKETS: [&str; 13] = [
     "file_receive",
     "unix_stream_connect",
     "unix_may_send",
+];
+/// LSM programs on what a member does beyond its session, as above. What this kernel has no hook for is left out, and named
+/// with the control.
+const LSM_PRIVILEGES: [&str; 27] = [
+    "bprm_creds_from_file",
+    "ptrace_access_check",
+    "task_kill",
+    "bpf",
+    "kernel_read_file",
+    "kernel_load_data",
+    "sb_mount",
+    "sb_umount",
+    "sb_remount",
+    "sb_pivotroot",
+    "move_mount",
+    "path_chroot",
+    "userns_create",
+    "key_alloc",
+    "key_permission",
+    "perf_event_open",
+    "inode_init_security_anon",
+    "file_open",
+    "inode_unlink",
+    "inode_rmdir",
+    "inode_create",
+    "inode_mkdir",
+    "inode_mknod",
+    "inode_symlink",
+    "inode_link",
+    "inode_rename",
+    "inode_setattr",
 ];
 const ADDRESSES: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
@@ -228,6 +261,7 @@ impl Kernel {
             maps,
             tier: Tier::NoLsm,
             without_lsm: String::new(),
+            without_hooks: Vec::new(),
             lists_sockets: OF_LABELS,
             descriptors,
             by_hand: Vec::new(),
@@ -248,13 +282,18 @@ impl Kernel {
         &self.without_lsm
     }
 
+    /// Hooks on privileges that this kernel does not have, in tier full.
+    #[must_use]
+    pub fn without_hooks(&self) -> &[&'static str] {
+        &self.without_hooks
+    }
+
     /// Takes the LSM programs off again, which for this reason do not decide, and attaches what decides in their place as
     /// far as this kernel has hooks for it.
     pub fn leave_lsm(&mut self, why: String, root: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
         info!("no LSM programs here: {why}");
         self.without_lsm = why;
-        let of_lsm = || LSM.iter().chain(&LSM_SOCKETS);
-        self.links.retain(|(name, _)| !of_lsm().any(|lsm| lsm == name));
+        self.links.retain(|(name, _)| !of_lsm().any(|lsm| lsm == *name));
         let paths = of_lsm().filter_map(|name| Some(pins?.link(self.generation, name)));
         for path in paths.filter(|path| path.exists()) {
             fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
@@ -338,6 +377,12 @@ impl Kernel {
             let link = attach_lsm(self.typed(name)?, name, btf);
             self.keep(options, name, link)?;
         }
+        for name in LSM_PRIVILEGES {
+            match attach_lsm(self.typed(name)?, name, btf) {
+                Err(problem) if is_no_hook(problem.as_ref()) => self.without_hooks.push(name),
+                link => self.keep(options, name, link)?,
+            }
+        }
         self.tier = Tier::Full;
         Ok(())
     }
@@ -390,10 +435,15 @@ impl Kernel {
     }
 }
 
+/// Every LSM program.
+fn of_lsm() -> impl Iterator<Item = &'static str> {
+    LSM.into_iter().chain(LSM_SOCKETS).chain(LSM_PRIVILEGES)
+}
+
 /// The kernel's names for what programs are attached to, and the function whose presence is asked for: the only types that
 /// aya is asked for. To read all of them, an allocation for most, is dear.
 fn attach_points() -> Vec<String> {
-    let hooks = LSM.iter().chain(&LSM_SOCKETS).map(|hook| format!("bpf_lsm_{hook}"));
+    let hooks = of_lsm().map(|hook| format!("bpf_lsm_{hook}"));
     let tracepoints = TRACEPOINTS.iter().map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
     let kinds = ITERATORS.iter().map(|(_, kind)| *kind).chain([LABELS, TASK_FILES]);
     hooks
@@ -430,6 +480,11 @@ fn attach_lsm(program: &mut Lsm, hook: &str, btf: &Btf) -> Result<FdLink, Box<dy
     Ok(program.take_link(id)?.into())
 }
 
+/// Whether a program was not loaded because the kernel does not have what it is for.
+fn is_no_hook(problem: &(dyn Error + 'static)) -> bool {
+    matches!(problem.downcast_ref(), Some(ProgramError::Btf(BtfError::UnknownBtfTypeName { .. })))
+}
+
 fn attach_tracepoint(program: &mut BtfTracePoint, tracepoint: &str, btf: &Btf) -> Result<FdLink, Box<dyn Error>> {
     program.load(tracepoint, btf)?;
     let id = program.attach()?;
@@ -452,4 +507,29 @@ fn attach_packet(program: &mut CgroupSkb, kind: CgroupSkbAttachType, cgroup: &Fi
     program.load()?;
     let id = program.attach(cgroup, kind, CgroupAttachMode::Single)?;
     Ok(program.take_link(id)?.try_into()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use aya_obj::{Object, ProgramSection};
+
+    use super::{OBJECT, attach_points, of_lsm};
+
+    /// What no table names is never attached, and what is not asked for counts as a hook that the kernel does not have.
+    #[test]
+    fn every_lsm_program_of_the_object_is_in_a_table_and_its_hook_is_asked_for() {
+        if OBJECT.is_empty() {
+            return;
+        }
+        let object = Object::parse(OBJECT).unwrap();
+        let is_lsm = |section: &ProgramSection| matches!(section, ProgramSection::Lsm { .. });
+        let programs = object.programs.iter().filter(|(_, program)| is_lsm(&program.section));
+        let of_object: BTreeSet<&str> = programs.map(|(name, _)| name.as_str()).collect();
+        assert_eq!(of_object, of_lsm().collect());
+        let points = attach_points();
+        let missing = of_lsm().find(|hook| !points.contains(&format!("bpf_lsm_{hook}")));
+        assert_eq!(missing, None);
+    }
 }

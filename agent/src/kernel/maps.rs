@@ -4,9 +4,14 @@
 use std::{
     collections::BTreeMap,
     fmt::Display,
+    fs::{self, File},
     io,
     mem::offset_of,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
     sync::atomic::{Ordering, fence},
     thread,
 };
@@ -20,8 +25,10 @@ use aya::{
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tipstaff_common::{
+    event::KINDS,
     label::{CONFINED, Label, Mirrored, SessionRef, TREE},
-    rule::{ExecEntry, ExecKey, NetEntry, ProgramEntry, UnixKey},
+    privilege::{MOUNTED, WHOLE},
+    rule::{ExecEntry, ExecKey, FileId, NetEntry, ProgramEntry, UnixKey},
     session::{
         Budgets, HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, MODE_ENFORCE, MODE_OBSERVE, PolicyEntry,
         STATE_ACTIVE, STATE_ENDED, STATE_FREE, STATE_UNDONE, SessionConfig, SessionCounters, state_word,
@@ -31,6 +38,7 @@ use tipstaff_common::{
 
 use super::{
     Kernel, KernelError,
+    identity::open_path,
     ring::{self, DecodeError, Event},
     sys::{self, MappedArray},
 };
@@ -83,6 +91,7 @@ pub struct Maps {
     destinations: HashMap<MapData, Destination, u32>,
     generation: Array<MapData, u32>,
     foreign: Array<MapData, u64>,
+    protected: HashMap<MapData, FileId, u32>,
     lost: PerCpuArray<MapData, u64>,
     /// `None` while the engine reads them.
     rings: Option<Rings>,
@@ -126,6 +135,7 @@ impl Maps {
             destinations: typed(ebpf, "DESTINATIONS")?,
             generation: typed(ebpf, "GENERATION")?,
             foreign: typed(ebpf, "FOREIGN")?,
+            protected: typed(ebpf, "PROTECTED")?,
             lost: typed(ebpf, "LOST")?,
             rings: Some(Rings { verdicts: typed(ebpf, "VERDICTS")?, activity: typed(ebpf, "ACTIVITY")? }),
             reader_awake: typed(ebpf, "READER_AWAKE")?,
@@ -439,14 +449,31 @@ impl Kernel {
         entry(&self.maps.counters, slot, "SESSION_COUNTERS")
     }
 
+    /// Keeps members from changing these files and what is in these folders, and from unmounting what the pins are in. What
+    /// is not there is left out.
+    pub fn protect(&mut self, whole: &[PathBuf], pins: &Path) -> Result<(), KernelError> {
+        let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
+        let root = pins.ancestors().take_while(|folder| device(folder) == device(pins)).last();
+        // the root may be the pins' own folder: the stronger word is the last
+        let wanted = root.map(|root| (root, MOUNTED)).into_iter();
+        let wanted = wanted.chain(whole.iter().map(PathBuf::as_path).chain([pins]).map(|path| (path, WHOLE)));
+        let (open, how): (Vec<File>, Vec<u32>) =
+            wanted.filter_map(|(path, how)| Some((open_path(path).ok()?, how))).unzip();
+        for (seen, how) in self.see(&open)?.into_iter().zip(how) {
+            let Some(seen) = seen else { continue };
+            self.maps.protected.insert(seen.id, how, 0).map_err(failed("write", "PROTECTED"))?;
+        }
+        Ok(())
+    }
+
     /// Decisions that were not carried out because the task lies outside the confinement.
     pub fn foreign(&self) -> Result<u64, KernelError> {
         entry(&self.maps.foreign, 0, "FOREIGN")
     }
 
     /// Records that found no room in their ring since the programs were loaded, by kind.
-    pub fn lost(&self) -> Result<[u64; 8], KernelError> {
-        let mut sums = [0; 8];
+    pub fn lost(&self) -> Result<[u64; KINDS], KernelError> {
+        let mut sums = [0; KINDS];
         for (kind, sum) in (0u32..).zip(&mut sums) {
             let each = self.maps.lost.get(&kind, 0).map_err(failed("read", "LOST"))?;
             *sum = each.iter().sum();

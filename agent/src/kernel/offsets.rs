@@ -12,7 +12,10 @@ use super::{
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-const TYPES: [&str; 25] = [
+/// The function that programs of the hook `inode_setattr` are attached to.
+const SETATTR: &str = "bpf_lsm_inode_setattr";
+
+const TYPES: [&str; 27] = [
     "bpf_sock_addr_kern",
     "cgroup",
     "cred",
@@ -22,6 +25,8 @@ const TYPES: [&str; 25] = [
     "file_lock_context",
     "fs_struct",
     "inode",
+    "kernel_load_data_id",
+    "kernel_read_file_id",
     "kernfs_node",
     "linux_binprm",
     "mm_struct",
@@ -37,7 +42,7 @@ const TYPES: [&str; 25] = [
     "vfsmount",
     "super_block",
     "task_struct",
-    "path",
+    "qstr",
 ];
 
 /// Reads the kernel's BTF: every offset, and what is left of it for those names (see [`Btf::reduced`]).
@@ -49,6 +54,7 @@ pub fn resolve(names: &[String]) -> Result<(Offsets, Vec<u8>), KernelError> {
 
 fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
     let at = |structure: &str, field: &str| btf.offset(structure, field).map_err(missing);
+    let constant = |of: &str, name: &str| btf.constant(of, name).map_err(missing);
     Ok(Offsets {
         binprm_file: at("linux_binprm", "file")?,
         binprm_filename: at("linux_binprm", "filename")?,
@@ -80,7 +86,7 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         socket_sock: at("socket", "sk")?,
         sock_kernel_bit: btf.bit("sock", "sk_kern_sock").map_err(missing)?,
         sock_flags: at("sock", "__sk_common.skc_flags")?,
-        sock_storage_bit: btf.constant("sock_flags", "SOCK_MEMALLOC").map_err(missing)?,
+        sock_storage_bit: constant("sock_flags", "SOCK_MEMALLOC")?,
         sock_type: at("sock", "sk_type")?,
         sock_protocol: at("sock", "sk_protocol")?,
         sock_cgroup: at("sock", "sk_cgrp_data.cgroup")?,
@@ -124,6 +130,19 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         asked_address: at("bpf_sock_addr_kern", "uaddr")?,
         // without it there are no hooks on unix sockets that would ask
         asked_length: btf.offset("bpf_sock_addr_kern", "uaddrlen").unwrap_or(0),
+        binprm_credentials: at("linux_binprm", "cred")?,
+        task_real_credentials: at("task_struct", "real_cred")?,
+        credentials_user: at("cred", "euid")?,
+        credentials_group: at("cred", "egid")?,
+        credentials_permitted: at("cred", "cap_permitted")?,
+        string_name: at("qstr", "name")?,
+        reading_module: constant("kernel_read_file_id", "READING_MODULE")?,
+        reading_kexec: constant("kernel_read_file_id", "READING_KEXEC_IMAGE")?,
+        loading_module: constant("kernel_load_data_id", "LOADING_MODULE")?,
+        loading_kexec: constant("kernel_load_data_id", "LOADING_KEXEC_IMAGE")?,
+        file_mode: at("file", "f_mode")?,
+        mount_root: at("vfsmount", "mnt_root")?,
+        setattr_says_ids: u32::from(btf.arguments(SETATTR).map_err(missing)? == Some(3)),
     })
 }
 

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use tipstaff_common::event::{
-    self, Connect, Exec, Exit, Fork, Header, KIND_CONNECT, KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_MOVE, KIND_SOCKET,
-    KIND_UNIX, Move, Socket, Unix,
+    self, Connect, Exec, Exit, Fork, Header, KIND_CONNECT, KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_MOVE, KIND_PRIVILEGE,
+    KIND_SOCKET, KIND_UNIX, Move, Privilege, Socket, Unix,
 };
 
 /// A record that cannot be read. It is counted, not guessed at.
@@ -43,6 +43,8 @@ pub enum Event {
     Socket(Socket),
     /// A member connected or sent to a unix socket, or tried to.
     Unix(Box<Unix>),
+    /// A member tried what takes a privilege that it may not use.
+    Privilege(Privilege),
 }
 
 impl Event {
@@ -57,6 +59,7 @@ impl Event {
             Self::Move(e) => &e.header,
             Self::Socket(e) => &e.header,
             Self::Unix(e) => &e.header,
+            Self::Privilege(e) => &e.header,
         }
     }
 }
@@ -72,6 +75,7 @@ pub const fn kind_name(kind: u16) -> Option<&'static str> {
         KIND_MOVE => "move",
         KIND_SOCKET => "socket",
         KIND_UNIX => "unix",
+        KIND_PRIVILEGE => "privilege",
         _ => return None,
     })
 }
@@ -90,6 +94,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         KIND_MOVE => Event::Move(copy(bytes, header.kind)?),
         KIND_SOCKET => Event::Socket(copy(bytes, header.kind)?),
         KIND_UNIX => Event::Unix(Box::new(copy(bytes, header.kind)?)),
+        KIND_PRIVILEGE => Event::Privilege(copy(bytes, header.kind)?),
         other => return Err(DecodeError::Kind(other)),
     })
 }
@@ -165,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode_or_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..700), kind in 0u16..8) {
+        fn any_bytes_decode_or_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..700), kind in 0u16..10) {
             if bytes.len() > 4 {
                 bytes[..2].copy_from_slice(&event::VERSION.to_ne_bytes());
                 bytes[2..4].copy_from_slice(&kind.to_ne_bytes());

@@ -151,6 +151,8 @@ pub struct Plan {
     pub unix_default: u32,
     /// Classes of sockets that may be made: `socket::SOCKET_*`.
     pub sockets: u32,
+    /// Classes of privileges that may be used: `privilege::PRIVILEGE_*`.
+    pub privileges: u32,
     /// `HAS_DIRECTORIES`, `HAS_UNIX_DIRECTORIES`
     pub flags: u32,
     /// The id of each rule number.
@@ -172,6 +174,8 @@ impl Plan {
             inbound_default: self.inbound_default,
             unix_default: self.unix_default,
             sockets: self.sockets,
+            privileges: self.privileges,
+            pad: 0,
         }
     }
 
@@ -382,6 +386,7 @@ pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProb
         inbound_default: policy.inbound_default().code(),
         unix_default: policy.kind.unix_default().code(),
         sockets: policy.socket_classes(),
+        privileges: policy.privilege_classes(),
         flags,
         rules: policy.rules().map(str::to_owned).collect(),
         notes,

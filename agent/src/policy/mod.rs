@@ -39,7 +39,7 @@ pub use phases::Phases;
 pub use problem::Problem;
 pub use programs::{FileDigest, Program, ProgramClass};
 pub use resolver::resolvers;
-pub use scope::Classes;
+pub use scope::{Classes, Privileges, privilege_name};
 pub use summary::{RuleSummary, Summary};
 pub use table::{CompileProblem, NetKey, NetTable};
 pub use traffic::{Access, Addresses, Budgets, NetRule, PortRange, Protocol, UnixRule, UnixTarget};

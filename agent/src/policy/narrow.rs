@@ -14,7 +14,7 @@ use super::{
     compile::{Plan, Resolved},
     decide::UnixSocket,
     programs::{Program, ProgramClass},
-    scope::SOCKET_CLASSES,
+    scope::{PRIVILEGE_CLASSES, SOCKET_CLASSES},
     table::{NetKey, NetTable},
     traffic::{Protocol, UnixTarget},
     types::{Effect, ExecRule, ExecTarget, Mode, Policy},
@@ -59,6 +59,8 @@ pub enum Wider {
     Denial(String),
     /// A class of sockets.
     Class(&'static str),
+    /// A class of privileges.
+    Privilege(&'static str),
     /// A class of programs.
     Programs(&'static str),
 }
@@ -79,6 +81,7 @@ impl fmt::Display for Wider {
             }
             Self::Denial(id) => write!(f, "it does not have rule {id}, which denies what it could allow"),
             Self::Programs(word) => write!(f, "it allows programs of the class {word}"),
+            Self::Privilege(word) => write!(f, "it allows the privilege {word}"),
             Self::Class(word) => write!(f, "it allows sockets of the class {word}"),
         }
     }
@@ -91,10 +94,12 @@ pub fn wider(old: &Plan, old_mode: Mode, new: &Candidate<'_>) -> Option<Wider> {
         return Some(Wider::Mode);
     }
     let classes = SOCKET_CLASSES.iter().find(|(_, mask)| new.plan.sockets & !old.sockets & mask != 0);
+    let privileges = PRIVILEGE_CLASSES.iter().find(|(_, mask)| new.plan.privileges & !old.privileges & mask != 0);
     wider_addresses(old, new.plan)
         .or_else(|| wider_exec(old, new))
         .or_else(|| wider_unix(old, new))
         .or_else(|| classes.map(|(word, _)| Wider::Class(word)))
+        .or_else(|| privileges.map(|(word, _)| Wider::Privilege(word)))
 }
 
 /// As [`wider`], for destinations, local addresses and peers.

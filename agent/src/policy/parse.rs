@@ -75,6 +75,7 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
         inbound: scope.inbound,
         unix: scope.unix,
         sockets: scope.sockets,
+        privileges: scope.privileges,
         phases,
         budgets,
         attach,

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     phases::Phases,
-    scope::SOCKET_CLASSES,
+    scope::{PRIVILEGE_CLASSES, SOCKET_CLASSES},
     traffic::{Budgets, NetRule},
     types::{Effect, Kind, Mode, Policy},
 };
@@ -44,6 +44,8 @@ pub struct Summary {
     pub unix_default: Effect,
     /// Classes of sockets that may be made.
     pub sockets: Vec<&'static str>,
+    /// Classes of privileges that may be used.
+    pub privileges: Vec<&'static str>,
     /// What all members together may use up.
     pub budgets: Budgets,
     /// Parts of the scope that a session can be narrowed to: of the rules that allow, those that stay.
@@ -90,7 +92,6 @@ impl Policy {
         });
         let net = addresses("net", &self.net).into_iter();
         let net = net.chain(addresses("listen", &self.listen.rules)).chain(addresses("inbound", &self.inbound.rules));
-        let classes = self.socket_classes();
         Summary {
             name: self.name.clone(),
             kind: self.kind,
@@ -106,10 +107,16 @@ impl Policy {
             listen_default: self.listen_default(),
             inbound_default: self.inbound_default(),
             unix_default: self.kind.unix_default(),
-            sockets: SOCKET_CLASSES.iter().filter(|(_, mask)| classes & mask != 0).map(|(word, _)| *word).collect(),
+            sockets: words(&SOCKET_CLASSES, self.socket_classes()),
+            privileges: words(&PRIVILEGE_CLASSES, self.privilege_classes()),
             budgets: self.budgets,
             phases: self.phases.clone(),
             rules: exec.chain(net).chain(unix).collect(),
         }
     }
+}
+
+/// The words of the classes in a mask.
+fn words(classes: &[(&'static str, u32)], mask: u32) -> Vec<&'static str> {
+    classes.iter().filter(|(_, class)| mask & class != 0).map(|(word, _)| *word).collect()
 }

@@ -18,7 +18,7 @@ use super::{
     limits::Limits,
     phases::Phases,
     programs::{FileDigest, ProgramClass},
-    scope::Classes,
+    scope::{Classes, Privileges},
     traffic::{Access, Budgets, NetRule, UnixRule},
 };
 
@@ -27,7 +27,7 @@ pub(super) const RULES: usize = 16_384;
 const _: () = assert!(RULES < rule::PORT_REASONS as usize);
 
 /// The words for codes that are no rule's index. No rule may have such an id.
-pub(super) const REASONS: [(u32, &str); 26] = [
+pub(super) const REASONS: [(u32, &str); 28] = [
     (rule::REASON_DEFAULT, "default"),
     (rule::REASON_EXPIRED, "expired"),
     (rule::REASON_ENDED, "ended"),
@@ -45,6 +45,8 @@ pub(super) const REASONS: [(u32, &str); 26] = [
     (rule::REASON_DNS, "dns-denied"),
     (rule::REASON_CROSSED, "crossed-socket"),
     (rule::REASON_OPTION, "socket-option"),
+    (rule::REASON_PRIVILEGE, "privilege"),
+    (rule::REASON_PROTECTED, "protected"),
     (rule::REASON_CHANGED, "changed"),
     (rule::REASON_DIGEST, "digest"),
     (rule::REASON_IDENTITY, "identity-unknown"),
@@ -240,6 +242,8 @@ pub struct Policy {
     pub unix: Option<Vec<UnixRule>>,
     /// Classes of sockets. `None`: the policy does not have the key.
     pub sockets: Option<Classes>,
+    /// Classes of privileges. `None`: the policy does not have the key.
+    pub privileges: Option<Privileges>,
     /// Parts of the scope that a session can be narrowed to.
     pub phases: Phases,
     /// What all members together may use up.
@@ -359,6 +363,12 @@ impl Policy {
     #[must_use]
     pub fn socket_classes(&self) -> u32 {
         self.sockets.unwrap_or_default().of(self.kind)
+    }
+
+    /// Classes of privileges that may be used: `privilege::PRIVILEGE_*`.
+    #[must_use]
+    pub fn privilege_classes(&self) -> u32 {
+        self.privileges.unwrap_or_default().of(self.kind)
     }
 
     /// What a rule code of the kernel is called: the rule's id, or the word of a reason that is no rule. A code that is

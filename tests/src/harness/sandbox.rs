@@ -419,7 +419,7 @@ fn own_bpffs(path: &Path) -> Result<PathBuf> {
     Ok(path.join("tipstaff"))
 }
 
-fn files_below(path: &Path) -> Vec<PathBuf> {
+pub(crate) fn files_below(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
     let paths = entries.flatten().map(|entry| entry.path());
     paths.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()

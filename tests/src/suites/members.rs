@@ -195,6 +195,7 @@ fn namespaces(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
     let policy = only(&member).allow("good", &good).to("one", "127.0.0.1/32", 4001);
+    let policy = policy.scope("privileges: { allow: [namespaces] }");
     // the kernel makes no user namespaces in a chroot
     let user = if mounts::below(Path::new("/"))?.contains(&PathBuf::from("/")) { "user," } else { "" };
     let how = format!("unshare {user}pid,net,mount,cgroup");

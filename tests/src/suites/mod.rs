@@ -19,6 +19,7 @@ mod members;
 mod multipath;
 mod narrow;
 mod net;
+mod privileges;
 mod programs;
 mod restart;
 mod rings;
@@ -47,6 +48,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     scope::TESTS,
     narrow::TESTS,
     sockets::TESTS,
+    privileges::TESTS,
     time::TESTS,
     deadline::TESTS,
     limits::TESTS,

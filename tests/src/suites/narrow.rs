@@ -184,6 +184,7 @@ fn wider(s: &mut Sandbox) -> Result<()> {
         (base.clone().exec_rule("allow", &digest), "its rule bound allows what can come to be"),
         (base.clone().net("listen: [{ ports: [80] }]"), "the local address"),
         (base.clone().scope("sockets: { allow: [raw] }"), "sockets of the class raw"),
+        (base.clone().scope("privileges: { allow: [mount] }"), "the privilege mount"),
         (base.clone().scope("unix: { allow: [\"@x\"] }"), "its rule unix.allow[0] allows"),
     ] {
         let refused = s.cli(&["narrow", &session, "--policy", &s.policy(&wider)?])?;

@@ -103,6 +103,7 @@ fn strict(s: &mut Sandbox) -> Result<()> {
         ("listen", policy().net("inbound: deny")),
         ("unix-sockets", policy().scope("unix: {}")),
         ("raw-sockets", policy().scope("sockets: {}")),
+        ("privileges", policy().scope("privileges: {}")),
         ("budgets", policy().spec("budgets: { connects: 5 }")),
     ] {
         let ran = s.run(&s.policy(&policy)?, &member, "say runs")?.wait()?;

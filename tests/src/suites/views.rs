@@ -120,7 +120,8 @@ fn apart(s: &mut Sandbox) -> Result<()> {
         case(format!("{other}={inside}"), "/", "spawn {}", &one, refused),
         case(format!("tmpfs={inside}"), "/", &copied, &one, refused),
     ];
-    holds(s, &Policy::new().allow("good", &good).allow_dir("in", &inside), &cases)
+    let policy = Policy::new().allow("good", &good).allow_dir("in", &inside);
+    holds(s, &policy.scope("privileges: { allow: [mount, chroot, namespaces] }"), &cases)
 }
 
 /// Layers, and what is made of them.

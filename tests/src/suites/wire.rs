@@ -78,6 +78,7 @@ pub(super) fn policy(member: &str) -> Policy {
         .to("near6", "fd00:77::/64", "")
         .not_to("bad4", "127.0.0.9/32", "")
         .not_to("bad6", "fd00:77::9/128", "")
+        .scope("privileges: { allow: [io-uring] }")
 }
 
 /// One way to send, and a server that is reached by it at every address.

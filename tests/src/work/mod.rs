@@ -9,6 +9,7 @@ mod inform;
 pub(crate) mod measure;
 mod network;
 mod place;
+mod privilege;
 mod process;
 mod ring;
 pub(crate) mod sockets;
@@ -121,6 +122,10 @@ fn act(words: &[&str]) -> Result<u8> {
         "hear" => sockets::hear(rest),
         "connect-many" => sockets::connect_many(rest),
         "send-many" => sockets::send_many(rest),
+        "privilege" => privilege::attempt(rest),
+        "own-file" => privilege::own_file(rest),
+        "own-child" => privilege::own_child(),
+        "drop-capabilities" => privilege::drop_capabilities(),
         "by" => ways::by(rest),
         "stuff" => ways::stuff(rest),
         "multipath-hold" => ways::multipath_hold(rest),

@@ -223,6 +223,41 @@ pub struct Unix {
     pub rule: String,
 }
 
+/// A member tried what takes a privilege that its policy does not let it use, or what no policy allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Privilege {
+    /// Its session.
+    pub session: SessionId,
+    /// The kernel's sequence number in the session.
+    pub seq: u64,
+    /// When it happened, `CLOCK_BOOTTIME` nanoseconds.
+    pub at_boot_ns: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// User id in the root user namespace.
+    pub uid: u32,
+    /// The class, as a policy names it.
+    pub class: String,
+    /// Process id of whom it was tried on, if it was a process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<u32>,
+    /// The signal, or the command of bpf(2); else 0.
+    pub detail: u32,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// As in [`Exec`].
+    pub rule: String,
+}
+
+impl fmt::Display for Privilege {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.class)?;
+        self.target.map_or(Ok(()), |target| write!(f, " process {target}"))
+    }
+}
+
 /// A member made a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fork {

@@ -2,6 +2,7 @@
 
 mod exec;
 mod net;
+mod privileges;
 mod sockets;
 mod unix;
 
@@ -14,10 +15,12 @@ use super::{
     walk::{At, Field, Fields, Keys, fields, list, text},
 };
 
+pub(super) use privileges::PRIVILEGE_CLASSES;
+pub use privileges::{Privileges, privilege_name};
 pub use sockets::Classes;
 pub(super) use sockets::SOCKET_CLASSES;
 
-const SCOPE: Keys = Keys { known: &["exec", "net", "unix", "sockets"], later: &["privileges"] };
+const SCOPE: Keys = Keys { known: &["exec", "net", "unix", "sockets", "privileges"], later: &[] };
 
 const EFFECTS: [(&str, Effect); 2] = [("allow", Effect::Allow), ("deny", Effect::Deny)];
 
@@ -35,6 +38,7 @@ pub(super) struct Scope {
     pub(super) inbound: Access,
     pub(super) unix: Option<Vec<UnixRule>>,
     pub(super) sockets: Option<Classes>,
+    pub(super) privileges: Option<Privileges>,
 }
 
 /// Ids seen so far, and the line of each.
@@ -57,7 +61,8 @@ pub(super) fn read(scope: Option<Field<'_>>, problems: &mut Problems) -> Scope {
     let (net, listen, inbound) = net::read(&fields, &mut ids, problems);
     let unix = unix::read(&fields, &mut ids, problems);
     let sockets = sockets::read(&fields, problems);
-    let scope = Scope { exec, net, listen, inbound, unix, sockets };
+    let privileges = privileges::read(&fields, problems);
+    let scope = Scope { exec, net, listen, inbound, unix, sockets, privileges };
     let count = scope.count();
     if count > RULES {
         let message = format!("has {count} rules: a policy has at most {RULES}; use directories and networks");

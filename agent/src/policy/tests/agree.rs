@@ -38,6 +38,7 @@ fn policy(kind: Kind) -> Policy {
         inbound: Access::default(),
         unix: None,
         sockets: None,
+        privileges: None,
         phases: std::collections::BTreeMap::new(),
         budgets: Budgets::default(),
         attach: crate::policy::Inherited::default(),

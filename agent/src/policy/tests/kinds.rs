@@ -1,12 +1,15 @@
 //! What each kind of session means where a policy says nothing: one row a kind, as the code has it and as the reference
 //! documents it.
 
-use tipstaff_common::socket::{SOCKET_ALL, SOCKET_NETLINK, SOCKET_UNIX};
+use tipstaff_common::{
+    privilege::{self, PRIVILEGE_ALL},
+    socket::{SOCKET_ALL, SOCKET_NETLINK, SOCKET_UNIX},
+};
 
 use super::policy;
 use crate::policy::{
     Budgets, Effect, Inherited, Kind, Limits, Mode, Resolved, UnixSocket, decide_inbound, decide_listen, decide_net,
-    decide_unix, parse,
+    decide_unix, parse, scope::PRIVILEGE_CLASSES,
 };
 
 const REFERENCE: &str = include_str!("../../../../docs/policy.md");
@@ -19,6 +22,7 @@ struct Row {
     /// Programs of the classes.
     classes: Effect,
     sockets: u32,
+    privileges: u32,
 }
 
 const ROWS: [Row; 5] = [
@@ -28,6 +32,7 @@ const ROWS: [Row; 5] = [
         rest: Effect::Deny,
         classes: Effect::Allow,
         sockets: SOCKET_UNIX | SOCKET_NETLINK,
+        privileges: privilege::PRIVILEGE_KEYRING | privilege::PRIVILEGE_IO_URING,
     },
     Row {
         word: "ci",
@@ -35,6 +40,7 @@ const ROWS: [Row; 5] = [
         rest: Effect::Deny,
         classes: Effect::Deny,
         sockets: SOCKET_UNIX | SOCKET_NETLINK,
+        privileges: 0,
     },
     Row {
         word: "agent",
@@ -42,21 +48,34 @@ const ROWS: [Row; 5] = [
         rest: Effect::Deny,
         classes: Effect::Deny,
         sockets: SOCKET_UNIX | SOCKET_NETLINK,
+        privileges: 0,
     },
-    Row { word: "operator", kind: Kind::Operator, rest: Effect::Allow, classes: Effect::Allow, sockets: SOCKET_ALL },
+    Row {
+        word: "operator",
+        kind: Kind::Operator,
+        rest: Effect::Allow,
+        classes: Effect::Allow,
+        sockets: SOCKET_ALL,
+        privileges: PRIVILEGE_ALL
+            & !(privilege::PRIVILEGE_PTRACE
+                | privilege::PRIVILEGE_BPF
+                | privilege::PRIVILEGE_MODULES
+                | privilege::PRIVILEGE_KEXEC),
+    },
     Row {
         word: "breakglass",
         kind: Kind::Breakglass,
         rest: Effect::Allow,
         classes: Effect::Allow,
         sockets: SOCKET_ALL,
+        privileges: PRIVILEGE_ALL,
     },
 ];
 
 #[test]
 fn each_kind_has_its_defaults() {
     let host = Resolved::default();
-    for Row { word, kind, rest, classes, sockets } in ROWS {
+    for Row { word, kind, rest, classes, sockets, privileges } in ROWS {
         let policy = policy(word, "{}");
         assert_eq!(policy.kind, kind);
         assert_eq!((policy.mode, policy.strict, &policy.limits), (Mode::Enforce, false, &Limits::default()), "{word}");
@@ -73,6 +92,7 @@ fn each_kind_has_its_defaults() {
         assert_eq!(decide_net(&policy, &host, metadata, 80, 6).verdict, Effect::Deny, "{word}");
         assert_eq!(decide_unix(&policy, &host, &UnixSocket::Abstract(b"bus")).verdict, rest, "{word}");
         assert_eq!(policy.socket_classes(), sockets, "{word}");
+        assert_eq!(policy.privilege_classes(), privileges, "{word}");
     }
 }
 
@@ -103,4 +123,28 @@ fn the_reference_documents_them() {
             REFERENCE.contains("Kinds `agent` and `ci` deny every class below") && ["agent", "ci"].contains(&word);
         assert_eq!(denies, classes == Effect::Deny, "{word}");
     }
+}
+
+/// The reference has one row a class, and a column for each kind.
+#[test]
+fn the_reference_documents_privileges() {
+    for (word, class) in PRIVILEGE_CLASSES {
+        let name = format!("| `{word}` |");
+        let row = REFERENCE.lines().find(|line| line.starts_with(&name) && line.matches('|').count() == 8);
+        let columns: Vec<&str> = row.expect(word).split('|').map(str::trim).collect();
+        for (Row { word: kind, privileges, .. }, said) in ROWS.iter().zip(&columns[3..]) {
+            assert_eq!(*said == "yes", privileges & class != 0, "{word} in kind {kind}: {said}");
+        }
+    }
+}
+
+/// A list takes the place of what the kind allows; what is denied is denied, whatever allows it.
+#[test]
+fn a_list_of_privileges_is_all_that_there_is() {
+    let of = |kind: &str, said: &str| policy(kind, &format!("{{privileges: {said}}}")).privilege_classes();
+    assert_eq!(of("ci", "{allow: [mount, chroot]}"), privilege::PRIVILEGE_MOUNT | privilege::PRIVILEGE_CHROOT);
+    assert_eq!(of("breakglass", "{allow: []}"), 0);
+    assert_eq!(of("breakglass", "{deny: [setuid]}"), PRIVILEGE_ALL & !privilege::PRIVILEGE_SETUID);
+    assert_eq!(of("agent", "{allow: [bpf], deny: [bpf]}"), 0);
+    assert_eq!(of("service", "{}"), privilege::PRIVILEGE_KEYRING | privilege::PRIVILEGE_IO_URING);
 }

@@ -56,6 +56,7 @@ fn the_example_is_read_as_written() {
     assert_eq!(summary["rules"][7]["what"], "the host's resolvers tcp,udp 53");
     assert_eq!(summary["rules"][9]["what"], "path /run/nscd/socket");
     assert_eq!(summary["sockets"], serde_json::json!(["netlink", "unix"]));
+    assert_eq!(summary["privileges"], serde_json::json!([]));
     assert_eq!(summary["budgets"], serde_json::json!({"connects": 5000, "egressBytes": 200 << 20}));
     assert_eq!((&summary["ttl"], &summary["exec_default"]), (&"1h30m".into(), &"deny".into()));
 }
@@ -245,7 +246,6 @@ fn the_keys_of_a_spec() {
     spec("{kind: ci, \"a\\nb\": 1, limits: {ttl: 1m}}", "4:18: spec.\"a\\nb\"", "unknown key \"a\\nb\"");
     spec("{kind: ci, on: {agentLoss: die}, limits: {ttl: 1m}}", "4:34: spec.on.agentLoss", "write continue, end");
     spec("{kind: ci, select: 1, limits: {ttl: 1m}}", "4:18: spec.select", "not supported by this version");
-    spec("{kind: ci, limits: {ttl: 1m}, scope: {privileges: 1}}", "4:45: spec.scope.privileges", "not supported");
     spec("{kind: ci, limits: {ttl: 1m}, scope: {net: {hold: []}}}", "4:51: spec.scope.net.hold", "not supported");
     spec(
         "{kind: ci, limits: {ttl: 1m}, scope: {exec: {alow: []}}}",
@@ -422,6 +422,9 @@ fn unix_sockets_and_classes() {
     scope("sockets: [raw]", "5:11: spec.scope.sockets", "must be a mapping");
     scope("sockets: {allow: [tcp]}", "5:20: spec.scope.sockets.allow[0]", "write raw, packet, ping");
     scope("sockets: {allow: raw}", "5:19: spec.scope.sockets.allow", "must be a list");
+    scope("privileges: [setuid]", "5:14: spec.scope.privileges", "must be a mapping");
+    scope("privileges: {allow: [root]}", "5:23: spec.scope.privileges.allow[0]", "write setuid, capabilities, ptrace");
+    scope("privileges: {deny: signal}", "5:21: spec.scope.privileges.deny", "must be a list");
 }
 
 #[test]

@@ -1,0 +1,144 @@
+//! The agent's own folders (tier full): what lies in them, the pins too, no member writes, makes, renames or removes,
+//! whatever its policy and its mode.
+
+use aya_ebpf::{EbpfContext as _, macros::lsm, programs::LsmContext};
+use tipstaff_common::privilege::{AGENT_FILES, WHOLE};
+
+use super::privilege::protect;
+use crate::{
+    kernel::{self, Dentry, File},
+    maps::PROTECTED,
+    session,
+};
+
+/// Folders above a file that are looked at: the agent's own are not deeper (a link lies three below that of the pins).
+const LEVELS: u32 = 4;
+
+/// HOOK: `file_open(struct file *file)`, LSM since 5.7; every open, of which those for writing by a member are judged.
+#[lsm(hook = "file_open")]
+pub fn file_open(context: LsmContext) -> i32 {
+    kernel::answer(refuse_open(File(context.arg::<*const u8>(0) as u64)))
+}
+
+/// HOOK: `inode_unlink(struct inode *dir, struct dentry *dentry)`, LSM since 5.7.
+#[lsm(hook = "inode_unlink")]
+pub fn inode_unlink(context: LsmContext) -> i32 {
+    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+}
+
+/// HOOK: `inode_rmdir(struct inode *dir, struct dentry *dentry)`, LSM since 5.7.
+#[lsm(hook = "inode_rmdir")]
+pub fn inode_rmdir(context: LsmContext) -> i32 {
+    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+}
+
+/// HOOK: `inode_create(struct inode *dir, struct dentry *dentry, umode_t mode)`, LSM since 5.7.
+#[lsm(hook = "inode_create")]
+pub fn inode_create(context: LsmContext) -> i32 {
+    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+}
+
+/// HOOK: `inode_mkdir(struct inode *dir, struct dentry *dentry, umode_t mode)`, LSM since 5.7.
+#[lsm(hook = "inode_mkdir")]
+pub fn inode_mkdir(context: LsmContext) -> i32 {
+    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+}
+
+/// HOOK: `inode_mknod(struct inode *dir, struct dentry *dentry, umode_t mode, dev_t dev)`, LSM since 5.7; also the file of a
+/// unix socket.
+#[lsm(hook = "inode_mknod")]
+pub fn inode_mknod(context: LsmContext) -> i32 {
+    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+}
+
+/// HOOK: `inode_symlink(struct inode *dir, struct dentry *dentry, const char *old_name)`, LSM since 5.7.
+#[lsm(hook = "inode_symlink")]
+pub fn inode_symlink(context: LsmContext) -> i32 {
+    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+}
+
+/// HOOK: `inode_link(struct dentry *old_dentry, struct inode *dir, struct dentry *new_dentry)`, LSM since 5.7.
+#[lsm(hook = "inode_link")]
+pub fn inode_link(context: LsmContext) -> i32 {
+    let (from, to) = (context.arg::<*const u8>(0) as u64, context.arg::<*const u8>(2) as u64);
+    kernel::answer(refuse_either(from, to))
+}
+
+/// HOOK: `inode_rename(struct inode *old_dir, struct dentry *old_dentry, struct inode *new_dir, struct dentry *new_dentry)`,
+/// LSM since 5.7.
+#[lsm(hook = "inode_rename")]
+pub fn inode_rename(context: LsmContext) -> i32 {
+    let (from, to) = (context.arg::<*const u8>(1) as u64, context.arg::<*const u8>(3) as u64);
+    kernel::answer(refuse_either(from, to))
+}
+
+/// HOOK: `inode_setattr(struct dentry *dentry, struct iattr *attr)`, LSM since 5.7, with the mount's user ids before them
+/// since 6.9; owner, rights, times and size, whether by a path, a descriptor, or `O_TRUNC` of who only reads.
+#[lsm(hook = "inode_setattr")]
+pub fn inode_setattr(context: LsmContext) -> i32 {
+    let arguments = context.as_ptr().cast::<u64>();
+    // SAFETY: the hook has two arguments or three. VERIFIER: volatile, so that both are read, each where it is: else the
+    // compiler computes a place among the arguments, which 6.12 refuses.
+    let (first, second) = unsafe { (arguments.read_volatile(), arguments.add(1).read_volatile()) };
+    kernel::answer(refuse(if kernel::setattr_says_ids() { second } else { first }))
+}
+
+#[inline(always)]
+fn refuse_open(file: File) -> bool {
+    let Some(session) = session::of_current_often() else { return false };
+    // what cannot be read is taken for one of the agent's
+    let found = match (file.is_for_writing(), file.dentry()) {
+        (Ok(false), _) => false,
+        (Ok(true), Ok(entry)) => is_agents(entry),
+        _ => true,
+    };
+    found && protect(&session, AGENT_FILES, (0, 0), false)
+}
+
+#[inline(always)]
+fn refuse(entry: u64) -> bool {
+    let Some(session) = session::of_current_often() else { return false };
+    is_agents(Dentry(entry)) && protect(&session, AGENT_FILES, (0, 0), false)
+}
+
+#[inline(always)]
+fn refuse_either(entry: u64, other: u64) -> bool {
+    let Some(session) = session::of_current_often() else { return false };
+    let found = is_agents(Dentry(entry)) || is_agents(Dentry(other));
+    found && protect(&session, AGENT_FILES, (0, 0), false)
+}
+
+/// Whether it is one of the agent's files and folders, or lies in one.
+///
+/// VERIFIER: the first step here: the function below is given numbers only, and what a hook is given is a pointer.
+#[inline(always)]
+fn is_agents(entry: Dentry) -> bool {
+    is_whole(entry) || entry.parent().is_ok_and(|above| lies_in_agents(above.0) != 0)
+}
+
+/// What is about to be made has no file yet, and is nobody's.
+#[inline(always)]
+fn is_whole(entry: Dentry) -> bool {
+    // SAFETY: copied out at once.
+    entry.identity().is_ok_and(|file| unsafe { PROTECTED.get(file) }.copied() == Some(WHOLE))
+}
+
+/// 1: the folder is one of the agent's, or lies in one.
+///
+/// VERIFIER: as `session::session_of_current`. By a loop of its own: with `bpf_loop`, whose body is followed again for each
+/// way into it, 6.12 and 7.2 follow half as much again.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lies_in_agents(folder: u64) -> u32 {
+    let mut folder = Dentry(folder);
+    for _ in 0..LEVELS {
+        if is_whole(folder) {
+            return 1;
+        }
+        match folder.parent() {
+            Ok(above) if above != folder => folder = above,
+            _ => return 0,
+        }
+    }
+    0
+}

@@ -1,0 +1,173 @@
+//! What takes a privilege: each word tries one thing that changes nothing where it is let go.
+
+use std::{ffi::CString, fs, os::unix::fs::PermissionsExt as _, time::SystemTime};
+
+use anyhow::{Result, bail};
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+        wait::waitpid,
+    },
+    unistd::{ForkResult, Pid, pause},
+};
+
+use super::{one, say};
+
+/// `privilege CLASS [PID|COMMAND]`
+pub(super) fn attempt(words: &[&str]) -> Result<u8> {
+    let (class, rest) = one(words)?;
+    let number = rest.first().map_or(Ok(0), |word| word.parse::<i32>())?;
+    Ok(say(match class {
+        "signal" => kill(Pid::from_raw(number), Signal::SIGURG),
+        "ptrace" => read_memory(number),
+        "bpf" => bpf(number),
+        "modules" | "kexec" => code(class),
+        // both at once are no propagation
+        "mount" => mount(),
+        // SAFETY: a constant path.
+        "chroot" => result(unsafe { libc::chroot(c"/".as_ptr()) }.into()),
+        "namespaces" => in_child(|| nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER))?,
+        "keyring" => add_key(),
+        "perf-event" => perf_event(),
+        // SAFETY: no pointers; the descriptor ends with the process.
+        "userfaultfd" => result(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) }),
+        "io-uring" => {
+            let mut parameters = [0u32; 30];
+            // SAFETY: as many bytes as `struct io_uring_params` has, which outlive the call.
+            result(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) })
+        }
+        _ => bail!("there is no privilege {class:?}"),
+    }))
+}
+
+/// `own-file ACT FILE`: `write`, `empty` (by opening it to read), `make`, `unlink`, `rmdir`, `mkdir`, `mknod`, `symlink`,
+/// `link`, `rename`, `truncate`, `chmod`, `chown`, `touch`;
+/// what is made, linked to or renamed to has a name of its own beside it. `unmount`: the file system that begins there.
+pub(super) fn own_file(words: &[&str]) -> Result<u8> {
+    let [act, file] = words else { bail!("own-file takes an act and a file") };
+    let beside = format!("{file}-beside");
+    let done = match *act {
+        "write" => fs::OpenOptions::new().append(true).open(file).map(drop),
+        "empty" => {
+            let path = CString::new(*file)?;
+            // SAFETY: a string that outlives the call; the descriptor ends with the process.
+            result(unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_TRUNC) }.into()).map_err(Into::into)
+        }
+        "make" => fs::File::create_new(&beside).map(drop),
+        "mknod" => nix::unistd::mkfifo(beside.as_str(), Mode::S_IRUSR).map_err(Into::into),
+        "touch" => fs::File::open(file).and_then(|file| file.set_modified(SystemTime::UNIX_EPOCH)),
+        "unlink" => fs::remove_file(file),
+        "rmdir" => fs::remove_dir(file),
+        "mkdir" => fs::create_dir(&beside),
+        "symlink" => std::os::unix::fs::symlink(file, &beside),
+        "link" => fs::hard_link(file, &beside),
+        "rename" => fs::rename(file, &beside),
+        "truncate" => {
+            let path = CString::new(*file)?;
+            // SAFETY: a string that outlives the call.
+            result(unsafe { libc::truncate(path.as_ptr(), 0) }.into()).map_err(Into::into)
+        }
+        "chmod" => fs::set_permissions(file, fs::Permissions::from_mode(0o700)),
+        "chown" => std::os::unix::fs::chown(file, Some(0), Some(0)),
+        "unmount" => nix::mount::umount2(*file, nix::mount::MntFlags::MNT_DETACH).map_err(Into::into),
+        _ => bail!("there is no act {act:?}"),
+    };
+    Ok(say(done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))))
+}
+
+/// `own-child`: signals and reads a process of the session's own.
+pub(super) fn own_child() -> Result<u8> {
+    // SAFETY: workloads have one thread; the child only waits.
+    let ForkResult::Parent { child } = (unsafe { nix::unistd::fork() })? else {
+        loop {
+            pause();
+        }
+    };
+    let looked = read_memory(child.as_raw());
+    let killed = kill(child, Signal::SIGKILL);
+    waitpid(child, None)?;
+    // nothing is at the address: who may look is told so
+    Ok(say(if looked == Err(Errno::EFAULT) { killed } else { looked }))
+}
+
+/// `drop-capabilities`: lays down all that this process has; a program that root starts has them again.
+pub(super) fn drop_capabilities() -> Result<u8> {
+    let header = [0x2008_0522_u32, 0];
+    // SAFETY: a header of version 3 and its data, all 0, which outlive the call.
+    let done = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), [0u32; 6].as_ptr()) };
+    Ok(say(result(done)))
+}
+
+fn result(value: libc::c_long) -> Result<(), Errno> {
+    Errno::result(value).map(drop)
+}
+
+fn read_memory(pid: i32) -> Result<(), Errno> {
+    let mut byte = 0u8;
+    let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let there = libc::iovec { iov_base: std::ptr::without_provenance_mut(16), iov_len: 1 };
+    // SAFETY: one byte of this process's, which outlives the call; the other address is the other process's.
+    let read = unsafe { libc::process_vm_readv(pid, &raw const here, 1, &raw const there, 1, 0) };
+    Errno::result(read).map(drop)
+}
+
+/// A command of bpf(2) whose arguments are all 0; 11 asks for the first program's number.
+fn bpf(command: i32) -> Result<(), Errno> {
+    let mut attributes = [0u32; 4];
+    // SAFETY: the attributes outlive the call, and hold no pointer but null.
+    result(unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size_of_val(&attributes)) })
+}
+
+/// What is no module, and more than can be started in the kernel's place.
+fn code(class: &str) -> Result<(), Errno> {
+    let nothing = [0u8; 128];
+    // SAFETY: the bytes outlive the calls.
+    result(unsafe {
+        match class {
+            "modules" => libc::syscall(libc::SYS_init_module, nothing.as_ptr(), nothing.len(), c"".as_ptr()),
+            _ => libc::syscall(libc::SYS_kexec_load, 0, 1000, nothing.as_ptr(), 0),
+        }
+    })
+}
+
+fn mount() -> Result<(), Errno> {
+    let none = std::ptr::null();
+    let flags = libc::MS_PRIVATE | libc::MS_SHARED;
+    // SAFETY: a constant path, and null where nothing is meant.
+    result(unsafe { libc::mount(none, c"/".as_ptr(), none, flags, none.cast()) }.into())
+}
+
+fn add_key() -> Result<(), Errno> {
+    const PROCESS_KEYRING: i32 = -2;
+    let (kind, name, payload) = (c"user", c"tipstaff-test", [0u8; 1]);
+    // SAFETY: constant strings and one byte, which outlive the call.
+    result(unsafe {
+        libc::syscall(libc::SYS_add_key, kind.as_ptr(), name.as_ptr(), payload.as_ptr(), 1, PROCESS_KEYRING)
+    })
+}
+
+/// Counts nothing but the time of this process.
+fn perf_event() -> Result<(), Errno> {
+    let mut attributes = [0u32; 16];
+    // type software, size; the event 0 is the clock of a processor
+    (attributes[0], attributes[1]) = (1, 64);
+    // SAFETY: the attributes outlive the call; the descriptor ends with the process.
+    result(unsafe { libc::syscall(libc::SYS_perf_event_open, attributes.as_ptr(), 0, -1, -1, 0) })
+}
+
+/// What `act` comes to in a child, which it may change.
+fn in_child(act: impl FnOnce() -> Result<(), Errno>) -> Result<Result<(), Errno>> {
+    // SAFETY: workloads have one thread.
+    let ForkResult::Parent { child } = (unsafe { nix::unistd::fork() })? else {
+        let status = act().map_or_else(|errno| errno as i32, |()| 0);
+        // SAFETY: ends this process and runs none of the parent's exit handlers.
+        unsafe { libc::_exit(status) }
+    };
+    match waitpid(child, None)? {
+        nix::sys::wait::WaitStatus::Exited(_, 0) => Ok(Ok(())),
+        nix::sys::wait::WaitStatus::Exited(_, errno) => Ok(Err(Errno::from_raw(errno))),
+        other => bail!("the child came out as {other:?}"),
+    }
+}
