@@ -21,6 +21,7 @@ mod narrow;
 mod net;
 mod privileges;
 mod programs;
+mod random;
 mod restart;
 mod rings;
 mod routes;
@@ -40,6 +41,7 @@ use crate::harness::registry::Test;
 pub(crate) const ALL: &[&[Test]] = &[
     exec::TESTS,
     programs::TESTS,
+    random::TESTS,
     views::TESTS,
     members::TESTS,
     routes::TESTS,
