@@ -24,6 +24,8 @@ use crate::{
     },
 };
 
+/// How often a path is looked at that leads to something else each time.
+const LOOKS: usize = 16;
 /// Files that are open at once.
 const CHUNK: usize = 256;
 
@@ -321,29 +323,60 @@ pub(super) fn identities(kernel: &mut Kernel, paths: &[&Path]) -> Result<Vec<Opt
     Ok(look(kernel, paths)?.into_iter().map(|found| found.map(|found| found.seen.id)).collect())
 }
 
-/// What paths lead to, in their order; `None` where there is nothing.
+/// What paths lead to, in their order; `None` where there is nothing. What it says of a file was so while the path led to it:
+/// what is replaced later is another file, or not as it was, and the kernel denies it.
 pub(super) fn look(kernel: &mut Kernel, paths: &[&Path]) -> Result<Vec<Option<Found>>, KernelError> {
+    let mut found: Vec<Option<Found>> = paths.iter().map(|_| None).collect();
+    let mut left: Vec<usize> = (0..paths.len()).collect();
+    for _ in 0..LOOKS {
+        left = look_once(kernel, paths, &left, &mut found)?;
+        if left.is_empty() {
+            return Ok(found);
+        }
+    }
+    let restless = io::Error::other("it is replaced faster than it can be looked at");
+    Err(KernelError::file("look at", paths[left[0]])(restless))
+}
+
+/// Looks at the paths in these places; the places of those that lead to something else by now.
+fn look_once(
+    kernel: &mut Kernel,
+    paths: &[&Path],
+    wanted: &[usize],
+    found: &mut [Option<Found>],
+) -> Result<Vec<usize>, KernelError> {
     let mut files = Vec::new();
     let mut places = Vec::new();
-    for (place, path) in paths.iter().enumerate() {
-        match open_path(path) {
+    for &place in wanted {
+        match open_path(paths[place]) {
             Ok(file) => {
                 files.push(file);
                 places.push(place);
             }
             Err(error) if absent(&error) => {}
-            Err(error) => return Err(KernelError::file("look at", *path)(error)),
+            Err(error) => return Err(KernelError::file("look at", paths[place])(error)),
         }
     }
-    let mut found: Vec<Option<Found>> = paths.iter().map(|_| None).collect();
+    let mut moved = Vec::new();
     for ((place, file), seen) in places.into_iter().zip(&files).zip(kernel.see(&files)?) {
+        let path = paths[place];
         // it is open, so it exists: without its identity a rule would silently name nothing
-        let seen = seen.ok_or_else(|| KernelError::Unlisted { path: paths[place].into() })?;
-        let directory = file.metadata().map_err(KernelError::file("look at", paths[place]))?.is_dir();
+        let seen = seen.ok_or_else(|| KernelError::Unlisted { path: path.into() })?;
+        let metadata = file.metadata().map_err(KernelError::file("look at", path))?;
+        if !leads_to(path, &metadata) {
+            moved.push(place);
+            continue;
+        }
         let name = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
-        found[place] = Some(Found { seen, directory, name });
+        found[place] = Some(Found { seen, directory: metadata.is_dir(), name });
     }
-    Ok(found)
+    Ok(moved)
+}
+
+/// Whether the path leads to this file now. The file is open, so that no other can have its number.
+fn leads_to(path: &Path, file: &fs::Metadata) -> bool {
+    let now = open_path(path).and_then(|now| now.metadata());
+    now.is_ok_and(|now| (now.dev(), now.ino()) == (file.dev(), file.ino()))
 }
 
 fn absent(error: &io::Error) -> bool {
