@@ -157,16 +157,7 @@ impl KernelError {
 
     /// Names what the kernel refused. Verifier logs keep their end, where the reason stands.
     pub fn refused(what: impl Into<String>, error: &dyn std::error::Error) -> Self {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(inner) = source {
-            let text = inner.to_string();
-            if !reason.contains(&text) {
-                reason = format!("{reason}: {text}");
-            }
-            source = inner.source();
-        }
-        Self::Refused { what: what.into(), reason }
+        Self::Refused { what: what.into(), reason: with_sources(error) }
     }
 
     /// The host or the user cannot do this, as opposed to a failure.
@@ -184,4 +175,18 @@ impl KernelError {
                 | Self::PidNamespace
         )
     }
+}
+
+/// An error with what it came from, each once.
+pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let text = inner.to_string();
+        if !reason.contains(&text) {
+            reason = format!("{reason}: {text}");
+        }
+        source = inner.source();
+    }
+    reason
 }

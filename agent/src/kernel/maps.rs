@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Display,
+    error::Error,
     fs::{self, File},
     io,
     mem::offset_of,
@@ -38,6 +38,7 @@ use tipstaff_common::{
 
 use super::{
     Kernel, KernelError,
+    error::with_sources,
     identity::open_path,
     ring::{self, DecodeError, Event},
     sys::{self, MappedArray},
@@ -181,8 +182,16 @@ pub(super) fn storage<'m>(map: &'m Map, name: &str) -> Result<BorrowedFd<'m>, Ke
     }
 }
 
-fn failed<E: Display>(action: &'static str, map: &'static str) -> impl FnOnce(E) -> KernelError {
-    move |error| KernelError::Map { action, map, reason: error.to_string() }
+fn failed<E: Into<Box<dyn Error>>>(action: &'static str, map: &'static str) -> impl FnOnce(E) -> KernelError {
+    move |error| KernelError::Map { action, map, reason: with_sources(error.into().as_ref()) }
+}
+
+/// What a removal came to. An entry that is gone is as good as removed: an agent may have died half way.
+fn removed(map: &'static str, outcome: Result<(), MapError>) -> Result<(), KernelError> {
+    match outcome {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other.map_err(failed("write", map)),
+    }
 }
 
 /// Reads entry `index` of an array.
@@ -309,16 +318,16 @@ impl Kernel {
         let maps = &mut self.maps;
         let flags = entry(&maps.policies, policy, "POLICIES")?.flags;
         maps.policies.set(policy, PolicyEntry::default(), 0).map_err(failed("write", "POLICIES"))?;
-        maps.exec_rules.remove(&revision).map_err(failed("write", "EXEC_RULES"))?;
-        maps.net_rules.remove(&revision).map_err(failed("write", "NET_RULES"))?;
+        removed("EXEC_RULES", maps.exec_rules.remove(&revision))?;
+        removed("NET_RULES", maps.net_rules.remove(&revision))?;
         if flags & HAS_LISTEN_RULES != 0 {
-            maps.listen_rules.remove(&revision).map_err(failed("write", "LISTEN_RULES"))?;
+            removed("LISTEN_RULES", maps.listen_rules.remove(&revision))?;
         }
         if flags & HAS_INBOUND_RULES != 0 {
-            maps.inbound_rules.remove(&revision).map_err(failed("write", "INBOUND_RULES"))?;
+            removed("INBOUND_RULES", maps.inbound_rules.remove(&revision))?;
         }
         if flags & HAS_UNIX_RULES != 0 {
-            maps.unix_rules.remove(&revision).map_err(failed("write", "UNIX_RULES"))?;
+            removed("UNIX_RULES", maps.unix_rules.remove(&revision))?;
         }
         Ok(())
     }
@@ -380,10 +389,7 @@ impl Kernel {
 
     /// Frees the slot of an ended session that has no members, and forgets its cgroup and what the mirror still holds.
     pub fn release(&mut self, session: SessionRef, cgroup: u64) -> Result<(), KernelError> {
-        match self.maps.cgroups.remove(&cgroup) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(failed("write", "CGROUP_SESSIONS")(error)),
-        }
+        removed("CGROUP_SESSIONS", self.maps.cgroups.remove(&cgroup))?;
         let stale: Vec<u64> = self
             .maps
             .mirror

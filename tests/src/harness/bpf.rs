@@ -109,6 +109,12 @@ impl Map {
         call(DELETE, &request).map(drop)
     }
 
+    /// Takes an entry out of a hash with keys of 8 bytes.
+    pub(crate) fn remove(&self, key: u64) -> Result<()> {
+        let gone = Element { map: self.number(), pad: 0, key: (&raw const key) as u64, value: 0, flags: 0 };
+        call(DELETE, &gone).map(drop)
+    }
+
     /// Takes the entries of 16 bytes out of a hash with keys of 8 bytes whose last four bytes are `number`. How many.
     pub(crate) fn remove_where_last_is(&self, number: u32) -> Result<u32> {
         let (mut key, mut removed) = (None::<u64>, 0);

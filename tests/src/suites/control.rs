@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::Write as _,
-    os::unix::net::UnixStream,
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::scene::only;
 use crate::harness::{
+    bpf::Map,
     prelude::*,
     sandbox::OPERATORS,
     wait::{all_gone, gone, in_guest, state_of, wall_clock},
@@ -332,6 +333,16 @@ fn revoked_halfway(s: &mut Sandbox) -> Result<()> {
         running.into_iter().try_for_each(|running| running.wait()?.ended(137).map(drop))?;
     }
     eprintln!("{held} of {rounds} revocations held");
+    // or between two steps of letting a session's place in the kernel go
+    let running = s.run(&policy, &member, "idle")?;
+    let session = running.session(s)?;
+    let cgroup = fs::metadata(s.part("sessions").path().join(&session))?.ino();
+    s.kill_agent()?;
+    Map::of(s, "CGROUP_SESSIONS")?.remove(cgroup)?;
+    kill(Pid::from_raw(running.pid().cast_signed()), Signal::SIGKILL)?;
+    running.wait()?.ended(137)?;
+    s.start()?;
+    s.wait_evidence("its end", |r| r["type"] == "session-end" && r["session"] == session)?;
     Ok(())
 }
 
