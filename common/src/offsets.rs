@@ -179,7 +179,11 @@ pub struct Offsets {
     pub mount_root: u32,
     /// 1: the hook `inode_setattr` has three arguments, and the entry is the second.
     pub setattr_says_ids: u32,
+    /// `inode.i_rdev`
+    pub inode_device: u32,
+    /// `super_block.s_magic`
+    pub super_magic: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 86 * 4);
+const _: () = assert!(size_of::<Offsets>() == 88 * 4);
 
 pod!(Offsets);

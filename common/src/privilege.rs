@@ -28,8 +28,12 @@ pub const PRIVILEGE_PERF_EVENT: u32 = 1 << 11;
 pub const PRIVILEGE_USERFAULTFD: u32 = 1 << 12;
 /// io_uring_setup(2)
 pub const PRIVILEGE_IO_URING: u32 = 1 << 13;
+/// To write what the kernel goes by: /proc/sys, sysfs, debugfs, tracefs and the like.
+pub const PRIVILEGE_KERNEL_SETTINGS: u32 = 1 << 14;
+/// To open a disk past its file system, or the machine's memory.
+pub const PRIVILEGE_RAW_DEVICES: u32 = 1 << 15;
 /// Every class.
-pub const PRIVILEGE_ALL: u32 = (1 << 14) - 1;
+pub const PRIVILEGE_ALL: u32 = (1 << 16) - 1;
 
 /// No class, and in no policy: in a record, that a member would have changed the agent's own files or pins.
 pub const AGENT_FILES: u32 = 1 << 31;

@@ -387,6 +387,12 @@ impl Dentry {
 #[derive(Clone, Copy)]
 pub struct Inode(pub u64);
 
+/// `S_IFMT`, `S_IFBLK` and `S_IFCHR` (`include/uapi/linux/stat.h`)
+const KIND: u16 = 0o170_000;
+const BLOCK_DEVICE: u16 = 0o060_000;
+const CHARACTER_DEVICE: u16 = 0o020_000;
+/// `MEM_MAJOR` above 20 bits of minor number (`include/linux/kdev_t.h`; the devices in `drivers/char/mem.c`).
+const MEMORY: [u32; 3] = [1 << 20 | 1, 1 << 20 | 2, 1 << 20 | 4];
 /// `SB_KERNMOUNT` (`include/linux/fs.h`): the kernel's own mount, which nothing has a path in.
 const KERNEL_MOUNT: u64 = 1 << 22;
 /// Above the nanoseconds of a ctime: `I_CTIME_QUERIED` (`include/linux/fs.h`, 6.13).
@@ -442,6 +448,27 @@ impl Inode {
         }
         let first: u64 = read(locks, offset_of!(Offsets, locks_leases))?;
         Ok(first != locks + offset(offset_of!(Offsets, locks_leases)))
+    }
+
+    /// A block device, or the machine's memory or ports (`/dev/mem`, `/dev/kmem`, `/dev/port`).
+    #[inline(always)]
+    pub fn is_raw_device(self) -> Result<bool, Fault> {
+        let mode: u16 = read(self.0, offset_of!(Offsets, inode_mode))?;
+        match mode & KIND {
+            BLOCK_DEVICE => Ok(true),
+            CHARACTER_DEVICE => {
+                let number: u32 = read(self.0, offset_of!(Offsets, inode_device))?;
+                Ok(MEMORY.contains(&number))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Which kind of file system it is in: `*_MAGIC` (`include/uapi/linux/magic.h`).
+    #[inline(always)]
+    pub fn magic(self) -> Result<u64, Fault> {
+        let superblock: u64 = read(self.0, offset_of!(Offsets, inode_super))?;
+        read(superblock, offset_of!(Offsets, super_magic))
     }
 
     /// Whether it lies where no path leads: memfd_create(2).

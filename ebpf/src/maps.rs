@@ -115,6 +115,8 @@ pub static OFFSETS: Offsets = Offsets {
     file_mode: 0,
     mount_root: 0,
     setattr_says_ids: 0,
+    inode_device: 0,
+    super_magic: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the

@@ -143,6 +143,8 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         file_mode: at("file", "f_mode")?,
         mount_root: at("vfsmount", "mnt_root")?,
         setattr_says_ids: u32::from(btf.arguments(SETATTR).map_err(missing)? == Some(3)),
+        inode_device: at("inode", "i_rdev")?,
+        super_magic: at("super_block", "s_magic")?,
     })
 }
 

@@ -1,20 +1,33 @@
-//! The agent's own folders (tier full): what lies in them, the pins too, no member writes, makes, renames or removes,
-//! whatever its policy and its mode.
+//! Files that are more than files (tier full). The agent's own: what lies in its folders, the pins too, no member writes,
+//! makes, renames or removes, whatever its policy and its mode. And what the kernel goes by, and disks and memory: classes
+//! of privileges.
 
 use aya_ebpf::{EbpfContext as _, macros::lsm, programs::LsmContext};
-use tipstaff_common::privilege::{AGENT_FILES, WHOLE};
+use tipstaff_common::privilege::{AGENT_FILES, PRIVILEGE_KERNEL_SETTINGS, PRIVILEGE_RAW_DEVICES, WHOLE};
 
-use super::privilege::protect;
+use super::privilege::{protect, refuse_in};
 use crate::{
-    kernel::{self, Dentry, File},
+    kernel::{self, Dentry, File, Inode},
     maps::PROTECTED,
     session,
+    verdict::Fault,
 };
 
 /// Folders above a file that are looked at: the agent's own are not deeper (a link lies three below that of the pins).
 const LEVELS: u32 = 4;
+/// Folders above a setting below /proc/sys (`net/ipv4/conf/eth0`) with it and the root.
+const SETTING_LEVELS: u32 = 8;
 
-/// HOOK: `file_open(struct file *file)`, LSM since 5.7; every open, of which those for writing by a member are judged.
+/// `PROC_SUPER_MAGIC` (`include/uapi/linux/magic.h`)
+const PROC: u64 = 0x9fa0;
+/// File systems of which every file that is written tells the kernel what to do, root's processes and its own helpers
+/// included: sysfs, debugfs, tracefs, securityfs, configfs, efivarfs, version 1 of cgroups (its `release_agent`)
+/// (`include/uapi/linux/magic.h`), and binfmt_misc (`fs/binfmt_misc.c`).
+const SETTINGS: [u64; 8] =
+    [0x6265_6572, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0x6265_6570, 0xde5e_81e4, 0x0027_e0eb, 0x4249_4e4d];
+
+/// HOOK: `file_open(struct file *file)`, LSM since 5.7; every open, of which a member's are judged that are for writing, or
+/// of a device.
 #[lsm(hook = "file_open")]
 pub fn file_open(context: LsmContext) -> i32 {
     kernel::answer(refuse_open(File(context.arg::<*const u8>(0) as u64)))
@@ -87,12 +100,53 @@ pub fn inode_setattr(context: LsmContext) -> i32 {
 fn refuse_open(file: File) -> bool {
     let Some(session) = session::of_current_often() else { return false };
     // what cannot be read is taken for one of the agent's
-    let found = match (file.is_for_writing(), file.dentry()) {
-        (Ok(false), _) => false,
-        (Ok(true), Ok(entry)) => is_agents(entry),
-        _ => true,
+    let (inode, entry, writing) = match (file.inode(), file.dentry(), file.is_for_writing()) {
+        (Ok(inode), Ok(entry), Ok(writing)) => (inode, entry, writing),
+        _ => return protect(&session, AGENT_FILES, (0, 0), false),
     };
-    found && protect(&session, AGENT_FILES, (0, 0), false)
+    if writing && is_agents(entry) && protect(&session, AGENT_FILES, (0, 0), false) {
+        return true;
+    }
+    match class_of_file(inode.0, entry.0, u32::from(writing)) {
+        0 => false,
+        class => refuse_in(&session, class, (0, 0)),
+    }
+}
+
+/// The class of privileges that opening this file takes; 0: none. What cannot be read takes the first that it could.
+///
+/// VERIFIER: as `session::session_of_current`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn class_of_file(inode: u64, entry: u64, writing: u32) -> u32 {
+    let inode = Inode(inode);
+    if inode.is_raw_device() != Ok(false) {
+        return PRIVILEGE_RAW_DEVICES;
+    }
+    if writing == 0 {
+        return 0;
+    }
+    match inode.magic() {
+        Ok(PROC) if is_setting(Dentry(entry)) == Ok(false) => 0,
+        Ok(magic) if magic != PROC && !SETTINGS.contains(&magic) => 0,
+        _ => PRIVILEGE_KERNEL_SETTINGS,
+    }
+}
+
+/// Of a procfs: /proc/sys with what is below it, and /proc/sysrq-trigger. The rest is of processes, or only read. What lies
+/// deeper than all of them counts as one.
+#[inline(always)]
+fn is_setting(entry: Dentry) -> Result<bool, Fault> {
+    let mut entry = entry;
+    for _ in 0..SETTING_LEVELS {
+        let above = entry.parent()?;
+        if above.parent()? == above {
+            let name = entry.name_start()?;
+            return Ok(name.starts_with(b"sys\0") || name.starts_with(b"sysrq-"));
+        }
+        entry = above;
+    }
+    Ok(true)
 }
 
 #[inline(always)]

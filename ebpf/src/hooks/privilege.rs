@@ -159,7 +159,7 @@ fn refuse(class: u32) -> bool {
 
 /// As [`refuse`]; `on` is the process that it is tried on, and the signal or command.
 #[inline(always)]
-fn refuse_in(session: &Session, class: u32, on: (u32, u32)) -> bool {
+pub fn refuse_in(session: &Session, class: u32, on: (u32, u32)) -> bool {
     let decision = judge(session, class);
     if decision.is_allow() {
         return false;

@@ -16,7 +16,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Every class that a member tries here, with its argument, and what comes of it where it is allowed.
-fn attempts() -> [(&'static str, String, &'static str); 12] {
+fn attempts() -> [(&'static str, String, &'static str); 14] {
     // this process: it is in no session
     let own = std::process::id().to_string();
     [
@@ -32,6 +32,8 @@ fn attempts() -> [(&'static str, String, &'static str); 12] {
         ("perf-event", String::new(), "ok"),
         ("userfaultfd", String::new(), "ok"),
         ("io-uring", String::new(), "ok"),
+        ("kernel-settings", String::new(), "ok"),
+        ("raw-devices", String::new(), "ok"),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use std::{ffi::CString, fs, os::unix::fs::PermissionsExt as _, time::SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use nix::{
     errno::Errno,
     sys::{
@@ -14,6 +14,26 @@ use nix::{
 };
 
 use super::{one, say};
+
+/// What runs as root for whoever writes it, what stops the machine, one as deep as they lie, and one of another file system.
+const SETTINGS: [&str; 4] = [
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sysrq-trigger",
+    "/proc/sys/net/ipv4/conf/lo/forwarding",
+    "/sys/kernel/mm/transparent_hugepage/enabled",
+];
+
+/// Opens each; what came of all of them alike. A process's own settings are no class's.
+fn each_opens(files: &[&str], write: bool) -> Result<Result<(), Errno>> {
+    let open = |file: &str, write: bool| {
+        let opened = fs::OpenOptions::new().read(!write).write(write).open(file);
+        opened.map(drop).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+    };
+    ensure!(open("/proc/self/oom_score_adj", true).is_ok(), "a process cannot write its own settings");
+    let all: Vec<Result<(), Errno>> = files.iter().map(|file| open(file, write)).collect();
+    ensure!(all.iter().all(|one| *one == all[0]), "{files:?} came out as {all:?}");
+    Ok(all[0])
+}
 
 /// `privilege CLASS [PID|COMMAND]`
 pub(super) fn attempt(words: &[&str]) -> Result<u8> {
@@ -38,6 +58,8 @@ pub(super) fn attempt(words: &[&str]) -> Result<u8> {
             // SAFETY: as many bytes as `struct io_uring_params` has, which outlive the call.
             result(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) })
         }
+        "kernel-settings" => each_opens(&SETTINGS, true)?,
+        "raw-devices" => each_opens(&["/dev/mem", "/dev/loop0"], false)?,
         _ => bail!("there is no privilege {class:?}"),
     }))
 }

@@ -11,7 +11,7 @@ use crate::policy::{
 const PRIVILEGES: Keys = Keys { known: &["allow", "deny"], later: &["hold"] };
 
 /// The classes, by their words.
-pub(in crate::policy) const PRIVILEGE_CLASSES: [(&str, u32); 14] = [
+pub(in crate::policy) const PRIVILEGE_CLASSES: [(&str, u32); 16] = [
     ("setuid", privilege::PRIVILEGE_SETUID),
     ("capabilities", privilege::PRIVILEGE_CAPABILITIES),
     ("ptrace", privilege::PRIVILEGE_PTRACE),
@@ -26,6 +26,8 @@ pub(in crate::policy) const PRIVILEGE_CLASSES: [(&str, u32); 14] = [
     ("perf-event", privilege::PRIVILEGE_PERF_EVENT),
     ("userfaultfd", privilege::PRIVILEGE_USERFAULTFD),
     ("io-uring", privilege::PRIVILEGE_IO_URING),
+    ("kernel-settings", privilege::PRIVILEGE_KERNEL_SETTINGS),
+    ("raw-devices", privilege::PRIVILEGE_RAW_DEVICES),
 ];
 
 /// The word for `privilege::PRIVILEGE_*`, or for `AGENT_FILES`; `unknown` for what is neither.
@@ -62,7 +64,9 @@ impl Kind {
         let leads_out = privilege::PRIVILEGE_PTRACE
             | privilege::PRIVILEGE_BPF
             | privilege::PRIVILEGE_MODULES
-            | privilege::PRIVILEGE_KEXEC;
+            | privilege::PRIVILEGE_KEXEC
+            | privilege::PRIVILEGE_KERNEL_SETTINGS
+            | privilege::PRIVILEGE_RAW_DEVICES;
         match self {
             Self::Ci | Self::Agent => 0,
             Self::Service => privilege::PRIVILEGE_KEYRING | privilege::PRIVILEGE_IO_URING,
