@@ -14,6 +14,7 @@ use super::sandbox::Sandbox;
 /// `enum bpf_cmd` (`include/uapi/linux/bpf.h`, 6.18).
 const MAP_CREATE: libc::c_int = 0;
 const LOOKUP: libc::c_int = 1;
+const UPDATE: libc::c_int = 2;
 const DELETE: libc::c_int = 3;
 const GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_PIN: libc::c_int = 6;
@@ -109,10 +110,21 @@ impl Map {
         call(DELETE, &request).map(drop)
     }
 
-    /// Takes an entry out of a hash with keys of 8 bytes.
-    pub(crate) fn remove(&self, key: u64) -> Result<()> {
-        let gone = Element { map: self.number(), pad: 0, key: (&raw const key) as u64, value: 0, flags: 0 };
-        call(DELETE, &gone).map(drop)
+    /// The value of 8 bytes in this place of an array.
+    pub(crate) fn word(&self, place: u32) -> Result<u64> {
+        let mut word = 0_u64;
+        self.at(place, LOOKUP, &mut word)?;
+        Ok(word)
+    }
+
+    /// Writes it.
+    pub(crate) fn set_word(&self, place: u32, mut word: u64) -> Result<()> {
+        self.at(place, UPDATE, &mut word)
+    }
+
+    fn at(&self, place: u32, command: libc::c_int, word: &mut u64) -> Result<()> {
+        let (key, value) = ((&raw const place) as u64, std::ptr::from_mut(word) as u64);
+        call(command, &Element { map: self.number(), pad: 0, key, value, flags: 0 }).map(drop)
     }
 
     /// Takes the entries of 16 bytes out of a hash with keys of 8 bytes whose last four bytes are `number`. How many.
