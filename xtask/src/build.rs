@@ -36,7 +36,8 @@ pub(crate) fn kernel_programs(workspace: &Workspace, kit: &Kit) -> Result<Host> 
 
 /// Puts a program where it is expected, without a moment in which it is half there.
 fn place(from: &Path, to: &Path) -> Result<()> {
-    let near = to.with_extension("new");
+    // two builds may end together
+    let near = to.with_extension(format!("new{}", std::process::id()));
     let copy = || -> std::io::Result<()> {
         if let Some(folder) = to.parent() {
             fs::create_dir_all(folder)?;
