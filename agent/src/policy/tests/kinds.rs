@@ -60,7 +60,9 @@ const ROWS: [Row; 5] = [
             & !(privilege::PRIVILEGE_PTRACE
                 | privilege::PRIVILEGE_BPF
                 | privilege::PRIVILEGE_MODULES
-                | privilege::PRIVILEGE_KEXEC),
+                | privilege::PRIVILEGE_KEXEC
+                | privilege::PRIVILEGE_KERNEL_SETTINGS
+                | privilege::PRIVILEGE_RAW_DEVICES),
     },
     Row {
         word: "breakglass",
