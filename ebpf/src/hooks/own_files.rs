@@ -133,8 +133,8 @@ pub extern "C" fn class_of_file(inode: u64, entry: u64, writing: u32) -> u32 {
     }
 }
 
-/// Of a procfs: /proc/sys with what is below it, and /proc/sysrq-trigger. The rest is of processes, or only read. What lies
-/// deeper than all of them counts as one.
+/// Of a procfs: /proc/sys with what is below it, and /proc/sysrq-trigger. The rest is of processes, of drivers (/proc/irq,
+/// /proc/bus/pci), or only read. What lies deeper than all of them counts as one.
 #[inline(always)]
 fn is_setting(entry: Dentry) -> Result<bool, Fault> {
     let mut entry = entry;
