@@ -334,21 +334,23 @@ impl Session {
     }
 
     fn freeze(&mut self, now_boot_ns: u64) -> Vec<Effect> {
+        let before = self.due();
         let record = self.enter(Phase::Frozen, Cause::Frozen);
         let mut effects = vec![Effect::Freeze, record];
         effects.extend(self.arm(self.limits.for_kernel(true)));
-        self.set_warning(now_boot_ns);
+        self.set_warning(before, now_boot_ns);
         effects
     }
 
     fn thaw(&mut self, now_boot_ns: u64) -> Vec<Effect> {
+        let before = self.due();
         let record = self.enter(Phase::Active, Cause::Thawed);
         if let Some(idle) = &mut self.limits.idle {
             idle.seen(now_boot_ns, Some(now_boot_ns));
         }
         let mut effects = self.arm(self.limits.for_kernel(false));
         effects.extend([Effect::Thaw, record]);
-        self.set_warning(now_boot_ns);
+        self.set_warning(before, now_boot_ns);
         effects
     }
 
@@ -377,9 +379,7 @@ impl Session {
             }
             _ => {}
         }
-        if self.due() != before {
-            self.set_warning(now);
-        }
+        self.set_warning(before, now);
         self.arm(self.limits.for_kernel(self.phase == Phase::Frozen))
     }
 
@@ -393,10 +393,13 @@ impl Session {
         self.arm(Due { at_boot_ns, reason })
     }
 
-    /// The warning that comes next before the end as it is now: one that was not given yet stays due, however near the
-    /// end came, but for one that is too long for the limit that comes first now.
-    fn set_warning(&mut self, now_boot_ns: u64) {
+    /// The warning that comes next where the end is not `before` any more: one that was not given yet stays due, however
+    /// near the end came, but for one that is too long for the limit that comes first now.
+    fn set_warning(&mut self, before: Due, now_boot_ns: u64) {
         let due = self.due();
+        if due == before {
+            return;
+        }
         let left_ns = due.at_boot_ns.saturating_sub(now_boot_ns);
         let longest_ns = self.limits.longest_warning(due.reason);
         let pending = self.warning_ns.filter(|warning| *warning <= longest_ns);
