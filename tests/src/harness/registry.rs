@@ -76,6 +76,8 @@ pub(crate) struct Test {
     pub(crate) shares: bool,
     /// Whether it runs after all others, beside none.
     pub(crate) alone: bool,
+    /// Whether it leaves the processors to others for most of its time.
+    pub(crate) waits: bool,
     /// Seconds that it needs by its nature, beside what any test may take.
     pub(crate) lasts: u64,
     pub(crate) run: fn(&mut Sandbox) -> Result<()>,
@@ -83,7 +85,7 @@ pub(crate) struct Test {
 
 impl Test {
     pub(crate) const fn new(name: &'static str, tiers: &'static [Tier], run: fn(&mut Sandbox) -> Result<()>) -> Self {
-        Self { name, tiers, since: None, guests: None, shares: false, alone: false, lasts: 0, run }
+        Self { name, tiers, since: None, guests: None, shares: false, alone: false, waits: false, lasts: 0, run }
     }
 
     /// One that only starts sessions and asks: it neither stops, signals nor configures its agent, and ends its sessions.
@@ -113,7 +115,13 @@ impl Test {
         self
     }
 
-    /// It waits for so many seconds to pass.
+    /// It waits for a limit or a grace to pass: it runs beside tests that do not.
+    pub(crate) const fn waiting(mut self) -> Self {
+        self.waits = true;
+        self
+    }
+
+    /// It waits for so many seconds to pass, more than others may take.
     pub(crate) const fn lasting(mut self, seconds: u64) -> Self {
         self.lasts = seconds;
         self

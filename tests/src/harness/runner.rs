@@ -80,6 +80,7 @@ fn run(options: &Options) -> Result<ExitCode> {
     let tests: Vec<&Test> = selected(options).filter(|test| test.tiers.contains(&tier)).collect();
     ensure!(!tests.is_empty(), "no test of tier {} has that name: see --list", tier.name());
     let (alone, beside): (Vec<&Test>, Vec<&Test>) = tests.into_iter().partition(|test| test.alone);
+    let beside = spread(beside);
     let report = Mutex::new(Report::new(tier, release.clone()));
     let worker = || Worker { tier, agent: &agent, release: &release, host: None };
     let next = AtomicUsize::new(0);
@@ -94,6 +95,17 @@ fn run(options: &Options) -> Result<ExitCode> {
     worker().work(alone.into_iter(), &report);
     let well = report.into_inner().unwrap_or_else(PoisonError::into_inner).close();
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Tests that wait evenly among those that do not: side by side they would leave the processors idle.
+fn spread(tests: Vec<&Test>) -> Vec<&Test> {
+    let (waiting, busy): (Vec<&Test>, Vec<&Test>) = tests.into_iter().partition(|test| test.waits);
+    let gap = busy.len().div_ceil(waiting.len() + 1).max(1);
+    let mut waiting = waiting.into_iter();
+    let mut order: Vec<&Test> =
+        busy.chunks(gap).flat_map(|some| waiting.next().into_iter().chain(some.iter().copied())).collect();
+    order.extend(waiting);
+    order
 }
 
 /// The tier of this run: what the agent finds, which must be what was asked for.

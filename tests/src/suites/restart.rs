@@ -24,7 +24,7 @@ const NO_PREALLOC: u32 = 1;
 pub(super) const TESTS: &[Test] = &[
     Test::new("restart::sessions-go-on", WHEREVER, go_on),
     Test::new("restart::first-process-is-found-again", WHEREVER, first_process),
-    Test::new("restart::deadline-of-an-earlier-agent", WHEREVER, deadline),
+    Test::new("restart::deadline-of-an-earlier-agent", WHEREVER, deadline).waiting(),
     Test::new("restart::agent-loss-ends-where-asked", WHEREVER, agent_loss),
     Test::new("restart::kill-loop-is-no-hole", WHEREVER, kill_loop).lasting(60),
     Test::new("restart::pins-of-another-version-are-refused", WHEREVER, other_pins),
