@@ -155,6 +155,11 @@ fn read_line(path: &str) -> Result<String, Failure> {
 
 /// What the kernel or the host refused; what was said to be where it is not is the caller's.
 pub fn unable(error: KernelError) -> Failure {
+    if matches!(error, KernelError::NotPermitted { .. }) {
+        let remedy = "run the agent as root with the capabilities SYS_ADMIN, BPF, PERFMON and NET_ADMIN, on a kernel that \
+                      is not locked down";
+        return Failure::new(Exit::Unable, format!("{error}; {remedy}"));
+    }
     let exit = match error {
         KernelError::NotBelow { .. } => Exit::Usage,
         _ if error.host_cannot() => Exit::Unable,

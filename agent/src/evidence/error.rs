@@ -76,8 +76,10 @@ pub enum Error {
         source: io::Error,
     },
     /// A record was not written; the log is as it was before.
-    #[error("cannot write to the log: {source}; {missed} records are missing so far, make room")]
+    #[error("cannot write to {}: {source}; {missed} records are missing so far, make room", path.display())]
     Write {
+        /// The log.
+        path: PathBuf,
         /// Records that were not written since the last one that was.
         missed: u64,
         /// Why.
@@ -97,9 +99,11 @@ pub enum Error {
     },
     /// The disk did not confirm what was written.
     #[error(
-        "the disk did not confirm the log: {source}; check the device, what was written last may be lost with the power"
+        "the disk did not confirm {}: {source}; check the device, what was written last may be lost with the power", path.display()
     )]
     Sync {
+        /// The log.
+        path: PathBuf,
         /// Why.
         source: io::Error,
     },

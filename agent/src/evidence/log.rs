@@ -28,7 +28,6 @@ pub fn log_file(folder: &Path) -> PathBuf {
 /// An open log, locked against other agents for as long as it lives.
 #[derive(Debug)]
 pub struct Log {
-    path: PathBuf,
     head_path: PathBuf,
     /// Device and inode number of the log.
     file: (u64, u64),
@@ -73,8 +72,8 @@ impl Log {
         let recovery = Recovery { last: tail.head().n, gaps: tail.gaps(&head_file, &aside) };
         let origin = Origin { host: host.to_owned(), boot: boot.to_owned() };
         let is = file.metadata().map_err(|source| Error::Read { path: path.clone(), source })?;
-        let writer = Writer::new(file, tail.length, tail.head(), origin);
-        let mut log = Self { path, head_path: head.to_owned(), file: (is.dev(), is.ino()), flushed: None, writer };
+        let writer = Writer::new(file, path, tail.length, tail.head(), origin);
+        let mut log = Self { head_path: head.to_owned(), file: (is.dev(), is.ino()), flushed: None, writer };
         if recovery.last == 0 && recovery.gaps.is_empty() {
             // a new log gets its head file now: from here on, none means that it was taken away
             log.flush()?;
@@ -116,9 +115,9 @@ impl Log {
         self.writer.sync()?;
         head::replace(&self.head_path, last)
             .map_err(|source| Error::WriteHead { path: self.head_path.clone(), source })?;
-        let there = fs::metadata(&self.path).is_ok_and(|is| (is.dev(), is.ino()) == self.file);
+        let there = fs::metadata(self.path()).is_ok_and(|is| (is.dev(), is.ino()) == self.file);
         if !there {
-            return Err(Error::Removed { path: self.path.clone() });
+            return Err(Error::Removed { path: self.path().to_owned() });
         }
         self.flushed = Some(last);
         Ok(())
@@ -139,7 +138,7 @@ impl Log {
     /// The log's file.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.writer.path()
     }
 }
 

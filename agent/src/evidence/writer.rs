@@ -1,11 +1,12 @@
 //! Appends records so that a failed write leaves no trace but a count.
 //!
-//! Owns the chain's position, the length of what is known to be good, and the records that could not be written. It
-//! knows no paths: [`Store`] is the file.
+//! Owns the chain's position, the length of what is known to be good, and the records that could not be written.
+//! [`Store`] is the file; its path is for messages only.
 
 use std::{
     fs::File,
     io::{self, Write as _},
+    path::{Path, PathBuf},
 };
 
 use super::{
@@ -59,6 +60,8 @@ struct Missed {
 #[derive(Debug)]
 pub(super) struct Writer<S> {
     store: S,
+    /// What the store is called.
+    path: PathBuf,
     origin: Origin,
     head: Head,
     /// Bytes of the store that hold whole records.
@@ -69,8 +72,12 @@ pub(super) struct Writer<S> {
 }
 
 impl<S: Store> Writer<S> {
-    pub(super) fn new(store: S, length: u64, head: Head, origin: Origin) -> Self {
-        Self { store, origin, head, length, dirty: false, missed: None }
+    pub(super) fn new(store: S, path: PathBuf, length: u64, head: Head, origin: Origin) -> Self {
+        Self { store, path, origin, head, length, dirty: false, missed: None }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn head(&self) -> Head {
@@ -86,7 +93,7 @@ impl<S: Store> Writer<S> {
     }
 
     pub(super) fn sync(&mut self) -> Result<(), Error> {
-        self.store.sync().map_err(|source| Error::Sync { source })
+        self.store.sync().map_err(|source| Error::Sync { path: self.path.clone(), source })
     }
 
     fn put_both(&mut self, body: &Body, when: Moment) -> Result<Written, Error> {
@@ -101,7 +108,7 @@ impl<S: Store> Writer<S> {
 
     fn put(&mut self, body: &Body, when: Moment) -> Result<String, Error> {
         // `miss` fills the count in
-        let failed = |source| Error::Write { missed: 0, source };
+        let failed = |source| Error::Write { path: self.path.clone(), missed: 0, source };
         let (mut line, head) = seal(self.head, &self.origin, body, when).map_err(|source| Error::Encode { source })?;
         line.push('\n');
         if line.len() > LINE_MAX {
@@ -127,9 +134,9 @@ impl<S: Store> Writer<S> {
         let Moment { time, boot_ns } = when;
         let count = self.missed() + 1;
         let (error, why) = match error {
-            Error::Write { source, .. } => {
+            Error::Write { path, source, .. } => {
                 let why = source.to_string();
-                (Error::Write { missed: count, source }, why)
+                (Error::Write { path, missed: count, source }, why)
             }
             other => {
                 let why = other.to_string();

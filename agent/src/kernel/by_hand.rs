@@ -47,7 +47,8 @@ pub(super) fn attach<'p>(
 
 /// The object's own types, in the kernel.
 fn types(object: &mut Object) -> Result<OwnedFd, KernelError> {
-    let refused = |error: &dyn std::error::Error| KernelError::refused("the types of the kernel object", error);
+    let refused =
+        |error: &(dyn std::error::Error + 'static)| KernelError::refused("the types of the kernel object", error);
     let missing = || KernelError::Missing { what: "type information for programs".into(), hint: "" };
     let features = aya::features().btf().ok_or_else(missing)?;
     let types = object.fixup_and_sanitize_btf(features).map_err(|e| refused(&e))?.ok_or_else(missing)?.to_bytes();

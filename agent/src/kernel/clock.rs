@@ -59,7 +59,8 @@ impl Kernel {
     /// Attaches and pins the clock for one CPU, and only then lets an earlier one of that CPU go: a rename over a pin is one
     /// step in a bpffs (`bpf_dir_iops`, `kernel/bpf/inode.c`).
     fn arm_on(&mut self, cpu: u32, rate: u64, pins: Option<&Pins>) -> Result<(), KernelError> {
-        let refused = |error: &dyn std::error::Error| KernelError::refused(format!("program {PROGRAM}"), error);
+        let refused =
+            |error: &(dyn std::error::Error + 'static)| KernelError::refused(format!("program {PROGRAM}"), error);
         let generation = self.generation;
         let program: &mut PerfEvent = self.typed(PROGRAM)?;
         let config = PerfEventConfig::Software(SoftwareEvent::CpuClock);

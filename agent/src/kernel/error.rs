@@ -128,6 +128,14 @@ pub enum KernelError {
         /// The kernel's words.
         reason: String,
     },
+    /// A program or map was refused because of who asked (`EPERM`).
+    #[error("the kernel refused {what}: {reason}")]
+    NotPermitted {
+        /// Program, map or link.
+        what: String,
+        /// The kernel's words.
+        reason: String,
+    },
     /// A system call on a map failed.
     #[error("cannot {action} in map {map}: {reason}")]
     Map {
@@ -156,8 +164,9 @@ impl KernelError {
     }
 
     /// Names what the kernel refused. Verifier logs keep their end, where the reason stands.
-    pub fn refused(what: impl Into<String>, error: &dyn std::error::Error) -> Self {
-        Self::Refused { what: what.into(), reason: with_sources(error) }
+    pub fn refused(what: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
+        let (what, reason) = (what.into(), with_sources(error));
+        if is_not_permitted(error) { Self::NotPermitted { what, reason } } else { Self::Refused { what, reason } }
     }
 
     /// The host or the user cannot do this, as opposed to a failure.
@@ -166,6 +175,7 @@ impl KernelError {
         matches!(
             self,
             Self::NotRoot { .. }
+                | Self::NotPermitted { .. }
                 | Self::Missing { .. }
                 | Self::NotBpffs { .. }
                 | Self::OtherLayout { .. }
@@ -175,6 +185,11 @@ impl KernelError {
                 | Self::PidNamespace
         )
     }
+}
+
+fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
+    let is_one = |io: &io::Error| io.raw_os_error() == Some(libc::EPERM);
+    error.downcast_ref::<io::Error>().is_some_and(is_one) || error.source().is_some_and(is_not_permitted)
 }
 
 /// An error with what it came from, each once.

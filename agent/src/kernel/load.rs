@@ -411,7 +411,8 @@ impl Kernel {
     /// what the other one missed.
     pub fn skipped(&self) -> Result<BTreeMap<&'static str, u64>, KernelError> {
         let count = |name: &'static str| {
-            let refused = |error: &dyn Error| KernelError::refused(format!("the count of program {name}"), error);
+            let refused =
+                |error: &(dyn Error + 'static)| KernelError::refused(format!("the count of program {name}"), error);
             let program: &BtfTracePoint = self.ebpf.program(name).and_then(|p| p.try_into().ok())?;
             let fd = program.fd().map_err(|e| refused(&e));
             Some(fd.and_then(|fd| sys::skipped_runs(fd.as_fd()).map_err(|e| refused(&e))).map(|runs| (name, runs)))

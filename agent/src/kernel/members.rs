@@ -51,7 +51,8 @@ impl Kernel {
 
     /// What an iterator program writes, read to its end.
     pub(super) fn iterate(&mut self, name: &'static str) -> Result<Vec<u8>, KernelError> {
-        let refused = |error: &dyn std::error::Error| KernelError::refused(format!("iterator {name}"), error);
+        let refused =
+            |error: &(dyn std::error::Error + 'static)| KernelError::refused(format!("iterator {name}"), error);
         let program = self.program_mut(name)?;
         let program: &mut Iter = program.try_into().map_err(|e: aya::programs::ProgramError| refused(&e))?;
         let id = program.attach().map_err(|e| refused(&e))?;

@@ -55,7 +55,7 @@ impl Kernel {
             sockets.dedup_by_key(|socket| socket.cookie);
             return Ok(sockets);
         }
-        let refused = |error: &dyn std::error::Error| KernelError::refused("iterator sockets", error);
+        let refused = |error: &(dyn std::error::Error + 'static)| KernelError::refused("iterator sockets", error);
         let map = storage(&self.maps.socket_labels, "SOCKET_LABELS")?
             .try_clone_to_owned()
             .map_err(KernelError::file("share", "SOCKET_LABELS"))?;

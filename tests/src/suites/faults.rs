@@ -1,12 +1,20 @@
 //! The agent goes away and comes back: what it built holds without it.
 
+use std::{fs, os::unix::process::CommandExt as _};
+
 use serde_json::Value;
 
-use super::scene::{Wall, only};
-use crate::harness::{launch::Finished, prelude::*, wait::all_gone};
+use super::scene::{SmallDisk, Wall, only};
+use crate::harness::{launch::Finished, prelude::*, sandbox::files_below, wait::all_gone};
+
+/// Without one of these nobody loads programs for sockets and packets (`bpf_net_capable`, `include/linux/bpf.h`, 6.18).
+const CAP_NET_ADMIN: libc::c_ulong = 12;
+const CAP_SYS_ADMIN: libc::c_ulong = 21;
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("faults::killed-twice", WHEREVER, killed_twice),
+    Test::new("faults::programs-cannot-be-loaded", WHEREVER, not_loaded),
+    Test::new("faults::pins-are-gone", WHEREVER, no_pins),
     Test::new("faults::killed-while-a-session-starts", WHEREVER, killed_in_start),
     Test::new("faults::disarm-ends-all", WHEREVER, disarm),
 ];
@@ -24,6 +32,61 @@ fn killed_twice(s: &mut Sandbox) -> Result<()> {
     s.cli(&["end", &wall.session])?.ended(0)?;
     s.session_ended(&wall.session, "operator")?;
     all_gone(&[wall.running.pid()])
+}
+
+/// An agent that cannot put its own programs in the place of those that decide leaves them as they are.
+fn not_loaded(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let mut wall = Wall::new(s, 3)?;
+    wall.holds(s)?;
+    s.kill_agent()?;
+    let pins = files_below(s.pins());
+    let mut daemon = s.daemon();
+    let without = || {
+        for capability in [CAP_NET_ADMIN, CAP_SYS_ADMIN] {
+            // SAFETY: takes no pointer.
+            nix::errno::Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only a system call is made.
+    unsafe { daemon.pre_exec(without) };
+    let failed = Running::spawn(s, daemon, None)?.wait()?;
+    failed.ended(6)?.complained(&["tipstaff: ", "NET_ADMIN"])?;
+    let now = files_below(s.pins());
+    ensure!(now == pins, "{pins:?} became {now:?}; the agent said {:?}", failed.stderr);
+    wall.holds(s)?;
+    s.start()?;
+    wall.holds(s)?;
+    s.cli(&["end", &wall.session])?.ended(0)?;
+    s.session_ended(&wall.session, "operator")?;
+    all_gone(&[wall.running.pid()])
+}
+
+/// Without what was pinned nobody holds a session: the next agent ends it, and says what it does not know. It does not
+/// start where it could not write that down.
+fn no_pins(s: &mut Sandbox) -> Result<()> {
+    let disk = SmallDisk::over(s, "evidence", 4096)?;
+    s.start()?;
+    let member = s.program("member")?;
+    let held = s.run(&s.policy(&only(&member))?, &member, "idle")?;
+    let session = held.session(s)?;
+    s.kill_agent()?;
+    for pin in files_below(s.pins()) {
+        fs::remove_file(&pin).with_context(|| format!("{} cannot be removed", pin.display()))?;
+    }
+    disk.fill()?;
+    Running::spawn(s, s.daemon(), None)?.wait()?.ended(1)?.complained(&["evidence.jsonl", "No space left"])?;
+    disk.make_room()?;
+    s.start()?;
+    let end = s.session_ended(&session, "agent-loss")?;
+    ensure!(end["members_left"] == 0, "members are left: {end}");
+    held.wait()?.ended(137)?;
+    let gaps = s.records(&session, "gap")?;
+    let told = |gap: &Value| gap["detail"].as_str().is_some_and(|detail| detail.contains("counts of session"));
+    ensure!(gaps.iter().any(told), "no gap tells that nothing was counted: {gaps:?}");
+    s.run(&s.policy(&only(&member))?, &member, "say again")?.wait()?.ended(0)?.said("again")?;
+    Ok(())
 }
 
 /// Wherever between the first record of a session and its first instruction the agent dies: the session goes on whole, or

@@ -160,6 +160,10 @@ fn full_store(s: &mut Sandbox) -> Result<()> {
     let degraded =
         || s.cli(&["status"])?.ended(4)?.told(&["store.redb", "No space left", "no session starts"]).map(drop);
     degraded()?;
+    // a stay that a restart would forget is none, and nothing is ended for it
+    let long = "x".repeat(100_000);
+    s.cli(&["revoke", "--policy", &long, "--stay", "1h"])?.ended(1)?.complained(&["store.redb", "No space left"])?;
+    ensure!(s.json(&["revoke", "--list"])?["stays"] == serde_json::json!([]), "a stay that was not kept is listed");
     wall.holds(s)?;
     s.cli(&["freeze", &wall.session])?.ended(0)?;
     // it stays so while the agent asks again whether there is room, which it does each second

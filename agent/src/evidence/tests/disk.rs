@@ -252,7 +252,7 @@ proptest! {
     #[test]
     fn a_full_disk_costs_records_but_never_the_chain(steps in vec((0..1_200usize, any::<bool>()), 1..30)) {
         let disk = Disk::default();
-        let mut writer = Writer::new(disk.clone(), 0, Head::START, origin());
+        let mut writer = Writer::new(disk.clone(), "log".into(), 0, Head::START, origin());
         let mut failed = 0;
         for (n, (room, stuck)) in (0..).zip(steps) {
             disk.set(room, stuck);
