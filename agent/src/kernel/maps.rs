@@ -316,8 +316,8 @@ impl Kernel {
     /// Takes a policy out of force; no session may use it any more.
     pub fn uninstall(&mut self, policy: u32, revision: u32) -> Result<(), KernelError> {
         let maps = &mut self.maps;
+        // the entry goes last: it knows which tables there are, also for an agent that goes on where another died
         let flags = entry(&maps.policies, policy, "POLICIES")?.flags;
-        maps.policies.set(policy, PolicyEntry::default(), 0).map_err(failed("write", "POLICIES"))?;
         removed("EXEC_RULES", maps.exec_rules.remove(&revision))?;
         removed("NET_RULES", maps.net_rules.remove(&revision))?;
         if flags & HAS_LISTEN_RULES != 0 {
@@ -329,7 +329,7 @@ impl Kernel {
         if flags & HAS_UNIX_RULES != 0 {
             removed("UNIX_RULES", maps.unix_rules.remove(&revision))?;
         }
-        Ok(())
+        maps.policies.set(policy, PolicyEntry::default(), 0).map_err(failed("write", "POLICIES"))
     }
 
     /// Makes a free slot a live session: the counters are cleared and the configuration written before one write of the
