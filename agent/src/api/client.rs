@@ -41,7 +41,7 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// The file's mode keeps this user out.
-    #[error("this user may not connect to {}; become root or a member of the socket's group", path.display())]
+    #[error("this process may not connect to {}; become root or a member of the socket's group, and ask from outside of sessions", path.display())]
     Permission {
         /// The socket.
         path: PathBuf,

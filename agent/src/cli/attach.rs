@@ -37,7 +37,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "PATH")]
     from_cgroup: Vec<String>,
     /// A shorter time to live than the policy's, such as 90s or 1h30m
-    #[arg(long, value_name = "DURATION", value_parser = run::time_to_live)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = run::time_to_live)]
     ttl: Option<String>,
     /// When the credential that it acts with expires, such as 2026-11-21T22:00:00Z
     #[arg(long, value_name = "RFC3339")]

@@ -18,7 +18,7 @@ pub(super) struct Flags {
     /// The session's id, or the beginning of it
     id: String,
     /// Time to live from now; without it, as long as it had at its start
-    #[arg(long, value_name = "DURATION", value_parser = super::run::time_to_live)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = super::run::time_to_live)]
     ttl: Option<String>,
     #[command(flatten)]
     print: Print,

@@ -26,7 +26,7 @@ pub(super) struct Flags {
     #[command(flatten)]
     what: What,
     /// How long a principal, policy or credential cannot start again
-    #[arg(long, value_name = "DURATION", value_parser = super::run::time_to_live, conflicts_with_all = ["no_stay", "list", "lift"])]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = super::run::time_to_live, conflicts_with_all = ["no_stay", "list", "lift"])]
     stay: Option<String>,
     /// Let the principal, policy or credential start again at once
     #[arg(long, conflicts_with_all = ["list", "lift"])]
@@ -132,10 +132,12 @@ fn text(revoked: &Revoked) -> String {
         let row = |row: &RevokedRow| {
             let (id, policy) = (short_id(&row.id), printable(&row.policy));
             let command = print::command(&row.command, limit);
-            [id, policy, row.uid.to_string(), row.pid.to_string(), row.members_left.to_string(), command]
+            // before anybody is ended, who is left is not known
+            let remain = if revoked.dry_run { "-".to_owned() } else { row.members_left.to_string() };
+            [id, policy, row.uid.to_string(), row.pid.to_string(), remain, command]
         };
         let rows = revoked.sessions.iter().map(row).collect();
-        text.push_str(&print::table(["ID", "POLICY", "UID", "PID", "LEFT", "COMMAND"], &[2, 3, 4], rows));
+        text.push_str(&print::table(["ID", "POLICY", "UID", "PID", "REMAIN", "COMMAND"], &[2, 3, 4], rows));
     }
     if let Some(stay) = &revoked.stay {
         let (by, value, until) = (printable(&stay.by), printable(&stay.value), printable(&stay.until));

@@ -49,7 +49,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "FILE|NAME")]
     policy: OsString,
     /// A shorter time to live than the policy's, such as 90s or 1h30m
-    #[arg(long, value_name = "DURATION", value_parser = time_to_live)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = time_to_live)]
     pub(super) ttl: Option<String>,
     /// When the credential that the command acts with expires, such as 2026-11-21T22:00:00Z
     #[arg(long, value_name = "RFC3339")]

@@ -175,8 +175,9 @@ impl Engine {
             confirmed: written.killed.iter().map(|pid| (*pid, Vec::new())).collect(),
             next_round: None,
             ending: kept.ending,
-            empty: None,
+            empty: written.over_boot_ns,
             stuck: Vec::new(),
+            said_over: written.over_boot_ns.is_some(),
             waiting: Vec::new(),
             reported: written.reported,
             reported_at: history.last.clone(),
@@ -326,7 +327,7 @@ impl Engine {
         let ends = live.rules.agent_loss == AgentLoss::End;
         let ran_before = live.start.attached.is_some().then(|| (live.cgroup.clone(), live.home()));
         info!("session {id} goes on, {state}");
-        if said != state {
+        if said != state && said != State::Ended {
             // the agent died between the state and its record
             let cause = reason.map_or(Cause::Labelled, Cause::End);
             self.append_durable(&Body::State(Transition { session: id, from: said, to: state, cause }));
@@ -368,6 +369,10 @@ impl Engine {
         self.tick_session(id, now_boot_ns);
         if let Some(until_boot_ns) = self.sessions.get(&id).and_then(|live| live.machine.owes_term()) {
             self.carry_out(id, vec![Effect::Terminate { until_boot_ns }]);
+        }
+        if let Some(reason) = history.of(id).asked {
+            // the agent died between the word and the deed
+            return self.feed(id, Input::End { reason });
         }
         if ends || ended {
             return self.feed(id, Input::End { reason: EndReason::AgentLoss });

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use super::{
     Engine, Live, complain, credentials,
     finish::doing,
+    history::asking,
     limits::{ending, over},
     start::principal,
     stays::{Stayed, acts_for},
@@ -73,7 +74,7 @@ impl Engine {
             let message = format!("{:?} is no reason to give: one of {}", end.reason, known.join(", "));
             return reply.finish(Err(ApiError::BadRequest { message }));
         };
-        self.record_command(id, "end", peer, format!("reason {reason}"));
+        self.record_command(id, "end", peer, asking(reason));
         if let Some(session) = self.sessions.get_mut(&id) {
             session.waiting.push(reply);
         }
@@ -198,12 +199,17 @@ impl Engine {
                     return reply.finish(Ok(Reply::Revoked(revoked)));
                 }
                 self.revoking.push(Revoking { reply, pending: ids.iter().copied().collect(), revoked });
-                // every one is over in the kernel before the first is swept
+                self.mark_all(&ids);
                 for id in ids {
                     self.feed(id, Input::End { reason: EndReason::Revoked });
                 }
             }
         }
+    }
+
+    /// Every one is over in the kernel before the first is recorded, cut and swept.
+    pub(super) fn mark_all(&mut self, ids: &[SessionId]) {
+        ids.iter().for_each(|id| self.mark_ended(*id));
     }
 
     fn begin_revoke(&mut self, revoke: &wire::Revoke, peer: &Peer) -> Result<Revoked, ApiError> {

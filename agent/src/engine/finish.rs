@@ -57,6 +57,9 @@ impl Engine {
                     self.cut(id);
                 }
                 Effect::Record { from, to, cause } => {
+                    if to == State::Ended && self.sessions.get(&id).is_some_and(|live| live.said_over) {
+                        continue;
+                    }
                     // the store before the evidence: what is said must not be more than what the next agent knows
                     if to != State::Ended {
                         self.keep(id);
@@ -106,7 +109,7 @@ impl Engine {
         if left > 0 {
             self.report_stuck(id);
         } else {
-            live.empty = Some(boot_now());
+            live.empty.get_or_insert_with(boot_now);
         }
         self.feed(id, Input::Swept(Round { killed, left, ms }));
     }

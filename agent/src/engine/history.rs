@@ -8,7 +8,7 @@ use crate::{
     api::wire,
     evidence::{Body, Error, GapCause, Log, Mark, Record, Verdict, read},
     kernel::ring,
-    session::{SessionId, State},
+    session::{EndReason, SessionId, State},
 };
 
 /// Verdicts that are kept of a session, for `inspect`.
@@ -27,6 +27,10 @@ pub(super) struct Written {
     pub(super) gone: bool,
     /// The state that it was said to be in last.
     pub(super) state: Option<State>,
+    /// When it was said to be over, `CLOCK_BOOTTIME` nanoseconds.
+    pub(super) over_boot_ns: Option<u64>,
+    /// Somebody had it ended for this reason, and nothing says that it was begun.
+    pub(super) asked: Option<EndReason>,
     /// Refusals, kills and would-be refusals.
     pub(super) denied: u64,
     /// The last of those.
@@ -71,6 +75,11 @@ impl History {
 
     fn take(&mut self, record: &Record, wanted: &[SessionId]) {
         self.last = Some(Mark { time: record.time, boot_ns: record.boot_ns, boot: record.boot.clone() });
+        if let Body::Revoke(revoke) = &record.body {
+            for id in &revoke.sessions {
+                self.sessions.entry(*id).and_modify(|written| written.asked = Some(EndReason::Revoked));
+            }
+        }
         let Some(id) = record.body.session() else { return };
         if let Body::CredentialReuse(reuse) = &record.body {
             self.reuses.extend(reuse.others.iter().map(|other| (id, *other)));
@@ -87,6 +96,15 @@ impl History {
     }
 }
 
+/// The detail of the record of an `end`.
+pub(super) fn asking(reason: EndReason) -> String {
+    format!("reason {reason}")
+}
+
+fn asked(detail: &str) -> Option<EndReason> {
+    detail.strip_prefix("reason ")?.parse().ok()
+}
+
 impl Written {
     fn take(&mut self, record: &Record) {
         if let Some(last) = self.count(record.body.kind()).and_then(|kind| self.last.get_mut(kind)) {
@@ -96,7 +114,15 @@ impl Written {
             Body::SessionStart(_) => self.started = true,
             Body::SessionEnd(_) => self.ended = true,
             Body::PrincipalGone(_) => self.gone = true,
-            Body::State(transition) => self.state = Some(transition.to),
+            Body::State(transition) => {
+                self.state = Some(transition.to);
+                match transition.to {
+                    State::Ending => self.asked = None,
+                    State::Ended => self.over_boot_ns = Some(record.boot_ns),
+                    _ => {}
+                }
+            }
+            Body::Command(command) if command.verb == "end" => self.asked = asked(&command.detail),
             Body::Exit(exit) if exit.status == 9 && self.state == Some(State::Ending) => self.killed.push(exit.pid),
             Body::Gap(gap) if gap.cause == GapCause::RingFull => {
                 for (kind, reported) in (0u16..).zip(&mut self.reported) {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::{Timestamp, fmt::temporal::DateTimeParser};
+use jiff::{SignedDuration, Timestamp, fmt::temporal::DateTimeParser};
 use nix::sys::stat::{major, minor};
 use tipstaff_common::{
     event::{Header, KIND_CONNECT, KIND_EXEC, KINDS},
@@ -269,6 +269,8 @@ impl Live {
     pub(super) fn limits_info(&self) -> wire::LimitsInfo {
         let (start, limits) = (&self.start, self.machine.limits());
         let idle = self.rules.idle.as_ref();
+        // one that is open around the clock is followed for a year
+        let closes = |at: &Timestamp| at.duration_since(Timestamp::now()) < SignedDuration::from_hours(365 * 24);
         wire::LimitsInfo {
             ttl_ms: limits.ttl_boot_ns.saturating_sub(self.started) / MS,
             winner: self.winner().into(),
@@ -277,7 +279,7 @@ impl Live {
             idle_ms: start.limits.idle_ms,
             activity: idle.map(|idle| idle.activity.iter().map(ToString::to_string).collect()).unwrap_or_default(),
             windows: start.limits.windows.clone(),
-            window_closes: open_until(&self.rules.windows, Timestamp::now()).map(|t| t.to_string()),
+            window_closes: open_until(&self.rules.windows, Timestamp::now()).filter(closes).map(|t| t.to_string()),
             credential_expires: start.limits.credential_expires.map(|t| t.to_string()),
             renew: self.rules.renew,
         }
@@ -377,10 +379,15 @@ impl Engine {
         let ttl_boot_ns = now_boot_ns.saturating_add(nanos(asked)).min(capped);
         if ttl_boot_ns <= before {
             let message = match ttl_boot_ns == capped {
-                true => format!("session {id:.8} cannot last longer: the host's max_ttl ends it"),
+                true => format!(
+                    "session {id:.8} cannot last longer: the host's max_ttl of {} ends it",
+                    duration::format(Duration::from_nanos(cap))
+                ),
                 false => format!("session {id:.8} has longer to live than {} already", duration::format(asked)),
             };
-            return Err(refused(message, "start another one when it has ended, or ask for more"));
+            let remedy = "start another one when it has ended";
+            let more = format!("{remedy}, or ask for more");
+            return Err(refused(message, if ttl_boot_ns == capped { remedy } else { &more }));
         }
         let winner = if ttl_boot_ns == capped { "host cap" } else { "renew" };
         let renewed = Input::Renew { now_boot_ns, ttl_boot_ns };

@@ -248,6 +248,8 @@ struct Live {
     /// Processes that were reported as killed and still there.
     stuck: Vec<u32>,
     /// Callers of `end` that wait.
+    /// An earlier agent wrote that it is over.
+    said_over: bool,
     waiting: Vec<Answer>,
     /// Records that their ring had no room for, as far as the evidence says so.
     reported: [u64; KINDS],
@@ -524,6 +526,7 @@ impl Engine {
         let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
         let principal = start::principal(peer);
         self.disarming = Some(Disarming { reply, sessions: sessions.clone(), principal });
+        self.mark_all(&sessions);
         for id in sessions {
             self.feed(id, Input::End { reason: EndReason::Operator });
         }

@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tipstaff_common::{event::KINDS, label::SessionRef, session::SessionCounters};
+use tipstaff_common::{label::SessionRef, session::SessionCounters};
 use tracing::{info, warn};
 
 use super::{
     complain,
     finish::accounts,
     flows::{LeftFlows, counts, records},
-    history::History,
+    history::{History, Written},
     now,
     record::translate,
 };
@@ -192,7 +192,7 @@ fn end(
         let body = Gap { since, session: Some(id), detail: Some(detail), ..Gap::new(GapCause::AgentAbsent) };
         log.append(&Body::Gap(body), now())?;
     }
-    write_end(id, reason, killing, &counters, history.of(id).counts, log)
+    write_end(id, reason, killing, &counters, history.of(id), log)
 }
 
 /// Looks for the session's sockets once more, with a receipt for each. How many were cut, and how many are left.
@@ -212,7 +212,7 @@ fn confirm(
 /// Writes that a session ends, unless the evidence says so already.
 fn begin_end(id: SessionId, last: Option<State>, reason: EndReason, log: &mut Log) -> Result<(), Error> {
     let from = last.unwrap_or(State::Starting);
-    if from == State::Ending {
+    if matches!(from, State::Ending | State::Ended) {
         return Ok(());
     }
     let ending = Body::State(Transition { session: id, from, to: State::Ending, cause: Cause::End(reason) });
@@ -379,18 +379,20 @@ pub(super) fn kill(
     Ok(killing)
 }
 
-/// Writes the last two records of a session.
+/// Writes the last two records of a session, or the last where the other was written.
 pub(super) fn write_end(
     id: SessionId,
     reason: EndReason,
     killing: Killing,
     counters: &SessionCounters,
-    consumed: [u64; KINDS],
+    written: &Written,
     log: &mut Log,
 ) -> Result<(), RecoverError> {
-    let ended = Transition { session: id, from: State::Ending, to: State::Ended, cause: Cause::Measured };
-    log.append(&Body::State(ended), now())?;
-    let (produced, consumed, lost) = accounts(counters, &consumed);
+    if written.over_boot_ns.is_none() {
+        let ended = Transition { session: id, from: State::Ending, to: State::Ended, cause: Cause::Measured };
+        log.append(&Body::State(ended), now())?;
+    }
+    let (produced, consumed, lost) = accounts(counters, &written.counts);
     let end = SessionEnd {
         session: id,
         reason,
@@ -447,6 +449,6 @@ pub(super) fn end_orphan(
         killing.flows = confirm((id, None), cgroup, &mut flows, log)?;
     }
     let counters = kernel.counters(reference.slot)?;
-    write_end(id, EndReason::AgentLoss, killing, &counters, history.of(id).counts, log)?;
+    write_end(id, EndReason::AgentLoss, killing, &counters, history.of(id), log)?;
     Ok(observes)
 }

@@ -167,6 +167,7 @@ impl Engine {
             ending: None,
             empty: None,
             stuck: Vec::new(),
+            said_over: false,
             waiting: Vec::new(),
             reported: [0; KINDS],
             reported_at: Some(self.mark()),

@@ -16,6 +16,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("faults::programs-cannot-be-loaded", WHEREVER, not_loaded),
     Test::new("faults::pins-are-gone", WHEREVER, no_pins),
     Test::new("faults::killed-while-a-session-starts", WHEREVER, killed_in_start),
+    Test::new("faults::killed-at-the-end", WHEREVER, killed_at_the_end),
     Test::new("faults::disarm-ends-all", WHEREVER, disarm),
 ];
 
@@ -110,6 +111,41 @@ fn killed_in_start(s: &mut Sandbox) -> Result<()> {
         ensure!(matches!(code, 125 | 137), "the command ended with {code}");
     }
     s.run(&policy, &member, "say again")?.wait()?.ended(0)?.said("again")?;
+    Ok(())
+}
+
+/// What was asked for and written down is done by the next agent; what was said to be over is over once.
+fn killed_at_the_end(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member))?;
+    let killed_when = |s: &mut Sandbox, session: &str, seen: fn(&Value) -> bool| -> Result<()> {
+        s.wait_evidence("the moment to kill the agent", |r| r["session"] == session && seen(r))?;
+        s.kill_agent()?;
+        s.start()
+    };
+    let asked = s.run(&policy, &member, "idle")?;
+    let session = asked.session(s)?;
+    let mut end = s.tipstaff();
+    end.args(["end", &session, "--reason", "locked"]);
+    let end = Running::spawn(s, end, None)?;
+    killed_when(s, &session, |r| r["type"] == "command" && r["verb"] == "end")?;
+    end.wait()?;
+    s.session_ended(&session, "locked")?;
+    asked.wait()?.ended(137)?;
+
+    let over = s.run(&policy, &member, "say done")?;
+    let session = s.session_of(over.pid())?;
+    killed_when(s, &session, |r| r["type"] == "state" && r["to"] == "ended")?;
+    over.wait()?.ended(0)?.said("done")?;
+    s.session_ended(&session, "completed")?;
+    let states = s.records(&session, "state")?;
+    let ways: Vec<(&str, &str)> =
+        states.iter().filter_map(|r| Some((r["from"].as_str()?, r["to"].as_str()?))).collect();
+    let life = [("starting", "active"), ("active", "ending"), ("ending", "ended")];
+    ensure!(ways == life, "its states were {ways:?}");
+    let ends = s.records(&session, "session-end")?.len();
+    ensure!(ends == 1, "{ends} ends are recorded");
     Ok(())
 }
 

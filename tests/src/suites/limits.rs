@@ -435,7 +435,7 @@ fn renewed(s: &mut Sandbox) -> Result<()> {
     let long = s.run(&s.policy(&only(&member).ttl("2h"))?, &member, "idle")?;
     let session = long.session(s)?;
     ensure!(inspect(s, &session)?["winner"] == "host cap", "the cap does not win");
-    s.cli(&["renew", &session])?.ended(3)?.complained(&["the host's max_ttl ends it"])?;
+    s.cli(&["renew", &session])?.ended(3)?.complained(&["the host's max_ttl of"])?;
     s.cli(&["end", &session])?.ended(0)?;
     long.wait()?.complained(&["a ttl of 2h is over the host's max_ttl: the session lasts 20m"])?;
     Ok(())
