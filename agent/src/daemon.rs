@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::{
     api::{
-        server::{Gate, Listeners},
+        server::{Gate, Listeners, Nesting, Standing},
         wire::{self, ApiError},
     },
     cli::{Exit, Failure},
@@ -221,7 +221,8 @@ async fn serve(
 ) -> Result<(), Failure> {
     let (notes, mut noted) = mpsc::unbounded_channel();
     let (calls, mut called) = mpsc::channel(CALLS);
-    let gate = gate(kernel.label_reader().map_err(unable)?);
+    let nesting = Nesting::default();
+    let gate = gate(kernel.label_reader().map_err(unable)?, nesting.clone());
     let mut terminate = signal(SignalKind::terminate()).map_err(unexpected)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unexpected)?;
     let timer = Timer::new()?;
@@ -245,6 +246,7 @@ async fn serve(
         store: ground.store,
         files,
         notes,
+        nesting,
     };
     let root = parts.root.path.clone();
     let mut engine = Engine::new(parts);
@@ -318,16 +320,17 @@ fn record_start(log: &mut Log, tier: Tier, controls: &[Control]) -> Result<(), F
     log.flush().map_err(unexpected)
 }
 
-/// Nobody who is governed may speak to the agent.
-fn gate(labels: LabelReader) -> Gate {
+/// Nobody who is governed may speak to the agent, but to ask for a session within its own where its policy lets it.
+fn gate(labels: LabelReader, nesting: Nesting) -> Gate {
     Arc::new(move |peer, _| {
         let refused = |error: std::io::Error| ApiError::Denied {
             message: format!("cannot tell whether process {} is a member of a session: {error}", peer.pid),
         };
         let process = pidfd_of(peer)?;
-        match labels.is_labelled(process.as_fd()) {
-            Ok(false) => Ok(()),
-            Ok(true) => Err(ApiError::Member {}),
+        match labels.label_of(process.as_fd()) {
+            Ok(None) => Ok(Standing::Free),
+            Ok(Some(session)) if nesting.has(session) => Ok(Standing::Nesting),
+            Ok(Some(_)) => Err(ApiError::Member {}),
             Err(error) => Err(refused(error)),
         }
     })

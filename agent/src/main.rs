@@ -62,6 +62,9 @@ fn check_policy(file: &str, bytes: &[u8]) -> Result<Checked, Vec<Problem>> {
     for rule in &summary.rules {
         text.push_str(&format!("  {} {} {} ({})\n", rule.scope, rule.effect, rule.what, rule.id));
     }
+    if summary.nested {
+        text.push_str("  members may start narrower sessions within theirs\n");
+    }
     summary.review_by.iter().for_each(|day| text.push_str(&format!("  to be reviewed by {day}\n")));
     for (name, rules) in &summary.phases {
         let stays: Vec<&str> = rules.iter().map(String::as_str).collect();

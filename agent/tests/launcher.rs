@@ -18,7 +18,7 @@ use std::{
 
 use tipstaff::{
     api::{
-        server::{Incoming, Listeners},
+        server::{Incoming, Listeners, Standing},
         wire::{ApiError, Reply, Request, Run, Started},
     },
     evidence::Text,
@@ -68,7 +68,7 @@ fn agent(refuse: bool) -> Agent {
                     answer(call, refuse).into_iter().for_each(|run| sender.send(run).unwrap());
                 }
             };
-            tokio::join!(listeners.serve(Arc::new(|_, _| Ok(())), calls), engine).0
+            tokio::join!(listeners.serve(Arc::new(|_, _| Ok(Standing::Free)), calls), engine).0
         })
     });
     Agent { directory, runs }

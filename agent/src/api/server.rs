@@ -7,7 +7,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{MsgFlags, Shutdown, send, shutdown},
 };
+use tipstaff_common::label::SessionRef;
 use tokio::{
     io::AsyncWriteExt,
     net::{
@@ -46,7 +47,33 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 const BATCH: usize = 64;
 
 /// Decides whether a peer may speak at all. Called before every call, on the connection's task: it must not block.
-pub type Gate = Arc<dyn Fn(&Peer, BorrowedFd<'_>) -> Result<(), ApiError> + Send + Sync>;
+pub type Gate = Arc<dyn Fn(&Peer, BorrowedFd<'_>) -> Result<Standing, ApiError> + Send + Sync>;
+
+/// What a peer may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Whatever its socket takes.
+    Free,
+    /// It is a member of a session: to start another within it, and nothing else.
+    Nesting,
+}
+
+/// The sessions whose members may ask for one within theirs. The engine says them, the door asks.
+#[derive(Clone, Debug, Default)]
+pub struct Nesting(Arc<RwLock<Vec<SessionRef>>>);
+
+impl Nesting {
+    /// Replaces them.
+    pub fn set(&self, sessions: Vec<SessionRef>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = sessions;
+    }
+
+    /// Whether this is one of them.
+    #[must_use]
+    pub fn has(&self, session: SessionRef) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&session)
+    }
+}
 
 /// Who is at the other end, as the kernel knew it at connect(2).
 #[derive(Clone, Debug)]
@@ -150,8 +177,11 @@ struct Door {
 impl Door {
     /// Decodes a call and decides whether this peer may make it here.
     fn admit(&self, frame: &[u8], peer: &Peer) -> Result<Call, ApiError> {
-        (self.gate)(peer, peer.as_fd())?;
+        let standing = (self.gate)(peer, peer.as_fd())?;
         let call = Call::decode(frame)?;
+        if standing == Standing::Nesting && !matches!(call.request, Request::Run(_)) {
+            return Err(ApiError::Member {});
+        }
         if call.request.operates() && !self.operate {
             return Err(ApiError::Denied { message: "read.sock only answers questions: use operate.sock".to_owned() });
         }

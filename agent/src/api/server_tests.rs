@@ -42,7 +42,7 @@ fn agent(gate: Gate, mut engine: impl FnMut(Incoming) + Send + 'static) -> Agent
 }
 
 fn open_gate() -> Gate {
-    Arc::new(|_, _| Ok(()))
+    Arc::new(|_, _| Ok(Standing::Free))
 }
 
 fn connect(path: PathBuf) -> StdStream {
@@ -94,12 +94,9 @@ fn what_changes_something_goes_through_the_operate_socket_only() {
 fn the_gate_is_asked_before_every_call() {
     let closed = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let asked = Arc::clone(&closed);
-    let gate: Gate =
-        Arc::new(
-            move |_, _| {
-                if asked.load(std::sync::atomic::Ordering::SeqCst) { Err(ApiError::Member {}) } else { Ok(()) }
-            },
-        );
+    let gate: Gate = Arc::new(move |_, _| {
+        if asked.load(std::sync::atomic::Ordering::SeqCst) { Err(ApiError::Member {}) } else { Ok(Standing::Free) }
+    });
     let agent = agent(gate, empty_ps);
     let mut stream = connect(crate::api::read_socket(&agent.runtime));
     let ps = json!({"method": "dev.tipstaff.Ps", "parameters": {}});

@@ -79,6 +79,8 @@ impl Engine {
         for (id, first) in firsts {
             self.resume(id, first, &mut history);
         }
+        self.end_left_within();
+        self.tell_door();
         self.record_reuses(&history.reuses);
         self.refresh();
         self.flush();

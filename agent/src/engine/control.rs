@@ -114,6 +114,7 @@ impl Engine {
                 message: format!("the kernel did not freeze session {id:.8}: see the log"),
             });
         };
+        self.feed_within(id, Input::Freeze { now_boot_ns });
         let frozen = self.frozen(id, still)?;
         let outside = frozen.outside.len();
         self.record_command(id, "freeze", peer, format!("{} processes, {outside} outside its cgroup", frozen.members));
@@ -132,6 +133,7 @@ impl Engine {
             _ => return Err(ending(id, live)),
         }
         self.feed(id, Input::Thaw { now_boot_ns });
+        self.feed_within(id, Input::Thaw { now_boot_ns });
         let thawed = self.frozen(id, false)?;
         self.record_command(id, "thaw", peer, format!("{} processes", thawed.members));
         Ok(Reply::Frozen(thawed))
@@ -218,7 +220,9 @@ impl Engine {
                 format!("--{} {:?} means nobody: write whose sessions are meant", revoke.by.as_str(), revoke.value);
             return Err(ApiError::BadRequest { message });
         }
-        let hit = self.meant(revoke)?;
+        let mut hit = self.meant(revoke)?;
+        let within: BTreeSet<SessionId> = hit.iter().flat_map(|id| self.all_within(*id)).collect();
+        hit.extend(within.into_iter().filter(|id| !hit.contains(id)).collect::<Vec<_>>());
         let sessions: Vec<RevokedRow> = hit.iter().filter_map(|id| self.sessions.get(id)).map(row).collect();
         let mut revoked = Revoked { dry_run: revoke.dry_run, sessions, stay: None };
         let stayed = match (revoke.by, &revoke.stay) {

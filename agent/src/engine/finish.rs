@@ -54,6 +54,7 @@ impl Engine {
                     // whatever computes in it would be asked for the processors first
                     self.urgent.get_or_insert_with(Urgent::begin);
                     self.mark_ended(id);
+                    self.end_within(id);
                     self.cut(id);
                 }
                 Effect::Record { from, to, cause } => {
@@ -78,6 +79,7 @@ impl Engine {
         self.keep(id);
         let Some(live) = self.sessions.get(&id) else { return };
         complain("moving a deadline", self.parts.kernel.set_deadline(live.reference, at_boot_ns));
+        self.shorten_within(id);
     }
 
     pub(super) fn mark_ended(&mut self, id: SessionId) {

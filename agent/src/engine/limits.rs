@@ -251,9 +251,17 @@ impl Doings {
     }
 }
 
+/// What caps a renewal.
+fn in_words(capper: &str, cap: u64) -> String {
+    match capper {
+        "outer session" => "the session that it is within".to_owned(),
+        _ => format!("the host's max_ttl of {}", duration::format(Duration::from_nanos(cap))),
+    }
+}
+
 /// Whose time to live it is, as it was kept.
 pub(super) fn winner(kept: &str) -> &'static str {
-    ["policy", "--ttl", "host cap", "renew"].into_iter().find(|name| *name == kept).unwrap_or("policy")
+    ["policy", "--ttl", "host cap", "outer session", "renew"].into_iter().find(|name| *name == kept).unwrap_or("policy")
 }
 
 impl Live {
@@ -375,21 +383,18 @@ impl Engine {
             return Err(refused(message, &format!("ask for {most} at most")));
         }
         let before = live.machine.limits().ttl_boot_ns;
-        let capped = live.started.saturating_add(cap);
+        let (capped, capper) = self.capped(live, cap);
         let ttl_boot_ns = now_boot_ns.saturating_add(nanos(asked)).min(capped);
         if ttl_boot_ns <= before {
             let message = match ttl_boot_ns == capped {
-                true => format!(
-                    "session {id:.8} cannot last longer: the host's max_ttl of {} ends it",
-                    duration::format(Duration::from_nanos(cap))
-                ),
+                true => format!("session {id:.8} cannot last longer: {} ends it", in_words(capper, cap)),
                 false => format!("session {id:.8} has longer to live than {} already", duration::format(asked)),
             };
             let remedy = "start another one when it has ended";
             let more = format!("{remedy}, or ask for more");
             return Err(refused(message, if ttl_boot_ns == capped { remedy } else { &more }));
         }
-        let winner = if ttl_boot_ns == capped { "host cap" } else { "renew" };
+        let winner = if ttl_boot_ns == capped { capper } else { "renew" };
         let renewed = Input::Renew { now_boot_ns, ttl_boot_ns };
         let mut machine = live.machine.clone();
         let _ = machine.step(renewed);
@@ -408,8 +413,8 @@ impl Engine {
         self.keep(id);
         let Some(live) = self.sessions.get(&id) else { return Err(over(&id.to_string())) };
         let mut notes = Vec::new();
-        if live.winner == "host cap" {
-            notes.push("the host's max_ttl ends it before that".to_owned());
+        if live.winner == capper {
+            notes.push(format!("{} ends it before that", in_words(capper, cap)));
         }
         if live.winner() != live.winner {
             notes.push(format!("its limit {} ends it before its time to live does", live.winner()));
@@ -422,6 +427,14 @@ impl Engine {
             winner: live.winner().into(),
             notes,
         })
+    }
+
+    /// The last moment that a session can be given, and whose: the host's, or that of the session that it is within.
+    fn capped(&self, live: &Live, cap: u64) -> (u64, &'static str) {
+        let host = (live.started.saturating_add(cap), "host cap");
+        let outer = live.start.within.as_ref().and_then(|outer| self.sessions.get(outer));
+        let outer = outer.map(|outer| (outer.machine.limits().first(true).at_boot_ns, "outer session"));
+        outer.filter(|outer| outer.0 < host.0).unwrap_or(host)
     }
 
     /// Tells a session's first process and the evidence that it ends soon.

@@ -27,6 +27,7 @@ mod stale;
 mod start;
 mod stays;
 mod verdict;
+mod within;
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -63,7 +64,7 @@ use self::{
 use crate::{
     api::{
         answer::Answer,
-        server::{Incoming, Peer},
+        server::{Incoming, Nesting, Peer},
         wire::{self, ApiError, Reply, Request},
     },
     config::Config,
@@ -112,6 +113,8 @@ pub struct Parts {
     pub files: FileWatch,
     /// Where the engine's helpers tell it what they saw.
     pub notes: mpsc::UnboundedSender<Note>,
+    /// Tells the sockets whose members may ask for a session within theirs.
+    pub nesting: Nesting,
 }
 
 /// What was in the rings.

@@ -74,7 +74,7 @@ impl Engine {
     }
 
     /// A rule that allows a file with a digest denies it with another: to take it away must not let the file run.
-    fn check_digests(&mut self, id: SessionId, plan: &Plan) -> Result<(), ApiError> {
+    pub(super) fn check_digests(&mut self, id: SessionId, plan: &Plan) -> Result<(), ApiError> {
         let Some(live) = self.sessions.get(&id) else { return Ok(()) };
         if live.policy.exec.iter().all(|rule| rule.digest.is_none()) {
             return Ok(());
@@ -103,6 +103,11 @@ impl Engine {
         if let Some(wider) = policy::wider(&live.plan, live.policy.mode, &candidate).or_else(later) {
             let message = format!("policy {} is wider than the session's: {wider}", policy.name);
             let remedy = "a session can only be narrowed: allow less, or start another".into();
+            return Err(ApiError::Refused { message, rule: None, remedy });
+        }
+        if policy.nested && !live.policy.nested {
+            let message = format!("policy {} lets members start sessions, and the session's does not", policy.name);
+            let remedy = "leave nested out".into();
             return Err(ApiError::Refused { message, rule: None, remedy });
         }
         check_limits(&policy, &live.rules)?;
@@ -254,6 +259,8 @@ impl Engine {
         self.append_durable(&Body::SessionNarrowed(narrowed));
         self.shorten(id, ttl);
         self.keep(id);
+        self.end_wider_within(id);
+        self.tell_door();
         self.watch_files();
         self.cut_out_of_scope(id);
         self.retire(id, old_slot);
@@ -360,7 +367,11 @@ fn compiled(policy: &Policy, host: &Resolved) -> Result<Plan, ApiError> {
 }
 
 /// The directories above what the rules of a policy name, each in its own file system, the nearest first.
-fn above(kernel: &mut Kernel, policy: &Policy, host: &Resolved) -> Result<HashMap<FileId, Vec<FileId>>, KernelError> {
+pub(super) fn above(
+    kernel: &mut Kernel,
+    policy: &Policy,
+    host: &Resolved,
+) -> Result<HashMap<FileId, Vec<FileId>>, KernelError> {
     let mut named: Vec<(FileId, PathBuf)> = Vec::new();
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mut matched: Vec<PathBuf> = Vec::new();

@@ -26,6 +26,7 @@ use tracing::info;
 
 use super::{
     Engine, Live, Note, complain, controls, credentials, judge, limits, limits::Doings, now, resolve, stale::LastSeen,
+    within::Outer,
 };
 use crate::{
     api::{
@@ -51,10 +52,12 @@ const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "ut
 pub(super) struct Checked {
     pub(super) policy: Policy,
     pub(super) host: Resolved,
-    plan: Plan,
+    pub(super) plan: Plan,
     pub(super) ttl: Duration,
-    winner: &'static str,
+    pub(super) winner: &'static str,
     pub(super) notes: Vec<String>,
+    /// The session that it is to be within.
+    pub(super) outer: Option<Outer>,
 }
 
 /// Who is to become a session's first member, and for whom.
@@ -83,13 +86,16 @@ impl Engine {
         }
         let first = pidfd_of(peer)?;
         // the gate was asked before this call waited its turn
-        if self.parts.kernel.label_of(first.as_fd()).map_err(failed)?.is_some() {
-            return Err(ApiError::Member {});
-        }
+        let outer = self.outer(first.as_fd())?;
         let home = cgroup_of(peer.pid, &self.parts.mount).map_err(failed)?;
         self.check_confinement(peer, &home)?;
         let principal = principal(peer);
         let mut checked = self.check(run, principal)?;
+        if let Some(outer) = outer {
+            let fits = self.fit_within(outer, &mut checked);
+            fits.map_err(|problem| self.record_refusal(run, principal, problem))?;
+        }
+        let outer = checked.outer;
         checked.notes.extend(self.judge(run, peer, &checked.policy, &checked.host)?);
         let ttl = checked.ttl;
         let inherited = self.inherit(run, (peer.pid, first.as_fd()), principal, &mut checked)?;
@@ -97,13 +103,14 @@ impl Engine {
         let subject = Subject { pid: peer.pid, process: first, principal, attached: None, inherited };
         let Begun { id, deadline, notes } = self.begin(run, subject, checked)?;
         if let Err(problem) = self.admit(id, peer) {
-            self.undo(id, peer, &home);
+            self.undo(id, peer, &home, outer.map(|outer| outer.reference));
             self.feed(id, Input::StartFailed);
             return Err(ApiError::Failed { message: format!("the session could not be started: {problem}") });
         }
         self.feed(id, Input::Labelled);
         self.record_reuse(id, &BTreeSet::new());
         self.watch_files();
+        self.tell_door();
         info!("session {id} started for uid {} pid {}", peer.uid, peer.pid);
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         Ok(Started { session: id.to_string(), deadline_boot_ns: deadline, ttl_ms, notes, close })
@@ -113,13 +120,17 @@ impl Engine {
     pub(super) fn begin(&mut self, run: &wire::Run, subject: Subject, checked: Checked) -> Result<Begun, ApiError> {
         let id = fresh_id()?;
         let at = now();
-        let held = limits::at_start(&checked.policy, run, checked.ttl, at)?;
+        let mut held = limits::at_start(&checked.policy, run, checked.ttl, at)?;
+        if let Some(outer) = &checked.outer {
+            // the check took a moment
+            held.limits.ttl_boot_ns = held.limits.ttl_boot_ns.min(outer.until_boot_ns);
+        }
         let mode = if checked.policy.mode == Mode::Enforce { session::Mode::Enforce } else { session::Mode::Observe };
         let machine = Session::new(id, mode, held.limits, at.boot_ns);
         let deadline = machine.armed().at_boot_ns;
         let (policy_slot, plan) = self.policies.acquire(&mut self.parts.kernel, checked.plan).map_err(failed)?;
         let mut notes = checked.notes;
-        let prepared = self.prepare(id, policy_slot, &checked.policy, deadline, &subject);
+        let prepared = self.prepare(id, policy_slot, (&checked.policy, checked.outer.as_ref()), deadline, &subject);
         let (reference, cgroup) = match prepared {
             Ok(prepared) => prepared,
             Err(problem) => {
@@ -130,7 +141,8 @@ impl Engine {
         };
         let start = session_start(id, run, &subject, &checked.policy, &cgroup, checked.ttl);
         let users = self.users.of(&subject.principal);
-        let start = SessionStart { deadline_boot_ns: deadline, limits: Box::new(held.start), users, ..start };
+        let within = checked.outer.map(|outer| outer.session);
+        let start = SessionStart { deadline_boot_ns: deadline, limits: Box::new(held.start), users, within, ..start };
         let doings = Doings::watch(&checked.policy, subject.pid);
         notes.extend(doings.missing(&checked.policy));
         let live = Live {
@@ -209,7 +221,7 @@ impl Engine {
         }));
         notes.extend(plan.notes.iter().map(ToString::to_string));
         notes.extend(self.check_controls(&policy)?);
-        Ok(Checked { policy, host: files, plan, ttl, winner, notes })
+        Ok(Checked { policy, host: files, plan, ttl, winner, notes, outer: None })
     }
 
     /// The shortest limit wins and is named.
@@ -312,7 +324,7 @@ impl Engine {
         &mut self,
         id: SessionId,
         policy_slot: u32,
-        policy: &Policy,
+        (policy, outer): (&Policy, Option<&Outer>),
         deadline: u64,
         subject: &Subject,
     ) -> Result<(SessionRef, SessionCgroup), ApiError> {
@@ -330,7 +342,11 @@ impl Engine {
         // who is attached is refused nothing before all of it is
         let mode = if policy.mode == Mode::Enforce && !attaching { MODE_ENFORCE } else { MODE_OBSERVE };
         let flags = if subject.principal.uid == 0 || attaching { ROOT_WRITES } else { 0 };
-        let written = SessionConfig { written_since: coarse_now(), flags, scopes: 1, ..SessionConfig::default() };
+        // what the outer session wrote is its own work as well
+        let (since, flags) = outer.map_or((coarse_now(), flags), |outer| {
+            (outer.written.written_since, flags | outer.written.flags & ROOT_WRITES)
+        });
+        let written = SessionConfig { written_since: since, flags, scopes: 1, ..SessionConfig::default() };
         let config =
             SessionConfig { mode, policy: policy_slot, deadline, budgets: policy.budgets.for_kernel(), ..written };
         let begun = self.parts.kernel.begin(reference, config, cgroup.id());
@@ -360,12 +376,18 @@ impl Engine {
         watch(id, task.try_clone_to_owned().map_err(|e| e.to_string())?, self.parts.notes.clone())
     }
 
-    /// Takes the label and the cgroup from a caller that could not be admitted, so that it lives to be told.
-    fn undo(&mut self, id: SessionId, peer: &Peer, home: &Path) {
+    /// Takes the label and the cgroup from a caller that could not be admitted, so that it lives to be told. It is a member
+    /// again of the session that it was a member of.
+    fn undo(&mut self, id: SessionId, peer: &Peer, home: &Path, outer: Option<SessionRef>) {
         let Some(live) = self.sessions.get(&id) else { return };
         if let (true, Some(first)) = (peer.still_connected(), &live.first) {
+            // before the cgroup: the move writes the mirror by the label
+            let relabelled = outer.map(|outer| self.parts.kernel.label(first.as_fd(), outer));
+            complain("giving a member its label back", relabelled.transpose());
             complain("moving a caller back", fs::write(home.join("cgroup.procs"), peer.pid.to_string()));
-            complain("taking a label back", self.parts.kernel.unlabel(first.as_fd()));
+            if outer.is_none() {
+                complain("taking a label back", self.parts.kernel.unlabel(first.as_fd()));
+            }
         }
     }
 }
@@ -461,6 +483,7 @@ fn session_start(
         labels: run.labels.clone(),
         credential: run.credential.clone(),
         users: Vec::new(),
+        within: None,
         attached: subject.attached.clone(),
         inherited: subject.inherited.clone(),
     }

@@ -573,8 +573,9 @@ pub struct LabelReader {
 }
 
 impl LabelReader {
-    /// True where the process's main thread carries a label of any session.
-    pub fn is_labelled(&self, task: BorrowedFd<'_>) -> io::Result<bool> {
-        Ok(sys::label_of(self.map.as_fd(), task)?.is_some())
+    /// The session that the process's main thread carries a label of.
+    pub fn label_of(&self, task: BorrowedFd<'_>) -> io::Result<Option<SessionRef>> {
+        let label = sys::label_of(self.map.as_fd(), task)?;
+        Ok(label.map(|Label { slot, generation, .. }| SessionRef { slot, generation }))
     }
 }

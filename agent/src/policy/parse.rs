@@ -6,6 +6,7 @@ use super::{
     attach, budgets, limits, phases,
     problem::{Problem, Problems, quote},
     scope,
+    traffic::Budgets,
     types::{Kind, Mode, Policy, hex_digest},
     walk::{At, Fields, Keys, boolean, fields, is_name, text, word},
     yaml,
@@ -16,7 +17,9 @@ const API_VERSION: &str = "tipstaff.dev/v1alpha1";
 const DOCUMENT: Keys = Keys { known: &["apiVersion", "kind", "metadata", "spec"], later: &["status"] };
 const METADATA: Keys = Keys { known: &["name"], later: &["labels", "annotations", "namespace"] };
 const SPEC: Keys = Keys {
-    known: &["kind", "mode", "strict", "limits", "scope", "phases", "budgets", "on", "attach", "run", "reviewBy"],
+    known: &[
+        "kind", "mode", "strict", "limits", "scope", "phases", "budgets", "on", "attach", "run", "nested", "reviewBy",
+    ],
     later: &["select"],
 };
 
@@ -27,6 +30,7 @@ const KINDS: [(&str, Kind); 5] = [
     ("operator", Kind::Operator),
     ("breakglass", Kind::Breakglass),
 ];
+const NESTED: [(&str, bool); 2] = [("deny", false), ("narrower", true)];
 const MODES: [(&str, Mode); 2] = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
 
 /// Reads a policy. `file` names the text in problems.
@@ -60,6 +64,7 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
     let budgets = budgets::read(&spec, problems);
     let attach = attach::read(&spec, problems);
     let run = attach::read_run(&spec, problems);
+    let nested = nested(&spec, &budgets, problems);
     let review_by = spec.get("reviewBy").and_then(|field| date(field.at(), problems));
     let (ttl, limits) = limits?;
     Some(Policy {
@@ -80,9 +85,22 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
         budgets,
         attach,
         run,
+        nested,
         review_by,
         digest: hex_digest(bytes),
     })
+}
+
+/// Each session has its budgets to itself: with sessions within it, one would have them again and again.
+fn nested(spec: &Fields<'_>, budgets: &Budgets, problems: &mut Problems) -> bool {
+    let Some(field) = spec.get("nested") else { return false };
+    let nested = word(field.at(), &NESTED, problems).unwrap_or(false);
+    if nested && *budgets != Budgets::default() {
+        let why =
+            "is narrower, and the policy has budgets, which sessions within it would have once more: leave out one";
+        problems.add(field.at().node.at, &field.path, why.to_owned());
+    }
+    nested
 }
 
 /// `2027-03-01`

@@ -27,6 +27,9 @@ pub struct Summary {
     pub ttl_ms: u64,
     /// The other limits, and what comes at the end, one line each.
     pub limits: Vec<String>,
+    /// Whether members may start sessions within their own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nested: bool,
     /// `spec.reviewBy`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub review_by: Option<String>,
@@ -100,6 +103,7 @@ impl Policy {
             ttl: duration::format(self.ttl),
             ttl_ms: u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX),
             limits: self.limits.lines(),
+            nested: self.nested,
             review_by: self.review_by.map(|day| day.to_string()),
             digest: self.digest.clone(),
             exec_default: self.kind.exec_default(),

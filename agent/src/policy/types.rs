@@ -252,6 +252,8 @@ pub struct Policy {
     pub attach: Inherited,
     /// What becomes of sockets that a command inherits.
     pub run: Descriptors,
+    /// Whether a member may start a session within its own, which can only be narrower.
+    pub nested: bool,
     /// The last day on which nobody need have looked at it again.
     pub review_by: Option<Date>,
     /// SHA-256 of the policy's text, in lower-case hex. Of a policy without some of its rules: of the digest before, and

@@ -35,6 +35,7 @@ fn sample(n: u8) -> Kept {
         labels: std::collections::BTreeMap::new(),
         credential: Some("0a".repeat(32)),
         users: vec![User { uid: 0, name: "root".into() }],
+        within: None,
         attached: None,
         inherited: Vec::new(),
         ttl_ms: 1000,

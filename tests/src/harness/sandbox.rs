@@ -247,6 +247,18 @@ impl Sandbox {
         Ok(path.display().to_string())
     }
 
+    /// What `tipstaff` is for members: a file that gets no other name while a rule names it.
+    pub(crate) fn tipstaff_for_members(&self) -> Result<String> {
+        if in_guest() {
+            return Ok(self.binary.display().to_string());
+        }
+        let path = self.folder.join("bin").join(NEAR);
+        if !path.exists() {
+            fs::copy(&self.binary, &path).with_context(|| format!("{} cannot be made", path.display()))?;
+        }
+        Ok(path.display().to_string())
+    }
+
     /// The folder of [`Sandbox::program`].
     pub(crate) fn bin(&self) -> String {
         self.folder.join("bin").display().to_string()

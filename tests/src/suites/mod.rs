@@ -34,6 +34,7 @@ mod suspend;
 mod time;
 mod views;
 mod wire;
+mod within;
 
 use crate::harness::registry::Test;
 
@@ -60,6 +61,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     losing::TESTS,
     flows::TESTS,
     wire::TESTS,
+    within::TESTS,
     cut::TESTS,
     multipath::TESTS,
     restart::TESTS,

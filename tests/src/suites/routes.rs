@@ -111,7 +111,7 @@ fn moved_ends(s: &mut Sandbox) -> Result<()> {
 fn within(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, good, mark) = (s.program("member")?, s.program("good")?, s.file("mark"));
-    let tipstaff = s.tipstaff().get_program().to_string_lossy().into_owned();
+    let tipstaff = s.tipstaff_for_members()?;
     let inner = s.policy(&only(&good))?;
     let words = ["run", "--policy", &inner, "--", &good, "--work", "mark", &mark];
     let policy = s.policy(&only(&member).allow("tipstaff", &tipstaff).allow("good", &good))?;

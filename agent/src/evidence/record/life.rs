@@ -42,6 +42,9 @@ pub struct SessionStart {
     /// The fingerprint of the credential that it acts with, as its caller named it: SHA-256, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<String>,
+    /// The session whose member started it, and with which it ends at the latest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<SessionId>,
     /// How it came to be, where its members ran before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached: Option<Attachment>,

@@ -36,6 +36,7 @@ pub(super) fn session_start() -> Body {
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         users: vec![User { uid: 1000, name: "deploy".to_owned() }],
         credential: Some("0a".repeat(32)),
+        within: Some(session()),
         attached: Some(Attachment { by: principal(), home: Text::from("/work"), cgroup: Some(Text::from("/work")) }),
         inherited: vec![InheritedDescriptor {
             descriptor: 0,

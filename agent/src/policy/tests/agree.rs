@@ -43,6 +43,7 @@ fn policy(kind: Kind) -> Policy {
         budgets: Budgets::default(),
         attach: crate::policy::Inherited::default(),
         run: crate::policy::Descriptors::default(),
+        nested: false,
         review_by: None,
         digest: String::new(),
     }

@@ -1,0 +1,184 @@
+//! A session within a session: a member of one starts another, which may only be narrower and never outlasts it.
+
+use std::{collections::BTreeSet, os::fd::BorrowedFd, time::Duration};
+
+use tipstaff_common::{label::SessionRef, session::SessionConfig};
+use tracing::info;
+
+use super::{
+    Engine, Live,
+    narrow::above,
+    start::{Checked, failed},
+};
+use crate::{
+    api::wire::ApiError,
+    duration,
+    kernel::boot_now,
+    policy::{self, Candidate},
+    session::{EndReason, Input, SessionId, State},
+};
+
+/// So many live at most within one that is in none, however deep: each takes a place in the kernel's tables, which have an
+/// end.
+const WITHIN_MAX: usize = 16;
+
+/// What a session has of the one that it is within.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outer {
+    pub(super) session: SessionId,
+    /// Its label.
+    pub(super) reference: SessionRef,
+    /// `CLOCK_BOOTTIME` nanoseconds at which it ends at the latest.
+    pub(super) until_boot_ns: u64,
+    /// What it wrote, it wrote before its member started another session too.
+    pub(super) written: SessionConfig,
+}
+
+impl Engine {
+    /// The session that the caller is a member of; `None`: it is in none.
+    ///
+    /// # Errors
+    /// Its members may start no other.
+    pub(super) fn outer(&mut self, caller: BorrowedFd<'_>) -> Result<Option<SessionId>, ApiError> {
+        let Some(label) = self.parts.kernel.label_of(caller).map_err(failed)? else { return Ok(None) };
+        let outer = self.sessions.iter().find(|(_, live)| live.reference == label);
+        let may = outer.filter(|(_, live)| {
+            live.policy.nested && live.machine.state() == State::Active && live.start.attached.is_none()
+        });
+        may.map(|(id, _)| Some(*id)).ok_or(ApiError::Member {})
+    }
+
+    /// Holds what was checked to the session that it is to be within.
+    ///
+    /// # Errors
+    /// It is wider, that one is about to end, or there are too many.
+    pub(super) fn fit_within(&mut self, session: SessionId, checked: &mut Checked) -> Result<(), ApiError> {
+        let refused = |message: String, remedy: &str| ApiError::Refused { message, rule: None, remedy: remedy.into() };
+        let above = above(&mut self.parts.kernel, &checked.policy, &checked.host).map_err(failed)?;
+        self.check_digests(session, &checked.plan)?;
+        let Some(live) = self.sessions.get(&session) else { return Err(ApiError::Member {}) };
+        let candidate = Candidate { policy: &checked.policy, host: &checked.host, plan: &checked.plan, above: &above };
+        let later = || policy::wider_later(&live.policy, live.plan.exec_default, &candidate);
+        if let Some(wider) = policy::wider(&live.plan, live.policy.mode, &candidate).or_else(later) {
+            let message = format!("policy {} is wider than that of session {session:.8}: {wider}", checked.policy.name);
+            return Err(refused(message, "a session within another can only be narrower: allow less"));
+        }
+        let outermost = self.outermost(session);
+        if self.all_within(outermost).len() >= WITHIN_MAX {
+            let message = format!("{WITHIN_MAX} sessions live within session {outermost:.8}, which is as many as can");
+            return Err(refused(message, "wait until one of them has ended"));
+        }
+        let Some(live) = self.sessions.get(&session) else { return Err(ApiError::Member {}) };
+        // what it is ended for by idleness is not known before
+        let until_boot_ns = live.machine.limits().first(true).at_boot_ns;
+        let left = Duration::from_nanos(until_boot_ns.saturating_sub(boot_now()));
+        if left < checked.ttl {
+            checked.ttl = left;
+            checked.winner = "outer session";
+            checked
+                .notes
+                .push(format!("session {session:.8}, which it is within, ends it after {}", duration::format(left)));
+        }
+        let written = self.parts.kernel.config(live.reference.slot).map_err(failed)?;
+        checked.outer = Some(Outer { session, reference: live.reference, until_boot_ns, written });
+        Ok(())
+    }
+
+    /// The sessions that live within this one, not those within them.
+    fn within(&self, outer: SessionId) -> Vec<SessionId> {
+        let own = self.sessions.iter().filter(|(_, live)| live.start.within == Some(outer));
+        own.filter(|(_, live)| live.machine.reason().is_none()).map(|(id, _)| *id).collect()
+    }
+
+    /// As [`Engine::within`], and those within them.
+    pub(super) fn all_within(&self, outer: SessionId) -> Vec<SessionId> {
+        let mut found = self.within(outer);
+        let mut next = 0;
+        while let Some(id) = found.get(next) {
+            found.extend(self.within(*id));
+            next += 1;
+        }
+        found
+    }
+
+    fn outermost(&self, session: SessionId) -> SessionId {
+        let outer = |id: &SessionId| self.sessions.get(id)?.start.within;
+        std::iter::successors(Some(session), outer).last().unwrap_or(session)
+    }
+
+    /// What befalls a session befalls those within it.
+    pub(super) fn feed_within(&mut self, outer: SessionId, input: Input) {
+        for id in self.within(outer) {
+            self.feed(id, input);
+        }
+    }
+
+    /// After a deadline moved: the kernel holds those within to it as well.
+    pub(super) fn shorten_within(&mut self, outer: SessionId) {
+        let Some(live) = self.sessions.get(&outer) else { return };
+        let (ttl_boot_ns, now_boot_ns) = (live.machine.limits().first(true).at_boot_ns, boot_now());
+        for id in self.within(outer) {
+            let longer = |live: &Live| ttl_boot_ns < live.machine.limits().ttl_boot_ns;
+            if let Some(live) = self.sessions.get_mut(&id).filter(|live| longer(live)) {
+                live.winner = "outer session";
+                self.feed(id, Input::Renew { now_boot_ns, ttl_boot_ns });
+            }
+        }
+    }
+
+    /// After an end: nothing outlives the session that it is within.
+    pub(super) fn end_within(&mut self, outer: SessionId) {
+        let Some(reason) = self.sessions.get(&outer).and_then(|live| live.machine.reason()) else { return };
+        let within = self.within(outer);
+        self.mark_all(&within);
+        for id in within {
+            info!("session {id} ends with session {outer}, which it is within");
+            self.feed(id, Input::End { reason });
+        }
+    }
+
+    /// After a narrowing: what is wider than its outer session now, ends.
+    pub(super) fn end_wider_within(&mut self, outer: SessionId) {
+        for id in self.within(outer) {
+            if !self.fits_still(outer, id) {
+                info!("session {id} ends: session {outer}, which it is within, was narrowed");
+                self.feed(id, Input::End { reason: EndReason::ContextChanged });
+            }
+        }
+    }
+
+    /// What cannot be compared does not fit.
+    fn fits_still(&mut self, outer: SessionId, inner: SessionId) -> bool {
+        let (Some(inner), Some(live)) = (self.sessions.get(&inner), self.sessions.get(&outer)) else { return true };
+        let Ok(above) = above(&mut self.parts.kernel, &inner.policy, &inner.host) else { return false };
+        let candidate = Candidate { policy: &inner.policy, host: &inner.host, plan: &inner.plan, above: &above };
+        let later = || policy::wider_later(&live.policy, live.plan.exec_default, &candidate);
+        live.policy.nested && policy::wider(&live.plan, live.policy.mode, &candidate).or_else(later).is_none()
+    }
+
+    /// With another agent: what is within a session that is over by now, ends.
+    pub(super) fn end_left_within(&mut self) {
+        let gone = |outer: &SessionId| self.sessions.get(outer).is_none_or(|live| live.machine.reason().is_some());
+        let left: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, live)| live.machine.reason().is_none() && live.start.within.as_ref().is_some_and(gone))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in left {
+            self.feed(id, Input::End { reason: EndReason::ContextChanged });
+        }
+        // an agent may have died between the narrowing of a session and this
+        let outer: BTreeSet<SessionId> = self.sessions.values().filter_map(|live| live.start.within).collect();
+        for id in outer {
+            self.shorten_within(id);
+            self.end_wider_within(id);
+        }
+    }
+
+    /// Says at the door whose members may ask for a session within theirs.
+    pub(super) fn tell_door(&self) {
+        let may = self.sessions.values().filter(|live| live.policy.nested && live.machine.reason().is_none());
+        self.parts.nesting.set(may.map(|live| live.reference).collect());
+    }
+}
