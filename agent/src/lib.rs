@@ -21,5 +21,6 @@ mod pace;
 pub mod policy;
 mod readable;
 pub mod session;
+mod shed;
 pub mod store;
 mod users;

@@ -48,6 +48,7 @@ fn answer(call: Incoming, refuse: bool) -> Option<(Run, u32)> {
             ttl_ms: 1000,
             notes: vec!["the ttl was capped".to_owned()],
             close: Vec::new(),
+            shed: None,
         }))
     });
     Some((run, call.peer.pid))

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::policy::Shed;
+
 /// What a call is answered with.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
@@ -435,6 +437,9 @@ pub struct Started {
     /// Descriptors that the command must not find: `/dev/null` takes their place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub close: Vec<i32>,
+    /// What the caller lays down before the command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shed: Option<Shed>,
 }
 
 /// Reply to `Attach`: who was meant is a member now.

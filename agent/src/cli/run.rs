@@ -26,7 +26,7 @@ use crate::{
     config::Config,
     duration,
     evidence::Text,
-    given, inherited,
+    given, inherited, shed,
 };
 
 /// How long the agent may take to start a session.
@@ -105,6 +105,12 @@ pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
             format!("cannot close what the policy does not let the command inherit: {error}"),
         )
     })?;
+    if let Some(taken) = &started.shed {
+        shed::lay_down(taken).map_err(|error| {
+            let message = format!("cannot give up what the policy does not allow: {error}");
+            Failure::new(Exit::NotExecutable, message)
+        })?;
+    }
     Err(become_command(&path, &flags.command))
 }
 

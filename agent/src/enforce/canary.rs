@@ -32,7 +32,11 @@ use tipstaff_common::{
 };
 
 use super::SessionCgroup;
-use crate::kernel::{Kernel, KernelError, Revision, Tier, boot_now, open_pidfd};
+use crate::{
+    kernel::{Kernel, KernelError, Revision, Tier, boot_now, open_pidfd},
+    policy::Shed,
+    shed,
+};
 
 /// Hidden verb that makes this binary the canary's child.
 pub const VERB: &str = "canary-child";
@@ -50,8 +54,16 @@ const PORT: u16 = 9;
 
 /// What the canary tries beyond its session.
 pub const PRIVILEGES: [&str; 4] = ["signal", "ptrace", "bpf", "mount"];
+/// What it tries that takes no capability, once its calls are refused.
+pub const CALL: &str = "keyctl";
+/// Has the child lay down what a session's first process does where no kernel program judges privileges.
+const SHED: &str = "canary-shed";
 /// `BPF_PROG_GET_NEXT_ID`
 const PROGRAM_AFTER: u32 = 11;
+
+/// `KEYCTL_GET_KEYRING_ID`, `KEY_SPEC_PROCESS_KEYRING`
+const KEYCTL_GET_KEYRING_ID: i32 = 0;
+const PROCESS_KEYRING: i32 = -2;
 
 /// What happened to each thing the canary tried: an errno, 0 for "it worked", or a word.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -103,17 +115,19 @@ fn sing(kernel: &mut Kernel, cgroup: &SessionCgroup) -> Result<Song, KernelError
     let address = UnixAddress::from_abstract_name(&name).map_err(failed("name a socket for"))?;
     // what the child must not reach: it is here, outside the canary's session
     let _listener = UnixListener::bind_addr(&address).map_err(failed("listen for the canary from"))?;
-    let mut child = start(&name).map_err(failed("start the canary from"))?;
+    let mut child = start(&name, kernel.tier()).map_err(failed("start the canary from"))?;
     let outcome = tell(kernel, cgroup, &mut child);
     let _ = child.kill();
     child.wait().map_err(failed("wait for the canary from"))?;
     outcome
 }
 
-fn start(socket: &str) -> std::io::Result<Child> {
+fn start(socket: &str, tier: Tier) -> std::io::Result<Child> {
     Command::new("/proc/self/exe")
         .arg0("tipstaff")
-        .args([VERB, socket])
+        .arg(VERB)
+        .args((tier == Tier::NoLsm).then_some(SHED))
+        .arg(socket)
         .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -248,6 +262,12 @@ pub fn child(arguments: &[OsString]) -> std::io::Result<()> {
     let name = arguments.iter().rfind(|a| *a != VERB).map_or(&[][..], |name| name.as_bytes());
     let unix = UnixAddress::from_abstract_name(name).and_then(|to| UnixStream::connect_addr(&to));
     say("unix", errno(unix));
+    if arguments.iter().any(|argument| argument == SHED) {
+        // after what root alone could try: what refuses that is not to be this
+        let apart = shed::landlock_keeps_signals();
+        let all = Shed { apart, ..Shed::of(0, 0) };
+        say("shed", shed::lay_down(&all).map_or_else(|error| error.to_string(), |()| "0".into()));
+    }
     privileges("");
     say("exec", try_exec());
     let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -274,6 +294,7 @@ fn privileges(when: &str) {
     for attempt in PRIVILEGES {
         say(&format!("{attempt}{when}"), privilege(attempt));
     }
+    say(&format!("{CALL}{when}"), privilege(CALL));
 }
 
 fn privilege(attempt: &str) -> String {
@@ -294,6 +315,8 @@ fn privilege(attempt: &str) -> String {
                 let mut next = [0u32; 4];
                 libc::syscall(libc::SYS_bpf, PROGRAM_AFTER, next.as_mut_ptr(), size_of_val(&next))
             }
+            // the number of its own keyring, which there need not be
+            CALL => libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, PROCESS_KEYRING, 0),
             // both at once are no propagation
             _ => {
                 let (none, flags) = (std::ptr::null(), libc::MS_PRIVATE | libc::MS_SHARED);

@@ -11,7 +11,7 @@ mod tree;
 mod trust;
 mod watch;
 
-pub use canary::{PRIVILEGES, Song, VERB, child, prove};
+pub use canary::{CALL, PRIVILEGES, Song, VERB, child, prove};
 pub use cgroup::{SessionCgroup, cgroup_of, processes_below};
 pub use sockets::{
     Cut, Failure, Find, Flows, Found, Held, HeldUnix, Inheritance, Registry, explain, inheritance, protocol_name,

@@ -185,6 +185,7 @@ impl Engine {
             reported_at: history.last.clone(),
             first_process: kept.first,
             first,
+            to_lay_down: None,
         };
         let settled = self.kept(&live) != *found;
         self.sessions.insert(id, live);

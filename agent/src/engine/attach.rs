@@ -64,7 +64,7 @@ impl Engine {
         let (pid, first) = first_of(&target, &processes)?;
         let run = as_run(attach, Some(pid));
         let whose = owner(pid).ok_or_else(|| absent(pid))?;
-        let mut checked = self.check(&run, whose)?;
+        let mut checked = self.check(&run, whose, true)?;
         self.look_before(&checked, &processes).map_err(|problem| self.record_refusal(&run, by, problem))?;
         checked.notes.extend(self.out_of_scope(&checked, &processes)?);
         let cgroup = match &target {

@@ -4,11 +4,16 @@ use tipstaff_common::rule;
 
 pub use crate::evidence::Control;
 use crate::{
-    enforce::{PRIVILEGES, Song},
+    enforce::{CALL, PRIVILEGES, Song},
     evidence::ControlState,
     kernel::Tier,
     policy::{Access, Effect, ExecTarget, Policy, ProgramClass},
 };
+
+/// The control on privileges, which in tier no-lsm the launcher lays down.
+pub(super) const TAKEN_AWAY: &str = "privileges";
+/// What the canary tries of it there that it cannot do without capabilities, or with its calls refused.
+const TAKEN: [&str; 3] = ["ptrace", "bpf", "mount"];
 
 /// What the canary's song says about every control; `without_lsm` is why LSM programs decide nothing here,
 /// `without_hooks` names hooks on privileges that the kernel does not have.
@@ -26,7 +31,7 @@ pub fn from_song(tier: Tier, without_lsm: &str, without_hooks: &[&str], song: &S
         Tier::Full => control("exec-script", exec.state, "script and interpreter are judged by the same hook as exec"),
         Tier::NoLsm => unavailable("exec-script", "tracepoints see the interpreter's file only; its rule decides"),
     };
-    vec![
+    let mut all = vec![
         membership,
         exec,
         script,
@@ -40,7 +45,11 @@ pub fn from_song(tier: Tier, without_lsm: &str, without_hooks: &[&str], song: &S
         attempts("budgets", song, &[("budget", "a connect over its budget")]),
         privileges(tier, without_hooks, song),
         clock(song),
-    ]
+    ];
+    if tier == Tier::NoLsm {
+        all.extend([seccomp(song), landlock(song)]);
+    }
+    all
 }
 
 /// Enforced where LSM programs refused the canary's exec. A tracepoint that kills it can be skipped by some kernels, as that
@@ -81,7 +90,7 @@ fn control(name: &str, state: ControlState, why: &str) -> Control {
     Control { control: name.into(), state, why: Some(why.into()) }
 }
 
-fn unavailable(name: &str, why: &str) -> Control {
+pub(super) fn unavailable(name: &str, why: &str) -> Control {
     control(name, ControlState::Unavailable, why)
 }
 
@@ -138,24 +147,63 @@ fn unix_sockets(tier: Tier, song: &Song) -> Control {
     }
 }
 
-/// Enforced where the canary was refused in its session what it could do before.
+/// Enforced where the canary was refused in its session what it could do before. In tier no-lsm it laid down itself what the
+/// launcher does, and there are ways that this does not close.
 fn privileges(tier: Tier, without_hooks: &[&str], song: &Song) -> Control {
-    let name = "privileges";
-    if tier == Tier::NoLsm {
-        return unavailable(name, "without BPF LSM no program is asked before a member uses a privilege");
-    }
-    let denied = |attempt: &str| song.denied(attempt) && !song.denied(&format!("{attempt}-before"));
-    if let Some(attempt) = PRIVILEGES.into_iter().find(|attempt| !denied(attempt)) {
+    let name = TAKEN_AWAY;
+    let attempts = if tier == Tier::Full { &PRIVILEGES[..] } else { &TAKEN };
+    if let Some(attempt) = attempts.iter().find(|attempt| !newly_denied(song, attempt)) {
         let (before, after) = (song.of(&format!("{attempt}-before")), song.of(attempt));
-        let why = format!("the canary's attempt ({attempt}) came out as {after}, and before its session as {before}");
+        let mut why =
+            format!("the canary's attempt ({attempt}) came out as {after}, and before its session as {before}");
+        if tier == Tier::NoLsm {
+            why.push_str(&format!("; what `run` lays down: {}", song.of("shed")));
+        }
         return unavailable(name, &why);
     }
-    let tried = PRIVILEGES.join(", ");
+    let tried = attempts.join(", ");
+    if tier == Tier::NoLsm {
+        let why = format!(
+            "`run` takes capabilities, no_new_privs and calls away, with which the canary was refused: {tried}; not from \
+             who is attached, and not root's own files (kernel-settings, raw-devices); signals only where control landlock \
+             is enforced"
+        );
+        return control(name, ControlState::BestEffort, &why);
+    }
     if without_hooks.is_empty() {
         return control(name, ControlState::Enforced, &format!("the canary was refused: {tried}"));
     }
     let why = format!("the canary was refused: {tried}; this kernel does not ask at {}", without_hooks.join(", "));
     control(name, ControlState::BestEffort, &why)
+}
+
+fn newly_denied(song: &Song, attempt: &str) -> bool {
+    song.denied(attempt) && !song.denied(&format!("{attempt}-before"))
+}
+
+/// Enforced where a call that takes no capability was refused the canary once it had its filter.
+fn seccomp(song: &Song) -> Control {
+    if newly_denied(song, CALL) {
+        let why =
+            format!("`run` has the kernel refuse the calls of classes that are not allowed: the canary's {CALL} was");
+        return control("seccomp", ControlState::Enforced, &why);
+    }
+    let why = format!("the canary's {CALL} came out as {}; what `run` lays down: {}", song.of(CALL), song.of("shed"));
+    unavailable("seccomp", &why)
+}
+
+/// Enforced where the canary's signal did not reach the agent.
+fn landlock(song: &Song) -> Control {
+    if newly_denied(song, "signal") {
+        let why = "`run` keeps signals and looks in, where neither is allowed out: the canary's signal was refused";
+        return control("landlock", ControlState::Enforced, why);
+    }
+    let why = format!(
+        "the canary's signal came out as {}: Landlock keeps signals in from Linux 6.12 on, where it is among the active \
+         security modules",
+        song.of("signal")
+    );
+    unavailable("landlock", &why)
 }
 
 /// Enforced where a member that only computes was killed after its session's end.

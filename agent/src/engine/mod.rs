@@ -22,6 +22,7 @@ mod recover;
 mod refresh;
 mod report;
 mod resolve;
+mod shed;
 mod slots;
 mod stale;
 mod start;
@@ -75,7 +76,7 @@ use crate::{
         CgroupRoot, Kernel, Pins, Urgent, boot_now,
         ring::{DecodeError, Event},
     },
-    policy::{Limits, Plan, Policy, Resolved},
+    policy::{Limits, Plan, Policy, Resolved, Shed},
     session::{EndReason, Ending, Ends, Input, Session, SessionId},
     store::{First, Store},
 };
@@ -134,6 +135,8 @@ pub enum Note {
     FirstExited(SessionId),
     /// A member was moved out of the session's cgroup, and its policy ends it for that.
     Moved(SessionId),
+    /// A session's first process did not lay down what it was told to: what it kept.
+    Kept(SessionId, String),
     /// A follower of the evidence has been sent the records up to this number.
     CaughtUp(Answer, u64),
 }
@@ -262,6 +265,8 @@ struct Live {
     first_process: First,
     /// The same as a descriptor; `None`: it is gone.
     first: Option<OwnedFd>,
+    /// What it was told to lay down before its first program, until that was looked at.
+    to_lay_down: Option<Shed>,
 }
 
 impl Engine {
@@ -414,6 +419,7 @@ impl Engine {
         match note {
             Note::FirstExited(id) => self.first_gone(id, boot_now()),
             Note::Moved(id) => self.moved(id),
+            Note::Kept(id, what) => self.kept_more(id, what),
             Note::CaughtUp(follower, sent) if sent >= self.parts.log.last() => self.followers.push(follower),
             Note::CaughtUp(follower, sent) => self.send_records(follower, sent, true),
         }

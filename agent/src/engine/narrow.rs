@@ -115,7 +115,8 @@ impl Engine {
             return Err(ApiError::Refused { message: stay.told(), rule: None, remedy: stays::REMEDY.into() });
         }
         let mut notes: Vec<String> = plan.notes.iter().map(ToString::to_string).collect();
-        notes.extend(self.check_controls(&policy)?);
+        notes.extend(self.check_controls(&policy, live.start.attached.is_some())?);
+        notes.extend(self.check_taken_later(live, &policy)?);
         notes.sort();
         let (text, source) = (Some(text.to_owned()), source.to_owned());
         Ok((Narrower { text, policy, source, host, removed: Vec::new(), phase: None, notes }, plan))

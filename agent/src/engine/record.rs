@@ -47,6 +47,8 @@ impl Engine {
         let body = body(*id, session, event);
         let moved = matches!(event, Event::Move(moved) if moved.joined == 0)
             && (session.rules.moved_ends || session.machine.is_still());
+        let began = matches!(event, Event::Exec(_)) && header.tgid == session.first_process.pid;
+        let laid_down = session.to_lay_down.take_if(|_| began);
         let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
         let (id, reference, cgroup) = (*id, session.reference, session.cgroup.path().to_owned());
         self.append(&body);
@@ -55,6 +57,9 @@ impl Engine {
         if moved {
             // by a note: what ends a session reads the rings, which are being read
             let _ = self.parts.notes.send(Note::Moved(id));
+        }
+        if let Some(shed) = laid_down {
+            self.see_laid_down(id, &shed);
         }
         if let Some(pid) = doomed {
             self.see_to(pid, reference, &cgroup);

@@ -94,7 +94,7 @@ impl Engine {
                 since_ms: boot_now().saturating_sub(ending.due_boot_ns) / 1_000_000,
                 mark_ms: ending.took(None, None).mark_ms,
             }),
-            controls: self.asked(live).into_iter().map(wire_control).collect(),
+            controls: self.asked(live).iter().map(wire_control).collect(),
             members: of(live, &members).take(MEMBERS).map(|m| wire::Member { pid: m.tgid, tid: m.tid }).collect(),
             verdicts: live.verdicts.iter().cloned().collect(),
         })))
@@ -179,9 +179,10 @@ impl Engine {
         why
     }
 
-    fn asked(&self, live: &Live) -> Vec<&Control> {
+    fn asked(&self, live: &Live) -> Vec<Control> {
         let names = controls::asked(&live.policy, |path| resolve::interpreter(path).is_some());
-        self.parts.controls.iter().filter(|c| names.contains(&c.control.as_str())).collect()
+        let asked = self.parts.controls.iter().filter(|c| names.contains(&c.control.as_str()));
+        asked.map(|control| self.control_for(control, live.start.attached.is_some())).collect()
     }
 }
 

@@ -90,13 +90,15 @@ impl Engine {
         let home = cgroup_of(peer.pid, &self.parts.mount).map_err(failed)?;
         self.check_confinement(peer, &home)?;
         let principal = principal(peer);
-        let mut checked = self.check(run, principal)?;
+        let mut checked = self.check(run, principal, false)?;
         if let Some(outer) = outer {
             let fits = self.fit_within(outer, &mut checked);
             fits.map_err(|problem| self.record_refusal(run, principal, problem))?;
         }
         let outer = checked.outer;
         checked.notes.extend(self.judge(run, peer, &checked.policy, &checked.host)?);
+        let (shed, notes) = self.shed(run, peer.pid, principal, &checked.policy)?;
+        checked.notes.extend(notes);
         let ttl = checked.ttl;
         let inherited = self.inherit(run, (peer.pid, first.as_fd()), principal, &mut checked)?;
         let close = inherited.iter().filter(|socket| socket.closed).map(|socket| socket.descriptor).collect();
@@ -107,13 +109,16 @@ impl Engine {
             self.feed(id, Input::StartFailed);
             return Err(ApiError::Failed { message: format!("the session could not be started: {problem}") });
         }
+        if let Some(live) = self.sessions.get_mut(&id) {
+            live.to_lay_down = shed;
+        }
         self.feed(id, Input::Labelled);
         self.record_reuse(id, &BTreeSet::new());
         self.watch_files();
         self.tell_door();
         info!("session {id} started for uid {} pid {}", peer.uid, peer.pid);
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-        Ok(Started { session: id.to_string(), deadline_boot_ns: deadline, ttl_ms, notes, close })
+        Ok(Started { session: id.to_string(), deadline_boot_ns: deadline, ttl_ms, notes, close, shed })
     }
 
     /// Gives a session its place on the host, in the kernel, in the store and in the evidence. It has no member yet.
@@ -185,6 +190,7 @@ impl Engine {
             reported_at: Some(self.mark()),
             first_process: First { pid: subject.pid, started: started(subject.pid).unwrap_or(0) },
             first: Some(subject.process),
+            to_lay_down: None,
         };
         // kept before it is recorded: a session that is recorded always has an end, whoever writes it
         if let Err(error) = self.parts.store.keep(&self.kept(&live)) {
@@ -198,8 +204,8 @@ impl Engine {
         Ok(Begun { id, deadline, notes })
     }
 
-    /// Parses, resolves and compiles; touches nothing that lasts.
-    pub(super) fn check(&mut self, run: &wire::Run, principal: Principal) -> Result<Checked, ApiError> {
+    /// Parses, resolves and compiles; touches nothing that lasts. `attached`: who is meant runs already.
+    pub(super) fn check(&mut self, run: &wire::Run, principal: Principal, attached: bool) -> Result<Checked, ApiError> {
         let policy = policy::parse(&run.policy_source, run.policy.as_bytes())
             .map_err(|problems| ApiError::BadPolicy { problems })?;
         let (ttl, winner) = self.ttl(&policy, run.ttl.as_deref())?;
@@ -220,7 +226,7 @@ impl Engine {
             format!("policy {name} was to be reviewed by {day}: review it, and give it a later reviewBy")
         }));
         notes.extend(plan.notes.iter().map(ToString::to_string));
-        notes.extend(self.check_controls(&policy)?);
+        notes.extend(self.check_controls(&policy, attached)?);
         Ok(Checked { policy, host: files, plan, ttl, winner, notes, outer: None })
     }
 
@@ -257,11 +263,12 @@ impl Engine {
     }
 
     /// Under `strict`, refuses what asks for a control that is not there; else says what is weaker.
-    pub(super) fn check_controls(&self, policy: &Policy) -> Result<Vec<String>, ApiError> {
+    pub(super) fn check_controls(&self, policy: &Policy, attached: bool) -> Result<Vec<String>, ApiError> {
         let mut notes = Vec::new();
         for name in controls::asked(policy, |path| resolve::interpreter(path).is_some()) {
             let Some(control) = self.parts.controls.iter().find(|c| c.control == name) else { continue };
-            let why = control.why.clone().unwrap_or_default();
+            let control = self.control_for(control, attached);
+            let why = control.why.unwrap_or_default();
             match control.state {
                 ControlState::Enforced => {}
                 ControlState::Unavailable if policy.strict => {

@@ -19,6 +19,7 @@ mod problem;
 mod programs;
 mod resolver;
 mod scope;
+mod shed;
 mod summary;
 mod table;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use problem::Problem;
 pub use programs::{FileDigest, Program, ProgramClass};
 pub use resolver::resolvers;
 pub use scope::{Classes, Privileges, privilege_name};
+pub use shed::{SYS_ADMIN, Shed, capability_names};
 pub use summary::{RuleSummary, Summary};
 pub use table::{CompileProblem, NetKey, NetTable};
 pub use traffic::{Access, Addresses, Budgets, NetRule, PortRange, Protocol, UnixRule, UnixTarget};

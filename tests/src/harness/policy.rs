@@ -60,6 +60,11 @@ impl Policy {
         self
     }
 
+    /// Classes of privileges that may be used, and no others: `mount, chroot`.
+    pub(crate) fn privileges(self, classes: &str) -> Self {
+        self.scope(format!("privileges: {{ allow: [{classes}] }}"))
+    }
+
     /// A key of `spec` with its value.
     pub(crate) fn spec(mut self, line: impl Display) -> Self {
         self.spec.push(line.to_string());

@@ -158,7 +158,7 @@ fn namespace(s: &mut Sandbox) -> Result<()> {
     let member = s.program("member")?;
     for (address, prefix) in FAMILIES {
         let (pid, go) = (s.file("pid"), s.file("go"));
-        let policy = only(&member).to("server", prefix, PORT);
+        let policy = only(&member).to("server", prefix, PORT).privileges("capabilities");
         let line = format!("unshare net loopback pid {pid} await {go} open 2 tcp {address} {PORT} idle");
         let running = s.run(&s.policy(&policy)?, &member, &line)?;
         let session = running.session(s)?;

@@ -31,6 +31,7 @@ mod scope;
 mod sockets;
 mod stale;
 mod suspend;
+mod taken;
 mod time;
 mod views;
 mod wire;
@@ -52,6 +53,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     narrow::TESTS,
     sockets::TESTS,
     privileges::TESTS,
+    taken::TESTS,
     time::TESTS,
     deadline::TESTS,
     limits::TESTS,

@@ -16,7 +16,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Every class that a member tries here, with its argument, and what comes of it where it is allowed.
-fn attempts() -> [(&'static str, String, &'static str); 14] {
+pub(super) fn attempts() -> [(&'static str, String, &'static str); 14] {
     // this process: it is in no session
     let own = std::process::id().to_string();
     [
@@ -38,7 +38,7 @@ fn attempts() -> [(&'static str, String, &'static str); 14] {
 }
 
 /// In a new session, `line`: what it said, and the session.
-fn tried(s: &Sandbox, policy: &Policy, member: &str, line: &str) -> Result<(Finished, String)> {
+pub(super) fn tried(s: &Sandbox, policy: &Policy, member: &str, line: &str) -> Result<(Finished, String)> {
     let running = s.run(&s.policy(policy)?, member, line)?;
     let session = running.session(s)?;
     let finished = running.wait()?;

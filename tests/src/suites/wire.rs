@@ -294,7 +294,8 @@ fn echoes(s: &Sandbox, wire: &Capture, rules: &Policy) -> Result<()> {
 fn hops(s: &mut Sandbox) -> Result<()> {
     let wire = wire(s)?;
     let member = member(s);
-    let policy = s.policy(&policy(&member))?;
+    // such a header wants the capability that packet sockets do
+    let policy = s.policy(&policy(&member).scope("sockets: { allow: [packet] }"))?;
     for family in &FAMILIES {
         let server = Server::udp("::")?;
         let port = server.port();

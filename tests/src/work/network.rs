@@ -23,7 +23,11 @@ use nix::{
     },
 };
 
-use super::{one, process::idle, say};
+use super::{
+    one,
+    process::{self, idle},
+    say,
+};
 use crate::harness::wait::boot_ns;
 
 /// `connect tcp|udp ADDRESS PORT`
@@ -158,15 +162,30 @@ pub(super) fn hold(words: &[&str]) -> Result<u8> {
 pub(super) fn call(words: &[&str]) -> Result<u8> {
     let (path, rest) = one(words)?;
     let (method, _) = one(rest)?;
-    let answer = ask(path, method).unwrap_or_else(|error| format!("errno {}", error.raw_os_error().unwrap_or(0)));
+    let answer = ask(path, method, "{}").unwrap_or_else(|error| format!("errno {}", error.raw_os_error().unwrap_or(0)));
     println!("{answer}");
     Ok(0)
 }
 
-fn ask(path: &str, method: &str) -> std::io::Result<String> {
+/// `begin SOCKET POLICY PROGRAM ARGUMENT…`: a launcher of its own. Asks the agent for a session, lays nothing down of what it
+/// is told to, and becomes the program.
+pub(super) fn begin(words: &[&str]) -> Result<u8> {
+    let [path, policy, program @ ..] = words else { bail!("begin needs a socket, a policy and a program") };
+    let command = serde_json::json!({ "path": program.first(), "argv": program, "argv_cut": false });
+    let text = std::fs::read_to_string(policy)?;
+    let run = serde_json::json!({ "policy": text, "policy_source": policy, "command": command, "cwd": "/" });
+    let answer = ask(path, "dev.tipstaff.Run", &run.to_string())?;
+    if answer.contains("error") {
+        println!("{answer}");
+        return Ok(0);
+    }
+    process::exec(program)
+}
+
+fn ask(path: &str, method: &str, parameters: &str) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(format!("{{\"method\":\"{method}\",\"parameters\":{{}}}}\0").as_bytes())?;
+    stream.write_all(format!("{{\"method\":\"{method}\",\"parameters\":{parameters}}}\0").as_bytes())?;
     let mut answer = Vec::new();
     let mut byte = [0];
     while stream.read(&mut byte)? == 1 && byte != [0] {

@@ -193,3 +193,62 @@ fn in_child(act: impl FnOnce() -> Result<(), Errno>) -> Result<Result<(), Errno>
         other => bail!("the child came out as {other:?}"),
     }
 }
+
+/// `own-standing`: this process's user ids, whether it may gain any privilege, its capabilities and its seccomp mode.
+pub(super) fn own_standing() -> Result<u8> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = |name: &str| {
+        let found = status.lines().find_map(|line| line.strip_prefix(name));
+        format!("{name}{}", found.unwrap_or_default().replace('\t', " "))
+    };
+    let names = ["Uid:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:", "Seccomp:"];
+    println!("{}", names.map(line).join(", "));
+    Ok(0)
+}
+
+/// `by-number x32|i386`: keyctl(2) by the numbers of another architecture, for the number of this process's own keyring.
+pub(super) fn by_number(words: &[&str]) -> Result<u8> {
+    const X32: i64 = 0x4000_0000;
+    const PROCESS_KEYRING: i64 = -2;
+    let (numbers, _) = one(words)?;
+    let tried = match numbers {
+        // SAFETY: integers only.
+        "x32" => in_child(|| result(unsafe { libc::syscall(X32 + libc::SYS_keyctl, 0, PROCESS_KEYRING, 0) })),
+        "i386" => in_child(|| through_interrupt(288, 0, PROCESS_KEYRING)),
+        _ => bail!("there are no numbers of {numbers:?}"),
+    };
+    Ok(match tried {
+        Ok(outcome) => say(outcome),
+        // a kernel without 32-bit programs takes no such interrupt
+        Err(error) => {
+            println!("{error:#}");
+            0
+        }
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn through_interrupt(number: i64, first: i64, second: i64) -> Result<(), Errno> {
+    let answer: i64;
+    // SAFETY: the kernel takes integers and answers one; older ones lose the registers that are named so.
+    unsafe {
+        std::arch::asm!(
+            "xchg rbx, {first}",
+            "int 0x80",
+            "xchg rbx, {first}",
+            first = inout(reg) first => _,
+            inlateout("rax") number => answer,
+            in("rcx") second,
+            in("rdx") 0_i64,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    // 32 bits of it are the answer
+    let answer = answer as i32;
+    if (-4095..0).contains(&answer) { Err(Errno::from_raw(-answer)) } else { Ok(()) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn through_interrupt(_: i64, _: i64, _: i64) -> Result<(), Errno> {
+    Err(Errno::ENOSYS)
+}
