@@ -7,6 +7,7 @@ mod cli;
 mod control;
 mod cut;
 mod deadline;
+mod delegation;
 mod end;
 mod evidence;
 mod exec;
@@ -51,6 +52,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     narrow::TESTS,
     sockets::TESTS,
     privileges::TESTS,
+    delegation::TESTS,
     time::TESTS,
     deadline::TESTS,
     limits::TESTS,
