@@ -37,6 +37,7 @@ use crate::{
     kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier},
     made::Made,
     pace::Pace,
+    policy::delegates,
     readable::Readable,
     session::EndReason,
     store::Kept,
@@ -165,6 +166,11 @@ fn protect(kernel: &mut Kernel, config: &Config) {
     let own: Vec<PathBuf> = own.cloned().collect();
     if let Err(problem) = kernel.protect(&own, &paths.pins) {
         warn!("members are not kept from the agent's own files: {problem}");
+    }
+    let delegates = kernel.set_delegates(&delegates::name_keys());
+    let delegates = delegates.and_then(|()| kernel.set_spools(delegates::FOLDERS, delegates::first_folder()));
+    if let Err(problem) = delegates {
+        warn!("members are not kept from daemons that start programs for them: {problem}");
     }
 }
 

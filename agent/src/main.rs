@@ -70,6 +70,7 @@ fn check_policy(file: &str, bytes: &[u8]) -> Result<Checked, Vec<Problem>> {
         let stays: Vec<&str> = rules.iter().map(String::as_str).collect();
         text.push_str(&format!("  phase {name} keeps {}\n", stays.join(", ")));
     }
+    summary.notes.iter().for_each(|note| text.push_str(&format!("  note: {note}\n")));
     text.push_str(&format!("  no rule: exec {}, net {}\n", summary.exec_default, summary.net_default));
     let json = serde_json::to_value(&summary).unwrap_or_default();
     Ok(Checked { text, json })

@@ -221,7 +221,7 @@ pub struct Privilege {
     pub header: Header,
     /// `privilege::PRIVILEGE_*`: what it takes.
     pub class: u32,
-    /// The signal, the command of bpf(2); else 0.
+    /// The signal, the command of bpf(2); of `PRIVILEGE_DELEGATION` the agent's number for the place; else 0.
     pub detail: u32,
     /// Process id of whom it was tried on, in the root pid namespace; 0: not on a process.
     pub target: u32,

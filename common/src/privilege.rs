@@ -32,8 +32,10 @@ pub const PRIVILEGE_IO_URING: u32 = 1 << 13;
 pub const PRIVILEGE_KERNEL_SETTINGS: u32 = 1 << 14;
 /// To open a disk past its file system, or the machine's memory.
 pub const PRIVILEGE_RAW_DEVICES: u32 = 1 << 15;
+/// To have a daemon start a program, outside of every session: by its socket, or by what lies in the folders that it reads.
+pub const PRIVILEGE_DELEGATION: u32 = 1 << 16;
 /// Every class.
-pub const PRIVILEGE_ALL: u32 = (1 << 16) - 1;
+pub const PRIVILEGE_ALL: u32 = (1 << 17) - 1;
 
 /// No class, and in no policy: in a record, that a member would have changed the agent's own files or pins.
 pub const AGENT_FILES: u32 = 1 << 31;
@@ -41,3 +43,8 @@ pub const AGENT_FILES: u32 = 1 << 31;
 pub const WHOLE: u32 = 1;
 /// In `PROTECTED`: the root of the file system that the pins are in, which is not unmounted.
 pub const MOUNTED: u32 = 2;
+/// In `PROTECTED`, from here on: a folder or file out of which a daemon starts programs; above this, the `detail` that records
+/// have.
+pub const SPOOLS: u32 = 16;
+/// Places of sockets in `DELEGATES`, at most.
+pub const DELEGATES: u32 = 128;

@@ -55,6 +55,8 @@ pub const REASON_OPTION: u32 = REASONS + 16;
 pub const REASON_PRIVILEGE: u32 = REASONS + 17;
 /// It would reach the agent, what it holds or what holds its sessions: no policy allows that.
 pub const REASON_PROTECTED: u32 = REASONS + 18;
+/// A daemon on this host that starts programs for whoever logs in: class `PRIVILEGE_DELEGATION`, where it is an address.
+pub const REASON_DELEGATION: u32 = REASONS + 19;
 
 /// The file is not as it was when the rule's file was looked at (see [`PINNED`]).
 pub const REASON_CHANGED: u32 = REASONS + 0x20;

@@ -12,6 +12,7 @@ use tipstaff_common::{
     label::{Label, Mirrored, SessionRef},
     limits,
     offsets::Offsets,
+    privilege,
     rule::{ExecKey, FileId, NetEntry, ProgramEntry, UnixKey},
     session::{HostRoot, PolicyEntry, SessionConfig, SessionCounters, Settings},
     socket::{Destination, SocketLabel},
@@ -314,7 +315,13 @@ pub static LOST: PerCpuArray<u64, { KINDS }> = PerCpuArray::new();
 #[btf_map]
 pub static GENERATION: Array<u32, 1> = Array::new();
 
-/// The agent's folders, and the roots of the file systems that its pins are in. Written by the agent at its start.
+/// Names of sockets of daemons that start programs for their clients → the agent's number for the place. The longest that
+/// fits is found. Written by the agent at its start.
+#[btf_map]
+pub static DELEGATES: LpmTrie<[u8; limits::UNIX_NAME], u32, { privilege::DELEGATES as usize }> = LpmTrie::new();
+
+/// The agent's folders, and the roots of the file systems that its pins are in; folders out of which daemons start programs.
+/// Written by the agent at its start, the last also when a session starts.
 #[btf_map]
 pub static PROTECTED: HashMap<FileId, u32, { limits::PROTECTED as usize }> = HashMap::new();
 

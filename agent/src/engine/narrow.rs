@@ -97,6 +97,8 @@ impl Engine {
         };
         // the resolvers are those that the session started with
         host.resolvers.clone_from(&live.host.resolvers);
+        // an address of this host is one to the session's end
+        host.own.extend_from_slice(&live.host.own);
         let plan = compiled(&policy, &host)?;
         let candidate = Candidate { policy: &policy, host: &host, plan: &plan, above: &above };
         let later = || policy::wider_later(&live.policy, live.plan.exec_default, &candidate);

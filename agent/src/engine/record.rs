@@ -5,6 +5,7 @@ use std::{net::SocketAddr, os::fd::AsFd as _, path::Path};
 use tipstaff_common::{
     event::{self, Header, VIA_CONNECT},
     label::SessionRef,
+    privilege::PRIVILEGE_DELEGATION,
     rule,
 };
 use tracing::debug;
@@ -18,7 +19,7 @@ use crate::{
         kill_pidfd, open_pidfd,
         ring::{self, Event},
     },
-    policy::{privilege_name, reason_name},
+    policy::{delegates, privilege_name, reason_name},
     session::{Mode, SessionId},
 };
 
@@ -143,9 +144,10 @@ fn what(event: &Event) -> String {
         Event::Fork(fork) => format!("task {}", fork.child_tid),
         Event::Unix(unix) => unix_name(unix).to_string(),
         Event::Socket(socket) => format!("{} {}", act(socket), family(socket)),
-        Event::Privilege(tried) => match tried.target {
-            0 => privilege_name(tried.class).to_owned(),
-            target => format!("{} process {target}", privilege_name(tried.class)),
+        Event::Privilege(tried) => match (tried.target, place(tried)) {
+            (0, None) => privilege_name(tried.class).to_owned(),
+            (0, Some(place)) => format!("{} {place}", privilege_name(tried.class)),
+            (target, _) => format!("{} process {target}", privilege_name(tried.class)),
         },
         Event::Exit(_) | Event::Move(_) => String::new(),
     }
@@ -179,6 +181,7 @@ fn remedy(event: &Event) -> Option<&'static str> {
             Some("add `resolver: allow` to spec.scope.net, if it is the host's resolver")
         }
         rule::REASON_METADATA => Some("add a rule with `to: metadata` to spec.scope.net.allow"),
+        rule::REASON_DELEGATION => Some("add delegation to spec.scope.privileges.allow, if members may log in here"),
         _ => None,
     }
 }
@@ -249,10 +252,29 @@ pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u3
         }
         Event::Privilege(tried) => {
             let class = privilege_name(tried.class).to_owned();
-            let (target, detail) = ((tried.target != 0).then_some(tried.target), tried.detail);
-            Body::Privilege(Privilege { session, seq, at_boot_ns, pid, tid, uid, class, target, detail, verdict, rule })
+            let (target, place) = ((tried.target != 0).then_some(tried.target), place(tried).map(str::to_owned));
+            let detail = if place.is_some() { 0 } else { tried.detail };
+            Body::Privilege(Privilege {
+                session,
+                seq,
+                at_boot_ns,
+                pid,
+                tid,
+                uid,
+                class,
+                target,
+                place,
+                detail,
+                verdict,
+                rule,
+            })
         }
     }
+}
+
+/// Who was to start programs outside of the session.
+fn place(tried: &event::Privilege) -> Option<&'static str> {
+    (tried.class == PRIVILEGE_DELEGATION).then(|| delegates::place(tried.detail)).flatten()
 }
 
 fn via(code: u8) -> Via {

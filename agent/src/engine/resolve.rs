@@ -1,7 +1,7 @@
 //! Which files a policy's rules name on this host, as the kernel will see them.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fs::{self, File},
     io::{self, Read as _},
     net::IpAddr,
@@ -105,6 +105,7 @@ pub(super) fn again(
     }
     host.unix.clone_from(&before.host.unix);
     host.resolvers.clone_from(&before.host.resolvers);
+    host.own.clone_from(&before.host.own);
     Ok(host)
 }
 
@@ -113,6 +114,7 @@ pub(super) fn again(
 pub(super) fn rules(kernel: &mut Kernel, digests: &mut Digests, policy: &Policy) -> Result<Resolved, KernelError> {
     let mut host = resolve(kernel, digests, (policy, policy.unix_rules()), None)?;
     host.resolvers = resolvers(policy)?;
+    host.own = if policy.may_delegate() { Vec::new() } else { own_addresses()? };
     Ok(host)
 }
 
@@ -306,6 +308,19 @@ fn resolvers(policy: &Policy) -> Result<Vec<IpAddr>, KernelError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(policy::resolvers("")),
         Err(error) => Err(KernelError::file("read", RESOLV_CONF)(error)),
     }
+}
+
+/// The addresses of all the host's interfaces. Loopback needs none.
+fn own_addresses() -> Result<Vec<IpAddr>, KernelError> {
+    let found =
+        nix::ifaddrs::getifaddrs().map_err(|errno| KernelError::file("list", "the host's addresses")(errno.into()))?;
+    let address = |one: nix::ifaddrs::InterfaceAddress| {
+        let storage = one.address?;
+        let v4 = storage.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    let own: BTreeSet<IpAddr> = found.filter_map(address).filter(|address| !address.is_loopback()).collect();
+    Ok(own.into_iter().collect())
 }
 
 /// What a path leads to.

@@ -39,7 +39,7 @@ use crate::{
         Attachment, Body, Context, ControlState, InheritedDescriptor, PolicyRef, Principal, Refused, SessionStart, Text,
     },
     kernel::{KernelError, open_pidfd},
-    policy::{self, Mode, Plan, Policy, Resolved},
+    policy::{self, Mode, Plan, Policy, Resolved, delegates},
     readable::Readable,
     session::{self, Input, Session, SessionId},
     store::First,
@@ -135,6 +135,9 @@ impl Engine {
         let deadline = machine.armed().at_boot_ns;
         let (policy_slot, plan) = self.policies.acquire(&mut self.parts.kernel, checked.plan).map_err(failed)?;
         let mut notes = checked.notes;
+        // a crontab is another file after each change
+        let spools = self.parts.kernel.set_spools(delegates::FOLDERS, delegates::first_folder());
+        complain("looking at the folders of schedulers", spools);
         let prepared = self.prepare(id, policy_slot, (&checked.policy, checked.outer.as_ref()), deadline, &subject);
         let (reference, cgroup) = match prepared {
             Ok(prepared) => prepared,

@@ -27,7 +27,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tipstaff_common::{
     event::KINDS,
     label::{CONFINED, Label, Mirrored, SessionRef, TREE},
-    privilege::{MOUNTED, WHOLE},
+    limits::UNIX_NAME,
+    privilege::{MOUNTED, SPOOLS, WHOLE},
     rule::{ExecEntry, ExecKey, FileId, NetEntry, ProgramEntry, UnixKey},
     session::{
         Budgets, HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, MODE_ENFORCE, MODE_OBSERVE, PolicyEntry,
@@ -93,6 +94,7 @@ pub struct Maps {
     generation: Array<MapData, u32>,
     foreign: Array<MapData, u64>,
     protected: HashMap<MapData, FileId, u32>,
+    delegates: LpmTrie<MapData, [u8; UNIX_NAME], u32>,
     lost: PerCpuArray<MapData, u64>,
     /// `None` while the engine reads them.
     rings: Option<Rings>,
@@ -137,6 +139,7 @@ impl Maps {
             generation: typed(ebpf, "GENERATION")?,
             foreign: typed(ebpf, "FOREIGN")?,
             protected: typed(ebpf, "PROTECTED")?,
+            delegates: typed(ebpf, "DELEGATES")?,
             lost: typed(ebpf, "LOST")?,
             rings: Some(Rings { verdicts: typed(ebpf, "VERDICTS")?, activity: typed(ebpf, "ACTIVITY")? }),
             reader_awake: typed(ebpf, "READER_AWAKE")?,
@@ -468,6 +471,45 @@ impl Kernel {
         for (seen, how) in self.see(&open)?.into_iter().zip(how) {
             let Some(seen) = seen else { continue };
             self.maps.protected.insert(seen.id, how, 0).map_err(failed("write", "PROTECTED"))?;
+        }
+        Ok(())
+    }
+
+    /// Says by what names the sockets are known that take class `delegation`: bits that count and name, and the number of the
+    /// place. Others than these are none any more.
+    pub fn set_delegates(&mut self, names: &[(u32, [u8; UNIX_NAME])]) -> Result<(), KernelError> {
+        let map = &mut self.maps.delegates;
+        let old: Vec<Key<[u8; UNIX_NAME]>> = map.keys().filter_map(Result::ok).collect();
+        for key in old.iter().filter(|key| !names.contains(&(key.prefix_len(), key.data()))) {
+            removed("DELEGATES", map.remove(key))?;
+        }
+        for ((bits, name), number) in names.iter().zip(1..) {
+            map.insert(&Key::new(*bits, *name), number, 0).map_err(failed("write", "DELEGATES"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes these folders and files for those out of which daemons start programs; `first` is the number of the first.
+    /// What is not there is left out, and is no such folder any more.
+    pub fn set_spools(&mut self, folders: &[&str], first: u32) -> Result<(), KernelError> {
+        let wanted =
+            folders.iter().zip(first..).filter_map(|(path, number)| Some((open_path(path.as_ref()).ok()?, number)));
+        let (open, numbers): (Vec<File>, Vec<u32>) = wanted.unzip();
+        let seen = self.see(&open)?;
+        let found: BTreeMap<FileId, u32> =
+            seen.into_iter().zip(numbers).filter_map(|(seen, number)| Some((seen?.id, SPOOLS + number))).collect();
+        let map = &mut self.maps.protected;
+        let known: BTreeMap<FileId, u32> = map.iter().filter_map(Result::ok).collect();
+        for (id, mark) in &known {
+            if *mark >= SPOOLS && !found.contains_key(id) {
+                removed("PROTECTED", map.remove(id))?;
+            }
+        }
+        for (id, mark) in found {
+            // what is the agent's own stays that
+            if known.get(&id).is_none_or(|known| *known >= SPOOLS && *known != mark) {
+                map.insert(id, mark, 0).map_err(failed("write", "PROTECTED"))?;
+            }
         }
         Ok(())
     }

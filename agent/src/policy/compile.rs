@@ -14,6 +14,7 @@ use tipstaff_common::{
 };
 
 use super::{
+    delegates,
     exec::exec_table,
     programs::{FileDigest, word_bytes},
     table::{CompileProblem, Folded, NetTable, Rules},
@@ -39,6 +40,8 @@ pub struct Resolved {
     pub unix: Vec<UnixFound>,
     /// The host's resolvers, not in mapped form.
     pub resolvers: Vec<IpAddr>,
+    /// The host's own addresses, where the policy does not let members log in there; not in mapped form.
+    pub own: Vec<IpAddr>,
 }
 
 /// A file that was hashed, or could not be.
@@ -334,6 +337,13 @@ pub enum Note {
         /// The first deny rule's id.
         by: String,
     },
+    /// An allow rule names who starts programs outside of sessions, and the policy does not allow that.
+    Delegation {
+        /// The allow rule's id.
+        rule: String,
+        /// What it names.
+        place: String,
+    },
 }
 
 impl fmt::Display for Note {
@@ -355,6 +365,11 @@ impl fmt::Display for Note {
             Self::Overridden { rule, path, by } => {
                 write!(f, "rule {rule} has no effect: rule {by} denies the same file as {path}")
             }
+            Self::Delegation { rule, place } => write!(
+                f,
+                "rule {rule} does not allow {place}: who is reached there starts programs outside of the session; add \
+                 delegation to spec.scope.privileges.allow, if that is meant"
+            ),
         }
     }
 }
@@ -368,11 +383,18 @@ pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProb
         (0..rules.len()).map(|index| number(policy, index)).collect()
     };
     let (exec, mut notes) = exec_table(policy, host);
-    let net = fold(host, &policy.net, &numbered(&policy.net, Policy::net_number), true)?;
+    let net = Rules {
+        host,
+        rules: policy.net.iter().zip(numbered(&policy.net, Policy::net_number)).collect(),
+        destinations: true,
+        no_logins: !policy.may_delegate(),
+    };
+    let net = net.fold()?;
     let listen = fold_access(host, &policy.listen, &numbered(&policy.listen.rules, Policy::listen_number))?;
     let inbound = fold_access(host, &policy.inbound, &numbered(&policy.inbound.rules, Policy::inbound_number))?;
     net_notes(policy, host, &net, &mut notes);
     let unix = unix_table(policy, host, &mut notes);
+    notes.extend(delegates::notes(policy, host));
     let flags = flags(&exec, &unix);
     Ok(Plan {
         exec,
@@ -402,18 +424,9 @@ fn flags(exec: &BTreeMap<ExecKey, ProgramEntry>, unix: &BTreeMap<UnixKey, ExecEn
         | flag(unix.iter().any(|(key, entry)| of_file(key) && entry.verdict != rule::ALLOW), HAS_UNIX_DENIALS)
 }
 
-fn fold(
-    host: &Resolved,
-    rules: &[NetRule],
-    numbers: &[u32],
-    destinations: bool,
-) -> Result<Folded, Vec<CompileProblem>> {
-    let rules = rules.iter().zip(numbers.iter().copied()).collect();
-    Rules { host, rules, destinations }.fold()
-}
-
 fn fold_access(host: &Resolved, access: &Access, numbers: &[u32]) -> Result<Folded, Vec<CompileProblem>> {
-    fold(host, &access.rules, numbers, false)
+    let rules = access.rules.iter().zip(numbers.iter().copied()).collect();
+    Rules { host, rules, destinations: false, no_logins: false }.fold()
 }
 
 /// Rules on addresses that do nothing, because of others.

@@ -18,7 +18,7 @@ use super::{
     exec::{class_rule, without_digest},
     metadata,
     programs::{Program, ProgramClass, word_bytes},
-    table::{NetKey, NetTable},
+    table::{NetKey, NetTable, is_login},
     traffic::{NetRule, UnixTarget},
     types::{Effect, ExecRule, ExecTarget, Policy, rule_number},
 };
@@ -154,7 +154,11 @@ pub fn decide_net(policy: &Policy, host: &Resolved, to: IpAddr, port: u16, proto
         }
         Decision::by_default(policy.kind.net_default())
     };
-    named_by(Effect::Deny).or_else(|| named_by(Effect::Allow)).unwrap_or_else(otherwise)
+    let login = || {
+        let denied = !policy.may_delegate() && is_login(host, to, port, protocol);
+        denied.then_some(Decision { verdict: Effect::Deny, rule: rule::REASON_DELEGATION })
+    };
+    named_by(Effect::Deny).or_else(login).or_else(|| named_by(Effect::Allow)).unwrap_or_else(otherwise)
 }
 
 /// What the policy says of a bind or listen on a local address.

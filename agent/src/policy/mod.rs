@@ -8,6 +8,7 @@ mod attach;
 mod budgets;
 mod compile;
 mod decide;
+pub mod delegates;
 mod exec;
 mod limits;
 pub mod metadata;

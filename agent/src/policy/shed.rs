@@ -17,6 +17,7 @@
 //! | `userfaultfd` | none | userfaultfd |
 //! | `io-uring` | none | io_uring_setup, io_uring_enter, io_uring_register |
 //! | `kernel-settings` | none | none |
+//! | `delegation` | none | none |
 //! | `raw-devices` | `SYS_RAWIO` | none |
 //! | sockets `raw`, `packet` | `NET_RAW` | none |
 

@@ -3,6 +3,8 @@
 use serde::Serialize;
 
 use super::{
+    compile::Resolved,
+    delegates,
     phases::Phases,
     scope::{PRIVILEGE_CLASSES, SOCKET_CLASSES},
     traffic::{Budgets, NetRule},
@@ -55,6 +57,8 @@ pub struct Summary {
     pub phases: Phases,
     /// In the order of the kernel's rule numbers.
     pub rules: Vec<RuleSummary>,
+    /// Rules that do less than they seem to.
+    pub notes: Vec<String>,
 }
 
 /// What a rule says.
@@ -116,6 +120,7 @@ impl Policy {
             budgets: self.budgets,
             phases: self.phases.clone(),
             rules: exec.chain(net).chain(unix).collect(),
+            notes: delegates::notes(self, &Resolved::default()).iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -39,6 +39,44 @@ const METADATA: PortRule = PortRule {
     rule: PORT_REASONS + (rule::REASON_METADATA - rule::REASONS) as u16,
 };
 
+/// Where who listens on this host is reached by itself, whatever addresses it has.
+const LOCAL: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+];
+
+/// The port of sshd(8).
+const SSH_PORT: u16 = 22;
+
+/// Of every address of this host, where the policy does not allow class `delegation`.
+const SSH: PortRule = PortRule {
+    low: SSH_PORT,
+    high: SSH_PORT,
+    // `IPPROTO_TCP`
+    protocol: 6,
+    // 1
+    verdict: rule::DENY as u8,
+    rule: PORT_REASONS + (rule::REASON_DELEGATION - rule::REASONS) as u16,
+};
+
+/// The networks and addresses at which this host reaches itself.
+fn of_this_host(host: &Resolved) -> impl Iterator<Item = IpNet> {
+    LOCAL.into_iter().chain(UNSPECIFIED).chain(host.own.iter().copied().map(IpNet::from))
+}
+
+/// Whether it is a login on this host, where sshd(8) starts what is asked for.
+pub(super) fn is_login(host: &Resolved, to: IpAddr, port: u16, protocol: u8) -> bool {
+    port == SSH_PORT && protocol == SSH.protocol && of_this_host(host).any(|net| net.contains(&to))
+}
+
+/// Whether a rule names nothing but logins on this host.
+pub(super) fn names_logins(host: &Resolved, rule: &NetRule) -> bool {
+    let nets = rule.to.nets(host);
+    let own = |net: &IpNet| of_this_host(host).any(|own| own.contains(net));
+    let port = |range: &PortRange| (range.low, range.high) == (SSH_PORT, SSH_PORT);
+    !nets.is_empty() && nets.iter().all(own) && !rule.ports.is_empty() && rule.ports.iter().all(port)
+}
+
 /// Key of an inner trie of `NET_RULES`, `LISTEN_RULES` or `INBOUND_RULES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,6 +125,8 @@ pub(super) struct Rules<'a> {
     pub(super) rules: Vec<(&'a NetRule, u32)>,
     /// They are for destinations: unspecified and metadata addresses are more than their bits say.
     pub(super) destinations: bool,
+    /// They are for destinations, and nobody logs in on this host.
+    pub(super) no_logins: bool,
 }
 
 /// The folded rules of every prefix.
@@ -122,7 +162,11 @@ impl Rules<'_> {
         // what covers is folded before what it covers
         prefixes.sort_by_key(|net| (net.prefix_len(), *net));
         for prefix in prefixes {
-            let above = covering(&folded, prefix).map_or(&[][..], Vec::as_slice);
+            let mut above = covering(&folded, prefix).cloned().unwrap_or_default();
+            if self.no_logins && of_this_host(self.host).any(|own| own == prefix) {
+                // after the denials of rules, which have names
+                above.push(SSH);
+            }
             let rules = match metadata::named_by(prefix) {
                 Some(_) if self.destinations => {
                     let denials: Vec<_> =
@@ -131,7 +175,7 @@ impl Rules<'_> {
                     rules.push(METADATA);
                     rules
                 }
-                _ => fold(&own[&prefix], above),
+                _ => fold(&own[&prefix], &above),
             };
             if rules.len() > PORT_RULES {
                 problems.push(CompileProblem::PortRules { prefix, count: rules.len(), limit: PORT_RULES });
@@ -161,6 +205,11 @@ impl Rules<'_> {
                 if loopbacks(unspecified.addr()).iter().any(meant) {
                     own.entry(unspecified).or_default().extend(port_rules(rule, *number, is_v6(unspecified)));
                 }
+            }
+        }
+        if self.no_logins {
+            for net in of_this_host(self.host) {
+                own.entry(net).or_default();
             }
         }
         if self.destinations {

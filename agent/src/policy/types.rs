@@ -10,7 +10,7 @@ use std::{
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tipstaff_common::rule;
+use tipstaff_common::{privilege, rule};
 
 use super::{
     attach::{Descriptors, Inherited},
@@ -27,7 +27,7 @@ pub(super) const RULES: usize = 16_384;
 const _: () = assert!(RULES < rule::PORT_REASONS as usize);
 
 /// The words for codes that are no rule's index. No rule may have such an id.
-pub(super) const REASONS: [(u32, &str); 28] = [
+pub(super) const REASONS: [(u32, &str); 29] = [
     (rule::REASON_DEFAULT, "default"),
     (rule::REASON_EXPIRED, "expired"),
     (rule::REASON_ENDED, "ended"),
@@ -47,6 +47,7 @@ pub(super) const REASONS: [(u32, &str); 28] = [
     (rule::REASON_OPTION, "socket-option"),
     (rule::REASON_PRIVILEGE, "privilege"),
     (rule::REASON_PROTECTED, "protected"),
+    (rule::REASON_DELEGATION, "delegation"),
     (rule::REASON_CHANGED, "changed"),
     (rule::REASON_DIGEST, "digest"),
     (rule::REASON_IDENTITY, "identity-unknown"),
@@ -371,6 +372,12 @@ impl Policy {
     #[must_use]
     pub fn privilege_classes(&self) -> u32 {
         self.privileges.unwrap_or_default().of(self.kind)
+    }
+
+    /// Whether daemons may be asked to start programs outside of the session: class `delegation`.
+    #[must_use]
+    pub fn may_delegate(&self) -> bool {
+        self.privilege_classes() & privilege::PRIVILEGE_DELEGATION != 0
     }
 
     /// What a rule code of the kernel is called: the rule's id, or the word of a reason that is no rule. A code that is

@@ -112,6 +112,9 @@ pub struct Narrowed {
 pub struct Named {
     /// The host's resolvers.
     resolvers: Vec<IpAddr>,
+    /// The host's own addresses; none in what was kept before there was this field.
+    #[serde(default)]
+    own: Vec<IpAddr>,
     /// In the order of the policy's rules for unix sockets.
     unix: Vec<NamedUnix>,
 }
@@ -138,7 +141,7 @@ impl Named {
             place: found.place.as_ref().map(|(directory, name)| (number(directory), name.clone())),
             trusted: found.trusted,
         });
-        Self { resolvers: host.resolvers.clone(), unix: unix.collect() }
+        Self { resolvers: host.resolvers.clone(), own: host.own.clone(), unix: unix.collect() }
     }
 
     /// Takes it for what the rules name now. False: there are other rules than those that it is of.
@@ -153,6 +156,7 @@ impl Named {
             generation: *generation,
         };
         host.resolvers.clone_from(&self.resolvers);
+        host.own.clone_from(&self.own);
         for (found, named) in host.unix.iter_mut().zip(&self.unix) {
             found.files = named.files.iter().map(file).collect();
             found.place = named.place.as_ref().map(|(directory, name)| (file(directory), name.clone()));

@@ -3,6 +3,7 @@
 mod class;
 mod clock;
 mod connect;
+mod delegation;
 mod exec;
 mod fork;
 mod heirs;

@@ -1,15 +1,17 @@
 //! Files that are more than files (tier full). The agent's own: what lies in its folders, the pins too, no member writes,
-//! makes, renames or removes, whatever its policy and its mode. And what the kernel goes by, and disks and memory: classes
-//! of privileges.
+//! makes, renames or removes, whatever its policy and its mode. And what daemons start programs out of, what the kernel goes
+//! by, and disks and memory: classes of privileges.
 
 use aya_ebpf::{EbpfContext as _, macros::lsm, programs::LsmContext};
-use tipstaff_common::privilege::{AGENT_FILES, PRIVILEGE_KERNEL_SETTINGS, PRIVILEGE_RAW_DEVICES, WHOLE};
+use tipstaff_common::privilege::{
+    AGENT_FILES, MOUNTED, PRIVILEGE_DELEGATION, PRIVILEGE_KERNEL_SETTINGS, PRIVILEGE_RAW_DEVICES, SPOOLS, WHOLE,
+};
 
 use super::privilege::{protect, refuse_in};
 use crate::{
     kernel::{self, Dentry, File, Inode},
     maps::PROTECTED,
-    session,
+    session::{self, Session},
     verdict::Fault,
 };
 
@@ -104,7 +106,7 @@ fn refuse_open(file: File) -> bool {
         (Ok(inode), Ok(entry), Ok(writing)) => (inode, entry, writing),
         _ => return protect(&session, AGENT_FILES, (0, 0), false),
     };
-    if writing && is_agents(entry) && protect(&session, AGENT_FILES, (0, 0), false) {
+    if writing && refuse_marked(&session, mark(entry)) {
         return true;
     }
     match class_of_file(inode.0, entry.0, u32::from(writing)) {
@@ -152,42 +154,59 @@ fn is_setting(entry: Dentry) -> Result<bool, Fault> {
 #[inline(always)]
 fn refuse(entry: u64) -> bool {
     let Some(session) = session::of_current_often() else { return false };
-    is_agents(Dentry(entry)) && protect(&session, AGENT_FILES, (0, 0), false)
+    refuse_marked(&session, mark(Dentry(entry)))
 }
 
 #[inline(always)]
 fn refuse_either(entry: u64, other: u64) -> bool {
     let Some(session) = session::of_current_often() else { return false };
-    let found = is_agents(Dentry(entry)) || is_agents(Dentry(other));
-    found && protect(&session, AGENT_FILES, (0, 0), false)
+    let (one, other) = (mark(Dentry(entry)), mark(Dentry(other)));
+    // the agent's own is the lower
+    refuse_marked(&session, if one == 0 || (other != 0 && other < one) { other } else { one })
 }
 
-/// Whether it is one of the agent's files and folders, or lies in one.
+/// What becomes of a change to a file with such a mark: the agent's own, or one out of which a daemon starts programs.
+#[inline(always)]
+fn refuse_marked(session: &Session, mark: u32) -> bool {
+    match mark {
+        WHOLE => protect(session, AGENT_FILES, (0, 0), false),
+        SPOOLS.. => refuse_in(session, PRIVILEGE_DELEGATION, (0, mark - SPOOLS)),
+        _ => false,
+    }
+}
+
+/// The mark of a file or folder, or of one that it lies in; 0: none.
 ///
 /// VERIFIER: the first step here: the function below is given numbers only, and what a hook is given is a pointer.
 #[inline(always)]
-fn is_agents(entry: Dentry) -> bool {
-    is_whole(entry) || entry.parent().is_ok_and(|above| lies_in_agents(above.0) != 0)
+fn mark(entry: Dentry) -> u32 {
+    match own_mark(entry) {
+        0 => entry.parent().map_or(0, |above| mark_of_folder(above.0)),
+        own => own,
+    }
 }
 
-/// What is about to be made has no file yet, and is nobody's.
+/// What is about to be made has no file yet, and is nobody's; and neither is a file system's root for the pins that are in it.
 #[inline(always)]
-fn is_whole(entry: Dentry) -> bool {
+fn own_mark(entry: Dentry) -> u32 {
+    let Ok(file) = entry.identity() else { return 0 };
     // SAFETY: copied out at once.
-    entry.identity().is_ok_and(|file| unsafe { PROTECTED.get(file) }.copied() == Some(WHOLE))
+    let mark = unsafe { PROTECTED.get(file) }.copied().unwrap_or(0);
+    if mark == MOUNTED { 0 } else { mark }
 }
 
-/// 1: the folder is one of the agent's, or lies in one.
+/// The mark of a folder, or of one that it lies in; 0: none.
 ///
 /// VERIFIER: as `session::session_of_current`. By a loop of its own: with `bpf_loop`, whose body is followed again for each
 /// way into it, 6.12 and 7.2 follow half as much again.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lies_in_agents(folder: u64) -> u32 {
+pub extern "C" fn mark_of_folder(folder: u64) -> u32 {
     let mut folder = Dentry(folder);
     for _ in 0..LEVELS {
-        if is_whole(folder) {
-            return 1;
+        let own = own_mark(folder);
+        if own != 0 {
+            return own;
         }
         match folder.parent() {
             Ok(above) if above != folder => folder = above,

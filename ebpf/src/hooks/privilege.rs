@@ -9,7 +9,7 @@ use tipstaff_common::{
     privilege::{
         AGENT_FILES, PRIVILEGE_BPF, PRIVILEGE_CAPABILITIES, PRIVILEGE_CHROOT, PRIVILEGE_IO_URING, PRIVILEGE_KEXEC,
         PRIVILEGE_KEYRING, PRIVILEGE_MODULES, PRIVILEGE_MOUNT, PRIVILEGE_NAMESPACES, PRIVILEGE_PERF_EVENT,
-        PRIVILEGE_PTRACE, PRIVILEGE_SETUID, PRIVILEGE_SIGNAL, PRIVILEGE_USERFAULTFD,
+        PRIVILEGE_PTRACE, PRIVILEGE_SETUID, PRIVILEGE_SIGNAL, PRIVILEGE_USERFAULTFD, SPOOLS,
     },
     rule::{REASON_DEFAULT, REASON_PRIVILEGE, REASON_PROTECTED},
     session::MODE_ENFORCE,
@@ -308,8 +308,8 @@ fn refuse_unmount(mount: u64) -> bool {
         return true;
     }
     let holds_pins = match kernel::root_of_mount(mount) {
-        // SAFETY: only asked whether it is there.
-        Ok(root) => unsafe { PROTECTED.get(root) }.is_some(),
+        // SAFETY: read at once.
+        Ok(root) => unsafe { PROTECTED.get(root) }.is_some_and(|mark| *mark < SPOOLS),
         Err(_) => true,
     };
     holds_pins && protect(&session, AGENT_FILES, (0, 0), false)

@@ -1,5 +1,6 @@
 //! Which unix sockets a member may connect or send to (tier full), whatever path or name it used to get there: the socket
-//! at the other end is judged by its own file, by its place, by the directories above it, or by its abstract name.
+//! at the other end is judged by its own file, by its place, by the directories above it, or by its abstract name. Before the
+//! rules the class `delegation` is asked, by the name that the socket was bound to.
 
 use core::ffi::c_void;
 
@@ -15,6 +16,7 @@ use tipstaff_common::{
     session::{HAS_UNIX_DIRECTORIES, HAS_UNIX_RULES},
 };
 
+use super::delegation::refuse_delegate;
 use crate::{
     emit,
     kernel::{self, Dentry, UnixSock, sock_of},
@@ -70,6 +72,9 @@ fn refuse(other: *mut c_void, via: u8) -> bool {
         Err(_) => (0, 0),
     };
     let own = socket::is_own(socket::label(other), &session);
+    if !own && refuse_delegate(&session, (place, length)) {
+        return true;
+    }
     let mut file = FileId::default();
     let decision = match rules::over(&session) {
         Some(over) => over,

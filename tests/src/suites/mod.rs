@@ -7,6 +7,7 @@ mod cli;
 mod control;
 mod cut;
 mod deadline;
+mod delegation;
 mod end;
 mod evidence;
 mod exec;
@@ -54,6 +55,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     sockets::TESTS,
     privileges::TESTS,
     taken::TESTS,
+    delegation::TESTS,
     time::TESTS,
     deadline::TESTS,
     limits::TESTS,

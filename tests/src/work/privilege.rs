@@ -64,13 +64,17 @@ pub(super) fn attempt(words: &[&str]) -> Result<u8> {
     }))
 }
 
-/// `own-file ACT FILE`: `write`, `empty` (by opening it to read), `make`, `unlink`, `rmdir`, `mkdir`, `mknod`, `symlink`,
+/// `own-file move FROM TO`, `own-file ACT FILE`: `read`, `write`, `empty` (by opening it to read), `make`, `unlink`, `rmdir`, `mkdir`, `mknod`, `symlink`,
 /// `link`, `rename`, `truncate`, `chmod`, `chown`, `touch`;
 /// what is made, linked to or renamed to has a name of its own beside it. `unmount`: the file system that begins there.
 pub(super) fn own_file(words: &[&str]) -> Result<u8> {
+    if let ["move", from, to] = words {
+        return Ok(say(fs::rename(from, to).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))));
+    }
     let [act, file] = words else { bail!("own-file takes an act and a file") };
     let beside = format!("{file}-beside");
     let done = match *act {
+        "read" => fs::File::open(file).map(drop),
         "write" => fs::OpenOptions::new().append(true).open(file).map(drop),
         "empty" => {
             let path = CString::new(*file)?;

@@ -243,6 +243,9 @@ pub struct Privilege {
     /// Process id of whom it was tried on, if it was a process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<u32>,
+    /// Of class `delegation`: the place of whoever starts programs, as the list of such places has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// The signal, or the command of bpf(2); else 0.
     pub detail: u32,
     /// What was decided.
@@ -254,6 +257,7 @@ pub struct Privilege {
 impl fmt::Display for Privilege {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.class)?;
+        self.place.as_ref().map_or(Ok(()), |place| write!(f, " {place}"))?;
         self.target.map_or(Ok(()), |target| write!(f, " process {target}"))
     }
 }

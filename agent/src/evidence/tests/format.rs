@@ -221,6 +221,7 @@ fn one_of_each() -> Vec<Body> {
             uid: 0,
             class: "signal".into(),
             target: Some(1),
+            place: Some("/run/docker*".into()),
             detail: 15,
             verdict: Verdict::Deny,
             rule: "privilege".into(),

@@ -11,7 +11,7 @@ use crate::policy::{
 const PRIVILEGES: Keys = Keys { known: &["allow", "deny"], later: &["hold"] };
 
 /// The classes, by their words.
-pub(in crate::policy) const PRIVILEGE_CLASSES: [(&str, u32); 16] = [
+pub(in crate::policy) const PRIVILEGE_CLASSES: [(&str, u32); 17] = [
     ("setuid", privilege::PRIVILEGE_SETUID),
     ("capabilities", privilege::PRIVILEGE_CAPABILITIES),
     ("ptrace", privilege::PRIVILEGE_PTRACE),
@@ -28,6 +28,7 @@ pub(in crate::policy) const PRIVILEGE_CLASSES: [(&str, u32); 16] = [
     ("io-uring", privilege::PRIVILEGE_IO_URING),
     ("kernel-settings", privilege::PRIVILEGE_KERNEL_SETTINGS),
     ("raw-devices", privilege::PRIVILEGE_RAW_DEVICES),
+    ("delegation", privilege::PRIVILEGE_DELEGATION),
 ];
 
 /// The word for `privilege::PRIVILEGE_*`, or for `AGENT_FILES`; `unknown` for what is neither.
@@ -58,7 +59,7 @@ impl Privileges {
 
 impl Kind {
     /// The classes of privileges that may be used where the policy does not list them. An operator has what administration
-    /// takes, and not what leads out of a session or takes the kernel's word from it.
+    /// takes, asking the host's daemons too, and not what else leads out of a session or takes the kernel's word from it.
     #[must_use]
     pub const fn privileges(self) -> u32 {
         let leads_out = privilege::PRIVILEGE_PTRACE

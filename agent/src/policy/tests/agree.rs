@@ -148,10 +148,16 @@ fn address() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
-/// The host's resolvers: one on loopback, one that is a metadata address too.
+/// Few, and that of logins.
+fn port() -> impl Strategy<Value = u16> {
+    prop_oneof![9 => 0u16..16, 1 => Just(22u16)]
+}
+
+/// The host's resolvers: one on loopback, one that is a metadata address too; and two addresses of its own.
 fn host() -> Resolved {
     let resolvers = vec!["127.0.0.53".parse().expect("an address"), metadata::ADDRESSES[0]];
-    Resolved { resolvers, ..Resolved::default() }
+    let own = ["10.0.0.3", "2001:db8::3"].map(|address| address.parse().expect("an address")).to_vec();
+    Resolved { resolvers, own, ..Resolved::default() }
 }
 
 fn addresses() -> impl Strategy<Value = Addresses> {
@@ -256,8 +262,8 @@ proptest! {
     fn on_destinations(
         kind in kind(),
         net in prop::collection::vec(net_rule(), 0..10),
-        operations in prop::collection::vec((address(), 0u16..16, protocol()), 1..40),
-        near in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 0u16..16), 0..20),
+        operations in prop::collection::vec((address(), port(), protocol()), 1..40),
+        near in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), port()), 0..20),
     ) {
         let policy = Policy { net, ..policy(kind) };
         let host = host();

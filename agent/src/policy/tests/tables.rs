@@ -19,6 +19,8 @@ use crate::policy::{
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+/// Loopback and the unspecified addresses, which have entries where nobody logs in on this host.
+const OF_THIS_HOST: usize = 4;
 
 fn id(inode: u64) -> FileId {
     FileId { inode, device: 1, generation: 0 }
@@ -74,7 +76,7 @@ fn ipv6_rules_never_hold_for_mapped_ipv4() {
     assert_eq!(net(&four, "192.0.2.1", 1, TCP), allowed("net.allow[0]"));
     assert_eq!(net(&four, "::1", 1, TCP), denied("default"));
     let plan = compile(&four, &Resolved::default()).expect("a plan");
-    assert_eq!(plan.net.len(), 1 + metadata::ADDRESSES.len());
+    assert_eq!(plan.net.len(), 1 + metadata::ADDRESSES.len() + OF_THIS_HOST);
     assert!(plan.net.contains_key(&NetKey { prefix_len: 96, address }));
 }
 
@@ -142,7 +144,7 @@ fn the_largest_policy_compiles() {
     let rules: String = (0..16_384).map(|n| format!("{{to: {}.{}.{}.0/24}},", n % 256, n / 256, n % 7)).collect();
     let policy = policy("ci", &format!("{{net: {{allow: [{rules}]}}}}"));
     let plan = compile(&policy, &Resolved::default()).expect("a plan");
-    assert_eq!((plan.rules.len(), plan.net.len()), (16_384, 16_384 + metadata::ADDRESSES.len()));
+    assert_eq!((plan.rules.len(), plan.net.len()), (16_384, 16_384 + metadata::ADDRESSES.len() + OF_THIS_HOST));
     assert_eq!(net(&policy, "255.63.3.9", 1, TCP), allowed("net.allow[16383]"));
     assert_eq!(net(&policy, "255.63.4.9", 1, TCP), denied("default"));
 }
@@ -171,6 +173,36 @@ fn metadata_is_allowed_only_by_name() {
     let both = policy("operator", "{net: {allow: [{to: metadata}], deny: [{to: 169.254.0.0/16, id: no-link}]}}");
     assert_eq!(net(&both, "169.254.169.254", 80, TCP), denied("no-link"));
     assert_eq!(net(&both, "100.100.100.200", 80, TCP), allowed("net.allow[0]"));
+}
+
+#[test]
+fn nobody_logs_in_on_this_host_without_the_class() {
+    let own = ["10.0.0.3", "2001:db8::3"].map(|a| a.parse().expect("an address")).to_vec();
+    let host = Resolved { own, ..Resolved::default() };
+    let to = |policy: &Policy, to: &str, port: u16, protocol: u8| {
+        let plan = compile(policy, &host).expect("a plan");
+        let found = plan.judge_net(to.parse().expect(to), port, protocol);
+        assert_eq!(found.verdict, decide_net(policy, &host, to.parse().expect(to), port, protocol).verdict);
+        (found.verdict, plan.rule_name(found.rule).to_owned())
+    };
+    let net = "net: {allow: [{to: 0.0.0.0/0}, {to: '::/0'}, {to: 127.0.0.1, ports: [22], id: here}]";
+    let closed = policy("ci", &format!("{{{net}}}}}"));
+    let open = policy("ci", &format!("{{{net}}}, privileges: {{allow: [delegation]}}}}"));
+    for address in ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "10.0.0.3", "2001:db8::3"] {
+        assert_eq!(to(&closed, address, 22, TCP), denied("delegation"), "{address}");
+        assert_eq!(to(&closed, address, 23, TCP).0, Effect::Allow, "{address}");
+        assert_eq!(to(&closed, address, 22, UDP).0, Effect::Allow, "{address}");
+        assert_eq!(to(&open, address, 22, TCP).0, Effect::Allow, "{address}");
+    }
+    assert_eq!(to(&closed, "10.0.0.4", 22, TCP).0, Effect::Allow);
+    // a rule that denies is named
+    let both = policy("ci", "{net: {allow: [{to: 127.0.0.0/8}], deny: [{to: 127.0.0.0/8, ports: [22], id: no}]}}");
+    assert_eq!(to(&both, "127.0.0.1", 22, TCP), denied("no"));
+    let wide = policy("ci", "{net: {allow: [{to: 127.0.0.0/8}], deny: [{to: 0.0.0.0/0, ports: [22], id: no}]}}");
+    assert_eq!(to(&wide, "127.0.0.1", 22, TCP), denied("no"));
+    let notes = |policy: &Policy| compile(policy, &host).expect("a plan").notes;
+    assert_eq!(notes(&closed).iter().filter(|note| note.to_string().contains("rule here does not allow")).count(), 1);
+    assert!(notes(&open).iter().all(|note| !note.to_string().contains("does not allow")));
 }
 
 #[test]

@@ -1,0 +1,248 @@
+//! Daemons that start programs for whoever asks: by their sockets, by the folders that they read, by a login on this host.
+
+use std::{
+    fs,
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixDatagram, UnixListener},
+    },
+    path::{Path, PathBuf},
+};
+
+use super::scene::{only, reach};
+use crate::{
+    harness::{launch::Finished, prelude::*, server::Server},
+    work::sockets::unix_address,
+};
+
+const HOSTS: &str = "makes the sockets and folders of the host's daemons";
+
+pub(super) const TESTS: &[Test] = &[
+    Test::sharing("delegation::sockets", FULL, sockets).guests_only(HOSTS),
+    Test::sharing("delegation::sockets-by-name-alone", NO_LSM, sockets)
+        .since((6, 7), "hooks on the names of unix sockets")
+        .guests_only(HOSTS),
+    Test::sharing("delegation::folders", FULL, folders).guests_only(HOSTS),
+    Test::sharing("delegation::login", WHEREVER, login),
+];
+
+/// Files and folders of the host's that go again with this.
+struct Hosts(Vec<PathBuf>);
+
+impl Hosts {
+    const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Makes the folders of a path that are not there.
+    fn folders(&mut self, path: &str) -> Result<()> {
+        let above: Vec<&Path> = Path::new(path).ancestors().take_while(|folder| !folder.exists()).collect();
+        for folder in above.into_iter().rev() {
+            fs::create_dir(folder)?;
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+            self.0.push(folder.to_owned());
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &str) -> Result<()> {
+        fs::write(path, "")?;
+        self.0.push(path.into());
+        Ok(())
+    }
+
+    /// A listener that everybody may connect to.
+    fn listener(&mut self, name: &str) -> Result<UnixListener> {
+        let listener = UnixListener::bind_addr(&unix_address(name)?)?;
+        self.open(name)?;
+        Ok(listener)
+    }
+
+    fn open(&mut self, name: &str) -> Result<()> {
+        if name.starts_with('/') {
+            self.0.push(name.into());
+            fs::set_permissions(name, fs::Permissions::from_mode(0o666))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            let _gone_or_not = fs::remove_file(path).or_else(|_error| fs::remove_dir(path));
+        }
+    }
+}
+
+/// In a new session, `line`: what it said, and the session.
+fn tried(s: &Sandbox, policy: &Policy, member: &str, line: &str) -> Result<(Finished, String)> {
+    let running = s.run(&s.policy(policy)?, member, line)?;
+    let session = running.session(s)?;
+    let finished = running.wait()?;
+    finished.ended(0)?;
+    s.session_ended(&session, "completed")?;
+    Ok((finished, session))
+}
+
+/// The records of a session on the class, each as `verdict rule place`.
+fn recorded(s: &Sandbox, session: &str) -> Result<Vec<String>> {
+    let all = s.evidence()?;
+    let own = all.iter().filter(|r| r["type"] == "privilege" && r["session"] == session && r["class"] == "delegation");
+    let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(own.map(|r| [&r["verdict"], &r["rule"], &r["place"]].map(word).join(" ")).collect())
+}
+
+/// Whole names, beginnings, any user's, abstract ones; and what only looks like them. A rule that allows the socket is not
+/// enough.
+fn sockets(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let mut hosts = Hosts::new();
+    for folder in ["/run/user/1000", "/run/systemd", "/run/containerd"] {
+        hosts.folders(folder)?;
+    }
+    let bus = format!("@/tmp/dbus-{}", std::process::id());
+    let places = [
+        ("/run/containerd/containerd.sock", "/run/containerd/*"),
+        ("/run/systemd/private", "/run/systemd/private"),
+        ("/run/user/1000/bus", "/run/user/*/bus"),
+        (bus.as_str(), "@/tmp/dbus-*"),
+    ];
+    let others = ["/run/systemd/private2".to_owned(), "/run/user/1000/bus2".to_owned(), format!("@x{bus}")];
+    let all: Vec<&str> = places.iter().map(|(name, _)| *name).chain(others.iter().map(String::as_str)).collect();
+    let _kept: Vec<UnixListener> = all.iter().map(|name| hosts.listener(name)).collect::<Result<_>>()?;
+    let letters = "/run/containerd/letters";
+    let _letters = UnixDatagram::bind(letters)?;
+    hosts.open(letters)?;
+    let named: Vec<String> = all.iter().chain([&letters]).map(|name| format!("\"{name}\"")).collect();
+    let rules = format!("unix: {{ allow: [{}] }}", named.join(", "));
+    let line: Vec<String> = all.iter().map(|name| format!("unix-to stream {name}")).collect();
+    let line = format!("{} + unix-to datagram {letters}", line.join(" + "));
+    let ci = || only(&member).scope(&rules);
+    let (refused, open) = ("errno 1\n".repeat(places.len()), "ok\n".repeat(all.len()));
+    let refused = format!("{refused}{}errno 1", "ok\n".repeat(others.len()));
+    let records = |verdict: &str| -> Vec<String> {
+        let places = places.iter().map(|(_, place)| *place).chain(["/run/containerd/*"]);
+        places.map(|place| format!("{verdict} privilege {place}")).collect()
+    };
+    let cases = [
+        ("nothing is said", ci(), &refused, "deny"),
+        ("an agent's", ci().kind("agent"), &refused, "deny"),
+        ("a service's", ci().kind("service"), &refused, "deny"),
+        (
+            "an operator is denied it",
+            ci().kind("operator").scope("privileges: { deny: [delegation] }"),
+            &refused,
+            "deny",
+        ),
+        ("observed", ci().observe(), &format!("{open}ok"), "would-deny"),
+        ("it is allowed", ci().scope("privileges: { allow: [delegation] }"), &format!("{open}ok"), ""),
+        ("an operator's", ci().kind("operator"), &format!("{open}ok"), ""),
+    ];
+    for (what, policy, said, verdict) in cases {
+        let (finished, session) = tried(s, &policy, &member, &line)?;
+        finished.said(said).context(what)?;
+        let expected = if verdict.is_empty() { Vec::new() } else { records(verdict) };
+        ensure!(recorded(s, &session)? == expected, "{what}: recorded {:?}", recorded(s, &session)?);
+    }
+    // by another path to it: the socket's own name counts where the kernel shows it, the kind's word where it does not
+    let link = s.file("link");
+    std::os::unix::fs::symlink("/run/containerd/containerd.sock", &link)?;
+    let (finished, _) = tried(s, &ci(), &member, &format!("unix-to stream {link}"))?;
+    finished.said("errno 1")?;
+    // the class alone opens nothing
+    let class = only(&member).scope("privileges: { allow: [delegation] }");
+    tried(s, &class, &member, "unix-to stream /run/containerd/containerd.sock")?.0.said("errno 1")?;
+    let checked = s.json(&["policy", "check", &s.policy(&ci())?])?;
+    let notes = checked[0]["policy"]["notes"].to_string();
+    ensure!(
+        notes.contains("does not allow /run/containerd/*") && notes.contains("privileges.allow"),
+        "notes: {checked}"
+    );
+    Ok(())
+}
+
+/// What lies where schedulers and service managers look is changed by no member, and read by all.
+fn folders(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let mut hosts = Hosts::new();
+    for folder in ["/etc/cron.d", "/var/spool/cron/crontabs", "/etc/systemd/system/x.wants", "/etc/other.d"] {
+        hosts.folders(folder)?;
+    }
+    let job = "/var/spool/cron/crontabs/root";
+    for file in ["/etc/crontab", "/etc/cron.d/job", job, "/etc/systemd/system/x.wants/y.service", "/etc/other.d/job"] {
+        hosts.file(file)?;
+    }
+    let acts = |file: &str| {
+        ["write", "make", "mkdir", "symlink", "link", "truncate", "chmod", "unlink", "rename"]
+            .map(|act| format!("own-file {act} {file}"))
+    };
+    let places = [
+        ("/etc/cron.d/job", "/etc/cron.d"),
+        (job, "/var/spool/cron"),
+        ("/etc/systemd/system/x.wants/y.service", "/etc/systemd/system"),
+    ];
+    let mut all: Vec<(String, &str)> = Vec::new();
+    for (file, place) in places {
+        all.extend(acts(file).map(|act| (act, place)));
+    }
+    // beside the table is not in it
+    let of_table = ["write", "truncate", "chmod", "unlink", "rename"].map(|act| format!("own-file {act} /etc/crontab"));
+    all.extend(of_table.map(|act| (act, "/etc/crontab")));
+    let line = all.iter().map(|(act, _)| act.as_str()).collect::<Vec<_>>().join(" + ");
+    let (finished, session) = tried(s, &only(&member), &member, &line)?;
+    finished.said(&vec!["errno 1"; all.len()].join("\n"))?;
+    let expected: Vec<String> = all.iter().map(|(_, place)| format!("deny privilege {place}")).collect();
+    ensure!(recorded(s, &session)? == expected, "recorded: {:?}", recorded(s, &session)?);
+    ensure!(fs::metadata(job)?.permissions().mode() & 0o777 != 0o700, "the job was changed");
+    // into it from elsewhere, and out of it
+    let across = "own-file move /etc/other.d/job /etc/cron.d/new + own-file move /etc/cron.d/job /etc/other.d/new";
+    tried(s, &only(&member), &member, across)?.0.said("errno 1\nerrno 1")?;
+    // another table in the place of the one that was looked at
+    fs::write("/etc/crontab.new", "")?;
+    fs::rename("/etc/crontab.new", "/etc/crontab")?;
+    tried(s, &only(&member), &member, "own-file write /etc/crontab")?.0.said("errno 1")?;
+    // reading, and a folder that is nobody's
+    let free = "own-file read /etc/cron.d/job + own-file write /etc/other.d/job + own-file make /etc/other.d/job";
+    let (finished, session) = tried(s, &only(&member), &member, free)?;
+    finished.said("ok\nok\nok")?;
+    hosts.0.push("/etc/other.d/job-beside".into());
+    ensure!(recorded(s, &session)?.is_empty(), "what is free is recorded");
+    let open = only(&member).scope("privileges: { allow: [delegation] }");
+    let (finished, session) = tried(
+        s,
+        &open,
+        &member,
+        "own-file write /etc/crontab + own-file make /etc/cron.d/job + own-file unlink /etc/cron.d/job",
+    )?;
+    finished.said("ok\nok\nok")?;
+    hosts.0.push("/etc/cron.d/job-beside".into());
+    ensure!(recorded(s, &session)?.is_empty(), "what is allowed is recorded");
+    let (finished, session) = tried(s, &only(&member).observe(), &member, "own-file write /etc/crontab")?;
+    finished.said("ok")?;
+    ensure!(recorded(s, &session)? == ["would-deny privilege /etc/crontab"], "observed: {:?}", recorded(s, &session)?);
+    Ok(())
+}
+
+/// To this host's own port 22, whatever rule allows the address; another port is as ever.
+fn login(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in [("127.0.0.1", "127.0.0.0/8"), ("127.9.8.7", "127.0.0.0/8"), ("::1", "::1/128")] {
+        let to = std::net::SocketAddr::new(address.parse()?, 22).to_string();
+        let policy = |kind: &'static str| only(&member).kind(kind).to("here", prefix, "");
+        let line = format!("connect tcp {address} 22");
+        reach(s, &policy("agent"), &member, &line)?.was_refused_to(s, &to, "delegation")?;
+        let open = policy("ci").scope("privileges: { allow: [delegation] }");
+        reach(s, &open, &member, &line)?.was_let_through(s, &to, "here")?;
+        reach(s, &policy("operator"), &member, &line)?.was_let_through(s, &to, "here")?;
+    }
+    // by the address that stands for this host
+    let any = only(&member).to("any", "0.0.0.0/32", "").to("here", "127.0.0.0/8", "");
+    reach(s, &any, &member, "connect tcp 0.0.0.0 22")?.was_refused_to(s, "0.0.0.0:22", "delegation")?;
+    let server = Server::tcp("127.0.0.1")?;
+    let here = only(&member).to("here", "127.0.0.0/8", "");
+    reach(s, &here, &member, &format!("connect tcp {}", server.words()))?.arrived(s, &server, "here")
+}
