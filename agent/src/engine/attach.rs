@@ -75,8 +75,14 @@ impl Engine {
         let home = Text::from(home.as_os_str().as_encoded_bytes());
         let how = Attachment { by, home, cgroup };
         let (ttl, treatment) = (checked.ttl, (checked.policy.attach, checked.policy.mode));
-        let subject =
-            Subject { pid, process: first, principal: whose, attached: Some(how.clone()), inherited: Vec::new() };
+        let subject = Subject {
+            pid,
+            process: first,
+            principal: whose,
+            attached: Some(how.clone()),
+            inherited: Vec::new(),
+            shed: None,
+        };
         let begun = self.begin(&run, subject, checked)?;
         let walks = match self.take_in(begun.id, &target) {
             Ok(walks) => walks,

@@ -9,11 +9,10 @@ use tracing::warn;
 use super::{Engine, Live, Note, controls, start::started};
 use crate::{
     api::wire::{self, ApiError},
-    evidence::{Body, Control, ControlState, Principal, Refused},
+    evidence::{Body, Control, ControlState, Principal, Refused, Taken},
     kernel::Tier,
-    policy::{self, Policy, SYS_ADMIN, Shed, capability_names},
+    policy::{self, Policy, SYS_ADMIN, Shed, capability_names, privilege_names},
     session::{EndReason, Input, SessionId},
-    shed,
 };
 
 /// What a process has: of capabilities, bit n is capability n.
@@ -155,7 +154,7 @@ fn kept(shed: &Shed, held: &Held, root: bool) -> Option<String> {
     if shed.no_new_privs && !held.no_new_privs {
         return Some("it can gain privileges (no_new_privs is not set)".into());
     }
-    if shed::has_calls(shed.refuse) && !held.filtered {
+    if shed.refuse != 0 && !held.filtered {
         return Some("no seccomp filter refuses its calls".into());
     }
     let more = held.permitted & !shed.keep;
@@ -165,6 +164,17 @@ fn kept(shed: &Shed, held: &Held, root: bool) -> Option<String> {
 
 fn user_namespace(process: &str) -> Option<u64> {
     fs::metadata(format!("/proc/{process}/ns/user")).ok().map(|found| found.ino())
+}
+
+/// As the evidence has it.
+pub(super) fn taken(shed: &Shed) -> Taken {
+    let words = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect();
+    Taken {
+        no_new_privs: shed.no_new_privs,
+        kept: words(capability_names(shed.keep)),
+        calls: words(privilege_names(shed.refuse)),
+        apart: shed.apart,
+    }
 }
 
 /// A few by name; many in number.

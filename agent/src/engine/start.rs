@@ -25,8 +25,8 @@ use tipstaff_common::{
 use tracing::info;
 
 use super::{
-    Engine, Live, Note, complain, controls, credentials, judge, limits, limits::Doings, now, resolve, stale::LastSeen,
-    within::Outer,
+    Engine, Live, Note, complain, controls, credentials, judge, limits, limits::Doings, now, resolve, shed,
+    stale::LastSeen, within::Outer,
 };
 use crate::{
     api::{
@@ -39,7 +39,7 @@ use crate::{
         Attachment, Body, Context, ControlState, InheritedDescriptor, PolicyRef, Principal, Refused, SessionStart, Text,
     },
     kernel::{KernelError, open_pidfd},
-    policy::{self, Mode, Plan, Policy, Resolved, delegates},
+    policy::{self, Mode, Plan, Policy, Resolved, Shed, delegates},
     readable::Readable,
     session::{self, Input, Session, SessionId},
     store::First,
@@ -69,6 +69,8 @@ pub(super) struct Subject {
     pub(super) attached: Option<Attachment>,
     /// Sockets that it passes on to the command.
     pub(super) inherited: Vec<InheritedDescriptor>,
+    /// What it is told to lay down.
+    pub(super) shed: Option<Shed>,
 }
 
 /// A session that is recorded and has no member yet.
@@ -102,15 +104,12 @@ impl Engine {
         let ttl = checked.ttl;
         let inherited = self.inherit(run, (peer.pid, first.as_fd()), principal, &mut checked)?;
         let close = inherited.iter().filter(|socket| socket.closed).map(|socket| socket.descriptor).collect();
-        let subject = Subject { pid: peer.pid, process: first, principal, attached: None, inherited };
+        let subject = Subject { pid: peer.pid, process: first, principal, attached: None, inherited, shed };
         let Begun { id, deadline, notes } = self.begin(run, subject, checked)?;
         if let Err(problem) = self.admit(id, peer) {
             self.undo(id, peer, &home, outer.map(|outer| outer.reference));
             self.feed(id, Input::StartFailed);
             return Err(ApiError::Failed { message: format!("the session could not be started: {problem}") });
-        }
-        if let Some(live) = self.sessions.get_mut(&id) {
-            live.to_lay_down = shed;
         }
         self.feed(id, Input::Labelled);
         self.record_reuse(id, &BTreeSet::new());
@@ -193,7 +192,7 @@ impl Engine {
             reported_at: Some(self.mark()),
             first_process: First { pid: subject.pid, started: started(subject.pid).unwrap_or(0) },
             first: Some(subject.process),
-            to_lay_down: None,
+            to_lay_down: subject.shed,
         };
         // kept before it is recorded: a session that is recorded always has an end, whoever writes it
         if let Err(error) = self.parts.store.keep(&self.kept(&live)) {
@@ -353,9 +352,10 @@ impl Engine {
         let mode = if policy.mode == Mode::Enforce && !attaching { MODE_ENFORCE } else { MODE_OBSERVE };
         let flags = if subject.principal.uid == 0 || attaching { ROOT_WRITES } else { 0 };
         // what the outer session wrote is its own work as well
-        let (since, flags) = outer.map_or((coarse_now(), flags), |outer| {
-            (outer.written.written_since, flags | outer.written.flags & ROOT_WRITES)
-        });
+        let (since, flags) = outer.map_or_else(
+            || (coarse_now(), flags),
+            |outer| (outer.written.written_since, flags | outer.written.flags & ROOT_WRITES),
+        );
         let written = SessionConfig { written_since: since, flags, scopes: 1, ..SessionConfig::default() };
         let config =
             SessionConfig { mode, policy: policy_slot, deadline, budgets: policy.budgets.for_kernel(), ..written };
@@ -496,6 +496,7 @@ fn session_start(
         within: None,
         attached: subject.attached.clone(),
         inherited: subject.inherited.clone(),
+        taken: subject.shed.as_ref().map(shed::taken),
     }
 }
 

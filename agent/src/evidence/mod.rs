@@ -30,8 +30,8 @@ pub use record::{
     CredentialReuse, CutCause, CutOutcome, Disarm, Exec, Exit, FileRef, FlowsCut, Fork, Gap, GapCause,
     InheritedDescriptor, InheritedSocket, InheritedUnix, Lift, Mark, Moment, Move, PolicyRef, Principal, PrincipalGone,
     Privilege, RECEIPTS_MAX, Receipt, Receipts, Record, Refused, Revoke, SessionEnd, SessionNarrowed, SessionStart,
-    Socket, SocketReceipt, StartLimits, StayRef, Stuck, StuckTask, Terminate, Tier, Transition, Unix, User, Verdict,
-    Via, Warning,
+    Socket, SocketReceipt, StartLimits, StayRef, Stuck, StuckTask, Taken, Terminate, Tier, Transition, Unix, User,
+    Verdict, Via, Warning,
 };
 pub use report::{Damage, NotedGap, Report, Soundness};
 pub use text::Text;

@@ -23,7 +23,7 @@ pub use control::{Command, CredentialReuse, Lift, Revoke, StayRef, Stuck, StuckT
 pub use flows::{CutCause, CutOutcome, FlowsCut, SocketReceipt};
 pub use life::{
     Context, PolicyRef, Principal, PrincipalGone, RECEIPTS_MAX, Receipt, Receipts, Refused, SessionEnd, SessionStart,
-    StartLimits, Transition, User,
+    StartLimits, Taken, Transition, User,
 };
 pub use narrow::SessionNarrowed;
 

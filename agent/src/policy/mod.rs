@@ -42,7 +42,7 @@ pub use problem::Problem;
 pub use programs::{FileDigest, Program, ProgramClass};
 pub use resolver::resolvers;
 pub use scope::{Classes, Privileges, privilege_name};
-pub use shed::{SYS_ADMIN, Shed, capability_names};
+pub use shed::{SYS_ADMIN, Shed, capability_names, privilege_names};
 pub use summary::{RuleSummary, Summary};
 pub use table::{CompileProblem, NetKey, NetTable};
 pub use traffic::{Access, Addresses, Budgets, NetRule, PortRange, Protocol, UnixRule, UnixTarget};

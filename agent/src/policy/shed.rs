@@ -27,7 +27,7 @@ use tipstaff_common::{
     socket::{SOCKET_PACKET, SOCKET_RAW},
 };
 
-use super::{Mode, Policy};
+use super::{Mode, Policy, scope::PRIVILEGE_CLASSES};
 
 /// Names of the capabilities by their numbers (`include/uapi/linux/capability.h`).
 const CAPABILITIES: [&str; 41] = [
@@ -104,6 +104,14 @@ const OF_CLASSES: [(u32, u64); 10] = [
 /// Those that are for nothing but their classes: who may have capabilities has them no more than these classes do.
 const OF_ONE_CLASS: u64 = SYS_PTRACE | KILL | BPF | PERFMON | SYS_MODULE | SYS_CHROOT | SYS_RAWIO | NET_RAW;
 
+/// Those that no system call is for.
+const WITHOUT_CALLS: u32 = privilege::PRIVILEGE_SETUID
+    | privilege::PRIVILEGE_CAPABILITIES
+    | privilege::PRIVILEGE_SIGNAL
+    | privilege::PRIVILEGE_KERNEL_SETTINGS
+    | privilege::PRIVILEGE_RAW_DEVICES
+    | privilege::PRIVILEGE_DELEGATION;
+
 /// What is laid down. All of it is inherited by whatever the process starts, and nothing gives it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shed {
@@ -131,7 +139,7 @@ impl Shed {
         Self {
             no_new_privs: !may(privilege::PRIVILEGE_SETUID | privilege::PRIVILEGE_CAPABILITIES),
             keep: if all { named | !OF_ONE_CLASS } else { named },
-            refuse: !privileges & PRIVILEGE_ALL,
+            refuse: PRIVILEGE_ALL & !WITHOUT_CALLS & !privileges,
             // the kernel has the two in one
             apart: !may(privilege::PRIVILEGE_SIGNAL | privilege::PRIVILEGE_PTRACE),
         }
@@ -144,6 +152,12 @@ impl Policy {
     pub fn shed(&self) -> Option<Shed> {
         (self.mode == Mode::Enforce).then(|| Shed::of(self.privilege_classes(), self.socket_classes()))
     }
+}
+
+/// The words of classes of privileges.
+#[must_use]
+pub fn privilege_names(classes: u32) -> Vec<&'static str> {
+    PRIVILEGE_CLASSES.iter().filter(|(_, class)| classes & class != 0).map(|(word, _)| *word).collect()
 }
 
 /// The names of capabilities: bit n is capability n.
@@ -161,7 +175,8 @@ mod tests {
 
     #[test]
     fn who_may_nothing_keeps_nothing_and_who_may_all_keeps_all() {
-        let none = Shed { no_new_privs: true, keep: 0, refuse: PRIVILEGE_ALL, apart: true };
+        let refuse = PRIVILEGE_ALL & !WITHOUT_CALLS;
+        let none = Shed { no_new_privs: true, keep: 0, refuse, apart: true };
         assert_eq!(Shed::of(Kind::Agent.privileges(), Kind::Agent.socket_classes()), none);
         let all = Shed { no_new_privs: false, keep: u64::MAX, refuse: 0, apart: false };
         assert_eq!(Shed::of(PRIVILEGE_ALL, SOCKET_ALL), all);
@@ -172,7 +187,7 @@ mod tests {
     fn a_class_keeps_what_it_takes_and_no_more() {
         let mounts = Shed::of(privilege::PRIVILEGE_MOUNT, 0);
         assert_eq!((mounts.keep, mounts.no_new_privs), (SYS_ADMIN, true));
-        assert_eq!(mounts.refuse, PRIVILEGE_ALL & !privilege::PRIVILEGE_MOUNT);
+        assert_eq!(mounts.refuse, PRIVILEGE_ALL & !WITHOUT_CALLS & !privilege::PRIVILEGE_MOUNT);
         assert_eq!(Shed::of(0, SOCKET_RAW).keep, NET_RAW);
         let kept = Shed::of(privilege::PRIVILEGE_CAPABILITIES, 0);
         assert_eq!((kept.keep & OF_ONE_CLASS, kept.keep | OF_ONE_CLASS), (0, u64::MAX));

@@ -159,6 +159,12 @@ mod tests {
     }
 
     #[test]
+    fn whoever_is_to_have_a_filter_has_one() {
+        let with_calls = CALLS.iter().fold(0, |classes, (class, _)| classes | class);
+        assert_eq!(with_calls, crate::policy::Shed::of(0, 0).refuse);
+    }
+
+    #[test]
     fn each_class_refuses_its_calls_and_no_others() {
         for (class, calls) in CALLS {
             for (other, more) in CALLS {

@@ -58,12 +58,6 @@ pub fn lay_down(shed: &Shed) -> Result<(), ShedError> {
     keep_only(shed).map_err(ShedError::Capabilities)
 }
 
-/// Whether a filter is laid down for these classes (`privilege::PRIVILEGE_*`).
-#[must_use]
-pub fn has_calls(refuse: u32) -> bool {
-    filter::filter(refuse).is_some()
-}
-
 /// Whether this kernel's Landlock keeps signals in.
 #[must_use]
 pub fn landlock_keeps_signals() -> bool {

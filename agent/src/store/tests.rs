@@ -38,6 +38,7 @@ fn sample(n: u8) -> Kept {
         within: None,
         attached: None,
         inherited: Vec::new(),
+        taken: None,
         ttl_ms: 1000,
         deadline_boot_ns: 5,
         limits: Box::default(),

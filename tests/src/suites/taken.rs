@@ -18,6 +18,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("taken::from-an-ordinary-user", NO_LSM, ordinary),
     Test::sharing("taken::no-way-round", NO_LSM, round),
     Test::sharing("taken::strict-and-root", NO_LSM, strict),
+    Test::sharing("taken::not-from-who-runs", NO_LSM, later),
     Test::sharing("taken::kept-by-another-launcher", NO_LSM, kept),
 ];
 
@@ -150,8 +151,7 @@ fn round(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// Root with capabilities is refused where the policy is strict, and told of where not. Who runs already is not made to lay
-/// anything down, nor a session that is narrowed.
+/// Root with capabilities is refused where the policy is strict, and told of where not.
 fn strict(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
@@ -163,7 +163,30 @@ fn strict(s: &mut Sandbox) -> Result<()> {
     let none = only(&member).privileges("");
     s.run(&s.policy(&none.clone().strict())?, &member, "say runs")?.wait()?.ended(0)?.said("runs")?;
     let kept = s.launch(&s.policy(&keeps.clone().strict())?, &member, "say runs").user(USER, OPERATORS);
-    kept.start()?.wait()?.ended(0)?.said("runs")?;
+    kept.start()?.wait()?.ended(0)?.said("runs").map(drop)
+}
+
+/// Who runs already is not made to lay anything down, nor a session that is narrowed.
+fn later(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let (keeps, none) = (only(&member).privileges("capabilities"), only(&member).privileges(""));
+    let mut command = bare(member.as_ref());
+    command.args(["--work", "idle"]);
+    let outside = Running::spawn(s, command, None)?;
+    let pid = outside.pid().to_string();
+    let attach = |policy: &Policy| s.cli(&["attach", "--policy", &s.policy(policy)?, "--pid", &pid]);
+    let refused = attach(&none.clone().strict())?;
+    refused.complained(&["privileges", "strict"])?;
+    ensure!(refused.code != 0, "a strict policy was held to what nothing takes");
+    attach(&none)?.ended(0)?.told(&["privileges is unavailable", "start it with `run`"])?;
+    let session = s.session_of(outside.pid())?;
+    let inspected = s.json(&["inspect", &session])?;
+    let controls = inspected["controls"].as_array().context("no controls")?;
+    let own = controls.iter().find(|control| control["control"] == "privileges");
+    ensure!(own.is_some_and(|control| control["state"] == "unavailable"), "{inspected}");
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
 
     let running = s.run(&s.policy(&keeps)?, &member, "idle")?;
     let session = running.session(s)?;
@@ -189,6 +212,10 @@ fn kept(s: &mut Sandbox) -> Result<()> {
         Ok((running, session))
     };
     let (running, session) = begin(&only(&member))?;
+    let start = s.wait_evidence("the start", |r| r["type"] == "session-start" && r["session"] == session)?;
+    let taken = &start["taken"];
+    ensure!(taken["no_new_privs"] == true && taken["kept"] == serde_json::json!([]), "{start}");
+    ensure!(taken["calls"].as_array().is_some_and(|calls| calls.iter().any(|call| call == "mount")), "{start}");
     let end = s.session_ended(&session, "violation")?;
     ensure!(end["members_left"] == 0, "{end}");
     running.wait()?.ended(137)?;

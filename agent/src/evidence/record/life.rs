@@ -51,6 +51,22 @@ pub struct SessionStart {
     /// Sockets that the command inherits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inherited: Vec<InheritedDescriptor>,
+    /// What its first process was told to give up before its first program; none: nothing, or kernel programs judge it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<Taken>,
+}
+
+/// What a session can do no more, whatever it starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// No program gives its caller more than the caller has.
+    pub no_new_privs: bool,
+    /// Capabilities that were left to it, as far as it had them.
+    pub kept: Vec<String>,
+    /// Classes of privileges whose system calls are refused.
+    pub calls: Vec<String>,
+    /// Signals and looks reach nothing outside.
+    pub apart: bool,
 }
 
 /// A user of the host.

@@ -38,6 +38,7 @@ pub(super) fn session_start() -> Body {
         credential: Some("0a".repeat(32)),
         within: Some(session()),
         attached: Some(Attachment { by: principal(), home: Text::from("/work"), cgroup: Some(Text::from("/work")) }),
+        taken: None,
         inherited: vec![InheritedDescriptor {
             descriptor: 0,
             protocol: "tcp".to_owned(),
