@@ -41,6 +41,9 @@ fn call(config: &Config, request: Request) -> Result<Frozen, Failure> {
 fn text(frozen: &Frozen) -> String {
     let mut text =
         format!("session {} is {}: {} processes", printable(&frozen.session), printable(&frozen.state), frozen.members);
+    if frozen.state != "frozen" && frozen.still {
+        text.push_str(", which stand still");
+    }
     if frozen.state == "frozen" && !frozen.still {
         text.push_str(", some of them asleep in the kernel: they stop when they wake");
     }
@@ -68,6 +71,8 @@ mod tests {
             still,
         };
         assert_eq!(text(&frozen(&[], true)), "session ab is frozen: 3 processes\n");
+        let in_grace = Frozen { state: "ending".into(), ..frozen(&[], true) };
+        assert_eq!(text(&in_grace), "session ab is ending: 3 processes, which stand still\n");
         let told = text(&frozen(&[7, 9], false));
         assert!(
             told.contains("asleep in the kernel") && told.contains("outside its cgroup: 7, 9 (stopped by"),

@@ -43,7 +43,7 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
     let Inspect { session, policy, limits, principal, context, counters, members, .. } = inspect;
     let login = principal.login_uid.map_or_else(|| "none".to_owned(), |uid| uid.to_string());
     let ending = inspect.ending.map_or_else(
-        || "no".to_owned(),
+        || if session.state == "ending" { "in its grace".to_owned() } else { "no".to_owned() },
         |ending| format!("due {} ago, everything refused {} after that", span(ending.since_ms), span(ending.mark_ms)),
     );
     vec![

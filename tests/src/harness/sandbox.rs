@@ -157,7 +157,8 @@ impl Sandbox {
 
     /// Waits until an agent that was started answers, and keeps it.
     pub(crate) fn ready(&mut self, agent: Agent) -> Result<()> {
-        self.ready_within(agent, patience())
+        // in a guest its programs take the verifier seconds, and other tests have the processors too
+        self.ready_within(agent, 2 * patience())
     }
 
     fn ready_within(&mut self, mut agent: Agent, limit: Duration) -> Result<()> {

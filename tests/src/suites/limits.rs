@@ -495,6 +495,7 @@ fn nonsense(s: &mut Sandbox) -> Result<()> {
     for (flag, value, part) in [
         ("--ttl", "0", "must be longer than zero"),
         ("--ttl", "1y", "is no length of time"),
+        ("--ttl", "-5s", "is no length of time"),
         ("--label", "novalue", "is no label: write key=value"),
         ("--label", "a b=c", "label key \"a b\" is not"),
     ] {
