@@ -253,9 +253,9 @@ struct Live {
     empty: Option<u64>,
     /// Processes that were reported as killed and still there.
     stuck: Vec<u32>,
-    /// Callers of `end` that wait.
     /// An earlier agent wrote that it is over.
     said_over: bool,
+    /// Callers of `end` that wait.
     waiting: Vec<Answer>,
     /// Records that their ring had no room for, as far as the evidence says so.
     reported: [u64; KINDS],

@@ -25,7 +25,7 @@ use crate::{
     },
     evidence::{Body, SessionNarrowed},
     kernel::{Kernel, KernelError, boot_now, wait_for_programs},
-    policy::{self, Candidate, ExecTarget, Limits, Plan, Policy, Resolved, UnixTarget},
+    policy::{self, Candidate, ExecTarget, Limits, Plan, Policy, Resolved, UnixTarget, Wider},
     session::{Input, SessionId, State},
     store::{Kept, Named, Narrowed},
 };
@@ -101,8 +101,7 @@ impl Engine {
         host.own.extend_from_slice(&live.host.own);
         let plan = compiled(&policy, &host)?;
         let candidate = Candidate { policy: &policy, host: &host, plan: &plan, above: &above };
-        let later = || policy::wider_later(&live.policy, live.plan.exec_default, &candidate);
-        if let Some(wider) = policy::wider(&live.plan, live.policy.mode, &candidate).or_else(later) {
+        if let Some(wider) = wider(live, &candidate) {
             let message = format!("policy {} is wider than the session's: {wider}", policy.name);
             let remedy = "a session can only be narrowed: allow less, or start another".into();
             return Err(ApiError::Refused { message, rule: None, remedy });
@@ -367,6 +366,12 @@ fn compiled(policy: &Policy, host: &Resolved) -> Result<Plan, ApiError> {
         let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         ApiError::Refused { message, rule: None, remedy: "split the policy".into() }
     })
+}
+
+/// The first thing that a policy allows and a session's does not, now or once a file comes to be.
+pub(super) fn wider(live: &Live, candidate: &Candidate<'_>) -> Option<Wider> {
+    let later = || policy::wider_later(&live.policy, live.plan.exec_default, candidate);
+    policy::wider(&live.plan, live.policy.mode, candidate).or_else(later)
 }
 
 /// The directories above what the rules of a policy name, each in its own file system, the nearest first.

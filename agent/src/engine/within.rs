@@ -7,14 +7,14 @@ use tracing::info;
 
 use super::{
     Engine, Live,
-    narrow::above,
+    narrow::{above, wider},
     start::{Checked, failed},
 };
 use crate::{
     api::wire::ApiError,
     duration,
     kernel::boot_now,
-    policy::{self, Candidate},
+    policy::Candidate,
     session::{EndReason, Input, SessionId, State},
 };
 
@@ -58,8 +58,7 @@ impl Engine {
         self.check_digests(session, &checked.plan)?;
         let Some(live) = self.sessions.get(&session) else { return Err(ApiError::Member {}) };
         let candidate = Candidate { policy: &checked.policy, host: &checked.host, plan: &checked.plan, above: &above };
-        let later = || policy::wider_later(&live.policy, live.plan.exec_default, &candidate);
-        if let Some(wider) = policy::wider(&live.plan, live.policy.mode, &candidate).or_else(later) {
+        if let Some(wider) = wider(live, &candidate) {
             let message = format!("policy {} is wider than that of session {session:.8}: {wider}", checked.policy.name);
             return Err(refused(message, "a session within another can only be narrower: allow less"));
         }
@@ -152,8 +151,7 @@ impl Engine {
         let (Some(inner), Some(live)) = (self.sessions.get(&inner), self.sessions.get(&outer)) else { return true };
         let Ok(above) = above(&mut self.parts.kernel, &inner.policy, &inner.host) else { return false };
         let candidate = Candidate { policy: &inner.policy, host: &inner.host, plan: &inner.plan, above: &above };
-        let later = || policy::wider_later(&live.policy, live.plan.exec_default, &candidate);
-        live.policy.nested && policy::wider(&live.plan, live.policy.mode, &candidate).or_else(later).is_none()
+        live.policy.nested && wider(live, &candidate).is_none()
     }
 
     /// With another agent: what is within a session that is over by now, ends.

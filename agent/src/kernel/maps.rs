@@ -95,6 +95,8 @@ pub struct Maps {
     foreign: Array<MapData, u64>,
     protected: HashMap<MapData, FileId, u32>,
     delegates: LpmTrie<MapData, [u8; UNIX_NAME], u32>,
+    /// Device, inode and time of change of each folder in `SPOOLS`, as they were when they were last looked at.
+    spools: Vec<Option<(u64, u64, i64, i64)>>,
     lost: PerCpuArray<MapData, u64>,
     /// `None` while the engine reads them.
     rings: Option<Rings>,
@@ -140,6 +142,7 @@ impl Maps {
             foreign: typed(ebpf, "FOREIGN")?,
             protected: typed(ebpf, "PROTECTED")?,
             delegates: typed(ebpf, "DELEGATES")?,
+            spools: Vec::new(),
             lost: typed(ebpf, "LOST")?,
             rings: Some(Rings { verdicts: typed(ebpf, "VERDICTS")?, activity: typed(ebpf, "ACTIVITY")? }),
             reader_awake: typed(ebpf, "READER_AWAKE")?,
@@ -492,6 +495,12 @@ impl Kernel {
     /// Takes these folders and files for those out of which daemons start programs; `first` is the number of the first.
     /// What is not there is left out, and is no such folder any more.
     pub fn set_spools(&mut self, folders: &[&str], first: u32) -> Result<(), KernelError> {
+        let look = |path: &&str| fs::metadata(path).ok().map(|is| (is.dev(), is.ino(), is.ctime(), is.ctime_nsec()));
+        // looked at before what is found is written: what changes meanwhile is looked at again
+        let spools: Vec<_> = folders.iter().map(look).collect();
+        if spools == self.maps.spools {
+            return Ok(());
+        }
         let wanted =
             folders.iter().zip(first..).filter_map(|(path, number)| Some((open_path(path.as_ref()).ok()?, number)));
         let (open, numbers): (Vec<File>, Vec<u32>) = wanted.unzip();
@@ -511,6 +520,7 @@ impl Kernel {
                 map.insert(id, mark, 0).map_err(failed("write", "PROTECTED"))?;
             }
         }
+        self.maps.spools = spools;
         Ok(())
     }
 

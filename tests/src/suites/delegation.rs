@@ -9,9 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::scene::{only, reach};
+use super::{
+    privileges::tried,
+    scene::{only, reach},
+};
 use crate::{
-    harness::{launch::Finished, prelude::*, server::Server},
+    harness::{prelude::*, server::Server},
     work::sockets::unix_address,
 };
 
@@ -73,16 +76,6 @@ impl Drop for Hosts {
             let _gone_or_not = fs::remove_file(path).or_else(|_error| fs::remove_dir(path));
         }
     }
-}
-
-/// In a new session, `line`: what it said, and the session.
-fn tried(s: &Sandbox, policy: &Policy, member: &str, line: &str) -> Result<(Finished, String)> {
-    let running = s.run(&s.policy(policy)?, member, line)?;
-    let session = running.session(s)?;
-    let finished = running.wait()?;
-    finished.ended(0)?;
-    s.session_ended(&session, "completed")?;
-    Ok((finished, session))
 }
 
 /// The records of a session on the class, each as `verdict rule place`.

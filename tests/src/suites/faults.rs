@@ -5,7 +5,7 @@ use std::{fs, os::unix::process::CommandExt as _};
 use serde_json::Value;
 
 use super::scene::{SmallDisk, Wall, only};
-use crate::harness::{launch::Finished, prelude::*, sandbox::files_below, wait::all_gone};
+use crate::harness::{launch::Finished, prelude::*, sandbox::files_below};
 
 /// Without one of these nobody loads programs for sockets and packets (`bpf_net_capable`, `include/linux/bpf.h`, 6.18).
 const CAP_NET_ADMIN: libc::c_ulong = 12;
@@ -30,9 +30,7 @@ fn killed_twice(s: &mut Sandbox) -> Result<()> {
     wall.holds(s)?;
     s.start()?;
     wall.holds(s)?;
-    s.cli(&["end", &wall.session])?.ended(0)?;
-    s.session_ended(&wall.session, "operator")?;
-    all_gone(&[wall.running.pid()])
+    wall.is_ended(s)
 }
 
 /// An agent that cannot put its own programs in the place of those that decide leaves them as they are.
@@ -59,9 +57,7 @@ fn not_loaded(s: &mut Sandbox) -> Result<()> {
     wall.holds(s)?;
     s.start()?;
     wall.holds(s)?;
-    s.cli(&["end", &wall.session])?.ended(0)?;
-    s.session_ended(&wall.session, "operator")?;
-    all_gone(&[wall.running.pid()])
+    wall.is_ended(s)
 }
 
 /// Without what was pinned nobody holds a session: the next agent ends it, and says what it does not know. It does not

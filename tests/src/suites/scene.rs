@@ -9,7 +9,11 @@ use std::{
 
 use nix::{mount::MsFlags, sys::stat::Mode};
 
-use crate::harness::{prelude::*, server::Server, wait::gone};
+use crate::harness::{
+    prelude::*,
+    server::Server,
+    wait::{all_gone, gone},
+};
 
 /// The policy under which only `member` runs, and nothing is reached.
 pub(super) fn only(member: &str) -> Policy {
@@ -182,6 +186,13 @@ impl Wall {
         let session = running.session(s)?;
         s.pid_in(&pid)?;
         Ok(Self { running, session, fifos, bad, woken: 0 })
+    }
+
+    /// Ends it: nobody is left.
+    pub(super) fn is_ended(&self, s: &Sandbox) -> Result<()> {
+        s.cli(&["end", &self.session])?.ended(0)?;
+        s.session_ended(&self.session, "operator")?;
+        all_gone(&[self.running.pid()])
     }
 
     /// Wakes the member and checks each answer.
