@@ -2,7 +2,7 @@
 //! engine from the sockets, the rings, the clock and signals. Also `probe` and `disarm` where no agent runs.
 
 use std::{
-    fs,
+    fs, iter,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
     sync::Arc,
@@ -25,11 +25,11 @@ use crate::{
         wire::{self, ApiError},
     },
     cli::{Exit, Failure},
-    config::{Config, cgroup2_mount},
+    config::{Attach, Config, cgroup2_mount},
     enforce::{FileWatch, SessionCgroup, Song, prove, prove_destroy},
     engine::{
         self, Control, Engine, Parts, Past, RecoverError, Recovered, controls_from_song, flow_destroy, pidfd_of,
-        recover, wire_control,
+        recover, see_others, wire_control,
     },
     evidence::{self, Body, Log},
     ground::{Ground, clean_up, unable, unexpected},
@@ -45,6 +45,8 @@ use crate::{
 
 /// Calls that wait for the engine.
 const CALLS: usize = 64;
+/// What helpers saw, taken at a time.
+const NOTES: usize = 1024;
 
 /// Runs the agent until it is told to stop or disarmed.
 ///
@@ -64,7 +66,7 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
             return Err(failure);
         }
     };
-    let loaded = load(&ground, confine.as_ref());
+    let loaded = load(&ground, config.attach, confine.as_ref());
     let (mut kernel, controls) = match loaded {
         Ok(loaded) => loaded,
         Err(failure) => {
@@ -100,17 +102,27 @@ fn recovered(ground: &mut Ground) -> Result<(Recovered, Past), Failure> {
 pub fn probe(config: &Config) -> Result<wire::Probe, Failure> {
     Kernel::check_host().map_err(unable)?;
     let mount = cgroup2_mount()?;
-    // beside the agent's own, whose pinned programs would refuse a canary that they do not know
+    // beside the agent's own, whose pinned programs would refuse a canary that they do not know; and never at the root
     let mut name = config.paths.cgroup()?.into_os_string();
     name.push(format!("-probe-{}", std::process::id()));
     let mut made = Made::default();
-    let root = CgroupRoot::create(Path::new(&name), &mount, &mut made).map_err(unable)?;
-    let proven = load_with(&root, &mount, None, None);
+    let mut prove = || {
+        let root = CgroupRoot::create(Path::new(&name), &mount, &mut made).map_err(unable)?;
+        if config.attach == Attach::Sessions {
+            return load_with((&root, &root), None, &mount, None, None);
+        }
+        let (sessions, outside) = (root.path.join("sessions"), root.path.join("outside"));
+        let sessions = CgroupRoot::create(&sessions, &mount, &mut made).map_err(unable)?;
+        CgroupRoot::create(&outside, &mount, &mut made).map_err(unable)?;
+        load_with((&sessions, &root), Some(&outside), &mount, None, None)
+    };
+    let proven = prove();
     made.take_away();
     let (kernel, controls) = proven?;
     Ok(wire::Probe {
         kernel: kernel::release(),
         tier: kernel.tier().as_str().into(),
+        attach: config.attach.as_str().into(),
         controls: controls.iter().map(wire_control).collect(),
     })
 }
@@ -155,8 +167,15 @@ fn remove_empty(root: &Path, kept: &[Kept]) {
     }
 }
 
-fn load(ground: &Ground, confine: Option<&CgroupRoot>) -> Result<(Kernel, Vec<Control>), Failure> {
-    load_with(&ground.root, &ground.mount, confine, Some(&ground.pins))
+fn load(ground: &Ground, attach: Attach, confine: Option<&CgroupRoot>) -> Result<(Kernel, Vec<Control>), Failure> {
+    let Ground { root, mount, pins, .. } = ground;
+    // an agent that is confined sees nothing beyond
+    let place = match (attach, confine) {
+        (Attach::Sessions, _) => root.clone(),
+        (Attach::Root, Some(confine)) => confine.clone(),
+        (Attach::Root, None) => CgroupRoot::open(mount, mount).map_err(unable)?,
+    };
+    load_with((root, &place), None, mount, confine, Some(pins))
 }
 
 /// Keeps members away from what is the agent's own on the host.
@@ -174,17 +193,23 @@ fn protect(kernel: &mut Kernel, config: &Config) {
     }
 }
 
-/// Loads the programs and lets the canary find the tier: by trying, not by the kernel's version.
+/// Loads the programs for the sessions' cgroup, attached to it or to one above, and lets the canary, which comes `from` a
+/// cgroup, find the tier: by trying, not by the kernel's version.
 fn load_with(
-    root: &CgroupRoot,
+    (root, attach): (&CgroupRoot, &CgroupRoot),
+    from: Option<&Path>,
     mount: &Path,
     confine: Option<&CgroupRoot>,
     pins: Option<&Pins>,
 ) -> Result<(Kernel, Vec<Control>), Failure> {
-    let mut kernel = Kernel::load(&Options { root, confine, pins }).map_err(unable)?;
-    match take_over(&mut kernel, root, pins) {
+    let options = Options { root, attach, confine, pins };
+    let mut kernel = Kernel::load(&options).map_err(unable)?;
+    match take_over(&mut kernel, &options, from) {
         Ok(song) => {
             let mut controls = controls_from_song(kernel.tier(), kernel.without_lsm(), kernel.without_hooks(), &song);
+            if attach.id != root.id {
+                see_others(&mut controls, kernel.tier(), &song);
+            }
             controls.push(flow_destroy(&prove_destroy(mount)));
             Ok((kernel, controls))
         }
@@ -199,14 +224,15 @@ fn load_with(
 
 /// Makes the new programs the ones that speak, lets the canary prove them alone, and only then takes the earlier ones
 /// off.
-fn take_over(kernel: &mut Kernel, root: &CgroupRoot, pins: Option<&Pins>) -> Result<Song, KernelError> {
+fn take_over(kernel: &mut Kernel, options: &Options<'_>, from: Option<&Path>) -> Result<Song, KernelError> {
+    let (root, pins) = (&options.root.path, options.pins);
     kernel.speak()?;
-    let mut song = prove(kernel, &root.path)?;
+    let mut song = prove(kernel, root, from)?;
     if kernel.tier() == Tier::Full && !song.exec_stopped(Tier::Full) {
         let why = "they attach and do not decide: is bpf in /sys/kernel/security/lsm?";
-        kernel.leave_lsm(why.to_owned(), root, pins)?;
+        kernel.leave_lsm(why.to_owned(), options)?;
         // what is in their place is proven by itself
-        song = prove(kernel, &root.path)?;
+        song = prove(kernel, root, from)?;
     }
     if let Some(pins) = pins {
         if kernel.inherits_clock(pins)? {
@@ -239,7 +265,7 @@ async fn serve(
     let files = FileWatch::open();
     let changes = files.descriptor().map_err(unexpected)?.map(Readable::watch).transpose().map_err(unexpected)?;
     let tier = kernel.tier();
-    record_start(&mut ground.log, tier, &controls)?;
+    record_start(&mut ground.log, (tier, config.attach), &controls)?;
     let parts = Parts {
         config: config.clone(),
         kernel,
@@ -271,7 +297,10 @@ async fn serve(
         timer.arm(engine.next_tick())?;
         tokio::select! {
             Some(call) = called.recv() => engine.call(call),
-            Some(note) = noted.recv() => engine.note(note),
+            Some(note) = noted.recv() => {
+                let more = iter::from_fn(|| noted.try_recv().ok());
+                engine.notes(iter::once(note).chain(more.take(NOTES)));
+            }
             () = rings[0].ready() => pace.look(&mut engine),
             () = rings[1].ready() => pace.look(&mut engine),
             () = pace.due() => pace.look(&mut engine),
@@ -311,7 +340,7 @@ async fn ready_if_any(watched: Option<&Readable>) {
     }
 }
 
-fn record_start(log: &mut Log, tier: Tier, controls: &[Control]) -> Result<(), Failure> {
+fn record_start(log: &mut Log, (tier, attach): (Tier, Attach), controls: &[Control]) -> Result<(), Failure> {
     let tier = match tier {
         Tier::Full => evidence::Tier::Full,
         Tier::NoLsm => evidence::Tier::NoLsm,
@@ -320,6 +349,7 @@ fn record_start(log: &mut Log, tier: Tier, controls: &[Control]) -> Result<(), F
         version: env!("CARGO_PKG_VERSION").into(),
         kernel: kernel::release(),
         tier,
+        attach: Some(attach.as_str().into()),
         controls: controls.to_vec(),
     };
     log.append_durable(&Body::AgentStart(start), engine::now()).map_err(unexpected)?;

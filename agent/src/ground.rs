@@ -6,10 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use nix::{errno::Errno, fcntl::Flock};
 use tracing::warn;
 
 use crate::{
@@ -18,7 +15,7 @@ use crate::{
     config::{Config, Paths},
     engine,
     evidence::{Body, Gap, GapCause, Log},
-    kernel::{CgroupRoot, KernelError, Pins},
+    kernel::{CgroupRoot, KernelError, Pins, lock_soon},
     made::Made,
     store::{self, Store, StoreError},
 };
@@ -102,11 +99,10 @@ fn claim(
         return Err(unable(KernelError::NotBelow { path: root.path, above: above.path.clone(), remedy }));
     }
     let directory = File::open(&root.path).map_err(|e| unable(KernelError::file("open", &root.path)(e)))?;
-    let claim = Flock::lock(directory, FlockArg::LockExclusiveNonblock);
-    match claim {
+    match lock_soon(directory) {
         Ok(claim) => Ok((root, claim)),
-        Err((_, Errno::EWOULDBLOCK)) => Err(unable(KernelError::CgroupHeld { path: root.path })),
-        Err((_, error)) => Err(unable(KernelError::file("lock", &root.path)(error.into()))),
+        Err(Errno::EWOULDBLOCK) => Err(unable(KernelError::CgroupHeld { path: root.path })),
+        Err(error) => Err(unable(KernelError::file("lock", &root.path)(error.into()))),
     }
 }
 

@@ -92,8 +92,8 @@ pub struct Exec {
     pub args_length: u32,
     /// Bytes of the whole argument vector in the new program's memory.
     pub args_total: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// 1: the start was not seen; the program was judged when it did something, and of `path` the last part is known.
+    pub late: u32,
     /// `linux_binprm.filename`: what was asked for. For display; it decides nothing.
     pub path: [u8; PATH_BYTES],
     /// The first arguments, from the new program's memory. For display. Empty where the exec was refused before that

@@ -9,6 +9,9 @@ pub const CONFINED: u32 = 2;
 /// The label was given to a tree that ran already: whatever descends from this task is a member, also what was born
 /// before the label.
 pub const TREE: u32 = 4;
+/// The label was given to a process that was moved into the session's cgroup: the kernel tells of the move once, and its other
+/// threads are members too.
+pub const JOINED: u32 = 8;
 /// In a row of the walk over such trees: the thread could not be labelled.
 pub const UNLABELLED: u32 = 1 << 31;
 
@@ -20,9 +23,10 @@ pub struct Label {
     pub slot: u32,
     /// The slot's generation that the label was given for; a label of another generation names an ended session.
     pub generation: u32,
-    /// `DOOMED`, `CONFINED`, `TREE`.
+    /// `DOOMED`, `CONFINED`, `TREE`, `JOINED`.
     pub flags: u32,
-    /// `task_struct.self_exec_id` of the last exec that was judged.
+    /// `task_struct.self_exec_id` of the last exec that was judged. The kernel raises its own with each exec and copies it at
+    /// each fork, so a task with another runs a program that was not.
     pub exec_id: u32,
 }
 const _: () = assert!(size_of::<Label>() == 16);
@@ -37,11 +41,13 @@ pub struct Mirrored {
     pub generation: u32,
     /// As in [`Label`].
     pub flags: u32,
+    /// As in [`Label`].
+    pub exec_id: u32,
     /// The thread's id in the root pid namespace: an entry whose task is gone must not speak for another task at the
     /// same address.
     pub tid: u32,
 }
-const _: () = assert!(size_of::<Mirrored>() == 16);
+const _: () = assert!(size_of::<Mirrored>() == 20);
 
 /// The value in `CGROUP_SESSIONS`, keyed by cgroup id.
 #[repr(C)]

@@ -10,13 +10,14 @@ pub mod event;
 pub mod label;
 pub mod limits;
 pub mod offsets;
+pub mod place;
 pub mod privilege;
 pub mod rule;
 pub mod session;
 pub mod socket;
 
 /// The version of everything in this crate: pins of another layout are never adopted.
-pub const LAYOUT: u32 = 9;
+pub const LAYOUT: u32 = 12;
 
 /// Implements aya's `Pod` for wire types of this crate, on the agent's side only.
 #[cfg(feature = "user")]

@@ -2,6 +2,8 @@
 
 /// Session slots. Slot 0 belongs to the canary and is never a user's session.
 pub const SESSIONS: u32 = 1024;
+/// Sessions that live within one that is in none, at most, however deep.
+pub const WITHIN: u32 = 16;
 /// Policies that can be in force at once, one entry each in `POLICIES`.
 pub const POLICIES: u32 = 1024;
 /// Tasks that the mirror (task address to label) holds; preallocated.

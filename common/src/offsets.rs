@@ -121,10 +121,6 @@ pub struct Offsets {
     pub inode_owner: u32,
     /// `inode.i_writecount`
     pub inode_writers: u32,
-    /// `inode.i_flctx`
-    pub inode_locks: u32,
-    /// `file_lock_context.flc_lease`
-    pub locks_leases: u32,
     /// Seconds of the ctime, 64 bits: `inode.i_ctime.tv_sec`, `__i_ctime.tv_sec` (6.6) or `i_ctime_sec` (6.11).
     pub inode_changed: u32,
     /// Nanoseconds of the ctime in the lower 30 bits of 32, above them a flag of the kernel's own (6.13): as above.
@@ -151,6 +147,8 @@ pub struct Offsets {
     pub mount_id: u32,
     /// `bpf_sock_addr_kern.uaddr`
     pub asked_address: u32,
+    /// `bpf_sock_addr_kern.sk`
+    pub asked_socket: u32,
     /// `bpf_sock_addr_kern.uaddrlen`, since 6.7; 0: there is none.
     pub asked_length: u32,
     /// `linux_binprm.cred`: what the program will have.
@@ -183,6 +181,8 @@ pub struct Offsets {
     pub inode_device: u32,
     /// `super_block.s_magic`
     pub super_magic: u32,
+    /// `mm_struct.exe_file`
+    pub mm_program: u32,
 }
 const _: () = assert!(size_of::<Offsets>() == 88 * 4);
 

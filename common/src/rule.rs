@@ -57,6 +57,45 @@ pub const REASON_PRIVILEGE: u32 = REASONS + 17;
 pub const REASON_PROTECTED: u32 = REASONS + 18;
 /// A daemon on this host that starts programs for whoever logs in: class `PRIVILEGE_DELEGATION`, where it is an address.
 pub const REASON_DELEGATION: u32 = REASONS + 19;
+/// Who asks runs a program whose start was not seen, and which the rules are against.
+pub const REASON_UNSEEN: u32 = REASONS + 20;
+
+/// Reasons that are none of the member's doing: its time or its budget is up, nobody could tell what it asked for or what it
+/// runs, or the socket is one that it was given.
+const NOT_ITS_DOING: [u32; 15] = [
+    REASON_EXPIRED,
+    REASON_ENDED,
+    REASON_UNRESOLVED,
+    REASON_UNLABELLED,
+    REASON_LEAVES,
+    REASON_FAULT,
+    REASON_BUDGET_CONNECTS,
+    REASON_BUDGET_CONNECT_RATE,
+    REASON_BUDGET_DESTINATIONS,
+    REASON_BUDGET_EGRESS,
+    REASON_BUDGET_EGRESS_RATE,
+    REASON_CROSSED,
+    REASON_UNSEEN,
+    REASON_CHANGED,
+    REASON_IDENTITY,
+];
+
+/// Whether a refusal with this rule or reason is a violation of the policy: a rule was against it, or none was for it.
+/// That a child was to be born in another cgroup is none, because it is refused also where that is the session's own.
+#[must_use]
+pub const fn is_violation(rule: u32) -> bool {
+    if rule < REASONS {
+        return true;
+    }
+    let mut mask = 0_u64;
+    let mut index = 0;
+    while index < NOT_ITS_DOING.len() {
+        mask |= 1 << (NOT_ITS_DOING[index] - REASONS);
+        index += 1;
+    }
+    let reason = rule - REASONS;
+    reason >= u64::BITS || mask >> reason & 1 == 0
+}
 
 /// The file is not as it was when the rule's file was looked at (see [`PINNED`]).
 pub const REASON_CHANGED: u32 = REASONS + 0x20;
@@ -91,6 +130,10 @@ pub const KIND_CLASS: u32 = 2;
 /// The key is the first argument of a program: its bytes in the place of the file (see [`word_key`]), `words` of the
 /// program's entry in the place of `pad`.
 pub const KIND_WORD: u32 = 3;
+/// The key is a place: the names that lead to a program (see `place::place_key`).
+pub const KIND_PLACE: u32 = 4;
+/// The key is the place of a directory: the rule holds for every program below it.
+pub const KIND_PLACE_DIRECTORY: u32 = 5;
 /// Bytes of a first argument that rules can name.
 pub const WORD_BYTES: usize = 16;
 
@@ -164,14 +207,14 @@ pub const PINNED: u32 = 1 << 8;
 /// Pinned, and denied where the pin does not hold or somebody has the file open to write: its rule asks for a digest, or
 /// denies some of its first arguments.
 pub const STRICT: u32 = 1 << 9;
-/// The file system tells nobody of a write through a mapping: the entry holds only while a lease on the file does.
-pub const LEASED: u32 = 1 << 10;
 /// The first argument is judged, once the program is in place.
-pub const WORDS: u32 = 1 << 11;
+pub const WORDS: u32 = 1 << 10;
 /// Of any other first argument the entry says nothing.
-pub const WORDS_ONLY: u32 = 1 << 12;
+pub const WORDS_ONLY: u32 = 1 << 11;
 /// The entry is no rule: it only says of which classes the file is.
-pub const NO_RULE: u32 = 1 << 13;
+pub const NO_RULE: u32 = 1 << 12;
+/// Of a place: a file is denied there unless it was looked at and is held to what it was then ([`STRICT`]).
+pub const KNOWN_ONLY: u32 = 1 << 13;
 
 /// Value of an inner map of `EXEC_RULES`.
 #[repr(C)]

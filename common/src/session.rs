@@ -1,6 +1,6 @@
 //! What the kernel knows of a session, in three arrays by who writes them, and of the agent that loaded it.
 
-use crate::{event::KINDS, pod};
+use crate::{event::KINDS, pod, rule};
 
 /// The slot is free.
 pub const STATE_FREE: u32 = 0;
@@ -38,8 +38,12 @@ pub struct SessionConfig {
     /// How many scopes the session has had: one more with each narrowing, written after the policy's word. What is kept of
     /// a session must know of as many, or it is older than what is enforced.
     pub scopes: u32,
+    /// The session that it is within; a generation of 0: none.
+    pub outer_slot: u32,
+    /// As above.
+    pub outer_generation: u32,
 }
-const _: () = assert!(size_of::<SessionConfig>() == 32 + size_of::<Budgets>());
+const _: () = assert!(size_of::<SessionConfig>() == 40 + size_of::<Budgets>());
 
 /// The session was started by root: files that only root can write may be its work too.
 pub const ROOT_WRITES: u32 = 1;
@@ -71,6 +75,9 @@ pub const fn state_word(generation: u32, state: u32) -> u64 {
     ((generation as u64) << 32) | state as u64
 }
 
+/// Budgets that a session can have.
+pub const BUDGETS: usize = (rule::REASON_BUDGET_EGRESS_RATE - rule::REASON_BUDGET_CONNECTS + 1) as usize;
+
 /// `SESSION_COUNTERS`: written by the kernel programs only (atomic adds).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,10 +106,15 @@ pub struct SessionCounters {
     pub connect_window: u64,
     /// Bytes out in one second, as above.
     pub egress_window: u64,
-    /// Packets that were dropped because a budget of bytes was used up; the first is recorded.
+    /// What each budget refused, by how far its `rule::REASON_BUDGET_*` is from the first of them. Of packets the first of
+    /// each kind is recorded.
+    pub used_up: [u64; BUDGETS],
+    /// What was refused against the policy (`rule::is_violation`), by `event::KIND_*`; of moves: those out of the cgroup.
+    pub violations: [u64; KINDS],
+    /// Packets that went although a budget of bytes was used up, because nothing is refused; the first is recorded.
     pub over_budget: u64,
 }
-const _: () = assert!(size_of::<SessionCounters>() == 232);
+const _: () = assert!(size_of::<SessionCounters>() == 344);
 
 /// `POLICIES`: a policy that is in force. An entry does not change while a session uses it.
 #[repr(C)]
@@ -144,6 +156,10 @@ pub const HAS_INBOUND_RULES: u32 = 8;
 pub const HAS_UNIX_RULES: u32 = 16;
 /// Some rule denies unix sockets by file, place or directory: a path by itself does not tell whether it is of these.
 pub const HAS_UNIX_DENIALS: u32 = 32;
+/// Some rule is about a place: an exec walks up from the program for the names that lead to it.
+pub const HAS_PLACES: u32 = 64;
+/// Some rule is about the place of a directory.
+pub const HAS_PLACE_DIRECTORIES: u32 = 128;
 
 /// Constants of one load, injected into the programs' read-only data.
 #[repr(C)]
@@ -161,8 +177,11 @@ pub struct Settings {
     pub pad: u32,
     /// A random number that only this load knows; see `socket::SocketLabel::judged`.
     pub secret: u64,
+    /// Id of the cgroup that session cgroups stand in, where the programs on cgroups are attached above it
+    /// (`attach = "root"`) and see others' sockets too; 0: they are attached to it.
+    pub sessions_cgroup: u64,
 }
-const _: () = assert!(size_of::<Settings>() == 32);
+const _: () = assert!(size_of::<Settings>() == 40);
 
 /// Where the agent's paths begin, injected as [`Settings`]: a task whose paths begin there too means by one what the agent
 /// means.

@@ -28,8 +28,12 @@ pub const SOCKET_ALL: u32 = (1 << 9) - 1;
 pub const SOCKET_CONFINED: u32 = 1;
 /// It listens, or was accepted from a socket that listened: its peers came in, and are judged as such.
 pub const SOCKET_PASSIVE: u32 = 1 << 1;
-/// It came to a listener from before an attachment: no program on Tipstaff's cgroup sees it, and each use is judged.
+/// It is from before an attachment, or was let through to a command: no program on Tipstaff's own cgroup sees it, and each
+/// use is judged.
 pub const SOCKET_BEFORE: u32 = 1 << 2;
+/// It was made outside the session, and a member held or used it that may not: nothing leaves on it any more. Given only
+/// where the packet programs see such sockets (`Settings::sessions_cgroup`).
+pub const SOCKET_CROSSED: u32 = 1 << 3;
 
 /// The value in `SOCKET_LABELS`, one for each socket of a session. A connection that is accepted gets a copy of its
 /// listener's from its first segment.

@@ -82,6 +82,24 @@ pub fn of(session: &Session) -> Option<&'static Budgets> {
     SESSION_CONFIG.get(session.slot).map(|config| &config.budgets)
 }
 
+/// Where what a budget refused is counted. The agent ends a session by this count (`on.budget`), whatever becomes of the
+/// record.
+#[inline(always)]
+fn refusals(counters: *mut SessionCounters, reason: u32) -> *mut u64 {
+    // SAFETY: points into the map; each budget has its place.
+    unsafe { (&raw mut (*counters).used_up).cast::<u64>().add((reason - REASON_BUDGET_CONNECTS) as usize) }
+}
+
+/// A refusal because a budget is used up, counted where the session's mode carries it out.
+#[inline(always)]
+fn used_up(session: &Session, counters: *mut SessionCounters, reason: u32) -> Decision {
+    let decision = Decision::deny(reason);
+    if settle(decision, session).refuses() {
+        add(refusals(counters, reason), 1);
+    }
+    decision
+}
+
 /// Counts a connect, or a send to a new address, that the rules allow; the budget can still refuse it.
 #[inline(always)]
 pub fn charge_connect(session: &Session, target: &Target, allowed: Decision) -> Decision {
@@ -92,7 +110,7 @@ pub fn charge_connect(session: &Session, target: &Target, allowed: Decision) -> 
     let connects = unsafe { &raw mut (*counters).connects };
     let before = add(connects, 1);
     let refused = if budgets.connects != 0 && before >= budgets.connects {
-        Decision::deny(REASON_BUDGET_CONNECTS)
+        used_up(session, counters, REASON_BUDGET_CONNECTS)
     } else {
         rate_and_destinations(session, budgets, counters, target, allowed)
     };
@@ -115,14 +133,14 @@ fn rate_and_destinations(
         let window = unsafe { &raw mut (*counters).connect_window };
         match within_second(window, 1, budgets.connects_per_second, session.seen) {
             Ok(true) => {}
-            Ok(false) => return Decision::deny(REASON_BUDGET_CONNECT_RATE),
+            Ok(false) => return used_up(session, counters, REASON_BUDGET_CONNECT_RATE),
             Err(fault) => return of_fault(fault, session),
         }
     }
     if budgets.destinations != 0 {
         return match visit(session, budgets.destinations, counters, target) {
             Ok(true) => allowed,
-            Ok(false) => Decision::deny(REASON_BUDGET_DESTINATIONS),
+            Ok(false) => used_up(session, counters, REASON_BUDGET_DESTINATIONS),
             Err(fault) => of_fault(fault, session),
         };
     }
@@ -153,10 +171,10 @@ fn visit(session: &Session, limit: u64, counters: *mut SessionCounters, target: 
     }
 }
 
-/// Counts the bytes of a packet out. `Err`: what the session's mode makes of the budget's refusal; what is refused uses
-/// nothing up, and a larger packet than fits leaves room for smaller ones.
+/// Counts the bytes of a packet out. `Err`: what the session's mode makes of the budget's refusal, and whether it is the
+/// first; what is refused uses nothing up, and a larger packet than fits leaves room for smaller ones.
 #[inline(always)]
-pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u64) -> Result<(), Decision> {
+pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u64) -> Result<(), (Decision, bool)> {
     // SAFETY: points into the map.
     let (total, window) = unsafe { (&raw mut (*counters).egress_bytes, &raw mut (*counters).egress_window) };
     let before = add(total, bytes);
@@ -175,21 +193,26 @@ pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u6
         return Ok(());
     };
     let decision = settle(Decision::deny(refused), session);
-    if decision.refuses() {
-        add(total, bytes.wrapping_neg());
-        if in_window {
-            take_back(window, bytes, now);
-        }
+    if !decision.refuses() {
+        // SAFETY: points into the map.
+        return Err((decision, add(unsafe { &raw mut (*counters).over_budget }, 1) == 0));
     }
-    Err(decision)
+    add(total, bytes.wrapping_neg());
+    if in_window {
+        take_back(window, bytes, now);
+    }
+    Err((decision, add(refusals(counters, refused), 1) == 0))
 }
 
-/// Whether a message of so many bytes is still within the total of bytes out: a stream's sender is told before its packets
-/// are dropped.
+/// What becomes of a message of so many bytes by the total of bytes out: a stream's sender is told before its packets are
+/// dropped.
 #[inline(always)]
-pub fn has_room_for(session: &Session, bytes: u64) -> bool {
-    let (Some(budgets), Some(counters)) = (of(session), session.counters()) else { return true };
+pub fn judge_message(session: &Session, bytes: u64) -> Decision {
+    let (Some(budgets), Some(counters)) = (of(session), session.counters()) else { return Decision::allow(0) };
     // SAFETY: points into the map.
     let sent = unsafe { core::ptr::read_volatile(&raw const (*counters).egress_bytes) };
-    budgets.egress_bytes == 0 || sent.saturating_add(bytes) <= budgets.egress_bytes
+    if budgets.egress_bytes == 0 || sent.saturating_add(bytes) <= budgets.egress_bytes {
+        return Decision::allow(0);
+    }
+    settle(used_up(session, counters, REASON_BUDGET_EGRESS), session)
 }

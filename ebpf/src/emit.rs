@@ -6,7 +6,7 @@ use core::arch::asm;
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use tipstaff_common::{
     event::{self, Header},
-    rule::ALLOW,
+    rule::{ALLOW, DENY, KILL, is_violation},
 };
 
 use crate::{
@@ -95,6 +95,11 @@ pub fn produce_of<T: 'static>(session: &Session, kind: u16, who: Who, decision: 
         )
     };
     add(produced, 1);
+    // what a packet is refused is nobody's deed: it came from a stranger, or was on its way when the scope was narrowed
+    if who.tgid != 0 && matches!(decision.verdict, DENY | KILL) && is_violation(decision.rule) {
+        // SAFETY: as above.
+        add(unsafe { &raw mut (*counters).violations[kind as usize] }, 1);
+    }
     let sequence = add(sequence, 1) + 1;
     let header = Header {
         version: event::VERSION,

@@ -5,9 +5,12 @@ use core::{ffi::c_void, mem::offset_of};
 use aya_ebpf::helpers::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_current_comm, bpf_get_current_task, bpf_get_current_task_btf,
     bpf_get_current_uid_gid, bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
-    bpf_probe_read_kernel, bpf_probe_read_kernel_buf, bpf_probe_read_kernel_str_bytes, bpf_send_signal,
+    bpf_probe_read_kernel, bpf_probe_read_kernel_buf, bpf_probe_read_kernel_str_bytes, bpf_probe_read_user_buf,
+    bpf_send_signal,
 };
+use aya_ebpf::programs::PerfEventContext;
 use tipstaff_common::{
+    limits::{ARG_BYTES, PATH_BYTES},
     offsets::Offsets,
     rule::{Content, FileId},
     socket::SocketRow,
@@ -36,6 +39,20 @@ pub fn is_confined() -> bool {
 #[inline(always)]
 pub fn session_level() -> u32 {
     setting(&SETTINGS.session_level)
+}
+
+/// Whether the programs on cgroups see sockets and tasks that are in no session (`Settings::sessions_cgroup`).
+#[inline(always)]
+pub fn sees_others() -> bool {
+    setting(&SETTINGS.sessions_cgroup) != 0
+}
+
+/// Whether a cgroup lies below Tipstaff's own, told by `ancestor`, which gives the id of the cgroup above it at a depth; where
+/// no other is seen, it does.
+#[inline(always)]
+pub fn is_beneath(ancestor: impl FnOnce(i32) -> u64) -> bool {
+    let own = setting(&SETTINGS.sessions_cgroup);
+    own == 0 || ancestor(session_level().cast_signed() - 1) == own
 }
 
 /// The agent's process id.
@@ -159,19 +176,44 @@ pub fn current_ids() -> (u32, u32) {
     (field(offset_of!(Offsets, task_tgid)), field(offset_of!(Offsets, task_pid)))
 }
 
-/// The current process's first thread, read as [`current_ids`].
+/// How many execs the current task has made, read as [`current_ids`].
+#[inline(always)]
+pub fn current_exec_id() -> u32 {
+    // SAFETY: the verifier knows the task and the field's offset, and checks that an `int` is read there.
+    unsafe { *current_pointer().byte_add(offset(offset_of!(Offsets, task_exec_id)) as usize).cast::<u32>() }
+}
+
+/// Whether a tick of the clock came while the task was in its own code, and not in the kernel's.
+#[inline(always)]
+pub fn was_in_user_mode(context: &PerfEventContext) -> bool {
+    // SAFETY: the context is valid for the program's run. VERIFIER: volatile, one word of the registers.
+    unsafe {
+        #[cfg(bpf_target_arch = "x86_64")]
+        let user = core::ptr::read_volatile(&raw const (*context.ctx).regs.cs) & 3 == 3;
+        #[cfg(bpf_target_arch = "aarch64")]
+        let user = core::ptr::read_volatile(&raw const (*context.ctx).regs.pstate) & 0xf == 0;
+        user
+    }
+}
+
+/// The current process's first thread.
 #[inline(always)]
 pub fn current_leader() -> Task {
-    // SAFETY: the verifier knows the task and the field's offset, and checks that a pointer to a task is read there.
-    Task(unsafe { *current_pointer().byte_add(offset(offset_of!(Offsets, task_leader)) as usize).cast::<u64>() })
+    Task::current().leader().unwrap_or(Task(0))
 }
 
 /// Id of the current task's cgroup, or of the one above it, at the level at which session cgroups stand; 0: it stands
 /// higher.
 #[inline(always)]
 pub fn current_ancestor() -> u64 {
+    current_ancestor_at(session_level().cast_signed())
+}
+
+/// As [`current_ancestor`], at any depth.
+#[inline(always)]
+pub fn current_ancestor_at(level: i32) -> u64 {
     // SAFETY: no pointers.
-    unsafe { bpf_get_current_ancestor_cgroup_id(session_level().cast_signed()) }
+    unsafe { bpf_get_current_ancestor_cgroup_id(level) }
 }
 
 /// A task by its address, for reading fields and for the mirror.
@@ -265,6 +307,13 @@ impl Task {
         Ok(acting != own)
     }
 
+    /// The program that it runs.
+    #[inline(always)]
+    pub fn program(self) -> Result<File, Fault> {
+        let mm: u64 = read(self.0, offset_of!(Offsets, task_mm))?;
+        read(mm, offset_of!(Offsets, mm_program)).map(File)
+    }
+
     /// Start and end of the argument vector in the task's own memory.
     #[inline(always)]
     pub fn arguments(self) -> Result<(u64, u64), Fault> {
@@ -272,6 +321,24 @@ impl Task {
         let start = read(mm, offset_of!(Offsets, mm_arg_start))?;
         let end = read(mm, offset_of!(Offsets, mm_arg_end))?;
         Ok((start, end))
+    }
+
+    /// Copies the first bytes of the argument vector of the task that runs; how many, of how many.
+    #[inline(always)]
+    pub fn copy_arguments(self, to: &mut [u8; ARG_BYTES]) -> (u32, u32) {
+        let Ok((start, end)) = self.arguments() else { return (0, 0) };
+        let total = end.saturating_sub(start).min(u64::from(u32::MAX)) as u32;
+        let length = (total as usize).min(ARG_BYTES);
+        if length == 0 {
+            return (0, total);
+        }
+        // VERIFIER: the bound again, on the value that is used.
+        let Some(part) = to.get_mut(..length) else { return (0, total) };
+        // SAFETY: the helper copies from the current task's memory and never faults.
+        match unsafe { bpf_probe_read_user_buf(start as *const u8, part) } {
+            Ok(()) => (length as u32, total),
+            Err(_) => (0, total),
+        }
     }
 }
 
@@ -320,10 +387,15 @@ pub fn is_there(place: *const c_void) -> bool {
 /// The first eight bytes of a `struct qstr`, the first of them lowest.
 #[inline(always)]
 pub fn string_start(string: u64) -> Result<u64, Fault> {
-    let name: u64 = read(string, offset_of!(Offsets, string_name))?;
+    word_at(read(string, offset_of!(Offsets, string_name))?)
+}
+
+/// Eight bytes of kernel memory, the first of them lowest.
+#[inline(always)]
+pub fn word_at(place: u64) -> Result<u64, Fault> {
     // SAFETY: the helper checks the address and copies; it never faults.
-    let start = unsafe { bpf_probe_read_kernel(name as *const u64) };
-    start.map(u64::to_le).map_err(|_errno| Fault::Unreadable)
+    let word = unsafe { bpf_probe_read_kernel(place as *const u64) };
+    word.map(u64::to_le).map_err(|_errno| Fault::Unreadable)
 }
 
 /// A cgroup by its address.
@@ -368,10 +440,25 @@ impl Dentry {
         Ok((read(self.0, offset_of!(Offsets, dentry_name))?, read(self.0, offset_of!(Offsets, dentry_name_length))?))
     }
 
+    /// Its inode.
+    #[inline(always)]
+    pub fn inode(self) -> Result<Inode, Fault> {
+        read(self.0, offset_of!(Offsets, dentry_inode)).map(Inode)
+    }
+
     /// Which file it names.
     #[inline(always)]
     pub fn identity(self) -> Result<FileId, Fault> {
-        read(self.0, offset_of!(Offsets, dentry_inode)).map(Inode)?.identity()
+        self.inode()?.identity()
+    }
+
+    /// Copies its name; how many bytes.
+    #[inline(always)]
+    pub fn copy_name(self, to: &mut [u8; PATH_BYTES]) -> Result<usize, Fault> {
+        let name: u64 = read(self.0, offset_of!(Offsets, dentry_name))?;
+        // SAFETY: the helper checks the address and copies; it never faults.
+        let read = unsafe { bpf_probe_read_kernel_str_bytes(name as *const u8, to) };
+        read.map(<[u8]>::len).map_err(|_errno| Fault::Unreadable)
     }
 
     /// The first bytes of its name; what comes after the name's end is not defined.
@@ -410,6 +497,13 @@ impl Inode {
         })
     }
 
+    /// The device number of its file system.
+    #[inline(always)]
+    pub fn device(self) -> Result<u32, Fault> {
+        let superblock: u64 = read(self.0, offset_of!(Offsets, inode_super))?;
+        read(superblock, offset_of!(Offsets, super_device))
+    }
+
     /// Size and ctime.
     #[inline(always)]
     pub fn content(self) -> Result<Content, Fault> {
@@ -437,17 +531,6 @@ impl Inode {
     #[inline(always)]
     pub fn has_writers(self) -> Result<bool, Fault> {
         Ok(read::<i32>(self.0, offset_of!(Offsets, inode_writers))? > 0)
-    }
-
-    /// Whether somebody holds a lease on it: nobody opens it to write before that is given back.
-    #[inline(always)]
-    pub fn is_leased(self) -> Result<bool, Fault> {
-        let locks: u64 = read(self.0, offset_of!(Offsets, inode_locks))?;
-        if locks == 0 {
-            return Ok(false);
-        }
-        let first: u64 = read(locks, offset_of!(Offsets, locks_leases))?;
-        Ok(first != locks + offset(offset_of!(Offsets, locks_leases)))
     }
 
     /// A block device, or the machine's memory or ports (`/dev/mem`, `/dev/kmem`, `/dev/port`).
@@ -491,8 +574,29 @@ pub fn root_of_mount(mount: u64) -> Result<FileId, Fault> {
     read(mount, offset_of!(Offsets, mount_root)).map(Dentry)?.identity()
 }
 
-/// `FMODE_WRITE` (`include/linux/fs.h`)
-const FOR_WRITING: u32 = 2;
+/// How a file is open: `FMODE_*` (`include/linux/fs.h`; the same bits in 6.1, 6.12 and 7.2).
+#[derive(Clone, Copy)]
+pub struct Mode(pub u32);
+
+impl Mode {
+    /// It can be written through (`FMODE_WRITE`).
+    #[inline(always)]
+    pub const fn writes(self) -> bool {
+        self.0 & 1 << 1 != 0
+    }
+
+    /// It names the file and no more: `O_PATH` (`FMODE_PATH`).
+    #[inline(always)]
+    pub const fn only_names(self) -> bool {
+        self.0 & 1 << 14 != 0
+    }
+
+    /// It holds a mount that is in no tree: of fsmount(2), or a copy by open_tree(2) (`FMODE_NEED_UNMOUNT`).
+    #[inline(always)]
+    pub const fn is_mount(self) -> bool {
+        self.0 & 1 << 28 != 0
+    }
+}
 
 /// An open file by its address.
 #[derive(Clone, Copy)]
@@ -511,10 +615,10 @@ impl File {
         read(self.0, offset_of!(Offsets, file_inode)).map(Inode)
     }
 
-    /// Whether it can be written through.
+    /// How it is open.
     #[inline(always)]
-    pub fn is_for_writing(self) -> Result<bool, Fault> {
-        Ok(read::<u32>(self.0, offset_of!(Offsets, file_mode))? & FOR_WRITING != 0)
+    pub fn mode(self) -> Result<Mode, Fault> {
+        read(self.0, offset_of!(Offsets, file_mode)).map(Mode)
     }
 
     /// Where it was opened.
@@ -534,6 +638,12 @@ pub const INET: u16 = 2;
 pub const INET6: u16 = 10;
 
 impl Sock {
+    /// What a program on addresses was asked about (`struct bpf_sock_addr_kern`).
+    #[inline(always)]
+    pub fn of_context(context: u64) -> Result<Self, Fault> {
+        read(context, offset_of!(Offsets, asked_socket)).map(Self)
+    }
+
     /// It is the kernel's own: a network file system's, a tunnel's.
     #[inline(always)]
     pub fn is_kernels(self) -> Result<bool, Fault> {

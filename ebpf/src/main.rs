@@ -14,10 +14,12 @@ mod headers;
 mod hooks;
 mod kernel;
 mod maps;
+mod place;
 mod program;
 mod rules;
 mod session;
 mod socket;
+mod unseen;
 mod verdict;
 
 /// BPF programs cannot unwind; the verifier proves that this is never reached.

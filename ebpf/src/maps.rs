@@ -21,7 +21,7 @@ use tipstaff_common::{
 /// Constants of this load. The agent replaces them in read-only data before the programs are verified.
 #[unsafe(no_mangle)]
 pub static SETTINGS: Settings =
-    Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, pad: 0, secret: 0 };
+    Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, pad: 0, secret: 0, sessions_cgroup: 0 };
 
 /// Where the agent's paths begin; as `SETTINGS`.
 #[unsafe(no_mangle)]
@@ -87,8 +87,6 @@ pub static OFFSETS: Offsets = Offsets {
     inode_links: 0,
     inode_owner: 0,
     inode_writers: 0,
-    inode_locks: 0,
-    locks_leases: 0,
     inode_changed: 0,
     inode_changed_nanos: 0,
     super_flags: 0,
@@ -102,6 +100,7 @@ pub static OFFSETS: Offsets = Offsets {
     mount_inner: 0,
     mount_id: 0,
     asked_address: 0,
+    asked_socket: 0,
     asked_length: 0,
     binprm_credentials: 0,
     task_real_credentials: 0,
@@ -118,6 +117,7 @@ pub static OFFSETS: Offsets = Offsets {
     setattr_says_ids: 0,
     inode_device: 0,
     super_magic: 0,
+    mm_program: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the

@@ -1,5 +1,5 @@
-//! What a policy's rules say of a program: by which file it is, by the directories above it, by its classes and, once it
-//! is in place, by its first argument.
+//! What a policy's rules say of a program: by which file it is, by the directories above it, by where it stands, by its classes
+//! and, once it is in place, by its first argument.
 
 use core::ffi::c_void;
 
@@ -8,7 +8,7 @@ use tipstaff_common::{
     limits::DEPTH,
     rule::{
         ALLOW, CLASS_BY_DESCRIPTOR, CLASS_DELETED, CLASS_LOADER, CLASS_MEMFD, CLASS_MULTI_CALL, CLASS_WRITTEN, CLASSES,
-        ExecKey, KIND_DIRECTORY, KIND_FILE, LEASED, NO_RULE, PINNED, ProgramEntry, REASON_CHANGED, REASON_DEFAULT,
+        ExecKey, KIND_DIRECTORY, KIND_FILE, NO_RULE, PINNED, ProgramEntry, REASON_CHANGED, REASON_DEFAULT,
         REASON_FAULT, REASON_UNRESOLVED, STRICT, WORD_BYTES, WORDS, WORDS_ONLY, class_key, word_key,
     },
     session::{HAS_DIRECTORIES, PolicyEntry, ROOT_WRITES},
@@ -17,6 +17,7 @@ use tipstaff_common::{
 use crate::{
     kernel::{Binprm, Dentry, File, Inode, Task},
     maps::{EXEC_RULES, ExecRules, POLICIES, SESSION_CONFIG},
+    place::rules_on_place,
     session::Session,
     verdict::{Decision, Fault},
 };
@@ -43,7 +44,31 @@ pub fn judge(session: &Session, bprm: Binprm, file: File, stage: Stage) -> Resul
         Ok(false) => 0,
         Err(_) => UNKNOWN,
     };
-    let found = rules_on_program(session.policy, session.slot, file.0, asked);
+    whole(session, file, asked)
+}
+
+/// As [`judge`], of a program that runs already.
+#[inline(always)]
+pub fn judge_running(session: &Session, file: File) -> Result<Decision, Fault> {
+    whole(session, file, 0)
+}
+
+/// By which file it is, and what is allowed so by where it stands.
+///
+/// VERIFIER: one after the other: one within the other, their frames and those of whoever asks are more than 512 bytes.
+#[inline(always)]
+fn whole(session: &Session, file: File, asked: u32) -> Result<Decision, Fault> {
+    let decision = decided(rules_on_program(session.policy, session.slot, file.0, asked))?;
+    if decision.verdict != ALLOW {
+        return Ok(decision);
+    }
+    let denied = rules_on_place(session.policy, file.0);
+    if denied == 0 { Ok(decision) } else { decided(denied) }
+}
+
+/// What [`rules_on_program`] or [`rules_on_place`] found.
+#[inline(always)]
+fn decided(found: u64) -> Result<Decision, Fault> {
     match (found >> 32) as u32 {
         UNREADABLE => Err(Fault::Unreadable),
         NO_ENTRY => Err(Fault::NoEntry),
@@ -61,12 +86,12 @@ const BY_DESCRIPTOR: u32 = 4;
 const UNKNOWN: u32 = 8;
 
 /// In the place of a verdict: the program could not be looked at.
-const UNREADABLE: u32 = u32::MAX;
+pub const UNREADABLE: u32 = u32::MAX;
 /// In the place of a verdict: a map has no entry.
-const NO_ENTRY: u32 = u32::MAX - 1;
+pub const NO_ENTRY: u32 = u32::MAX - 1;
 
 /// Verdict and rule in one word.
-const fn word(decision: Decision) -> u64 {
+pub const fn word(decision: Decision) -> u64 {
     (decision.verdict as u64) << 32 | decision.rule as u64
 }
 
@@ -155,7 +180,7 @@ fn by_rules(policy: u32, slot: u32, file: File, asked: u32) -> Result<Decision, 
 }
 
 #[inline(always)]
-fn of_entry(entry: ProgramEntry) -> Decision {
+pub fn of_entry(entry: ProgramEntry) -> Decision {
     Decision { verdict: entry.verdict, rule: entry.rule }
 }
 
@@ -165,10 +190,7 @@ fn stands(inode: Inode, entry: &ProgramEntry) -> Result<bool, Fault> {
     if inode.content()? != entry.content {
         return Ok(false);
     }
-    if entry.flags & STRICT != 0 && inode.has_writers()? {
-        return Ok(false);
-    }
-    Ok(entry.flags & LEASED == 0 || inode.is_leased()?)
+    Ok(entry.flags & STRICT == 0 || !inode.has_writers()?)
 }
 
 /// The classes that a program is of, a bit each, or `UNREADABLE`. `known`: those that it is of already, and above them
@@ -189,7 +211,10 @@ fn classes(slot: u32, file: File, known: u32) -> Result<u32, Fault> {
     classes |= by_name(file.dentry()?.name_start()?);
     if !vetted {
         let config = SESSION_CONFIG.get(slot).ok_or(Fault::NoEntry)?;
-        let others = config.flags & ROOT_WRITES == 0 && inode.is_roots_alone()?;
+        // a file of root's that got another name where others may write was linked or moved there by them
+        let others = config.flags & ROOT_WRITES == 0
+            && inode.is_roots_alone()?
+            && file.dentry()?.parent()?.inode()?.is_roots_alone()?;
         if inode.content()?.changed >= config.written_since && !others {
             classes |= 1 << CLASS_WRITTEN;
         }
@@ -312,7 +337,7 @@ fn by_directories(rules: &ExecRules, file: File, best: Decision) -> Result<Decis
     let context = core::ptr::from_mut(&mut walk).cast::<c_void>();
     // SAFETY: the callback takes what it is given here, and the walk outlives the call. VERIFIER: a helper's loop, whose
     // body is verified once; unrolled over `DEPTH` it is two thirds of all that the verifier does for this object.
-    unsafe { bpf_loop(DEPTH, climb as *mut c_void, context, 0) };
+    unsafe { bpf_loop(DEPTH + 1, climb as *mut c_void, context, 0) };
     match walk.end {
         ARRIVED => Ok(walk.best),
         LOST => Err(Fault::Unreadable),
@@ -320,9 +345,9 @@ fn by_directories(rules: &ExecRules, file: File, best: Decision) -> Result<Decis
     }
 }
 
-/// One step of the walk. 0: go on, 1: stop.
+/// One step of the walk; the last only tells whether the root was reached. 0: go on, 1: stop.
 #[inline(never)]
-extern "C" fn climb(_step: u32, context: *mut c_void) -> i64 {
+extern "C" fn climb(step: u32, context: *mut c_void) -> i64 {
     // SAFETY: `by_directories` passes its `Walk`, which nothing else holds meanwhile.
     let walk = unsafe { &mut *context.cast::<Walk<'_>>() };
     let Ok(above) = walk.entry.parent() else {
@@ -330,7 +355,11 @@ extern "C" fn climb(_step: u32, context: *mut c_void) -> i64 {
         return 1;
     };
     if above == walk.entry {
-        walk.end = ARRIVED;
+        // a file that is its own root was opened by a handle and hangs in no directory that is known
+        walk.end = if step == 0 { LOST } else { ARRIVED };
+        return 1;
+    }
+    if step == DEPTH {
         return 1;
     }
     walk.entry = above;
@@ -349,7 +378,7 @@ extern "C" fn climb(_step: u32, context: *mut c_void) -> i64 {
 }
 
 #[inline(always)]
-fn entry(rules: &ExecRules, key: ExecKey) -> Option<ProgramEntry> {
+pub fn entry(rules: &ExecRules, key: ExecKey) -> Option<ProgramEntry> {
     // SAFETY: copied out at once; the inner map is never written after its revision is in force.
     let found = *unsafe { rules.get(key) }?;
     // SAFETY: 32 bytes that the agent wrote as a `ProgramEntry`, integers all of them.

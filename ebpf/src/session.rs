@@ -133,9 +133,15 @@ fn entry_of(task: Task) -> Option<Mirrored> {
     unsafe { MIRROR.get(task.0) }.copied()
 }
 
+/// Whether the mirror has an entry at the task's place in memory, whosever it is.
+#[inline(always)]
+pub fn has_entry(task: Task) -> bool {
+    entry_of(task).is_some()
+}
+
 /// The mirror's word on the task that runs.
 #[inline(always)]
-fn own_mirrored(task: Task) -> Option<Mirrored> {
+pub fn own_mirrored(task: Task) -> Option<Mirrored> {
     entry_of(task).filter(|entry| entry.tid == kernel::current_ids().1)
 }
 
@@ -159,7 +165,7 @@ fn current_by_mirror() -> Option<Session> {
 
 /// The session whose cgroup has this id.
 #[inline(always)]
-fn by_cgroup_id(id: u64) -> Option<SessionRef> {
+pub fn by_cgroup_id(id: u64) -> Option<SessionRef> {
     // SAFETY: copied out at once.
     unsafe { CGROUP_SESSIONS.get(id) }.copied()
 }
@@ -215,7 +221,7 @@ fn find_current() -> Option<Session> {
     let label = match current_mirrored() {
         // its own label could not be read, or it is a thread older than its leader's label
         Some(entry) => {
-            Label { slot: entry.slot, generation: entry.generation, flags: entry.flags, exec_id: NEVER_JUDGED }
+            Label { slot: entry.slot, generation: entry.generation, flags: entry.flags, exec_id: entry.exec_id }
         }
         None => {
             let found = by_cgroup_id(kernel::current_ancestor())?;
@@ -233,14 +239,17 @@ fn find_current() -> Option<Session> {
     Some(session)
 }
 
-/// The current task's session in a cgroup program, where task storage may not be read. `Err`: the task is in a cgroup
-/// below Tipstaff's own that no live session owns.
+/// The current task's session in a cgroup program, where task storage may not be read, and the number of its last exec that
+/// was judged, or `NEVER_JUDGED`. `Err`: the task is in a cgroup below Tipstaff's own that no live session owns.
 #[inline(always)]
-pub fn of_current_in_cgroup_program() -> Result<Option<Session>, Fault> {
-    if let Some(session) = current_by_mirror() {
-        return Ok(Some(session));
+pub fn of_current_in_cgroup_program() -> Result<Option<(Session, u32)>, Fault> {
+    if let Some(entry) = current_mirrored() {
+        return Ok(Some((Session::load(entry.slot, entry.generation, entry.flags), entry.exec_id)));
     }
-    of_subtree(kernel::current_ancestor())
+    if !kernel::is_beneath(kernel::current_ancestor_at) {
+        return Ok(None);
+    }
+    Ok(of_subtree(kernel::current_ancestor())?.map(|session| (session, NEVER_JUDGED)))
 }
 
 /// The session that owns what lies below Tipstaff's cgroup under the cgroup `id` (0: directly in Tipstaff's cgroup,
@@ -311,7 +320,8 @@ pub fn give(pointer: *mut c_void, task: Task, label: Label) -> Result<bool, Faul
 /// Writes the mirror's entry of a labelled task. True: it had none before.
 #[inline(always)]
 pub fn mirror(task: Task, label: Label) -> Result<bool, Fault> {
-    let entry = Mirrored { slot: label.slot, generation: label.generation, flags: label.flags, tid: task.tid()? };
+    let Label { slot, generation, flags, exec_id } = label;
+    let entry = Mirrored { slot, generation, flags, exec_id, tid: task.tid()? };
     // SAFETY: only compared; a concurrent delete can at worst give a value that the thread id then refuses.
     let fresh = match unsafe { MIRROR.get(task.0) } {
         Some(before) if *before == entry => return Ok(false),

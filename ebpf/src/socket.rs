@@ -6,15 +6,18 @@ use core::ffi::c_void;
 
 use tipstaff_common::{
     label::CONFINED,
-    socket::{SOCKET_CONFINED, SocketLabel},
+    socket::{SOCKET_CONFINED, SOCKET_CROSSED, SocketLabel},
 };
 
 use crate::{
-    kernel,
+    kernel::{self, Sock},
     maps::SOCKET_LABELS,
     rules::Target,
     session::{self, Session},
 };
+
+/// `TCP_LISTEN` (`include/net/tcp_states.h`)
+pub const LISTEN: u8 = 10;
 
 /// The label of a socket; null: it has none.
 #[inline(always)]
@@ -47,6 +50,43 @@ pub fn give(socket: *mut c_void, session: &Session, flags: u32) -> *mut SocketLa
 pub fn is_own(label: *const SocketLabel, session: &Session) -> bool {
     // SAFETY: points into a socket's storage.
     !label.is_null() && unsafe { (*label).slot == session.slot && (*label).generation == session.generation }
+}
+
+/// Whether the label says that no member may use the socket.
+#[inline(always)]
+pub fn has_crossed(label: *const SocketLabel) -> bool {
+    // SAFETY: points into a socket's storage.
+    !label.is_null() && unsafe { (*label).flags } & SOCKET_CROSSED != 0
+}
+
+/// Where a socket without a label comes from that a member uses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The session's cgroup; or the kernel made it and connects it for the member (the sockets under one of MPTCP).
+    Session,
+    /// The kernel has it for itself: a network file system's, one that a disk is behind.
+    Kernel,
+    /// Anywhere else: what a member makes has a label.
+    Elsewhere,
+}
+
+/// Where a socket comes from; `connects`: it is about to be connected. For programs that see others' sockets too.
+#[inline(always)]
+pub fn origin(sock: Sock, session: &Session, connects: bool) -> Origin {
+    if let Ok(cgroup) = sock.cgroup()
+        && let Some(found) = session::of_cgroup(cgroup)
+        && (found.slot, found.generation) == (session.slot, session.generation)
+    {
+        return Origin::Session;
+    }
+    if sock.is_for_storage() == Ok(true) {
+        return Origin::Kernel;
+    }
+    match sock.is_kernels() {
+        Ok(true) if connects => Origin::Session,
+        Ok(true) => Origin::Kernel,
+        _ => Origin::Elsewhere,
+    }
 }
 
 /// The session that a label names, by the coarse clock: for packets.

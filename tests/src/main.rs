@@ -5,6 +5,8 @@
 //! (`--work`), the benchmarks (`--bench`), which are no tests, and, as process 1, the guest's init.
 
 mod bench;
+mod escapes;
+mod faults;
 mod harness;
 mod suites;
 mod work;

@@ -36,8 +36,11 @@ const MKE2FS: [&str; 14] = [
     "hash_seed=74697073-7461-6666-8000-000000000002,nodiscard",
 ];
 
-/// Writes an archive in which the black-box tests are `/init`, beside the agent and the kernel's modules, which are named
-/// in loading order by `/modules/order`. There is nothing else: the tests bring their own workloads.
+/// The dynamic loader, which tests start as a program; guests are of this architecture.
+const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+
+/// Writes an archive in which the black-box tests are `/init`, beside the agent, a loader, and the kernel's modules, which
+/// are named in loading order by `/modules/order`. There is nothing else: the tests bring their own workloads.
 pub(crate) fn write(workspace: &Workspace, modules: Option<&Path>, to: &Path) -> Result<()> {
     let file = fs::File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
     let mut archive = Archive { out: BufWriter::new(file), entries: 0, scratch: to.with_extension("stripped") };
@@ -45,7 +48,7 @@ pub(crate) fn write(workspace: &Workspace, modules: Option<&Path>, to: &Path) ->
 }
 
 fn fill<W: Write>(workspace: &Workspace, modules: Option<&Path>, archive: &mut Archive<W>) -> Result<()> {
-    for folder in ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
+    for folder in ["bin", "dev", "etc", "lib64", "modules", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
         archive.entry(folder, FOLDER, b"", (0, 0))?;
     }
     // the console that init starts with
@@ -60,6 +63,7 @@ fn fill<W: Write>(workspace: &Workspace, modules: Option<&Path>, archive: &mut A
     archive.entry("etc/hosts", FILE, b"127.0.0.1 localhost\n::1 localhost\n", (0, 0))?;
     archive.program("init", &workspace.tests())?;
     archive.program("bin/tipstaff", &workspace.agent())?;
+    archive.program(&LOADER[1..], Path::new(LOADER))?;
     archive.disk("ext4")?;
     let mut order = String::new();
     for (name, image) in modules.map(modules::load).transpose()?.unwrap_or_default() {

@@ -8,17 +8,22 @@ mod bench;
 mod build;
 mod cargo;
 mod demo;
+mod escapes;
 mod exec;
+mod faults;
 mod initramfs;
 mod kernels;
 mod lint;
+mod matrix;
 mod modules;
 mod packages;
 mod passed;
+mod probe;
 mod report;
 mod setup;
 mod test;
 mod toolchain;
+mod verifier;
 mod vm;
 mod workspace;
 
@@ -44,6 +49,14 @@ enum Task {
     Test(test::Options),
     /// Measure what it costs, and how fast it is; see docs/performance.md
     Bench(bench::Options),
+    /// Try to get out of sessions, on this kernel and in guests; see docs/escapes.md
+    Escapes(escapes::Options),
+    /// Break what is around the agent, on this kernel and in guests; see docs/faults.md
+    Faults(faults::Options),
+    /// Try what can be enforced on this kernel and in guests; see docs/probed.md
+    Probe(probe::Options),
+    /// Count what the kernels' verifier walks through for each program; see docs/verifier.md
+    Verifier(verifier::Options),
     /// Check formatting, lints, and what the dependencies may be
     Lint,
 }
@@ -66,7 +79,11 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo => demo::demo(&workspace),
         Task::Vm(options) => vm::vm(&workspace, &options),
         Task::Test(options) => test::test(&workspace, &options),
+        Task::Probe(options) => probe::probe(&workspace, &options),
+        Task::Verifier(options) => verifier::verifier(&workspace, &options),
         Task::Bench(options) => bench::bench(&workspace, &options),
+        Task::Escapes(options) => escapes::escapes(&workspace, &options),
+        Task::Faults(options) => faults::faults(&workspace, &options),
         Task::Lint => lint::lint(&workspace).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -7,7 +7,9 @@ use std::{
     fmt::Write,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{escapes::Row, faults, probe::Answer, verifier::Column};
 
 const TEST: &str = "TIPSTAFF-TEST ";
 
@@ -58,6 +60,14 @@ pub(crate) struct Records {
     ran: BTreeSet<(String, String)>,
     declared: BTreeMap<String, Vec<String>>,
     failures: Vec<String>,
+    /// Rows of the escape matrix.
+    escapes: Vec<Row>,
+    /// Rows of the fault matrix.
+    faults: Vec<faults::Row>,
+    /// What each kernel's verifier walked through.
+    verifier: Vec<Column>,
+    /// What can be enforced on each kernel.
+    probes: Vec<Answer>,
     /// How many of those that passed did so in an earlier run.
     remembered: usize,
 }
@@ -72,14 +82,22 @@ impl Records {
                 Err(error) => self.unreadable("report", json, &error),
             });
         }
+        if let Some(json) = line.split("TIPSTAFF-ESCAPE ").nth(1) {
+            return self.keep("row", json, |all, row| all.escapes.push(row));
+        }
+        if let Some(json) = line.split("TIPSTAFF-FAULT ").nth(1) {
+            return self.keep("row", json, |all, row| all.faults.push(row));
+        }
+        if let Some(json) = line.split("TIPSTAFF-VERIFIER ").nth(1) {
+            return self.keep("column", json, |all, column| all.verifier.push(column));
+        }
+        if let Some(json) = line.split("TIPSTAFF-PROBE ").nth(1) {
+            return self.keep("answer", json, |all, answer| all.probes.push(answer));
+        }
         if let Some(json) = line.split("TIPSTAFF-DECLARE ").nth(1) {
-            return match serde_json::from_str(json) {
-                Ok(Declared { name, tiers }) => {
-                    self.declared.insert(name, tiers);
-                    None
-                }
-                Err(error) => Some(self.unreadable("declaration", json, &error)),
-            };
+            return self.keep("declaration", json, |all, Declared { name, tiers }| {
+                all.declared.insert(name, tiers);
+            });
         }
         Some(line.to_owned())
     }
@@ -90,6 +108,17 @@ impl Records {
             self.take(report);
         }
         self.remembered += reports.len();
+    }
+
+    /// Keeps what a line says; what cannot be read is a failure, and told.
+    fn keep<T: DeserializeOwned>(&mut self, what: &str, json: &str, keep: impl FnOnce(&mut Self, T)) -> Option<String> {
+        match serde_json::from_str(json) {
+            Ok(read) => {
+                keep(self, read);
+                None
+            }
+            Err(error) => Some(self.unreadable(what, json, &error)),
+        }
     }
 
     fn unreadable(&mut self, what: &str, json: &str, error: &serde_json::Error) -> String {
@@ -117,6 +146,10 @@ impl Records {
         self.ran.extend(other.ran);
         self.declared.extend(other.declared);
         self.failures.extend(other.failures);
+        self.escapes.extend(other.escapes);
+        self.faults.extend(other.faults);
+        self.verifier.extend(other.verifier);
+        self.probes.extend(other.probes);
         self.remembered += other.remembered;
     }
 
@@ -143,6 +176,11 @@ impl Records {
         text
     }
 
+    /// The tiers in which anything ran.
+    pub(crate) fn tiers(&self) -> BTreeSet<String> {
+        self.ran.iter().map(|(_, tier)| tier.clone()).collect()
+    }
+
     /// Every declared tier in which its test ran nowhere counts as a failure.
     pub(crate) fn require_declared(&mut self) {
         let declared = self.declared.iter().flat_map(|(name, tiers)| tiers.iter().map(move |tier| (name, tier)));
@@ -151,6 +189,26 @@ impl Records {
         for (name, tier) in missing {
             self.fail("any", &tier, &format!("{name}: declared for this tier, and ran nowhere in it"));
         }
+    }
+
+    /// Rows of the escape matrix, in the order in which they came.
+    pub(crate) fn escapes(&self) -> &[Row] {
+        &self.escapes
+    }
+
+    /// What the verifier walked through, a kernel each.
+    pub(crate) fn verifier(&self) -> &[Column] {
+        &self.verifier
+    }
+
+    /// What can be enforced, a kernel each.
+    pub(crate) fn probes(&self) -> &[Answer] {
+        &self.probes
+    }
+
+    /// Rows of the fault matrix, in the order in which they came.
+    pub(crate) fn faults(&self) -> &[faults::Row] {
+        &self.faults
     }
 
     /// How many failures of that kernel and tier there are.

@@ -36,6 +36,9 @@ pub(crate) struct Options {
     /// Install what guests need as well: qemu, xz
     #[arg(long)]
     guests: bool,
+    /// Install what benchmarks stand beside as well: execsnoop
+    #[arg(long)]
+    peers: bool,
 }
 
 /// What compiles and links the kernel programs.
@@ -56,6 +59,9 @@ pub(crate) fn setup(workspace: &Workspace, options: &Options) -> Result<()> {
     ));
     if options.guests {
         guest_tools()?;
+    }
+    if options.peers {
+        peers();
     }
     Ok(())
 }
@@ -143,4 +149,24 @@ pub(crate) fn guest_tools() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the benchmarks stand beside: where Debian puts it, and in which package.
+const PEERS: [(&str, &str); 1] = [("/usr/sbin/execsnoop", "libbpf-tools")];
+
+/// Installs what the benchmarks stand beside where it is missing. Without it they are made all the same.
+pub(crate) fn peers() {
+    for (program, package) in PEERS.into_iter().filter(|(program, _)| !Path::new(program).is_file()) {
+        let installed = if packages::is_debian() {
+            packages::known(&[package]).and_then(|known| if known { packages::install(&[package]) } else { Ok(()) })
+        } else {
+            Ok(())
+        };
+        if let Err(error) = installed {
+            say(&format!("{error:#}"));
+        }
+        if !Path::new(program).is_file() {
+            say(&format!("{program} is not here, and its line stays away: install it (Debian: {package})"));
+        }
+    }
 }

@@ -135,6 +135,9 @@ pub struct Inspect {
     /// How long its end takes; none: it does not end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<EndingInfo>,
+    /// As in [`Status`].
+    #[serde(default)]
+    pub attach: String,
     /// The controls that its policy asks for.
     pub controls: Vec<Control>,
     /// Labelled threads; the list may be cut, `session.members` counts them all.
@@ -340,6 +343,9 @@ pub struct Status {
     pub kernel: String,
     /// `full` or `no-lsm`.
     pub tier: String,
+    /// Which sockets the programs on cgroups see: `sessions` or `root`.
+    #[serde(default)]
+    pub attach: String,
     /// Milliseconds since it was ready.
     pub uptime_ms: u64,
     /// Sessions that live.
@@ -360,6 +366,9 @@ pub struct Status {
     /// How long the ends of sessions took since the start.
     #[serde(default)]
     pub ends: Ends,
+    /// How often all tasks of the host were walked for members since the start.
+    #[serde(default)]
+    pub walks: u64,
     /// The evidence file.
     pub evidence: EvidenceInfo,
     /// What the next agent will know.
@@ -419,6 +428,9 @@ pub struct Probe {
     pub kernel: String,
     /// `full` or `no-lsm`.
     pub tier: String,
+    /// As in [`Status`].
+    #[serde(default)]
+    pub attach: String,
     /// Every control and its state.
     pub controls: Vec<Control>,
 }

@@ -6,6 +6,7 @@ use super::{
     Exit, Failure, Print, ask,
     print::{self, printable, span},
     ps,
+    status::attached_to,
 };
 use crate::{
     api::wire::{Inspect, LimitsInfo, PolicyInfo, Request, SessionId, Verdict},
@@ -73,6 +74,7 @@ fn overview(inspect: &Inspect) -> Vec<(&'static str, String)> {
                 |what| format!("{}, {} ago; what it did before is unknown", printable(what), span(session.age_ms)),
             ),
         ),
+        ("programs", attached_to(&inspect.attach)),
         ("first pid", context.pid.to_string()),
         ("directory", printable(&context.cwd)),
         ("terminal", context.tty.as_deref().map_or_else(|| "none".to_owned(), printable)),

@@ -3,6 +3,7 @@
 use super::{
     Exit, Failure, Host, connect_to_ask,
     print::{self, Output, printable},
+    status::attached_to,
 };
 use crate::{
     api::{
@@ -23,6 +24,10 @@ pub(super) fn execute(config: &Config, output: Output, host: &Host) -> Result<Ex
 }
 
 fn text(probe: &Probe) -> String {
-    let head = print::fields(&[("kernel", printable(&probe.kernel)), ("tier", printable(&probe.tier))]);
+    let head = print::fields(&[
+        ("kernel", printable(&probe.kernel)),
+        ("tier", printable(&probe.tier)),
+        ("attached to", attached_to(&probe.attach)),
+    ]);
     format!("{head}\n{}", print::controls(&probe.controls))
 }

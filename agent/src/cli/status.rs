@@ -22,6 +22,7 @@ fn text(status: &Status) -> String {
         ("state", if status.degraded { "degraded".to_owned() } else { "ok".to_owned() }),
         ("agent", format!("pid {}, version {}, up {}", status.pid, printable(&status.version), span(status.uptime_ms))),
         ("kernel", format!("{}, tier {}", printable(&status.kernel), printable(&status.tier))),
+        ("attached to", attached_to(&status.attach)),
         ("sessions", sessions(status)),
         ("records lost", lost.to_string()),
         ("runs skipped", status.skipped.values().sum::<u64>().to_string()),
@@ -39,6 +40,15 @@ fn text(status: &Status) -> String {
     text.push('\n');
     text.push_str(&print::controls(&status.controls));
     text
+}
+
+/// Where the programs on cgroups are, in words.
+pub(super) fn attached_to(attach: &str) -> String {
+    match attach {
+        "root" => "the root: every socket that a member uses".to_owned(),
+        "sessions" => "the sessions' cgroup: sockets that were made in it".to_owned(),
+        other => printable(other),
+    }
 }
 
 /// How many there are, and what is to become of them.

@@ -18,6 +18,8 @@ use crate::duration;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Content {
+    #[serde(deserialize_with = "attach")]
+    pub(super) attach: Option<Attach>,
     pub(super) paths: PathKeys,
     pub(super) groups: GroupKeys,
     pub(super) limits: LimitKeys,
@@ -58,6 +60,27 @@ pub(super) struct LimitKeys {
     pub(super) max_ttl: Option<Duration>,
 }
 
+/// Where the programs on cgroups are attached, and so which sockets they see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attach {
+    /// To the cgroup of sessions: the sockets that were made in it.
+    #[default]
+    Sessions,
+    /// To the root of the tree, or of an agent's confinement: those that a member got from elsewhere too.
+    Root,
+}
+
+impl Attach {
+    /// As the file and all output spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sessions => "sessions",
+            Self::Root => "root",
+        }
+    }
+}
+
 /// A group of users, as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Group {
@@ -95,6 +118,15 @@ fn absolute<'de, D: Deserializer<'de>>(value: D) -> Result<Option<PathBuf>, D::E
         return Err(de::Error::custom(format!("{:?} is not an absolute path", path.display().to_string())));
     }
     Ok(Some(path))
+}
+
+fn attach<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Attach>, D::Error> {
+    let text = String::deserialize(value)?;
+    let known = [Attach::Sessions, Attach::Root].into_iter().find(|attach| attach.as_str() == text);
+    known.map(Some).ok_or_else(|| {
+        let remedy = "write \"sessions\" (their sockets) or \"root\" (every socket that a member uses)";
+        de::Error::custom(format!("attach cannot be {text:?}: {remedy}"))
+    })
 }
 
 fn time_to_live<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-pub use file::Group;
+pub use file::{Attach, Group};
 
 /// The file that is read when none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/tipstaff/tipstaff.toml";
@@ -114,6 +114,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// Where everything is.
     pub paths: Paths,
+    /// Which sockets the programs on cgroups see.
+    pub attach: Attach,
     /// Who may connect.
     pub groups: Groups,
     /// What no policy can exceed.
@@ -249,6 +251,7 @@ impl Config {
                 policies: or(policies, "/etc/tipstaff/policies.d"),
                 users: or(users, "/etc/passwd"),
             },
+            attach: content.attach.unwrap_or_default(),
             groups: Groups {
                 read: content.groups.read.unwrap_or(Group::Default("tipstaff-read")),
                 operate: content.groups.operate.unwrap_or(Group::Default("tipstaff")),
@@ -390,6 +393,21 @@ mod tests {
         assert_eq!(message("[limits]\nmax_ttl = \"0s\"\n"), "/t.toml:2:11: \"0s\" must be longer than zero");
         assert!(message("[groups]\nread = true\n").starts_with("/t.toml:2:8: invalid type: boolean `true`"));
         assert!(message("[paths\n").starts_with("/t.toml:1:7: "));
+        let unknown = message("attach = \"rot\"\n");
+        assert!(unknown.starts_with("/t.toml:1:10: attach cannot be \"rot\": write \"sessions\""), "{unknown}");
+        assert!(message("attach = true\n").starts_with("/t.toml:1:10: invalid type: boolean `true`"));
+    }
+
+    #[test]
+    fn programs_are_attached_to_the_sessions_cgroup_unless_the_file_says_root() {
+        for (text, expected) in [
+            ("", Attach::Sessions),
+            ("attach = \"sessions\"\n", Attach::Sessions),
+            ("attach = \"root\"\n", Attach::Root),
+        ] {
+            let (_directory, flags) = with_file(text);
+            assert_eq!(load(&flags, &[]).unwrap().attach, expected);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::{
     ffi::OsString,
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::{
@@ -94,14 +95,14 @@ impl Song {
     }
 }
 
-/// Runs the canary in the loaded programs.
+/// Runs the canary in the loaded programs. `from`: a cgroup in which its socket from before is made; none: the agent's own.
 ///
 /// # Errors
 /// The canary could not be run: that is no proof either way.
-pub fn prove(kernel: &mut Kernel, root: &Path) -> Result<Song, KernelError> {
+pub fn prove(kernel: &mut Kernel, root: &Path, from: Option<&Path>) -> Result<Song, KernelError> {
     let name = format!("canary-{}", std::process::id());
     let cgroup = SessionCgroup::create(root, &name).map_err(KernelError::file("make cgroup", root.join(&name)))?;
-    let song = sing(kernel, &cgroup);
+    let song = sing(kernel, &cgroup, from);
     cgroup.kill().map_err(KernelError::file("kill cgroup", cgroup.path()))?;
     let removed = cgroup.remove_patiently().map_err(KernelError::file("remove cgroup", cgroup.path()));
     let song = song?;
@@ -109,14 +110,14 @@ pub fn prove(kernel: &mut Kernel, root: &Path) -> Result<Song, KernelError> {
     Ok(song)
 }
 
-fn sing(kernel: &mut Kernel, cgroup: &SessionCgroup) -> Result<Song, KernelError> {
+fn sing(kernel: &mut Kernel, cgroup: &SessionCgroup, from: Option<&Path>) -> Result<Song, KernelError> {
     let failed = |what: &'static str| KernelError::file(what, "/proc/self/exe");
     let name = format!("tipstaff-canary-{}", std::process::id());
     let address = UnixAddress::from_abstract_name(&name).map_err(failed("name a socket for"))?;
     // what the child must not reach: it is here, outside the canary's session
     let _listener = UnixListener::bind_addr(&address).map_err(failed("listen for the canary from"))?;
     let mut child = start(&name, kernel.tier()).map_err(failed("start the canary from"))?;
-    let outcome = tell(kernel, cgroup, &mut child);
+    let outcome = tell(kernel, (cgroup, from), &mut child);
     let _ = child.kill();
     child.wait().map_err(failed("wait for the canary from"))?;
     outcome
@@ -136,7 +137,11 @@ fn start(socket: &str, tier: Tier) -> std::io::Result<Child> {
 }
 
 /// Labels the child, lets it try, ends its session under it, lets it try once more.
-fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Result<Song, KernelError> {
+fn tell(
+    kernel: &mut Kernel,
+    (cgroup, from): (&SessionCgroup, Option<&Path>),
+    child: &mut Child,
+) -> Result<Song, KernelError> {
     let failed = |what: &'static str| KernelError::file(what, "the canary");
     let generation = u32::try_from(boot_now() >> 20 & 0x7fff_ffff).unwrap_or(1).max(1);
     let session = SessionRef { slot: SLOT, generation };
@@ -154,7 +159,10 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     let mut output = BufReader::new(output);
     // a parent goes on before its child's exec is over (vfork): labelled too early, the child is judged for that exec
     let mut song = Song::default();
-    listen(&mut output, &mut song).map_err(failed("listen to"))?;
+    if let Some(from) = from {
+        fs::write(from.join("cgroup.procs"), child.id().to_string()).map_err(failed("move"))?;
+    }
+    verse(&mut input, &mut output, &mut song).map_err(failed("listen to"))?;
     let process = open_pidfd(child.id()).map_err(failed("open"))?;
     kernel.label(process.as_fd(), session)?;
     cgroup.take(child.id()).map_err(failed("move"))?;
@@ -168,7 +176,7 @@ fn tell(kernel: &mut Kernel, cgroup: &SessionCgroup, child: &mut Child) -> Resul
     let killed = ticked(child, process.as_fd());
     kernel.disarm_clock(None)?;
     song.lines.push(("spin".into(), killed.map_err(failed("wait for"))?));
-    kernel.release(session, cgroup.id())?;
+    kernel.release(&[(session, cgroup.id())])?;
     kernel.uninstall(SLOT, revision)?;
     Ok(song)
 }
@@ -234,7 +242,7 @@ fn datagrams_to_self() -> (u32, [u8; 16], NetEntry) {
     (128, Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets(), entry)
 }
 
-/// The child's side: tries one thing after the other and says what came of it. Waits for a line before each half.
+/// The child's side: tries one thing after the other and says what came of it. Waits for a line before each part.
 ///
 /// # Errors
 /// Its pipes are gone, or the loopback interface is not there.
@@ -245,6 +253,7 @@ pub fn child(arguments: &[OsString]) -> std::io::Result<()> {
     }
     let mut input = std::io::stdin().lock();
     let mut line = [0u8; 1];
+    input.read_exact(&mut line)?;
     // made before it is labelled, and where no session is
     let before = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     privileges("-before");

@@ -14,10 +14,10 @@ mod watch;
 pub use canary::{CALL, PRIVILEGES, Song, VERB, child, prove};
 pub use cgroup::{SessionCgroup, cgroup_of, processes_below};
 pub use sockets::{
-    Cut, Failure, Find, Flows, Found, Held, HeldUnix, Inheritance, Registry, explain, inheritance, protocol_name,
-    prove_destroy,
+    Cut, Failure, Flows, Found, Held, HeldUnix, Inheritance, Look, Registry, Whose, explain, inheritance,
+    protocol_name, prove_destroy, socket_of, sockets_of,
 };
-pub use sweep::{Killed, Sweep, signal_members};
+pub use sweep::{End, Killed, Left, Sweep, round, signal_members};
 pub use tree::{Host, Refusal, Target, cgroup_named, outside, whom};
 pub use trust::{only_root_can_place, only_root_can_replace};
-pub use watch::{FileWatch, directories_of};
+pub use watch::{FileWatch, directories_of, walk};

@@ -1,8 +1,10 @@
 //! Watches the directories in which the files of rules stand (inotify(7)): a file that is replaced, renamed or changed makes
-//! somebody look again. Nothing depends on it: what changed is denied until it was looked at.
+//! somebody look again. No rule depends on it: what changed is denied until it was looked at, and a new file in the place of one
+//! that is denied is denied by its place. What a link leads to by now is denied from that look on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -91,6 +93,23 @@ fn flags() -> AddWatchFlags {
 #[must_use]
 pub fn directories_of(path: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
+    walk(
+        path,
+        |link| std::fs::read_link(link).ok(),
+        |at, _, _| {
+            found.insert(at.to_owned());
+        },
+    );
+    found
+}
+
+/// Goes along a path, through at most 40 links. `leads` tells where a link leads, and of what is none nothing; `met` is
+/// told of each directory on the way, of the name that leads on from there, and of those after it, the last first.
+pub fn walk(
+    path: &Path,
+    mut leads: impl FnMut(&Path) -> Option<PathBuf>,
+    mut met: impl FnMut(&Path, &OsString, &[OsString]),
+) {
     let mut rest = names(path);
     let mut at = PathBuf::from("/");
     let mut links = 0;
@@ -99,9 +118,9 @@ pub fn directories_of(path: &Path) -> BTreeSet<PathBuf> {
             at.pop();
             continue;
         }
-        found.insert(at.clone());
+        met(&at, &name, &rest);
         let next = at.join(&name);
-        let Ok(to) = std::fs::read_link(&next) else {
+        let Some(to) = leads(&next) else {
             at = next;
             continue;
         };
@@ -114,7 +133,6 @@ pub fn directories_of(path: &Path) -> BTreeSet<PathBuf> {
         }
         rest.extend(names(&to));
     }
-    found
 }
 
 #[cfg(test)]

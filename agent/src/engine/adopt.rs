@@ -25,10 +25,11 @@ use super::{
     Engine, Live,
     attach::undo,
     complain,
+    crossed::Seen,
     history::History,
     limits::{self, Doings},
     now,
-    recover::{RecoverError, end_orphan, end_unknown},
+    recover::{RecoverError, end_orphan, end_unknown, end_without_cgroup, members},
     resolve,
     stale::LastSeen,
     start::{started, watch},
@@ -36,7 +37,7 @@ use super::{
 use crate::{
     enforce::{Flows, SessionCgroup, Sweep},
     evidence::{Body, Command, Gap, GapCause, Log, Mark, Principal, Transition},
-    kernel::{AddressRules, boot_now, open_pidfd},
+    kernel::{AddressRules, KernelError, boot_now, open_pidfd},
     policy::{self, AgentLoss, Limits, NetKey, NetTable, Plan, Policy, Resolved},
     session::{Cause, Effect, EndReason, Input, Mode, SessionId, State},
     store::{Kept, Narrowed},
@@ -74,11 +75,14 @@ impl Engine {
                 firsts.insert(session.start.session, first);
             }
         }
+        if !firsts.is_empty() {
+            self.see_again(&firsts.keys().copied().collect::<Vec<_>>());
+        }
         self.catch_up(&mut history)?;
         self.end_orphans(kept, &mut history)?;
-        for (id, first) in firsts {
-            self.resume(id, first, &mut history);
-        }
+        let resume = |(id, first)| self.resume(id, first, &mut history).map(|input| (id, input));
+        let inputs: Vec<_> = firsts.into_iter().filter_map(resume).collect();
+        self.feed_all(inputs);
         self.end_left_within();
         self.tell_door();
         self.record_reuses(&history.reuses);
@@ -169,11 +173,13 @@ impl Engine {
             denied: written.denied,
             verdicts: written.verdicts.clone(),
             doings,
+            doings_within: BTreeMap::new(),
             last_seen: LastSeen::again(kept.first.pid, kept.started, &counters, &written.last),
             user_gone: written.gone,
             still: None,
             sweep: Sweep::default(),
             flows: Flows::default(),
+            crossed: Seen::default(),
             confirmed: written.killed.iter().map(|pid| (*pid, Vec::new())).collect(),
             next_round: None,
             ending: kept.ending,
@@ -192,7 +198,6 @@ impl Engine {
         if settled {
             self.keep(id);
         }
-        self.see_again(id);
         Ok(Some(first_again))
     }
 
@@ -292,7 +297,16 @@ impl Engine {
                 continue;
             }
             let Some(cgroup) = find_cgroup(&self.parts.root.path, inode) else {
-                self.parts.kernel.release(reference, inode)?;
+                let same = |k: &&Kept| (k.slot, k.generation) == (reference.slot, reference.generation);
+                if let Some(id) = kept.iter().find(same).map(|k| k.start.session) {
+                    end_without_cgroup(&mut self.parts.kernel, reference, id, &mut self.parts.log, history)?;
+                }
+                // who still has its label would be refused everything once the slot is another's: it stays theirs, and the
+                // next agent looks again
+                let left = members(&mut self.parts.kernel, reference)?;
+                if left.is_empty() || !self.slots.claim(reference) {
+                    self.parts.kernel.release(&[(reference, inode)])?;
+                }
                 continue;
             };
             let id = end_orphan(&mut self.parts.kernel, reference, &cgroup, &mut self.parts.log, history)?;
@@ -302,27 +316,38 @@ impl Engine {
                     self.linger(id, reference, cgroup);
                 }
                 _ => {
-                    self.parts.kernel.release(reference, inode)?;
+                    self.parts.kernel.release(&[(reference, inode)])?;
                     self.leaving.push(cgroup);
                 }
             }
         }
         end_unknown(&mut self.parts.kernel, &known, &mut self.parts.log)?;
-        for slot in (1..tipstaff_common::limits::SESSIONS).filter(|slot| !self.slots.is_taken(*slot)) {
-            let (generation, state) = self.parts.kernel.state(slot)?;
-            if state != STATE_FREE {
-                self.parts.kernel.release(SessionRef { slot, generation }, 0)?;
-            }
+        if !self.parts.kernel.is_first() {
+            self.sweep_tables()?;
         }
-        self.policies.sweep(&mut self.parts.kernel)?;
         self.remove_cgroups();
         Ok(())
     }
 
-    /// Lets a session go on from where it was.
-    fn resume(&mut self, id: SessionId, first: Option<OwnedFd>, history: &mut History) {
+    /// Takes out of the kernel's tables what an earlier agent left there and nobody uses.
+    fn sweep_tables(&mut self) -> Result<(), KernelError> {
+        let mut left = Vec::new();
+        for slot in (1..tipstaff_common::limits::SESSIONS).filter(|slot| !self.slots.is_taken(*slot)) {
+            let (generation, state) = self.parts.kernel.state(slot)?;
+            if state != STATE_FREE {
+                left.push((SessionRef { slot, generation }, 0));
+            }
+        }
+        if !left.is_empty() {
+            self.parts.kernel.release(&left)?;
+        }
+        self.policies.sweep(&mut self.parts.kernel)
+    }
+
+    /// Lets a session go on from where it was. What its machine is to be told: of those that end, all ends are one.
+    fn resume(&mut self, id: SessionId, first: Option<OwnedFd>, history: &mut History) -> Option<Input> {
         let said = history.of(id).state.unwrap_or(State::Starting);
-        let Some(live) = self.sessions.get(&id) else { return };
+        let live = self.sessions.get(&id)?;
         let (state, reason, mode, reference) =
             (live.machine.state(), live.machine.reason(), live.machine.mode(), live.reference);
         let (deadline, limit) = (live.machine.armed().at_boot_ns, live.machine.armed().reason);
@@ -339,25 +364,25 @@ impl Engine {
             self.mark_ended(id);
             match mode {
                 Mode::Enforce => self.schedule(id),
-                Mode::Observe => self.count(id),
+                Mode::Observe => self.count(&[id]),
             }
-            return;
+            return None;
         }
         // the caller was never answered
         if state == State::Starting {
             if let Some((cgroup, home)) = ran_before {
                 // and runs on
                 undo(&mut self.parts.kernel, (reference, &cgroup), &BTreeMap::new(), &home);
-                return self.feed(id, Input::Undone);
+                return Some(Input::Undone);
             }
-            return self.feed(id, Input::StartFailed);
+            return Some(Input::StartFailed);
         }
         let now_boot_ns = boot_now();
         let ended = self.parts.kernel.state(reference.slot).is_ok_and(|(_, state)| state == STATE_ENDED);
         let kept_to = self.parts.kernel.config(reference.slot).map(|config| config.deadline);
         match kept_to {
             // what the kernel has expired stays so
-            Ok(kept_to) if kept_to <= now_boot_ns && !in_grace => return self.feed(id, Input::End { reason: limit }),
+            Ok(kept_to) if kept_to <= now_boot_ns && !in_grace => return Some(Input::End { reason: limit }),
             // of two moments the earlier holds
             Ok(kept_to) if kept_to > deadline => {
                 complain("moving a deadline", self.parts.kernel.set_deadline(reference, deadline));
@@ -375,15 +400,18 @@ impl Engine {
         }
         if let Some(reason) = history.of(id).asked {
             // the agent died between the word and the deed
-            return self.feed(id, Input::End { reason });
+            return Some(Input::End { reason });
         }
         if ends || ended {
-            return self.feed(id, Input::End { reason: EndReason::AgentLoss });
+            return Some(Input::End { reason: EndReason::AgentLoss });
         }
         match first.map(|process| watch(id, process, self.parts.notes.clone())) {
-            Some(Ok(())) => {}
-            Some(Err(problem)) => warn!("the first process of session {id} is not watched: {problem}"),
-            None => self.first_gone(id, now_boot_ns),
+            Some(Ok(())) => None,
+            Some(Err(problem)) => {
+                warn!("the first process of session {id} is not watched: {problem}");
+                None
+            }
+            None => (!self.goes_on(id)).then_some(Input::FirstExited { now_boot_ns }),
         }
     }
 

@@ -224,7 +224,7 @@ impl Engine {
         (treatment, mode): (Inherited, Mode),
     ) -> Result<wire::Attached, ApiError> {
         let id = begun.id;
-        self.see_again(id);
+        self.see_again(&[id]);
         let members = self.parts.kernel.members().map_err(failed)?;
         let Some(live) = self.sessions.get_mut(&id) else {
             return Err(ApiError::Failed { message: format!("session {id} ended at once") });
@@ -271,18 +271,25 @@ impl Engine {
         info!("session {id}: attached {} processes, {threads} threads", attached.processes);
         self.append_durable(&Body::Attached(Box::new(attached)));
         receipts.iter().for_each(|body| self.append(&body.with_session(id)));
+        // what came in bears its label by now
+        self.label_crossed(&[id]);
         Ok(reply)
     }
 
-    /// The first process of a session is gone. One that was attached by its cgroup goes on with another of its processes.
-    pub(super) fn first_gone(&mut self, id: SessionId, now_boot_ns: u64) {
-        if let Some((pid, process)) = self.another_first(id) {
-            match watch(id, process, self.parts.notes.clone()) {
-                Ok(()) => return,
-                Err(problem) => warn!("process {pid} of session {id} is not watched: {problem}"),
-            }
+    /// The first processes of sessions are gone. A session that was attached by its cgroup goes on with another of its processes.
+    pub(super) fn firsts_gone(&mut self, ids: &[SessionId], now_boot_ns: u64) {
+        let gone: Vec<SessionId> = ids.iter().copied().filter(|id| !self.goes_on(*id)).collect();
+        self.feed_all(gone.into_iter().map(|id| (id, Input::FirstExited { now_boot_ns })));
+    }
+
+    /// Whether a session goes on without its first process.
+    pub(super) fn goes_on(&mut self, id: SessionId) -> bool {
+        let Some((pid, process)) = self.another_first(id) else { return false };
+        let watched = watch(id, process, self.parts.notes.clone());
+        if let Err(problem) = &watched {
+            warn!("process {pid} of session {id} is not watched: {problem}");
         }
-        self.feed(id, Input::FirstExited { now_boot_ns });
+        watched.is_ok()
     }
 
     fn another_first(&mut self, id: SessionId) -> Option<(u32, OwnedFd)> {
@@ -467,7 +474,6 @@ fn refused(refusal: Refusal) -> ApiError {
     }
 }
 
-/// Who a process acts for: its effective user and group, and its login.
 /// Whether every user id of a process (real, effective, saved, of the file system) is `uid`; one that is gone is nobody's.
 fn is_all_of(pid: u32, uid: u32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
@@ -475,6 +481,7 @@ fn is_all_of(pid: u32, uid: u32) -> bool {
     ids.is_some_and(|ids| ids.split_whitespace().all(|id| id.parse() == Ok(uid)))
 }
 
+/// Who a process acts for: its effective user and group, and its login.
 fn owner(pid: u32) -> Option<Principal> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let effective = |key: &str| {

@@ -170,7 +170,7 @@ impl Engine {
         let Some(live) = self.sessions.get(&id) else { return };
         let (mount, cgroup) = (&self.parts.mount, live.cgroup.path());
         let outside = |pid| !is_below(pid, mount, cgroup);
-        let sent = signal_members(&mut self.parts.kernel, live.reference, signal, outside);
+        let sent = signal_members(&mut self.parts.kernel, &[live.reference], signal, outside);
         complain("signalling members outside their session's cgroup", sent);
     }
 
@@ -201,17 +201,9 @@ impl Engine {
                     return reply.finish(Ok(Reply::Revoked(revoked)));
                 }
                 self.revoking.push(Revoking { reply, pending: ids.iter().copied().collect(), revoked });
-                self.mark_all(&ids);
-                for id in ids {
-                    self.feed(id, Input::End { reason: EndReason::Revoked });
-                }
+                self.feed_all(ids.into_iter().map(|id| (id, Input::End { reason: EndReason::Revoked })));
             }
         }
-    }
-
-    /// Every one is over in the kernel before the first is recorded, cut and swept.
-    pub(super) fn mark_all(&mut self, ids: &[SessionId]) {
-        ids.iter().for_each(|id| self.mark_ended(*id));
     }
 
     fn begin_revoke(&mut self, revoke: &wire::Revoke, peer: &Peer) -> Result<Revoked, ApiError> {

@@ -1,7 +1,8 @@
 //! The controls: what each is called, what the canary proved of it here, and which of them a policy asks for.
 
-use tipstaff_common::rule;
+use tipstaff_common::{limits::DEPTH, rule};
 
+use super::resolve;
 pub use crate::evidence::Control;
 use crate::{
     enforce::{CALL, PRIVILEGES, Song},
@@ -12,6 +13,8 @@ use crate::{
 
 /// The control on privileges, which in tier no-lsm the launcher lays down.
 pub(super) const TAKEN_AWAY: &str = "privileges";
+/// The control on sockets that were made outside their session.
+const CROSSED: &str = "crossed-sockets";
 /// What the canary tries of it there that it cannot do without capabilities, or with its calls refused.
 const TAKEN: [&str; 3] = ["ptrace", "bpf", "mount"];
 
@@ -71,6 +74,27 @@ fn execs(tier: Tier, without_lsm: &str, song: &Song) -> Control {
     }
 }
 
+/// Says of `crossed-sockets` what holds where the programs on cgroups see every socket that a member uses.
+pub fn see_others(controls: &mut [Control], tier: Tier, song: &Song) {
+    let Some(own) = controls.iter_mut().find(|own| own.control == CROSSED).filter(|_| song.denied("crossed")) else {
+        return;
+    };
+    *own = match tier {
+        Tier::Full => {
+            let why = "the canary could not use a socket from before; attached to the root, so that what such a socket has \
+                       queued is dropped";
+            control(CROSSED, ControlState::Enforced, why)
+        }
+        Tier::NoLsm => {
+            let why = "the canary could not send with a socket from before: attached to the root, each address that a \
+                       member gives is judged by who gives it. One that was connected before gives none: it is known \
+                       from `run` or `attach` on, or, where it was passed in, from the next look at what members hold, \
+                       which comes every two seconds";
+            control(CROSSED, ControlState::BestEffort, why)
+        }
+    };
+}
+
 /// Whether open flows are destroyed, and the other end told.
 #[must_use]
 pub fn flow_destroy(proven: &Result<(), String>) -> Control {
@@ -97,11 +121,11 @@ pub(super) fn unavailable(name: &str, why: &str) -> Control {
 /// Enforced where a socket that was made before its user joined could not be used.
 fn crossed(song: &Song) -> Control {
     if song.denied("crossed") {
-        return control("crossed-sockets", ControlState::Enforced, "the canary could not use a socket from before");
+        return control(CROSSED, ControlState::Enforced, "the canary could not use a socket from before");
     }
     let why = "a socket that was made outside its session is not judged by its user; `run` closes all but 0 to 2, \
                and of these what the policy says (`run: { sockets: … }`)";
-    unavailable("crossed-sockets", why)
+    unavailable(CROSSED, why)
 }
 
 /// Enforced where binding a port out of scope was refused; where only cgroup programs see it, a listener without a port of
@@ -257,7 +281,12 @@ pub(super) fn asked(policy: &Policy, script: impl Fn(&std::path::Path) -> bool) 
     if policy.kind.exec_default() == Effect::Deny || denies_exec {
         names.push("exec-deny");
     }
-    if policy.exec.iter().any(|r| matches!(&r.target, ExecTarget::Path(p) if script(p))) {
+    let names_script = |target: &ExecTarget| match target {
+        ExecTarget::Path(path) => script(path),
+        ExecTarget::Glob(pattern) => resolve::matching(pattern).iter().any(|path| script(path)),
+        ExecTarget::Dir(_) | ExecTarget::Class(_) => false,
+    };
+    if policy.exec.iter().any(|r| names_script(&r.target)) {
         names.push("exec-script");
     }
     let denies_net = policy.net.iter().any(|r| r.effect == Effect::Deny);
@@ -290,7 +319,12 @@ pub(super) fn remedy(policy: &Policy, code: u32, what: &str) -> String {
             let kind = policy.kind;
             format!("kind {kind} denies what no rule names: add `- {{ path: {what} }}` to spec.scope.exec.allow")
         }
-        rule::REASON_UNRESOLVED => "it lies too deep for its directories to be looked at: name it by path".into(),
+        rule::REASON_UNRESOLVED => {
+            format!(
+                "more than {DEPTH} directories stand above it and a rule names a directory: move it, or leave out every such \
+                 rule; or it is a script, whose first argument is not seen: leave out the subcommands of its rules"
+            )
+        }
         rule::REASON_CHANGED => {
             format!("{what} is not the file that was looked at when the session began: start another session")
         }
@@ -325,6 +359,7 @@ mod tests {
         let policy = crate::policy::parse("agent.yaml", text).unwrap();
         let of = |code: u32| remedy(&policy, code, "/x");
         assert!(of(rule::REASON_CHANGED).contains("start another session"));
+        assert!(of(rule::REASON_UNRESOLVED).contains("more than 48 directories"));
         assert!(of(rule::REASON_DIGEST).contains("sha256sum(1)"));
         assert!(of(rule::REASON_IDENTITY).contains("such as ext4"));
         for class in ProgramClass::ALL {

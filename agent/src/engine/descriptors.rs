@@ -19,6 +19,7 @@ use tipstaff_common::rule::REASON_DEFAULT;
 
 use super::{
     Engine,
+    crossed::Passed,
     start::{Checked, failed},
 };
 use crate::{
@@ -44,8 +45,8 @@ impl Engine {
         (pid, caller): (u32, BorrowedFd<'_>),
         principal: Principal,
         checked: &mut Checked,
-    ) -> Result<Vec<InheritedDescriptor>, ApiError> {
-        let (policy, mut sockets) = (&checked.policy, Vec::new());
+    ) -> Result<(Vec<InheritedDescriptor>, Vec<Passed>), ApiError> {
+        let (policy, mut sockets, mut passed) = (&checked.policy, Vec::new(), Vec::new());
         for descriptor in 0..=2 {
             let link = fs::read_link(format!("/proc/{pid}/fd/{descriptor}")).unwrap_or_default();
             if !link.as_os_str().as_bytes().starts_with(b"socket:[") {
@@ -63,6 +64,10 @@ impl Engine {
             let Some((socket, ends)) = look(descriptor, &found).map_err(failed)? else { continue };
             let closed = policy.mode == Mode::Enforce && is_closed(policy, &checked.host, ends.as_ref());
             sockets.push(InheritedDescriptor { closed, ..socket });
+            if let (false, Some(ends)) = (closed, ends) {
+                let came_in = scope_of(policy, &checked.host, &ends) == Some(Way::In);
+                passed.push(Passed { socket: found, came_in });
+            }
         }
         for socket in &sockets {
             if policy.run == Descriptors::Refuse && policy.mode == Mode::Enforce {
@@ -73,8 +78,15 @@ impl Engine {
             let what = if socket.closed { "it is closed: the command finds /dev/null" } else { "it is kept" };
             checked.notes.push(format!("{}: {what}", in_words(socket)));
         }
-        Ok(sockets)
+        Ok((sockets, passed))
     }
+}
+
+/// By which way of the scope a connection is let be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Out,
+    In,
 }
 
 /// `None`: it is no socket, or one of the unix family, which standard streams may be by design.
@@ -102,19 +114,24 @@ fn look(descriptor: i32, found: &OwnedFd) -> io::Result<Option<(InheritedDescrip
     Ok(Some((socket, Some(Ends { protocol, from, to }))))
 }
 
-/// Only what is connected stays where it is, so only that can be judged once and for all. Whether it went out or came in
-/// is not known: a default that lets everybody in lets nobody be talked to.
+/// Only what is connected stays where it is, so only that can be judged once and for all.
 fn is_closed(policy: &Policy, host: &Resolved, ends: Option<&Ends>) -> bool {
     match policy.run {
-        Descriptors::Keep | Descriptors::Refuse => return false,
-        Descriptors::Close => return true,
-        Descriptors::Judge => {}
+        Descriptors::Keep | Descriptors::Refuse => false,
+        Descriptors::Close => true,
+        Descriptors::Judge => ends.and_then(|ends| scope_of(policy, host, ends)).is_none(),
     }
-    let Some(Ends { protocol, from, to: Some(to) }) = ends else { return true };
-    let Ok(protocol) = u8::try_from(*protocol) else { return true };
-    let out = decide_net(policy, host, to.ip(), to.port(), protocol);
+}
+
+/// Whether it went out or came in is not known: a default that lets everybody in lets nobody be talked to.
+fn scope_of(policy: &Policy, host: &Resolved, ends: &Ends) -> Option<Way> {
+    let protocol = u8::try_from(ends.protocol).ok()?;
+    let (to, from) = (ends.to?, ends.from);
+    if decide_net(policy, host, to.ip(), to.port(), protocol).verdict == Effect::Allow {
+        return Some(Way::Out);
+    }
     let came = decide_inbound(policy, host, to.ip(), from.port(), protocol);
-    out.verdict != Effect::Allow && (came.verdict != Effect::Allow || came.rule == REASON_DEFAULT)
+    (came.verdict == Effect::Allow && came.rule != REASON_DEFAULT).then_some(Way::In)
 }
 
 fn in_words(socket: &InheritedDescriptor) -> String {

@@ -1,10 +1,6 @@
 //! The end of a session: what its machine asks for, carried out in rounds until nothing is left, and the last record.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use tipstaff_common::{event::KINDS, session::SessionCounters};
 use tracing::info;
@@ -13,8 +9,8 @@ use super::{Disarming, Engine, Live, complain, flows::AllCut, report::wire_took}
 use crate::{
     api::wire::{self, Reply},
     evidence::{Body, Disarm, RECEIPTS_MAX, Receipt, Receipts, SessionEnd, Stuck, StuckTask, Text, Transition},
-    kernel::{Member, Urgent, boot_now, ring},
-    session::{Effect, EndReason, Input, Round, SessionId, State, Took},
+    kernel::{Urgent, boot_now, ring},
+    session::{Effect, EndReason, SessionId, State, Took},
     store::Kept,
 };
 
@@ -24,6 +20,13 @@ const PAUSE: Duration = Duration::from_millis(50);
 const STUCK_NS: u64 = 1_000_000_000;
 /// So many of them at once.
 const STUCK_MAX: usize = 64;
+
+/// A session that is over.
+pub(super) struct Over {
+    pub(super) id: SessionId,
+    pub(super) reason: EndReason,
+    pub(super) members_left: u64,
+}
 
 impl Engine {
     /// Does what a session's machine asks for, in its order.
@@ -36,12 +39,7 @@ impl Engine {
                     // the next agent does not warn again; after a kill just before this it does: rather twice than never
                     self.keep(id);
                 }
-                Effect::Terminate { until_boot_ns } => {
-                    self.terminate(id, until_boot_ns);
-                    // an agent that is killed before this leaves it to the next: rather twice than never
-                    self.feed(id, Input::Asked);
-                    self.keep(id);
-                }
+                Effect::Terminate { until_boot_ns } => self.terminate(&[(id, until_boot_ns)]),
                 Effect::Freeze => {
                     self.stop_members(id);
                     self.keep(id);
@@ -50,26 +48,27 @@ impl Engine {
                     self.keep(id);
                     self.let_go(id);
                 }
+                Effect::MarkEnded if self.together.contains(&id) => self.end_within(id),
                 Effect::MarkEnded => {
                     // whatever computes in it would be asked for the processors first
                     self.urgent.get_or_insert_with(Urgent::begin);
                     self.mark_ended(id);
                     self.end_within(id);
-                    self.cut(id);
+                    self.cut(&[id]);
                 }
                 Effect::Record { from, to, cause } => {
                     if to == State::Ended && self.sessions.get(&id).is_some_and(|live| live.said_over) {
                         continue;
                     }
                     // the store before the evidence: what is said must not be more than what the next agent knows
-                    if to != State::Ended {
+                    if to != State::Ended && !self.together.contains(&id) {
                         self.keep(id);
                     }
                     self.append_durable(&Body::State(Transition { session: id, from, to, cause }));
                 }
                 Effect::Sweep => self.schedule(id),
-                Effect::Count => self.count(id),
-                Effect::Finish { reason, members_left } => self.finish(id, reason, members_left),
+                Effect::Count => self.count(&[id]),
+                Effect::Finish { reason, members_left } => self.finish(vec![Over { id, reason, members_left }]),
             }
         }
     }
@@ -97,27 +96,8 @@ impl Engine {
         live.next_round = Some(boot_now() + pause);
     }
 
-    /// One round of the end.
-    pub(super) fn round(&mut self, id: SessionId) {
-        let Some(live) = self.sessions.get_mut(&id) else { return };
-        live.next_round = None;
-        let start = Instant::now();
-        let urgent = self.urgent.take().unwrap_or_else(Urgent::begin);
-        let swept = live.sweep.round(&mut self.parts.kernel, live.reference, &live.cgroup);
-        drop(urgent);
-        // what could not be looked at is not gone
-        let (killed, left) = complain("sweeping a session", swept).unwrap_or((0, 1));
-        let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if left > 0 {
-            self.report_stuck(id);
-        } else {
-            live.empty.get_or_insert_with(boot_now);
-        }
-        self.feed(id, Input::Swept(Round { killed, left, ms }));
-    }
-
     /// Says which processes were killed and cannot die yet, and what they do; again where it is others.
-    fn report_stuck(&mut self, id: SessionId) {
+    pub(super) fn report_stuck(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get_mut(&id) else { return };
         if live.ending.is_none_or(|ending| boot_now().saturating_sub(ending.marked_boot_ns) < STUCK_NS) {
             return;
@@ -135,57 +115,71 @@ impl Engine {
         self.append_durable(&Body::Stuck(Stuck { session: id, tasks }));
     }
 
-    pub(super) fn count(&mut self, id: SessionId) {
-        self.urgent = None;
-        let Some(live) = self.sessions.get(&id) else { return };
-        let reference = live.reference;
-        let members = complain("counting members", self.parts.kernel.members());
-        let own = |m: &&Member| m.slot == reference.slot && m.generation == reference.generation;
-        // what could not be counted is there: its slot must not be used again
-        let left = members.map_or(1, |members| members.iter().filter(own).count() as u64);
-        // who could not be moved back gets a label again at its next call
-        let kept_in = |live: &Live| live.machine.reason() == Some(EndReason::StartFailed) && live.cgroup.is_populated();
-        let left = left.max(u64::from(self.sessions.get(&id).is_some_and(kept_in)));
-        self.feed(id, Input::Counted { left });
-    }
-
-    /// Writes the end, answers who waits, frees what the session held.
-    fn finish(&mut self, id: SessionId, reason: EndReason, members_left: u64) {
+    /// Writes the ends of sessions, answers who waits, frees what they held.
+    pub(super) fn finish(&mut self, over: Vec<Over>) {
+        if over.is_empty() {
+            return;
+        }
         self.urgent = None;
         self.drain_some();
-        let cut = self.confirm_cut(id);
-        self.account_for(id);
-        let Some(live) = self.sessions.remove(&id) else { return };
+        let ids: Vec<SessionId> = over.iter().map(|over| over.id).collect();
+        let mut cuts = self.confirm_cut(&ids);
+        let mut written = Vec::new();
+        for Over { id, reason, members_left } in over {
+            if members_left > 0 {
+                // they run on, and wrote while others' ends were written
+                self.drain_some();
+            }
+            self.account_for(id);
+            self.tell_outer(id, boot_now());
+            self.sessions.values_mut().for_each(|live| drop(live.doings_within.remove(&id)));
+            let Some(live) = self.sessions.remove(&id) else { continue };
+            let cut = cuts.remove(&id).unwrap_or_default();
+            let took = self.write_end(id, &live, reason, (members_left, cut));
+            let ended = wire::Ended {
+                session: id.to_string(),
+                reason: reason.to_string(),
+                killed: live.sweep.killed.len() as u64,
+                members_left,
+                ms: live.ending.map_or(0, |ending| boot_now().saturating_sub(ending.marked_boot_ns) / 1_000_000),
+                took: took.map(wire_took),
+            };
+            written.push((id, live, ended));
+        }
+        // before the store forgets them: a session that is recorded always has an end, whoever writes it
+        self.flush();
+        self.free(&written.iter().map(|(id, live, ended)| (*id, live, ended.members_left)).collect::<Vec<_>>());
+        self.rest_clock();
+        for (id, live, ended) in written {
+            let members_left = ended.members_left;
+            live.waiting.into_iter().for_each(|waiting| waiting.finish(Ok(Reply::Ended(ended.clone()))));
+            self.revoked(id, members_left);
+        }
+        self.finish_disarm();
+    }
+
+    /// Writes the last record of a session. How long its end took.
+    fn write_end(
+        &mut self,
+        id: SessionId,
+        live: &Live,
+        reason: EndReason,
+        (members_left, cut): (u64, AllCut),
+    ) -> Option<Took> {
         let counters = complain("reading counters", self.parts.kernel.counters(live.reference.slot));
         let gone = (members_left == 0).then(|| live.empty.unwrap_or_else(boot_now));
         let took = live.ending.map(|ending| ending.took(gone, cut.last_boot_ns));
         took.iter().for_each(|took| self.ends.add(took));
-        let end = session_end(id, &live, reason, (took, members_left, cut), &counters.unwrap_or_default());
-        let mut receipts = receipts(&live);
+        let end = session_end(id, live, reason, (took, members_left, cut), &counters.unwrap_or_default());
+        let mut receipts = receipts(live);
         while receipts.len() > RECEIPTS_MAX {
             let rest = receipts.split_off(RECEIPTS_MAX);
             self.append(&Body::Receipts(Receipts { session: id, receipts }));
             receipts = rest;
         }
-        self.append_durable(&Body::SessionEnd(SessionEnd { receipts, ..end }));
+        self.append(&Body::SessionEnd(SessionEnd { receipts, ..end }));
         info!("session {id} ended: {reason}");
-        let killed = live.sweep.killed.len() as u64;
-        let ms = live.ending.map_or(0, |ending| boot_now().saturating_sub(ending.marked_boot_ns) / 1_000_000);
-        self.free(id, &live, members_left);
-        self.rest_clock();
-        for waiting in live.waiting {
-            let (session, reason) = (id.to_string(), reason.to_string());
-            waiting.finish(Ok(Reply::Ended(wire::Ended {
-                session,
-                reason,
-                killed,
-                members_left,
-                ms,
-                took: took.map(wire_took),
-            })));
-        }
-        self.revoked(id, members_left);
-        self.finish_disarm();
+        took
     }
 
     /// Takes the clock off where no session needs it.
@@ -195,21 +189,28 @@ impl Engine {
         }
     }
 
-    /// A slot is used again only when nothing carries its label: members of an observed session run on with it.
-    pub(super) fn free(&mut self, id: SessionId, live: &Live, members_left: u64) {
-        for slot in live.retired.iter().chain([&live.policy_slot]) {
+    /// Frees what sessions held that are over, each with how many members it left. A slot is used again only when nothing carries
+    /// its label: members of an observed session run on with it.
+    pub(super) fn free(&mut self, over: &[(SessionId, &Live, u64)]) {
+        for slot in over.iter().flat_map(|(_, live, _)| live.retired.iter().chain([&live.policy_slot])) {
             complain("releasing a policy", self.policies.release(&mut self.parts.kernel, *slot));
         }
-        if members_left > 0 {
+        let (gone, left): (Vec<_>, Vec<_>) = over.iter().partition(|(_, _, members_left)| *members_left == 0);
+        for (id, live, _) in left {
             complain("keeping a session", self.parts.store.keep(&Kept { over: true, ..self.kept(live) }));
             self.linger(id, live.reference, live.cgroup.clone());
+        }
+        if gone.is_empty() {
             return;
         }
         self.watch_files();
-        self.forget(id);
-        complain("releasing a session", self.parts.kernel.release(live.reference, live.cgroup.id()));
-        self.slots.free(live.reference);
-        self.leaving.push(live.cgroup.clone());
+        self.forget_all(&gone.iter().map(|(id, ..)| *id).collect::<Vec<_>>());
+        let places: Vec<_> = gone.iter().map(|(_, live, _)| (live.reference, live.cgroup.id())).collect();
+        complain("releasing sessions", self.parts.kernel.release(&places));
+        for (_, live, _) in gone {
+            self.slots.free(live.reference);
+            self.leaving.push(live.cgroup.clone());
+        }
         self.remove_cgroups();
     }
 

@@ -1,15 +1,19 @@
 //! The flows of a session: where they are looked for while it lives, and the cut with its receipts.
 
-use std::{os::fd::AsFd as _, rc::Rc};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, BorrowedFd},
+    rc::Rc,
+};
 
 use tipstaff_common::label::SessionRef;
 use tracing::debug;
 
 use super::{Engine, complain, recover::InForce};
 use crate::{
-    enforce::{Cut, Failure, Find, Flows, Found, Registry, SessionCgroup, explain, protocol_name},
+    enforce::{Cut, Failure, Flows, Found, Look, Registry, SessionCgroup, Whose, explain, protocol_name},
     evidence::{Body, CutCause, CutOutcome, FlowsCut, RECEIPTS_MAX, SocketReceipt},
-    kernel::{Kernel, KernelError, Member, Socket, open_pidfd, ring::Event},
+    kernel::{Kernel, Member, Socket, open_pidfd, ring::Event},
     policy::{self, Plan},
     session::{Mode, SessionId},
 };
@@ -39,67 +43,101 @@ impl Engine {
         }
     }
 
-    /// Keeps hold of the network namespaces of a session that an earlier agent began, as far as members are in them.
-    pub(super) fn see_again(&mut self, id: SessionId) {
-        let Some(live) = self.sessions.get_mut(&id) else { return };
-        let (kernel, reference) = (&mut self.parts.kernel, live.reference);
-        let walked = live.flows.namespaces.walk(&mut self.namespaces, || of(kernel.members()?, reference));
-        complain("looking for network namespaces", walked);
+    /// Keeps hold of the network namespaces of sessions that had members before, as far as members are in them.
+    pub(super) fn see_again(&mut self, ids: &[SessionId]) {
+        if let Some(members) = complain("looking for network namespaces", self.parts.kernel.members()) {
+            for id in ids {
+                self.see_namespaces(*id, &members);
+            }
+        }
     }
 
-    /// Destroys a session's sockets, which the kernel's mark silenced, while their owners live: the kernel tells the
+    /// True: a member is in a namespace that was not seen before.
+    fn see_namespaces(&mut self, id: SessionId, members: &[Member]) -> bool {
+        let Some(live) = self.sessions.get_mut(&id) else { return false };
+        let (kernel, reference) = (&self.parts.kernel, live.reference);
+        let is_member = |process: BorrowedFd<'_>, _| Ok(kernel.label_of(process)? == Some(reference));
+        let walked = live.flows.namespaces.walk(&mut self.namespaces, of(members, reference), is_member);
+        complain("looking for network namespaces", walked) == Some(true)
+    }
+
+    /// Destroys the sockets of sessions, which the kernel's mark silenced, while their owners live: the kernel tells the
     /// other end of a socket that has an owner.
-    pub(super) fn cut(&mut self, id: SessionId) {
-        let Some(live) = self.sessions.get_mut(&id) else { return };
-        if live.machine.mode() == Mode::Observe {
+    pub(super) fn cut(&mut self, ids: &[SessionId]) {
+        self.label_crossed(ids);
+        let enforces = |id: &SessionId| self.sessions.get(id).is_some_and(|l| l.machine.mode() != Mode::Observe);
+        let ids: Vec<SessionId> = ids.iter().copied().filter(enforces).collect();
+        if ids.is_empty() {
             return;
         }
-        let (kernel, reference, cgroups) = (&mut self.parts.kernel, live.reference, live.cgroup.ids());
         // where they are known to be first: looking for more takes longer
-        let mut labels = || labelled(kernel, reference);
-        let mut what = Find { cgroups: &cgroups, labelled: &mut labels };
-        live.flows.cut(&mut self.namespaces, &mut what, |_| true);
-        let walked = live.flows.namespaces.walk(&mut self.namespaces, || of(self.parts.kernel.members()?, reference));
-        if complain("looking for network namespaces", walked) == Some(true) {
-            let mut labels = || labelled(&mut self.parts.kernel, reference);
-            let mut what = Find { cgroups: &cgroups, labelled: &mut labels };
-            live.flows.cut(&mut self.namespaces, &mut what, |_| true);
+        self.destroy(&ids);
+        let Some(members) = complain("looking for network namespaces", self.parts.kernel.members()) else { return };
+        let more: Vec<SessionId> = ids.into_iter().filter(|id| self.see_namespaces(*id, &members)).collect();
+        if !more.is_empty() {
+            self.destroy(&more);
         }
+    }
+
+    fn destroy(&mut self, ids: &[SessionId]) {
+        let (whose, cgroups) = self.whose(ids);
+        let mut labels = || labelled(&mut self.parts.kernel);
+        let mut look = Look::new(cgroups, &mut labels);
+        for (id, whose) in &whose {
+            if let Some(live) = self.sessions.get_mut(id) {
+                live.flows.cut(&mut self.namespaces, &mut look, whose, |_| true);
+            }
+        }
+    }
+
+    /// What makes sockets these sessions', and all of their cgroups.
+    fn whose(&self, ids: &[SessionId]) -> (Vec<(SessionId, Whose)>, Vec<u64>) {
+        let there = ids.iter().filter_map(|id| Some((*id, self.sessions.get(id)?)));
+        let whose: Vec<_> = there.map(|(id, live)| (id, whose(live.reference, &live.cgroup))).collect();
+        let cgroups = whose.iter().flat_map(|(_, whose)| whose.cgroups.iter().copied()).collect();
+        (whose, cgroups)
     }
 
     /// Judges a session's open flows by the scope that it was narrowed to. What fails is refused packet by packet since
     /// the flip; here it is destroyed, and the rest goes on.
     pub(super) fn cut_out_of_scope(&mut self, id: SessionId) {
-        let Some(live) = self.sessions.get_mut(&id) else { return };
-        if live.machine.mode() == Mode::Observe {
+        self.label_crossed(&[id]);
+        if self.sessions.get(&id).is_none_or(|live| live.machine.mode() == Mode::Observe) {
             return;
         }
-        let (kernel, reference, cgroups) = (&mut self.parts.kernel, live.reference, live.cgroup.ids());
-        let walked = live.flows.namespaces.walk(&mut self.namespaces, || of(kernel.members()?, reference));
-        complain("looking for network namespaces", walked);
-        let (plan, mut labels) = (Rc::clone(&live.plan), || labelled(kernel, reference));
-        let mut what = Find { cgroups: &cgroups, labelled: &mut labels };
-        live.flows.cut(&mut self.namespaces, &mut what, |found| !in_scope(&plan, found));
-        live.flows.confirm(&mut self.namespaces, &mut what, |found| !in_scope(&plan, found));
+        self.see_again(&[id]);
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        let (plan, whose) = (Rc::clone(&live.plan), whose(live.reference, &live.cgroup));
+        let mut labels = || labelled(&mut self.parts.kernel);
+        let mut look = Look::new(whose.cgroups.clone(), &mut labels);
+        live.flows.cut(&mut self.namespaces, &mut look, &whose, |found| !in_scope(&plan, found));
+        look.again();
+        live.flows.confirm(&mut self.namespaces, &mut look, &whose, |found| !in_scope(&plan, found));
         let (receipts, revision) = (receipts(live.flows.take()), Some(live.revision));
         records(id, CutCause::Narrow, revision, &receipts).iter().for_each(|record| self.append_durable(record));
     }
 
-    /// Looks for a session's sockets once more, and writes a receipt for each.
-    pub(super) fn confirm_cut(&mut self, id: SessionId) -> AllCut {
-        let Some(live) = self.sessions.get_mut(&id) else { return AllCut::default() };
-        if live.machine.mode() == Mode::Observe {
-            return AllCut::default();
+    /// Looks for the sockets of sessions once more, and writes a receipt for each. What became of them, where there may be any.
+    pub(super) fn confirm_cut(&mut self, ids: &[SessionId]) -> BTreeMap<SessionId, AllCut> {
+        let (whose, cgroups) = self.whose(ids);
+        let mut labels = || labelled(&mut self.parts.kernel);
+        let mut look = Look::new(cgroups, &mut labels);
+        let mut cut = Vec::new();
+        for (id, whose) in &whose {
+            let live = self.sessions.get_mut(id).filter(|live| live.machine.mode() != Mode::Observe);
+            let Some(live) = live else { continue };
+            live.flows.confirm(&mut self.namespaces, &mut look, whose, |_| true);
+            cut.push((*id, receipts(live.flows.take()), live.revision));
         }
-        let (kernel, reference, cgroups) = (&mut self.parts.kernel, live.reference, live.cgroup.ids());
-        let mut labels = || labelled(kernel, reference);
-        let mut what = Find { cgroups: &cgroups, labelled: &mut labels };
-        live.flows.confirm(&mut self.namespaces, &mut what, |_| true);
-        let (receipts, revision) = (receipts(live.flows.take()), Some(live.revision));
-        records(id, CutCause::End, revision, &receipts).iter().for_each(|record| self.append(record));
-        let (all, left) = counts(&receipts);
-        let last = receipts.iter().map(|receipt| receipt.at_boot_ns).max();
-        AllCut { all, left, last_boot_ns: last.filter(|_| left == 0) }
+        let mut all = BTreeMap::new();
+        for (id, receipts, revision) in cut {
+            let records = records(id, CutCause::End, Some(revision), &receipts);
+            records.iter().for_each(|record| self.append(record));
+            let (count, left) = counts(&receipts);
+            let last = receipts.iter().map(|receipt| receipt.at_boot_ns).max();
+            all.insert(id, AllCut { all: count, left, last_boot_ns: last.filter(|_| left == 0) });
+        }
+        all
     }
 }
 
@@ -117,6 +155,9 @@ pub(super) struct AllCut {
 /// Whether a plan lets an open socket be: one that came in by its peer, one that went out by its destination, one that
 /// listens by its own address. Of datagram sockets without a peer and of raw sockets each packet is judged.
 fn in_scope(plan: &Plan, found: &Found) -> bool {
+    if found.crossed {
+        return false;
+    }
     let (local, remote, protocol) = (found.socket.local, found.socket.remote, found.socket.protocol);
     let decision = match (remote.port(), found.passive) {
         (0, true) => plan.judge_listen(local.ip(), local.port(), protocol),
@@ -127,11 +168,14 @@ fn in_scope(plan: &Plan, found: &Found) -> bool {
     decision.verdict != policy::Effect::Deny
 }
 
-/// The sockets that carry a session's label.
-fn labelled(kernel: &mut Kernel, session: SessionRef) -> Vec<Socket> {
-    let mut sockets = complain("reading the labels of sockets", kernel.sockets()).unwrap_or_default();
-    sockets.retain(|socket| socket.session == session);
-    sockets
+/// The sockets that carry a label.
+pub(super) fn labelled(kernel: &mut Kernel) -> Vec<Socket> {
+    complain("reading the labels of sockets", kernel.sockets()).unwrap_or_default()
+}
+
+/// A session's sockets are those that carry its label or were made in its cgroup, or below it.
+fn whose(session: SessionRef, cgroup: &SessionCgroup) -> Whose {
+    Whose { session, cgroups: cgroup.ids() }
 }
 
 /// How many sockets were cut, and how many of them are left.
@@ -161,23 +205,36 @@ pub(super) struct LeftFlows {
 impl LeftFlows {
     /// Destroys the sockets that were made in `cgroup`, in the namespaces of the members.
     pub(super) fn cut(&mut self, force: &mut impl InForce, session: SessionRef, cgroup: &SessionCgroup) {
-        let walked = self.flows.namespaces.walk(&mut self.namespaces, || of(force.labelled()?, session));
+        let members = complain("looking for network namespaces", force.labelled()).unwrap_or_default();
+        let mut again = None;
+        // a process that is listed again while its pidfd is open is the one that was opened
+        let is_member = |_: BorrowedFd<'_>, pid| {
+            let listed = match &mut again {
+                Some(listed) => listed,
+                none => none.insert(force.labelled()?),
+            };
+            Ok(of(listed, session).any(|member| member.tgid == pid))
+        };
+        let walked = self.flows.namespaces.walk(&mut self.namespaces, of(&members, session), is_member);
         complain("looking for network namespaces", walked);
-        self.flows.cut(&mut self.namespaces, &mut Find { cgroups: &cgroup.ids(), labelled: &mut Vec::new }, |_| true);
+        let (whose, mut none) = (whose(session, cgroup), Vec::new);
+        let mut look = Look::new(whose.cgroups.clone(), &mut none);
+        self.flows.cut(&mut self.namespaces, &mut look, &whose, |_| true);
     }
 
     /// Looks for them once more; a receipt for each.
     pub(super) fn confirm(&mut self, cgroup: &SessionCgroup) -> Vec<SocketReceipt> {
-        self.flows
-            .confirm(&mut self.namespaces, &mut Find { cgroups: &cgroup.ids(), labelled: &mut Vec::new }, |_| true);
+        // by the cgroup alone
+        let (whose, mut none) = (whose(SessionRef::default(), cgroup), Vec::new);
+        let mut look = Look::new(whose.cgroups.clone(), &mut none);
+        self.flows.confirm(&mut self.namespaces, &mut look, &whose, |_| true);
         receipts(self.flows.take())
     }
 }
 
 /// The members of one session.
-fn of(members: Vec<Member>, session: SessionRef) -> Result<Vec<Member>, KernelError> {
-    let own = |m: &Member| m.slot == session.slot && m.generation == session.generation;
-    Ok(members.into_iter().filter(own).collect())
+fn of(members: &[Member], session: SessionRef) -> impl Iterator<Item = &Member> {
+    members.iter().filter(move |m| m.slot == session.slot && m.generation == session.generation)
 }
 
 /// A receipt for each socket that was cut.

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fmt, os::fd::AsFd as _};
 
-use tipstaff_common::label::SessionRef;
+use tipstaff_common::{
+    label::SessionRef,
+    socket::{SOCKET_BEFORE, SOCKET_PASSIVE},
+};
 use tracing::warn;
 
 use super::flows;
@@ -98,10 +101,10 @@ impl Inventory {
     pub(super) fn mark_visitors(&self, kernel: &mut Kernel, session: SessionRef) {
         let kept = self.held.inet.iter().filter(|held| !self.destroyed.contains(&held.found.socket.cookie));
         for held in kept.filter(|held| held.came_in()) {
-            let marked = held
-                .open()
-                .map_err(|error| error.to_string())
-                .and_then(|socket| kernel.label_visitor(socket.as_fd(), session).map_err(|error| error.to_string()));
+            let marked = held.open().map_err(|error| error.to_string()).and_then(|socket| {
+                let flags = SOCKET_PASSIVE | SOCKET_BEFORE;
+                kernel.label_socket(socket.as_fd(), session, flags).map_err(|error| error.to_string())
+            });
             if let Err(why) = marked {
                 let (pid, peer) = (held.pid, held.found.socket.remote);
                 warn!("the connection from {peer} that process {pid} holds is taken for one that went out: {why}");

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tipstaff_common::rule::FileId;
+use tipstaff_common::{place::Place, rule::FileId};
 
 use super::resolve;
 use crate::{
@@ -68,11 +68,15 @@ fn judge(
     let mut paths: Vec<&Path> = vec![&real];
     paths.extend(real.ancestors().skip(1));
     let mut found = resolve::look(kernel, &paths)?.into_iter().map(|found| found.map(|found| found.seen));
-    let Some(Seen { id: program, content }) = found.next().flatten() else { return Ok(None) };
-    let ids = found.map(|seen| seen.map(|seen| seen.id));
+    let Some(seen) = found.next().flatten() else { return Ok(None) };
     // the kernel does not leave the program's file system on its way up
-    let above: Vec<FileId> = ids.map_while(|id| id.filter(|id| id.device == program.device)).collect();
+    let directories: Vec<Seen> =
+        found.map_while(|found| found.filter(|found| found.id.device == seen.id.device)).collect();
+    let above: Vec<FileId> = directories.iter().map(|directory| directory.id).collect();
+    let places: Vec<Place> =
+        std::iter::once(&seen).chain(&directories).map_while(|seen| Some(seen.way?.place)).collect();
     let classes = ProgramClass::of_name(&real);
-    let program = Program { content: Some(content), classes, script, word, ..Program::of(program, &above) };
+    let content = Some(seen.content);
+    let program = Program { content, places: &places, classes, script, word, ..Program::of(seen.id, &above) };
     Ok(Some(decide_exec(policy, files, &program)))
 }

@@ -9,6 +9,8 @@ use crate::{
     store::{Kept, Named, StoreError},
 };
 
+/// Sessions that are kept by one commit: each has the text of its policy.
+const AT_ONCE: usize = 64;
 /// Between two tries.
 const PAUSE_NS: u64 = 1_000_000_000;
 
@@ -48,21 +50,37 @@ impl Engine {
     pub(super) fn keep(&mut self, id: SessionId) {
         if let Some(live) = self.sessions.get(&id) {
             let kept = self.parts.store.keep(&self.kept(live));
-            self.owe("keeping a session", id, kept);
+            self.owe("keeping a session", &[id], kept);
+        }
+    }
+
+    /// As [`Engine::keep`], for many at once.
+    pub(super) fn keep_all(&mut self, ids: &[SessionId]) {
+        for ids in ids.chunks(AT_ONCE) {
+            let live: Vec<&Live> = ids.iter().filter_map(|id| self.sessions.get(id)).collect();
+            let kept: Vec<Kept> = live.into_iter().map(|live| self.kept(live)).collect();
+            let done = self.parts.store.keep_all(&kept);
+            let ids: Vec<SessionId> = kept.iter().map(|kept| kept.start.session).collect();
+            self.owe("keeping sessions", &ids, done);
         }
     }
 
     /// Forgets a session that is over.
     pub(super) fn forget(&mut self, id: SessionId) {
-        let forgotten = self.parts.store.forget(id);
-        self.owe("forgetting a session", id, forgotten);
+        self.forget_all(&[id]);
     }
 
-    fn owe(&mut self, what: &str, id: SessionId, done: Result<(), StoreError>) {
+    /// As [`Engine::forget`], for many at once.
+    pub(super) fn forget_all(&mut self, ids: &[SessionId]) {
+        let forgotten = self.parts.store.forget_all(ids);
+        self.owe("forgetting sessions", ids, forgotten);
+    }
+
+    fn owe(&mut self, what: &str, ids: &[SessionId], done: Result<(), StoreError>) {
         match complain(what, done) {
-            Some(()) => self.owed.sessions.remove(&id),
-            None => self.owed.sessions.insert(id),
-        };
+            Some(()) => self.owed.sessions.retain(|id| !ids.contains(id)),
+            None => self.owed.sessions.extend(ids),
+        }
     }
 
     /// When the disk is asked again; none: it has taken all.

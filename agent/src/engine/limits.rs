@@ -9,7 +9,10 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp, fmt::temporal::DateTimeParser};
-use nix::sys::stat::{major, minor};
+use nix::sys::{
+    signal::Signal,
+    stat::{major, minor},
+};
 use tipstaff_common::{
     event::{Header, KIND_CONNECT, KIND_EXEC, KINDS},
     session::SessionCounters,
@@ -191,7 +194,7 @@ impl Doings {
         Self::of(&Activity::ALL, pid)
     }
 
-    fn of(activity: &[Activity], pid: u32) -> Self {
+    pub(super) fn of(activity: &[Activity], pid: u32) -> Self {
         let kind = |activity: &Activity| match activity {
             Activity::Exec => Some(KIND_EXEC),
             Activity::Connect => Some(KIND_CONNECT),
@@ -222,9 +225,14 @@ impl Doings {
         self.bytes = self.bytes.map(|_| counters.egress_bytes.saturating_add(counters.ingress_bytes));
     }
 
+    /// So it did at this time too.
+    pub(super) fn did(&mut self, at_boot_ns: u64) {
+        self.last_boot_ns = self.last_boot_ns.max(at_boot_ns);
+    }
+
     pub(super) fn record(&mut self, header: &Header) {
         if self.kinds.contains(&header.kind) {
-            self.last_boot_ns = self.last_boot_ns.max(header.time);
+            self.did(header.time);
         }
     }
 
@@ -304,20 +312,30 @@ impl Live {
 }
 
 impl Engine {
-    /// It is later than it was for one session: what a limit asks for is looked at first.
+    /// It is later than it was for one session.
     pub(super) fn tick_session(&mut self, id: SessionId, now_boot_ns: u64) {
-        let Some(live) = self.sessions.get(&id) else { return };
-        let due = live.machine.wakes_at().is_some_and(|at| at <= now_boot_ns);
-        if due && live.is_on_wall_clock() {
-            self.rearm(id);
+        self.tick_sessions(&[id], now_boot_ns);
+    }
+
+    /// It is later than it was: what a session's limit asks for is looked at first.
+    pub(super) fn tick_sessions(&mut self, ids: &[SessionId], now_boot_ns: u64) {
+        for id in ids {
+            let Some(live) = self.sessions.get(id) else { continue };
+            let due = live.machine.wakes_at().is_some_and(|at| at <= now_boot_ns);
+            if due && live.is_on_wall_clock() {
+                self.rearm(*id);
+            }
+            self.look(*id, now_boot_ns);
         }
-        self.look(id, now_boot_ns);
-        self.feed(id, Input::Tick { now_boot_ns });
-        self.hold_to_verdict(id, now_boot_ns);
+        self.feed_all(ids.iter().map(|id| (*id, Input::Tick { now_boot_ns })));
+        self.hold_to_verdicts(ids, now_boot_ns);
     }
 
     /// Tells the machine when the session last did something, where it wants to know.
     fn look(&mut self, id: SessionId, now_boot_ns: u64) {
+        if self.sessions.get(&id).is_some_and(|live| live.machine.wants_look(now_boot_ns)) {
+            self.look_within(id, now_boot_ns);
+        }
         let Some(live) = self.sessions.get_mut(&id).filter(|live| live.machine.wants_look(now_boot_ns)) else { return };
         let last_boot_ns = match complain("reading counters", self.parts.kernel.counters(live.reference.slot)) {
             Some(counters) => live.doings.look(&counters, &live.consumed, now_boot_ns),
@@ -451,13 +469,23 @@ impl Engine {
         self.append(&Body::Warning(Warning { session: id, limit: due.reason, left_ms, signal, delivered }));
     }
 
-    /// Asks every member to end.
-    pub(super) fn terminate(&mut self, id: SessionId, until_boot_ns: u64) {
-        let Some(live) = self.sessions.get(&id) else { return };
-        let sent = signal_members(&mut self.parts.kernel, live.reference, nix::sys::signal::Signal::SIGTERM, |_| true);
-        let signalled = complain("asking members to end", sent).unwrap_or(0);
-        let grace_ms = until_boot_ns.saturating_sub(boot_now()) / MS;
-        self.append(&Body::Terminate(Terminate { session: id, signalled, grace_ms }));
+    /// Asks every member of these sessions to end, each until a moment.
+    pub(super) fn terminate(&mut self, told: &[(SessionId, u64)]) {
+        if told.is_empty() {
+            return;
+        }
+        let there = |(id, until): &(SessionId, u64)| Some((*id, *until, self.sessions.get(id)?.reference));
+        let told: Vec<_> = told.iter().filter_map(there).collect();
+        let sessions: Vec<_> = told.iter().map(|(.., reference)| *reference).collect();
+        let sent = signal_members(&mut self.parts.kernel, &sessions, Signal::SIGTERM, |_| true);
+        let signalled = complain("asking members to end", sent).unwrap_or_else(|| vec![0; sessions.len()]);
+        for ((id, until_boot_ns, _), signalled) in told.into_iter().zip(signalled) {
+            let grace_ms = until_boot_ns.saturating_sub(boot_now()) / MS;
+            self.append(&Body::Terminate(Terminate { session: id, signalled, grace_ms }));
+            // an agent that is killed before this leaves it to the next: rather twice than never
+            self.feed(id, Input::Asked);
+            self.keep(id);
+        }
     }
 }
 

@@ -66,9 +66,12 @@ impl Engine {
             };
             let (left, gone): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(lives);
             self.lingering = left;
+            if !gone.is_empty() {
+                self.forget_all(&gone.iter().map(|session| session.id).collect::<Vec<_>>());
+                let places: Vec<_> = gone.iter().map(|session| (session.reference, session.cgroup.id())).collect();
+                complain("releasing sessions", self.parts.kernel.release(&places));
+            }
             for session in gone {
-                self.forget(session.id);
-                complain("releasing a session", self.parts.kernel.release(session.reference, session.cgroup.id()));
                 self.slots.free(session.reference);
                 self.leaving.push(session.cgroup);
             }

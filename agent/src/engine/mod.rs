@@ -6,6 +6,7 @@ mod attach;
 mod control;
 mod controls;
 mod credentials;
+mod crossed;
 mod descriptors;
 mod digests;
 mod finish;
@@ -17,9 +18,11 @@ mod keeping;
 mod limits;
 mod linger;
 mod narrow;
+mod places;
 mod record;
 mod recover;
 mod refresh;
+mod refusals;
 mod report;
 mod resolve;
 mod shed;
@@ -27,11 +30,12 @@ mod slots;
 mod stale;
 mod start;
 mod stays;
+mod together;
 mod verdict;
 mod within;
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     io::{BufRead as _, BufReader},
     os::fd::OwnedFd,
     path::PathBuf,
@@ -45,13 +49,14 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 pub use adopt::Past;
-pub use controls::{Control, flow_destroy, from_song as controls_from_song};
+pub use controls::{Control, flow_destroy, from_song as controls_from_song, see_others};
 pub use recover::{RecoverError, Recovered, recover};
 pub use report::wire_control;
 pub use start::pidfd_of;
 
 use self::{
     control::Revoking,
+    crossed::Seen,
     digests::Digests,
     history::LAST_VERDICTS,
     keeping::Owed,
@@ -135,6 +140,8 @@ pub enum Note {
     FirstExited(SessionId),
     /// A member was moved out of the session's cgroup, and its policy ends it for that.
     Moved(SessionId),
+    /// A member was refused something, and the policy ends the session for that.
+    Refused(SessionId),
     /// A session's first process did not lay down what it was told to: what it kept.
     Kept(SessionId, String),
     /// A follower of the evidence has been sent the records up to this number.
@@ -162,8 +169,12 @@ pub struct Engine {
     looked_at: HashSet<(u32, u32)>,
     /// Held from a session's mark until its first round is over.
     urgent: Option<Urgent>,
+    /// Sessions whose ends are one: the kernel knows of all, their sockets are cut, and they are kept.
+    together: BTreeSet<SessionId>,
     /// When appended records must be durable.
     flush_due: Option<u64>,
+    /// When the counts of refusals were last looked at.
+    refusals_looked: u64,
     /// Why the log is not whole on disk; none: it is.
     evidence_trouble: Option<String>,
     /// Cgroups of sessions that are over.
@@ -235,6 +246,8 @@ struct Live {
     verdicts: VecDeque<wire::Verdict>,
     /// What it did, for its idle limit.
     doings: Doings,
+    /// The same of the sessions within it.
+    doings_within: BTreeMap<SessionId, Doings>,
     /// When it last did anything.
     last_seen: LastSeen,
     /// The user that it acts for is gone, and that was recorded.
@@ -243,6 +256,8 @@ struct Live {
     still: Option<bool>,
     sweep: Sweep,
     flows: Flows,
+    /// Which of its members' sockets were looked at.
+    crossed: Seen,
     /// Processes that ended after the session did and before a round reached them, with their names.
     confirmed: BTreeMap<u32, Vec<u8>>,
     /// When the next round of the end is due.
@@ -288,7 +303,9 @@ impl Engine {
             undecodable: 0,
             looked_at: HashSet::new(),
             urgent: None,
+            together: BTreeSet::new(),
             flush_due: None,
+            refusals_looked: 0,
             evidence_trouble: None,
             leaving: Vec::new(),
             removal_due: None,
@@ -414,11 +431,26 @@ impl Engine {
         }
     }
 
-    /// A helper saw something.
-    pub fn note(&mut self, note: Note) {
+    /// Helpers saw something. Who exits beside each other ends beside each other.
+    pub fn notes(&mut self, notes: impl Iterator<Item = Note>) {
+        let mut gone = Vec::new();
+        for note in notes {
+            match note {
+                Note::FirstExited(id) => gone.push(id),
+                other => {
+                    self.firsts_gone(&std::mem::take(&mut gone), boot_now());
+                    self.note(other);
+                }
+            }
+        }
+        self.firsts_gone(&gone, boot_now());
+    }
+
+    fn note(&mut self, note: Note) {
         match note {
-            Note::FirstExited(id) => self.first_gone(id, boot_now()),
+            Note::FirstExited(id) => self.firsts_gone(&[id], boot_now()),
             Note::Moved(id) => self.moved(id),
+            Note::Refused(id) => self.end_if_refused(id),
             Note::Kept(id, what) => self.kept_more(id, what),
             Note::CaughtUp(follower, sent) if sent >= self.parts.log.last() => self.followers.push(follower),
             Note::CaughtUp(follower, sent) => self.send_records(follower, sent, true),
@@ -429,13 +461,10 @@ impl Engine {
     pub fn tick(&mut self) {
         let now = boot_now();
         let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
-        for id in ids {
-            self.tick_session(id, now);
-            let due = self.sessions.get(&id).and_then(|s| s.next_round).is_some_and(|due| due <= now);
-            if due {
-                self.round(id);
-            }
-        }
+        self.tick_sessions(&ids, now);
+        let due = |live: &Live| live.next_round.is_some_and(|due| due <= now);
+        let due: BTreeSet<SessionId> = self.sessions.iter().filter(|(_, live)| due(live)).map(|(id, _)| *id).collect();
+        self.rounds(&due);
         if self.removal_due.is_some_and(|due| due <= now) {
             self.remove_cgroups();
         }
@@ -450,6 +479,7 @@ impl Engine {
             self.flush();
         }
         self.look_for_stale(now);
+        self.look_at_refusals(now);
         self.pay(now);
     }
 
@@ -465,10 +495,10 @@ impl Engine {
     /// When [`Engine::tick`] is needed next, `CLOCK_BOOTTIME` nanoseconds.
     #[must_use]
     pub fn next_tick(&mut self) -> Option<u64> {
-        let (owed, stale) = (self.owed_due(), self.stale_due());
+        let (owed, stale, refusals) = (self.owed_due(), self.stale_due(), self.refusals_due());
         let sessions = self.sessions.values().flat_map(|s| [s.machine.wakes_at(), s.next_round]);
         sessions
-            .chain([self.flush_due, self.removal_due, self.linger_due, self.refresh.due(), owed, stale])
+            .chain([self.flush_due, self.removal_due, self.linger_due, self.refresh.due(), owed, stale, refusals])
             .flatten()
             .min()
     }
@@ -502,10 +532,12 @@ impl Engine {
         }
     }
 
-    /// Appends what must survive a loss of power before the agent goes on.
+    /// Appends what must survive a loss of power before the agent goes on; of ends that are one, with the last of them.
     fn append_durable(&mut self, body: &Body) {
         self.append(body);
-        self.flush();
+        if self.together.is_empty() {
+            self.flush();
+        }
     }
 
     fn flush(&mut self) {
@@ -535,10 +567,7 @@ impl Engine {
         let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
         let principal = start::principal(peer);
         self.disarming = Some(Disarming { reply, sessions: sessions.clone(), principal });
-        self.mark_all(&sessions);
-        for id in sessions {
-            self.feed(id, Input::End { reason: EndReason::Operator });
-        }
+        self.feed_all(sessions.into_iter().map(|id| (id, Input::End { reason: EndReason::Operator })));
         self.finish_disarm();
     }
 

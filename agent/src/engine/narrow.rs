@@ -92,6 +92,8 @@ impl Engine {
         let policy = policy::parse(source, text.as_bytes()).map_err(|problems| ApiError::BadPolicy { problems })?;
         let mut host = resolve::rules(&mut self.parts.kernel, &mut self.digests, &policy).map_err(failed)?;
         let above = above(&mut self.parts.kernel, &policy, &host).map_err(failed)?;
+        // what the new rules were found to name, those in force know too
+        self.refresh_now();
         let Some(live) = self.sessions.get(&id) else {
             return Err(ApiError::NotFound { message: format!("session {id} is over") });
         };

@@ -1,6 +1,6 @@
 //! From the kernel's records to evidence, and the running counts of a session.
 
-use std::{net::SocketAddr, os::fd::AsFd as _, path::Path};
+use std::{fs, net::SocketAddr, os::fd::AsFd as _, path::Path};
 
 use tipstaff_common::{
     event::{self, Header, VIA_CONNECT},
@@ -8,7 +8,7 @@ use tipstaff_common::{
     privilege::PRIVILEGE_DELEGATION,
     rule,
 };
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{Engine, LAST_VERDICTS, Live, Note, complain, now};
 use crate::{
@@ -45,25 +45,50 @@ impl Engine {
             return;
         }
         session.count(&header, event);
+        let within = session.start.within.map(|_| *id);
         let body = body(*id, session, event);
         let moved = matches!(event, Event::Move(moved) if moved.joined == 0)
             && (session.rules.moved_ends || session.machine.is_still());
+        let refused = matches!(header.verdict, rule::DENY | rule::KILL) && session.rules.ends_at(&header);
         let began = matches!(event, Event::Exec(_)) && header.tgid == session.first_process.pid;
         let laid_down = session.to_lay_down.take_if(|_| began);
         let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
         let (id, reference, cgroup) = (*id, session.reference, session.cgroup.path().to_owned());
         self.append(&body);
+        if let Some(inner) = within {
+            self.record_for_outer(inner, &header);
+        }
         self.maybe_replaced(event);
         self.see_namespace(id, event);
+        if let Event::Move(joins) = event
+            && joins.joined != 0
+        {
+            self.label_threads(header.tgid);
+        }
         if moved {
             // by a note: what ends a session reads the rings, which are being read
             let _ = self.parts.notes.send(Note::Moved(id));
+        }
+        if refused {
+            let _ = self.parts.notes.send(Note::Refused(id));
         }
         if let Some(shed) = laid_down {
             self.see_laid_down(id, &shed);
         }
         if let Some(pid) = doomed {
             self.see_to(pid, reference, &cgroup);
+        }
+    }
+
+    /// A process that was moved into a session's cgroup: the kernel told of its first thread only.
+    fn label_threads(&mut self, process: u32) {
+        let threads = fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count);
+        // who is born of a thread without a label is labelled at its birth all the same, by the first thread's
+        if threads > 1
+            && let Some(walk) = complain("labelling threads", self.parts.kernel.label_heirs())
+            && walk.failed > 0
+        {
+            warn!("{} threads cannot be labelled: the kernel has no room for more", walk.failed);
         }
     }
 
@@ -216,7 +241,22 @@ pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u3
             let (args, cut) = Text::list(arguments, ARGUMENTS);
             let file = FileRef { device: exec.file.device, inode: exec.file.inode, generation: exec.file.generation };
             let (path, args_cut) = (ring::path(exec).into(), cut || more);
-            Body::Exec(Exec { session, seq, at_boot_ns, pid, tid, uid, path, args, args_cut, file, verdict, rule })
+            let late = exec.late != 0;
+            Body::Exec(Exec {
+                session,
+                seq,
+                at_boot_ns,
+                pid,
+                tid,
+                uid,
+                path,
+                args,
+                args_cut,
+                file,
+                verdict,
+                rule,
+                late,
+            })
         }
         Event::Connect(connect) => {
             let via = via(connect.via);

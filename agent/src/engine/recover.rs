@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tipstaff_common::{label::SessionRef, session::SessionCounters};
+use tipstaff_common::{
+    label::SessionRef,
+    session::{MODE_ENFORCE, SessionCounters},
+};
 use tracing::{info, warn};
 
 use super::{
@@ -245,8 +248,8 @@ pub(super) trait InForce {
     fn labelled(&mut self) -> Result<Vec<Member>, KernelError>;
     /// From this write on, every hook denies.
     fn end(&mut self, session: SessionRef) -> Result<(), KernelError>;
-    /// Whether the session in a slot enforces.
-    fn enforcing(&mut self, slot: u32) -> Result<bool, KernelError>;
+    /// Whether the slot is still this session's, and it enforces.
+    fn enforcing(&mut self, session: SessionRef) -> Result<bool, KernelError>;
 }
 
 impl InForce for Leftover {
@@ -258,8 +261,8 @@ impl InForce for Leftover {
         self.mark_ended(session.slot, session.generation)
     }
 
-    fn enforcing(&mut self, slot: u32) -> Result<bool, KernelError> {
-        self.enforces(slot)
+    fn enforcing(&mut self, session: SessionRef) -> Result<bool, KernelError> {
+        self.enforces(session)
     }
 }
 
@@ -272,8 +275,9 @@ impl InForce for Kernel {
         self.mark_ended(session)
     }
 
-    fn enforcing(&mut self, slot: u32) -> Result<bool, KernelError> {
-        Ok(self.config(slot)?.mode == tipstaff_common::session::MODE_ENFORCE)
+    fn enforcing(&mut self, session: SessionRef) -> Result<bool, KernelError> {
+        let (generation, _) = self.state(session.slot)?;
+        Ok(generation == session.generation && self.config(session.slot)?.mode == MODE_ENFORCE)
     }
 }
 
@@ -283,8 +287,10 @@ pub(super) fn end_unknown(force: &mut impl InForce, kept: &[Kept], log: &mut Log
     let unknown: BTreeSet<(u32, u32)> =
         force.labelled()?.iter().filter(|m| !known(m)).map(|m| (m.slot, m.generation)).collect();
     for (slot, generation) in unknown {
-        if force.enforcing(slot)? {
-            let killing = kill(force, SessionRef { slot, generation }, true, None, &mut LeftFlows::default())?;
+        let session = SessionRef { slot, generation };
+        // where the slot is another's by now, what is written there would end that one; such a label is denied everything
+        if force.enforcing(session)? {
+            let killing = kill(force, session, true, None, &mut LeftFlows::default())?;
             let (killed, left) = (killing.receipts.len(), killing.left);
             gap(log, format!("a session without a kept record was ended: {killed} processes killed, {left} left"))?;
         }
@@ -414,7 +420,7 @@ pub(super) fn write_end(
 }
 
 /// Processes that still carry the session's label.
-fn members(force: &mut impl InForce, session: SessionRef) -> Result<Vec<u32>, KernelError> {
+pub(super) fn members(force: &mut impl InForce, session: SessionRef) -> Result<Vec<u32>, KernelError> {
     let own = |m: &&Member| m.slot == session.slot && m.generation == session.generation;
     let mut pids: Vec<u32> = force.labelled()?.iter().filter(own).map(|m| m.tgid).collect();
     pids.dedup();
@@ -431,7 +437,7 @@ pub(super) fn end_orphan(
     history: &mut History,
 ) -> Result<Option<SessionId>, RecoverError> {
     let name = cgroup.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let enforce = kernel.enforcing(reference.slot)?;
+    let enforce = kernel.enforcing(reference)?;
     let mut flows = LeftFlows::default();
     let mut killing = kill(kernel, reference, enforce, Some(cgroup), &mut flows)?;
     // a canary whose agent was killed is nobody's session
@@ -451,4 +457,23 @@ pub(super) fn end_orphan(
     let counters = kernel.counters(reference.slot)?;
     write_end(id, EndReason::AgentLoss, killing, &counters, history.of(id), log)?;
     Ok(observes)
+}
+
+/// Ends a session whose cgroup was removed: its members are where they were moved to. One that only observes is left alone.
+pub(super) fn end_without_cgroup(
+    kernel: &mut Kernel,
+    reference: SessionRef,
+    id: SessionId,
+    log: &mut Log,
+    history: &mut History,
+) -> Result<(), RecoverError> {
+    let enforce = kernel.enforcing(reference)?;
+    let killing = kill(kernel, reference, enforce, None, &mut LeftFlows::default())?;
+    let written = history.of(id);
+    if !written.started || written.ended {
+        return Ok(());
+    }
+    begin_end(id, written.state, EndReason::AgentLoss, log)?;
+    let counters = kernel.counters(reference.slot)?;
+    write_end(id, EndReason::AgentLoss, killing, &counters, history.of(id), log)
 }

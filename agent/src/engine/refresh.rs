@@ -2,7 +2,7 @@
 //! was; here it is looked at again, and what it is now is put in force in one step.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     enforce::directories_of,
     kernel::{boot_now, ring::Event},
-    policy::{self, ExecTarget},
+    policy::{self, Effect, ExecRule, ExecTarget, Policy, Resolved},
     session::{SessionId, State},
 };
 
@@ -32,6 +32,8 @@ pub(super) struct Refresh {
     due: Option<u64>,
     /// Not before this, `CLOCK_BOOTTIME` nanoseconds.
     earliest: u64,
+    /// The directories to watch, by the digest of the policy, since its files were looked at last.
+    ways: BTreeMap<String, BTreeSet<PathBuf>>,
 }
 
 impl Refresh {
@@ -69,6 +71,13 @@ impl Engine {
         }
     }
 
+    /// Looks at once where something happened that was not looked at yet.
+    pub(super) fn refresh_now(&mut self) {
+        if self.parts.files.happened() || self.refresh.due.is_some() {
+            self.refresh();
+        }
+    }
+
     fn refresh_soon(&mut self) {
         let soon = boot_now() + u64::try_from(TOGETHER.as_nanos()).unwrap_or(0);
         self.refresh.due.get_or_insert_with(|| soon.max(self.refresh.earliest));
@@ -80,23 +89,36 @@ impl Engine {
         self.refresh.due = None;
         let ids: Vec<SessionId> =
             self.sessions.iter().filter(|(_, live)| is_concerned(live)).map(|(id, _)| *id).collect();
+        let mut looks = Vec::new();
         for id in ids {
-            if let Err(problem) = self.refresh_session(id) {
+            if let Err(problem) = self.refresh_session(id, &mut looks) {
                 warn!("session {id}: its rules are as they were, because they cannot be resolved: {problem}");
             }
         }
+        self.refresh.ways.clear();
         self.watch_files();
         let pause = began.elapsed().saturating_mul(SHARE);
         self.refresh.earliest = boot_now() + u64::try_from(pause.as_nanos()).unwrap_or(0);
     }
 
-    fn refresh_session(&mut self, id: SessionId) -> Result<(), String> {
+    fn refresh_session(&mut self, id: SessionId, looks: &mut Vec<Look>) -> Result<(), String> {
         let Some(live) = self.sessions.get(&id) else { return Ok(()) };
         // whose processes were there before counts as root's: see `SESSION_CONFIG`'s `ROOT_WRITES`
         let by_root = live.start.principal.uid == 0 || live.start.attached.is_some();
-        let before = Before { host: &live.host, by_root };
-        let host = resolve::again(&mut self.parts.kernel, &mut self.digests, &live.policy, before);
-        let host = host.map_err(|e| e.to_string())?;
+        let host = match looks.iter().find(|look| look.is_of(live, by_root)) {
+            Some(look) => look.found.clone(),
+            None => {
+                let before = Before { host: &live.host, by_root };
+                let found = resolve::again(&mut self.parts.kernel, &mut self.digests, &live.policy, before);
+                let found = found.map_err(|e| e.to_string())?;
+                let (digest, before) = (live.policy.digest.clone(), live.host.clone());
+                looks.push(Look { digest, by_root, before, found: found.clone() });
+                found
+            }
+        };
+        if host == live.host {
+            return Ok(());
+        }
         let plan = policy::compile(&live.policy, &host)
             .map_err(|problems| problems.first().map(ToString::to_string).unwrap_or_default())?;
         let mut plan = plan.renumbered(&live.plan.rules).ok_or("there are more rules than numbers")?;
@@ -128,22 +150,16 @@ impl Engine {
 
     /// Watches the directories of all files that rules of live sessions name, and lets leases go that nobody needs.
     pub(super) fn watch_files(&mut self) {
-        // sessions have rules in common: each is looked at once
-        let (mut paths, mut patterns) = (BTreeSet::new(), BTreeSet::new());
-        for rule in self.sessions.values().filter(|live| is_concerned(live)).flat_map(|live| &live.policy.exec) {
-            match &rule.target {
-                ExecTarget::Path(path) => drop(paths.insert(path)),
-                ExecTarget::Glob(pattern) => drop(patterns.insert(pattern)),
-                ExecTarget::Dir(_) | ExecTarget::Class(_) => {}
+        // a policy is looked at once, also while others come and go: what leads elsewhere is a change that is told
+        let (mut known, mut ways) = (std::mem::take(&mut self.refresh.ways), BTreeMap::new());
+        for policy in self.sessions.values().filter(|live| is_concerned(live)).map(|live| &live.policy) {
+            if !ways.contains_key(&policy.digest) {
+                let found = known.remove(&policy.digest).unwrap_or_else(|| directories(policy));
+                ways.insert(policy.digest.clone(), found);
             }
         }
-        let mut wanted: BTreeSet<PathBuf> = paths.into_iter().flat_map(|path| directories_of(path)).collect();
-        for pattern in patterns {
-            wanted.extend(resolve::matching(pattern).iter().flat_map(|path| directories_of(path)));
-            // whatever comes to stand there
-            let any = |folder: PathBuf| directories_of(&folder.join("x"));
-            wanted.extend(resolve::parents(pattern).into_iter().flat_map(any));
-        }
+        let wanted = ways.values().flatten().cloned().collect();
+        self.refresh.ways = ways;
         self.let_leases_go();
         for (path, error) in self.parts.files.set(&wanted) {
             if error.kind() != std::io::ErrorKind::NotFound {
@@ -153,8 +169,47 @@ impl Engine {
     }
 }
 
-/// Whether the session lives and has rules on files.
+/// The directories whose change can make a rule of the policy name another file.
+fn directories(policy: &Policy) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for rule in &policy.exec {
+        match &rule.target {
+            ExecTarget::Path(path) => found.extend(directories_of(path)),
+            ExecTarget::Glob(pattern) => {
+                found.extend(resolve::matching(pattern).iter().flat_map(|path| directories_of(path)));
+                // whatever comes to stand there
+                let any = |folder: PathBuf| directories_of(&folder.join("x"));
+                found.extend(resolve::parents(pattern).into_iter().flat_map(any));
+            }
+            // another directory is looked for only where the rule denies
+            ExecTarget::Dir(path) if rule.effect == Effect::Deny => found.extend(directories_of(path)),
+            ExecTarget::Dir(_) | ExecTarget::Class(_) => {}
+        }
+    }
+    found
+}
+
+/// What the rules of a policy were found to name, which is the same for every session that stands where this one did.
+#[derive(Debug)]
+struct Look {
+    digest: String,
+    by_root: bool,
+    before: Resolved,
+    found: Resolved,
+}
+
+impl Look {
+    fn is_of(&self, live: &Live, by_root: bool) -> bool {
+        self.digest == live.policy.digest && self.by_root == by_root && self.before == live.host
+    }
+}
+
+/// Whether the session lives and has rules on files, or denies directories.
 fn is_concerned(live: &Live) -> bool {
-    let files = |target: &ExecTarget| matches!(target, ExecTarget::Path(_) | ExecTarget::Glob(_));
-    live.machine.state() != State::Ended && live.policy.exec.iter().any(|rule| files(&rule.target))
+    let files = |rule: &ExecRule| match rule.target {
+        ExecTarget::Path(_) | ExecTarget::Glob(_) => true,
+        ExecTarget::Dir(_) => rule.effect == Effect::Deny,
+        ExecTarget::Class(_) => false,
+    };
+    live.machine.state() != State::Ended && live.policy.exec.iter().any(files)
 }

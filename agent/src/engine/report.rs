@@ -94,6 +94,7 @@ impl Engine {
                 since_ms: boot_now().saturating_sub(ending.due_boot_ns) / 1_000_000,
                 mark_ms: ending.took(None, None).mark_ms,
             }),
+            attach: self.parts.config.attach.as_str().into(),
             controls: self.asked(live).iter().map(wire_control).collect(),
             members: of(live, &members).take(MEMBERS).map(|m| wire::Member { pid: m.tgid, tid: m.tid }).collect(),
             verdicts: live.verdicts.iter().cloned().collect(),
@@ -104,6 +105,7 @@ impl Engine {
         Reply::Probe(wire::Probe {
             kernel: kernel::release(),
             tier: self.parts.kernel.tier().as_str().into(),
+            attach: self.parts.config.attach.as_str().into(),
             controls: self.parts.controls.iter().map(wire_control).collect(),
         })
     }
@@ -117,6 +119,7 @@ impl Engine {
             version: env!("CARGO_PKG_VERSION").into(),
             kernel: kernel::release(),
             tier: self.parts.kernel.tier().as_str().into(),
+            attach: self.parts.config.attach.as_str().into(),
             uptime_ms: u64::try_from(self.ready.elapsed().as_millis()).unwrap_or(u64::MAX),
             sessions: self.sessions.len() as u64,
             verdicts: self.verdicts(),
@@ -125,6 +128,7 @@ impl Engine {
             skipped: skipped.into_iter().map(|(name, runs)| (name.to_owned(), runs)).collect(),
             foreign: complain("counting foreign tasks", self.parts.kernel.foreign()).unwrap_or(0),
             ends: wire_ends(&self.ends),
+            walks: self.parts.kernel.walks(),
             evidence: wire::EvidenceInfo {
                 path: self.parts.log.path().display().to_string(),
                 n: self.parts.log.last(),

@@ -15,7 +15,7 @@ use std::{
 use tipstaff_common::rule::FileId;
 use tracing::warn;
 
-use super::digests::Digests;
+use super::{digests::Digests, places};
 use crate::{
     enforce::{only_root_can_place, only_root_can_replace},
     kernel::{Kernel, KernelError, Seen, open_path},
@@ -26,6 +26,8 @@ use crate::{
 
 /// How often a path is looked at that leads to something else each time.
 const LOOKS: usize = 16;
+/// Places that a deny rule keeps of those to which links on its path led before.
+const LOST: usize = 1024;
 /// Files that are open at once.
 const CHUNK: usize = 256;
 
@@ -80,7 +82,8 @@ impl Before<'_> {
     }
 }
 
-/// Resolves the rules on programs again. What a denial named stays denied; a directory stays the one that it was.
+/// Resolves the rules on programs again. What a denial named stays denied, and where; a directory that is allowed stays the one
+/// that it was.
 pub(super) fn again(
     kernel: &mut Kernel,
     digests: &mut Digests,
@@ -91,11 +94,16 @@ pub(super) fn again(
     for (index, rule) in policy.exec.iter().enumerate() {
         let known = before.host.of(index);
         match rule.target {
-            ExecTarget::Dir(_) => host.files[index] = known.to_vec(),
             _ if rule.effect == Effect::Deny => {
                 let lost = known.iter().filter(|id| !host.files[index].contains(id)).copied().collect::<Vec<_>>();
                 host.files[index].extend(lost);
+                let places = &mut host.places[index];
+                let lost = before.host.places_of(index).iter().filter(|place| !places.contains(place));
+                let lost = lost.copied().collect::<Vec<_>>();
+                // the oldest stand last
+                places.extend_from_slice(&lost[lost.len().saturating_sub(LOST)..]);
             }
+            ExecTarget::Dir(_) => host.files[index] = known.to_vec(),
             _ => {}
         }
     }
@@ -168,6 +176,7 @@ fn resolve(
     }
     let mut resolved = Resolved {
         files: vec![Vec::new(); policy.exec.len()],
+        places: places::of_rules(kernel, policy)?,
         unix: vec![UnixFound::default(); unix.len()],
         ..Resolved::default()
     };
@@ -239,7 +248,7 @@ fn program(resolved: &mut Resolved, rule: &ExecRule, index: usize, (path, found)
         }
         return;
     }
-    let Seen { id, content } = found.seen;
+    let Seen { id, content, .. } = found.seen;
     resolved.files[index].push(id);
     resolved.contents.insert(id, content);
     classed(resolved, path, Some(found));
@@ -278,7 +287,12 @@ fn classed(resolved: &mut Resolved, path: &Path, found: Option<Found>) {
 pub(super) fn parents(pattern: &str) -> Vec<PathBuf> {
     let directory = Path::new(pattern).parent().unwrap_or_else(|| Path::new("/"));
     let text = directory.to_string_lossy();
-    if text.contains(['*', '?', '[']) { matching(&text) } else { vec![directory.to_owned()] }
+    if is_pattern(&text) { matching(&text) } else { vec![directory.to_owned()] }
+}
+
+/// Whether it names more than what it is written as.
+pub(super) fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?', '['])
 }
 
 /// The paths that match a pattern, each once. What cannot be read matches nothing, and neither does a name that is not

@@ -143,6 +143,7 @@ impl Engine {
             return;
         }
         self.see_activity(now);
+        self.look_for_crossed();
         self.users.look();
         let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
         for id in ids {

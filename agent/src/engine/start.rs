@@ -25,8 +25,8 @@ use tipstaff_common::{
 use tracing::info;
 
 use super::{
-    Engine, Live, Note, complain, controls, credentials, judge, limits, limits::Doings, now, resolve, shed,
-    stale::LastSeen, within::Outer,
+    Engine, Live, Note, complain, controls, credentials, crossed::Seen, judge, limits, limits::Doings, now, resolve,
+    shed, stale::LastSeen, within::Outer,
 };
 use crate::{
     api::{
@@ -102,7 +102,7 @@ impl Engine {
         let (shed, notes) = self.shed(run, peer.pid, principal, &checked.policy)?;
         checked.notes.extend(notes);
         let ttl = checked.ttl;
-        let inherited = self.inherit(run, (peer.pid, first.as_fd()), principal, &mut checked)?;
+        let (inherited, passed) = self.inherit(run, (peer.pid, first.as_fd()), principal, &mut checked)?;
         let close = inherited.iter().filter(|socket| socket.closed).map(|socket| socket.descriptor).collect();
         let subject = Subject { pid: peer.pid, process: first, principal, attached: None, inherited, shed };
         let Begun { id, deadline, notes } = self.begin(run, subject, checked)?;
@@ -111,6 +111,8 @@ impl Engine {
             self.feed(id, Input::StartFailed);
             return Err(ApiError::Failed { message: format!("the session could not be started: {problem}") });
         }
+        // before the command begins; a caller that is let go is told by what it came with
+        self.label_passed(id, &passed);
         self.feed(id, Input::Labelled);
         self.record_reuse(id, &BTreeSet::new());
         self.watch_files();
@@ -176,11 +178,13 @@ impl Engine {
             denied: 0,
             verdicts: VecDeque::new(),
             doings,
+            doings_within: BTreeMap::new(),
             last_seen: LastSeen::new(subject.pid, at.boot_ns),
             user_gone: false,
             still: None,
             sweep: Sweep::default(),
             flows: Flows::default(),
+            crossed: Seen::default(),
             confirmed: BTreeMap::new(),
             next_round: None,
             ending: None,
@@ -196,12 +200,13 @@ impl Engine {
         };
         // kept before it is recorded: a session that is recorded always has an end, whoever writes it
         if let Err(error) = self.parts.store.keep(&self.kept(&live)) {
-            self.free(id, &live, 0);
+            self.free(&[(id, &live, 0)]);
             self.rest_clock();
             return Err(failed(error));
         }
         self.append_durable(&Body::SessionStart(Box::new(live.start.clone())));
         self.sessions.insert(id, live);
+        self.watch_within(id, true);
         notes.sort();
         Ok(Begun { id, deadline, notes })
     }
@@ -356,7 +361,15 @@ impl Engine {
             || (coarse_now(), flags),
             |outer| (outer.written.written_since, flags | outer.written.flags & ROOT_WRITES),
         );
-        let written = SessionConfig { written_since: since, flags, scopes: 1, ..SessionConfig::default() };
+        let outer = outer.map(|outer| outer.reference).unwrap_or_default();
+        let written = SessionConfig {
+            written_since: since,
+            flags,
+            scopes: 1,
+            outer_slot: outer.slot,
+            outer_generation: outer.generation,
+            ..SessionConfig::default()
+        };
         let config =
             SessionConfig { mode, policy: policy_slot, deadline, budgets: policy.budgets.for_kernel(), ..written };
         let begun = self.parts.kernel.begin(reference, config, cgroup.id());

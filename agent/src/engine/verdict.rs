@@ -13,12 +13,17 @@ impl Engine {
         verdict(&live.machine, Facts { narrowed: live.revision > 1, stayed, now_boot_ns })
     }
 
-    /// Ends a session that is to end where nothing has begun it: an agent that kept a stay may have died before it ended
+    /// Ends sessions that are to end where nothing has begun it: an agent that kept a stay may have died before it ended
     /// those that the stay is over.
-    pub(super) fn hold_to_verdict(&mut self, id: SessionId, now_boot_ns: u64) {
-        let Some(live) = self.sessions.get(&id) else { return };
-        if let (Verdict::End(reason), None) = (self.verdict(live, now_boot_ns), live.machine.reason()) {
-            self.feed(id, Input::End { reason });
-        }
+    pub(super) fn hold_to_verdicts(&mut self, ids: &[SessionId], now_boot_ns: u64) {
+        let due = |id: &SessionId| {
+            let live = self.sessions.get(id)?;
+            match (self.verdict(live, now_boot_ns), live.machine.reason()) {
+                (Verdict::End(reason), None) => Some((*id, Input::End { reason })),
+                _ => None,
+            }
+        };
+        let inputs: Vec<_> = ids.iter().filter_map(due).collect();
+        self.feed_all(inputs);
     }
 }

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeSet, os::fd::BorrowedFd, time::Duration};
 
-use tipstaff_common::{label::SessionRef, session::SessionConfig};
+use tipstaff_common::{event::Header, label::SessionRef, limits, session::SessionConfig};
 use tracing::info;
 
 use super::{
-    Engine, Live,
+    Engine, Live, complain,
+    limits::Doings,
     narrow::{above, wider},
     start::{Checked, failed},
 };
@@ -18,9 +19,8 @@ use crate::{
     session::{EndReason, Input, SessionId, State},
 };
 
-/// So many live at most within one that is in none, however deep: each takes a place in the kernel's tables, which have an
-/// end.
-const WITHIN_MAX: usize = 16;
+/// So many live at most within one that is in none: each takes a place in the kernel's tables, which have an end.
+const WITHIN_MAX: usize = limits::WITHIN as usize;
 
 /// What a session has of the one that it is within.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,8 @@ impl Engine {
     pub(super) fn fit_within(&mut self, session: SessionId, checked: &mut Checked) -> Result<(), ApiError> {
         let refused = |message: String, remedy: &str| ApiError::Refused { message, rule: None, remedy: remedy.into() };
         let above = above(&mut self.parts.kernel, &checked.policy, &checked.host).map_err(failed)?;
+        // what the inner rules were found to name, those of the outer session know too
+        self.refresh_now();
         self.check_digests(session, &checked.plan)?;
         let Some(live) = self.sessions.get(&session) else { return Err(ApiError::Member {}) };
         let candidate = Candidate { policy: &checked.policy, host: &checked.host, plan: &checked.plan, above: &above };
@@ -101,8 +103,64 @@ impl Engine {
     }
 
     fn outermost(&self, session: SessionId) -> SessionId {
+        self.outers(session).last().copied().unwrap_or(session)
+    }
+
+    /// The sessions that this one is within, the nearest first.
+    pub(super) fn outers(&self, session: SessionId) -> Vec<SessionId> {
         let outer = |id: &SessionId| self.sessions.get(id)?.start.within;
-        std::iter::successors(Some(session), outer).last().unwrap_or(session)
+        std::iter::successors(outer(&session), outer).collect()
+    }
+
+    /// From here on what is done in this session counts for those that it is within, by what each of them counts. `begins`:
+    /// all of it does, and not what comes after this look.
+    pub(super) fn watch_within(&mut self, inner: SessionId, begins: bool) {
+        let Some(live) = self.sessions.get(&inner) else { return };
+        let (pid, slot) = (live.first_process.pid, live.reference.slot);
+        for outer in self.outers(inner) {
+            let Some(live) = self.sessions.get_mut(&outer) else { continue };
+            let Some(idle) = live.rules.idle.as_ref() else { continue };
+            if live.doings_within.contains_key(&inner) {
+                continue;
+            }
+            let mut doings = Doings::of(&idle.activity, pid);
+            if !begins && let Some(counters) = complain("reading counters", self.parts.kernel.counters(slot)) {
+                doings.carried(&counters);
+            }
+            live.doings_within.insert(inner, doings);
+        }
+    }
+
+    /// A record of a session says when those that it is within did something.
+    pub(super) fn record_for_outer(&mut self, inner: SessionId, header: &Header) {
+        for outer in self.outers(inner) {
+            if let Some(live) = self.sessions.get_mut(&outer) {
+                live.doings.record(header);
+            }
+        }
+    }
+
+    /// Looks at what was done within a session, for its idle limit.
+    pub(super) fn look_within(&mut self, outer: SessionId, now_boot_ns: u64) {
+        for inner in self.all_within(outer) {
+            self.watch_within(inner, false);
+            self.tell_outer(inner, now_boot_ns);
+        }
+    }
+
+    /// As [`Engine::look_within`], for all that this one is within.
+    pub(super) fn tell_outer(&mut self, inner: SessionId, now_boot_ns: u64) {
+        let outers = self.outers(inner);
+        let Some(live) = self.sessions.get(&inner).filter(|_| !outers.is_empty()) else { return };
+        let (slot, consumed) = (live.reference.slot, live.consumed);
+        let Some(counters) = complain("reading counters", self.parts.kernel.counters(slot)) else { return };
+        for outer in outers {
+            let Some(live) = self.sessions.get_mut(&outer) else { continue };
+            let last = live.doings_within.get_mut(&inner).and_then(|d| d.look(&counters, &consumed, now_boot_ns));
+            if let Some(last) = last {
+                live.doings.did(last);
+            }
+        }
     }
 
     /// What befalls a session befalls those within it.
@@ -129,11 +187,8 @@ impl Engine {
     pub(super) fn end_within(&mut self, outer: SessionId) {
         let Some(reason) = self.sessions.get(&outer).and_then(|live| live.machine.reason()) else { return };
         let within = self.within(outer);
-        self.mark_all(&within);
-        for id in within {
-            info!("session {id} ends with session {outer}, which it is within");
-            self.feed(id, Input::End { reason });
-        }
+        within.iter().for_each(|id| info!("session {id} ends with session {outer}, which it is within"));
+        self.feed_all(within.into_iter().map(|id| (id, Input::End { reason })));
     }
 
     /// After a narrowing: what is wider than its outer session now, ends.

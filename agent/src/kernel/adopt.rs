@@ -5,13 +5,13 @@
 //! makes them the ones that speak; then the old ones are taken off. An agent that dies anywhere in between leaves a
 //! complete load that speaks, and perhaps another that merely decides.
 
-use std::path::Path;
+use std::{path::Path, sync::OnceLock};
 
 use aya::maps::{Array, Map, MapData, MapInfo};
 use aya_obj::Object;
 use tracing::{info, warn};
 
-use super::{Kernel, KernelError, Pins};
+use super::{Kernel, KernelError, Pins, load::OBJECT};
 
 const WORD: &str = "GENERATION";
 
@@ -26,8 +26,16 @@ pub(super) struct Shape {
     flags: u32,
 }
 
-/// The maps that `object` declares, without its sections of data.
-pub(super) fn shapes(object: &[u8]) -> Result<Vec<Shape>, KernelError> {
+/// The maps that the object declares, without its sections of data. It is read once.
+pub(super) fn shapes() -> Result<&'static [Shape], KernelError> {
+    static SHAPES: OnceLock<Vec<Shape>> = OnceLock::new();
+    match SHAPES.get() {
+        Some(shapes) => Ok(shapes),
+        None => read_shapes(OBJECT).map(|shapes| SHAPES.get_or_init(|| shapes).as_slice()),
+    }
+}
+
+fn read_shapes(object: &[u8]) -> Result<Vec<Shape>, KernelError> {
     let parsed = Object::parse(object).map_err(|e| KernelError::refused("the kernel object", &e))?;
     let maps = parsed.maps.into_iter().filter(|(name, _)| !name.starts_with('.'));
     let mut shapes: Vec<Shape> = maps
@@ -51,7 +59,7 @@ impl Pins {
         if let Some(path) = self.of_other_layouts()?.into_iter().next() {
             return Err(KernelError::OtherLayout { path });
         }
-        check(self, &shapes(super::load::OBJECT)?)
+        check(self, shapes()?)
     }
 }
 
@@ -113,6 +121,12 @@ impl Kernel {
     /// Lets the programs of this load speak: one write. They are all attached.
     pub fn speak(&mut self) -> Result<(), KernelError> {
         self.set_speaker(self.generation)
+    }
+
+    /// Whether no load spoke before this one: nothing stands in its maps.
+    #[must_use]
+    pub const fn is_first(&self) -> bool {
+        self.previous == 0
     }
 
     /// Whether sessions of an earlier load may live: its clock ticks.

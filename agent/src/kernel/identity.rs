@@ -9,12 +9,15 @@ use std::{
     path::Path,
 };
 
-use tipstaff_common::rule::{Content, FileId};
+use tipstaff_common::{
+    place::{Place, Way},
+    rule::{Content, FileId},
+};
 
 use super::{Kernel, KernelError};
 
-/// Bytes of one row of the `files` iterator: descriptor, inode, device, generation, size, ctime.
-const ROW: usize = 40;
+/// Bytes of one row of the `files` iterator: descriptor, inode, device, generation, size, ctime, and the way to it.
+const ROW: usize = 64;
 
 /// An open file as the kernel's hooks see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct Seen {
     pub id: FileId,
     /// What moves with its content.
     pub content: Content,
+    /// Where it stands; `None`: below more directories than the kernel programs walk, or in none.
+    pub way: Option<Way>,
 }
 
 impl Kernel {
@@ -38,7 +43,9 @@ impl Kernel {
                 let long = |at: usize| row[at..].first_chunk().map_or(0, |b| u64::from_ne_bytes(*b));
                 let word = |at: usize| row[at..].first_chunk().map_or(0, |b| u32::from_ne_bytes(*b));
                 let id = FileId { inode: long(8), device: word(16), generation: word(20) };
-                (long(0), Seen { id, content: Content { size: long(24), changed: long(32) } })
+                let way = Way { place: Place { names: long(40), device: word(48), pad: 0 }, weight: long(56) };
+                let way = Some(way).filter(|way| way.weight != 0);
+                (long(0), Seen { id, content: Content { size: long(24), changed: long(32) }, way })
             })
             .collect();
         Ok(files.iter().map(|f| listed.get(&u64::from(f.as_raw_fd().cast_unsigned())).copied()).collect())

@@ -4,7 +4,10 @@
 use std::{fs::File, io::Read as _, path::Path};
 
 use aya::maps::{Array, Map, MapData, MapError, RingBuf};
-use tipstaff_common::session::{MODE_ENFORCE, STATE_ENDED, SessionConfig, SessionCounters, state_word};
+use tipstaff_common::{
+    label::SessionRef,
+    session::{MODE_ENFORCE, STATE_ENDED, SessionConfig, SessionCounters, state_word},
+};
 
 use super::{
     KernelError, Member, Pins, adopt,
@@ -51,10 +54,12 @@ impl Leftover {
         Ok(decode_rows(&rows))
     }
 
-    /// Whether the session in a slot enforces, as the programs in force have it.
-    pub fn enforces(&self, slot: u32) -> Result<bool, KernelError> {
-        let config = self.configs.get(&slot, 0).map_err(|e| KernelError::refused("the mode of a session", &e))?;
-        Ok(config.mode == MODE_ENFORCE)
+    /// Whether the slot is still this session's, and it enforces, as the programs in force have it.
+    pub fn enforces(&self, session: SessionRef) -> Result<bool, KernelError> {
+        let refused = |error: &MapError| KernelError::refused("the mode of a session", error);
+        let word = self.states.get(&session.slot, 0).map_err(|e| refused(&e))?;
+        let config = self.configs.get(&session.slot, 0).map_err(|e| refused(&e))?;
+        Ok(word >> 32 == u64::from(session.generation) && config.mode == MODE_ENFORCE)
     }
 
     /// What a session did.

@@ -21,6 +21,10 @@ use aya::{
     },
 };
 use aya_obj::btf::{BtfError, BtfKind};
+use nix::{
+    errno::Errno,
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use serde::{Deserialize, Serialize};
 use tipstaff_common::session::Settings;
 
@@ -63,8 +67,10 @@ impl Tier {
 /// What to load for.
 #[derive(Debug)]
 pub struct Options<'a> {
-    /// The cgroup that sessions' cgroups stand in; socket and packet programs are attached to it.
+    /// The cgroup that sessions' cgroups stand in.
     pub root: &'a CgroupRoot,
+    /// The cgroup that socket and packet programs are attached to: the same, or one above it.
+    pub attach: &'a CgroupRoot,
     /// Deny, kill and drop only below this cgroup.
     pub confine: Option<&'a CgroupRoot>,
     /// Where links and maps are pinned; `None`: they go with the process.
@@ -92,6 +98,8 @@ pub struct Kernel {
     without_hooks: Vec<&'static str>,
     /// The iterator that lists sockets: `OF_LABELS` or `OF_FILES`.
     pub(super) lists_sockets: &'static str,
+    /// Walks over all tasks.
+    pub(super) walks: u64,
     /// Its maps, for programs that aya does not load.
     descriptors: BTreeMap<String, OwnedFd>,
     /// Links of such programs that are not pinned.
@@ -127,7 +135,7 @@ const LSM_SOCKETS: [&str; 13] = [
 ];
 /// LSM programs on what a member does beyond its session, as above. What this kernel has no hook for is left out, and named
 /// with the control.
-const LSM_PRIVILEGES: [&str; 27] = [
+const LSM_PRIVILEGES: [&str; 36] = [
     "bprm_creds_from_file",
     "ptrace_access_check",
     "task_kill",
@@ -145,6 +153,14 @@ const LSM_PRIVILEGES: [&str; 27] = [
     "key_permission",
     "perf_event_open",
     "inode_init_security_anon",
+    "task_setrlimit",
+    "task_setscheduler",
+    "task_setnice",
+    "task_setioprio",
+    "file_fcntl",
+    "file_ioctl",
+    "file_ioctl_compat",
+    "locked_down",
     "file_open",
     "inode_unlink",
     "inode_rmdir",
@@ -155,7 +171,11 @@ const LSM_PRIVILEGES: [&str; 27] = [
     "inode_link",
     "inode_rename",
     "inode_setattr",
+    "inode_file_setattr",
 ];
+/// Those that are not missed where the kernel has none: before 6.8, unless it was ported back, `file_ioctl` is asked in place of
+/// the one; before 6.17 there is no call that asks the other.
+const LSM_OF_LATER: [&str; 2] = ["file_ioctl_compat", "inode_file_setattr"];
 const ADDRESSES: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
     [("egress", CgroupSkbAttachType::Egress), ("ingress", CgroupSkbAttachType::Ingress)];
@@ -177,11 +197,26 @@ const EMPTIES_LABELS: &str = "bpf_selem_unlink_nofail";
 /// with it.
 const OF_FILES: &str = "sockets_held";
 
+/// `CAP_SYS_ADMIN` (`include/uapi/linux/capability.h`, 6.18): without it no map is found by its id.
+const SYS_ADMIN: u32 = 21;
+
+fn has_sys_admin() -> Result<bool, KernelError> {
+    let path = Path::new("/proc/self/status");
+    let status = fs::read_to_string(path).map_err(KernelError::file("read", path))?;
+    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    Ok(effective.is_some_and(|set| set & 1 << SYS_ADMIN != 0))
+}
+
 impl Kernel {
     /// Checks what the host must have, whatever the tier.
     pub fn check_host() -> Result<(), KernelError> {
         if !nix::unistd::geteuid().is_root() {
             return Err(KernelError::NotRoot { uid: nix::unistd::geteuid().as_raw() });
+        }
+        // without it an agent starts where nothing is pinned, and could not read what the next one must know of sessions
+        if !has_sys_admin()? {
+            let reason = "the process lacks the capability SYS_ADMIN".to_owned();
+            return Err(KernelError::NotPermitted { what: "maps within maps".into(), reason });
         }
         let namespace = Path::new("/proc/self/ns/pid");
         if fs::metadata(namespace).map_err(KernelError::file("look at", namespace))?.ino() != INITIAL_PID_NAMESPACE {
@@ -190,30 +225,25 @@ impl Kernel {
         if OBJECT.is_empty() {
             return Err(KernelError::NoObject);
         }
-        // EPERM and the like say nothing about the feature: loading will name them
-        if let Ok(false) = aya::sys::is_map_supported(MapType::TaskStorage) {
-            let what = "task-local storage (BPF_MAP_TYPE_TASK_STORAGE, since 5.11)".into();
-            return Err(KernelError::Missing { what, hint: "" });
-        }
         Ok(())
     }
 
     /// Loads and attaches, beside what an earlier agent left pinned, whose maps are taken over. Whatever was attached goes
     /// again when this fails. The programs decide from now on, and are silent until [`Kernel::speak`].
     pub fn load(options: &Options<'_>) -> Result<Self, KernelError> {
-        let shapes = adopt::shapes(OBJECT)?;
+        let shapes = adopt::shapes()?;
         let mut previous = 0;
         if let Some(pins) = options.pins {
-            adopt::check(pins, &shapes)?;
+            adopt::check(pins, shapes)?;
             previous = adopt::speaking(pins)?;
             adopt::sweep(pins, previous)?;
         }
         let generation = previous.wrapping_add(1).max(1);
-        let loaded = Self::load_as(options, &shapes, (generation, previous));
+        let loaded = Self::load_as(options, shapes, (generation, previous));
         if let (Err(_), Some(pins)) = (&loaded, options.pins) {
             pins.remove_generation(generation)?;
         }
-        loaded
+        loaded.map_err(|problem| too_old().unwrap_or(problem))
     }
 
     fn load_as(
@@ -228,16 +258,15 @@ impl Kernel {
             generation,
             pad: 0,
             secret: secret()?,
+            sessions_cgroup: if options.attach.id == options.root.id { 0 } else { options.root.id },
         };
         let root = by_hand::root();
         let (offsets, points) = offsets::resolve(&attach_points())?;
         let btf = Btf::parse(&points, Endianness::default());
         let btf = btf.map_err(|e| KernelError::refused("its own type information", &e))?;
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader()?;
         loader.allow_unsupported_maps();
         loader
-            // nothing in the object is relocated by the kernel's types: what differs comes in by OFFSETS
-            .btf(None)
             .override_global("SETTINGS", &settings, true)
             .override_global("ROOT", &root, true)
             .override_global("OFFSETS", &offsets, true);
@@ -263,6 +292,7 @@ impl Kernel {
             without_lsm: String::new(),
             without_hooks: Vec::new(),
             lists_sockets: OF_LABELS,
+            walks: 0,
             descriptors,
             by_hand: Vec::new(),
         };
@@ -290,7 +320,8 @@ impl Kernel {
 
     /// Takes the LSM programs off again, which for this reason do not decide, and attaches what decides in their place as
     /// far as this kernel has hooks for it.
-    pub fn leave_lsm(&mut self, why: String, root: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
+    pub fn leave_lsm(&mut self, why: String, options: &Options<'_>) -> Result<(), KernelError> {
+        let pins = options.pins;
         info!("no LSM programs here: {why}");
         self.without_lsm = why;
         self.links.retain(|(name, _)| !of_lsm().any(|lsm| lsm == *name));
@@ -299,14 +330,14 @@ impl Kernel {
             fs::remove_file(&path).map_err(KernelError::file("remove", &path))?;
         }
         self.tier = Tier::NoLsm;
-        if let Err(problem) = self.attach_unix(root, pins) {
+        if let Err(problem) = self.attach_unix(options.attach, pins) {
             info!("no programs on the names of unix sockets here: {problem}");
         }
         Ok(())
     }
 
-    fn attach_unix(&mut self, root: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
-        let cgroup = File::open(&root.path).map_err(KernelError::file("open cgroup", &root.path))?;
+    fn attach_unix(&mut self, place: &CgroupRoot, pins: Option<&Pins>) -> Result<(), KernelError> {
+        let cgroup = File::open(&place.path).map_err(KernelError::file("open cgroup", &place.path))?;
         for (name, link) in by_hand::attach(&UNIX_NAMES, &self.descriptors, &cgroup)? {
             match pins {
                 None => self.by_hand.push(link),
@@ -346,13 +377,13 @@ impl Kernel {
             _ => self.attach_lsm_programs(options, btf),
         };
         if let Err(problem) = attached {
-            self.leave_lsm(problem.to_string(), options.root, options.pins)?;
+            self.leave_lsm(problem.to_string(), options)?;
         }
         for (name, tracepoint) in TRACEPOINTS {
             let link = attach_tracepoint(self.typed(name)?, tracepoint, btf);
             self.keep(options, name, link)?;
         }
-        let directory = &options.root.path;
+        let directory = &options.attach.path;
         let cgroup = File::open(directory).map_err(KernelError::file("open cgroup", directory))?;
         for name in ADDRESSES {
             let link = attach_address(self.typed(name)?, &cgroup);
@@ -379,7 +410,11 @@ impl Kernel {
         }
         for name in LSM_PRIVILEGES {
             match attach_lsm(self.typed(name)?, name, btf) {
-                Err(problem) if is_no_hook(problem.as_ref()) => self.without_hooks.push(name),
+                Err(problem) if is_no_hook(problem.as_ref()) => {
+                    if !LSM_OF_LATER.contains(&name) {
+                        self.without_hooks.push(name);
+                    }
+                }
                 link => self.keep(options, name, link)?,
             }
         }
@@ -434,6 +469,30 @@ impl Kernel {
         let program = self.program_mut(name)?;
         program.try_into().map_err(|e: ProgramError| KernelError::refused(format!("program {name}"), &e))
     }
+}
+
+/// A loader that knows no type of the kernel: nothing in the object is relocated by them, what differs comes in by OFFSETS.
+///
+/// aya 0.14 reads all of them in `EbpfLoader::new`, whatever it is told afterwards: 45 ms and 20 MiB for nothing, a fifth of
+/// a start (measured on 6.18). Where no file can be opened it goes on without, so none can for as long as that takes: nothing
+/// else runs in this process yet.
+fn loader() -> Result<EbpfLoader<'static>, KernelError> {
+    let failed = |e: Errno| KernelError::refused("the limit of open files", &std::io::Error::from(e));
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    setrlimit(Resource::RLIMIT_NOFILE, 0, hard).map_err(failed)?;
+    let mut loader = EbpfLoader::new();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(failed)?;
+    loader.btf(None);
+    Ok(loader)
+}
+
+/// What a kernel that is too old says it is too old for, in place of the first thing that it stumbled over. Asked for only
+/// where a load failed: to make such a map and to give it back waits for every processor.
+fn too_old() -> Option<KernelError> {
+    // EPERM and the like say nothing about the feature
+    let lacks = matches!(aya::sys::is_map_supported(MapType::TaskStorage), Ok(false));
+    let what = "task-local storage (BPF_MAP_TYPE_TASK_STORAGE, since 5.11)".into();
+    lacks.then_some(KernelError::Missing { what, hint: "" })
 }
 
 /// Every LSM program.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    collections::HashSet,
     error::Error,
     fs::{self, File},
     io,
@@ -393,29 +394,35 @@ impl Kernel {
         self.set_state(session, STATE_ENDED)
     }
 
-    /// Frees the slot of an ended session that has no members, and forgets its cgroup and what the mirror still holds.
-    pub fn release(&mut self, session: SessionRef, cgroup: u64) -> Result<(), KernelError> {
-        removed("CGROUP_SESSIONS", self.maps.cgroups.remove(&cgroup))?;
-        let stale: Vec<u64> = self
-            .maps
-            .mirror
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, m)| m.slot == session.slot && m.generation == session.generation)
-            .map(|(task, _)| task)
-            .collect();
-        for task in stale {
+    /// Frees the slots of ended sessions that have no members, each with the id of its cgroup, and forgets that and what the
+    /// mirror still holds. One that cannot be freed does not keep the others.
+    ///
+    /// # Errors
+    /// The last that was refused.
+    pub fn release(&mut self, over: &[(SessionRef, u64)]) -> Result<(), KernelError> {
+        let all: HashSet<(u32, u32)> = over.iter().map(|(session, _)| (session.slot, session.generation)).collect();
+        // the map is as large as the host has members: one pass serves all of them
+        let own = |m: &Mirrored| all.contains(&(m.slot, m.generation));
+        let stale = self.maps.mirror.iter().filter_map(Result::ok).filter(|(_, m)| own(m)).map(|(task, _)| task);
+        for task in stale.collect::<Vec<u64>>() {
             // gone in the meantime is as good as removed
             let _ = self.maps.mirror.remove(&task);
         }
-        if self.counters(session.slot)?.destinations > 0 {
-            self.forget_destinations(session);
+        let has = |(session, _): &(SessionRef, u64)| self.counters(session.slot).is_ok_and(|c| c.destinations > 0);
+        if over.iter().any(has) {
+            self.forget_destinations(&all);
         }
-        self.set_state(session, STATE_FREE)
+        let mut done = Ok(());
+        for (session, cgroup) in over {
+            let freed = removed("CGROUP_SESSIONS", self.maps.cgroups.remove(cgroup));
+            let freed = freed.and_then(|()| self.set_state(*session, STATE_FREE));
+            done = freed.and(done);
+        }
+        done
     }
 
-    fn forget_destinations(&mut self, session: SessionRef) {
-        let own = |d: &Destination| d.slot == session.slot && d.generation == session.generation;
+    fn forget_destinations(&mut self, over: &HashSet<(u32, u32)>) {
+        let own = |d: &Destination| over.contains(&(d.slot, d.generation));
         let gone: Vec<Destination> = self.maps.destinations.keys().filter_map(Result::ok).filter(own).collect();
         for destination in gone {
             // as above

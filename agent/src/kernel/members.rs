@@ -46,7 +46,14 @@ impl Kernel {
 
     /// Every labelled thread of the host, of any session.
     pub fn members(&mut self) -> Result<Vec<Member>, KernelError> {
+        self.walks += 1;
         Ok(decode_rows(&self.iterate("members")?))
+    }
+
+    /// How often the tasks of the host were walked for them.
+    #[must_use]
+    pub const fn walks(&self) -> u64 {
+        self.walks
     }
 
     /// What an iterator program writes, read to its end.

@@ -30,7 +30,7 @@ pub use leftover::Leftover;
 pub use load::{Kernel, Options, Tier};
 pub use maps::{AddressRules, LabelReader, Revision, Rings};
 pub use members::{Member, Walk};
-pub use pins::Pins;
+pub use pins::{Pins, lock_soon};
 pub use sockets::Socket;
 pub use sys::{
     Urgent, boot_now, descriptor_of, kill_pidfd, open_pidfd, protocol_of, signal_pidfd, trim_heap, wait_for_programs,

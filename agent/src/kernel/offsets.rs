@@ -113,8 +113,6 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         inode_links: at("inode", "i_nlink")?,
         inode_owner: at("inode", "i_uid")?,
         inode_writers: at("inode", "i_writecount")?,
-        inode_locks: at("inode", "i_flctx")?,
-        locks_leases: at("file_lock_context", "flc_lease")?,
         inode_changed: one_of(btf, "inode", &["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"])?,
         inode_changed_nanos: one_of(btf, "inode", &["i_ctime_nsec", "__i_ctime.tv_nsec", "i_ctime.tv_nsec"])?,
         super_flags: at("super_block", "s_flags")?,
@@ -128,6 +126,7 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         mount_inner: at("mount", "mnt")?,
         mount_id: at("mount", "mnt_id")?,
         asked_address: at("bpf_sock_addr_kern", "uaddr")?,
+        asked_socket: at("bpf_sock_addr_kern", "sk")?,
         // without it there are no hooks on unix sockets that would ask
         asked_length: btf.offset("bpf_sock_addr_kern", "uaddrlen").unwrap_or(0),
         binprm_credentials: at("linux_binprm", "cred")?,
@@ -145,6 +144,7 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         setattr_says_ids: u32::from(btf.arguments(SETATTR).map_err(missing)? == Some(3)),
         inode_device: at("inode", "i_rdev")?,
         super_magic: at("super_block", "s_magic")?,
+        mm_program: at("mm_struct", "exe_file")?,
     })
 }
 

@@ -6,6 +6,8 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -17,6 +19,23 @@ use tipstaff_common::LAYOUT;
 
 use super::KernelError;
 use crate::made::Made;
+
+/// How long the lock of an agent that was killed can outlive it.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// Locks a file or directory for this agent alone. One that was killed while it started a helper is gone before the helper
+/// has executed its program, and until then the helper has a copy of the lock: so who finds it held asks again for a moment.
+pub fn lock_soon(mut file: File) -> Result<Flock<File>, Errno> {
+    let begun = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((again, Errno::EWOULDBLOCK)) if begun.elapsed() < MOMENT => file = again,
+            Err((_, errno)) => return Err(errno),
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
 
 /// A pin directory that this process holds.
 #[derive(Debug)]
@@ -49,10 +68,10 @@ impl Pins {
             return Err(KernelError::NotBpffs { path: top.into() });
         }
         let file = File::open(directory).map_err(KernelError::file("open", directory))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        match lock_soon(file) {
             Ok(lock) => Ok(lock),
-            Err((_, Errno::EWOULDBLOCK)) => Err(KernelError::Held { path: top.into() }),
-            Err((_, error)) => Err(KernelError::file("lock", directory)(error.into())),
+            Err(Errno::EWOULDBLOCK) => Err(KernelError::Held { path: top.into() }),
+            Err(error) => Err(KernelError::file("lock", directory)(error.into())),
         }
     }
 

@@ -156,7 +156,7 @@ mod tests {
             path_length: 8,
             args_length: 11,
             args_total: 11,
-            pad: 0,
+            late: 0,
             path: [0; 256],
             args: [0; 256],
         };

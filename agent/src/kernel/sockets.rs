@@ -11,7 +11,7 @@ use std::{
 use aya::programs::Iter;
 use tipstaff_common::{
     label::SessionRef,
-    socket::{SOCKET_BEFORE, SOCKET_CONFINED, SOCKET_PASSIVE, SocketLabel, SocketRow},
+    socket::{SOCKET_CONFINED, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel, SocketRow},
 };
 
 use super::{Kernel, KernelError, load::OF_LABELS, maps::storage, sys};
@@ -39,6 +39,8 @@ pub struct Socket {
     pub remote: SocketAddr,
     /// It listens, or was accepted from one that listened.
     pub passive: bool,
+    /// It was made outside the session, and no member may use it.
+    pub crossed: bool,
     /// Bytes of packets out, headers of the network layer included.
     pub sent: u64,
     /// Bytes of packets in, as above.
@@ -67,17 +69,21 @@ impl Kernel {
         Ok(decode_rows(&rows))
     }
 
-    /// Labels a connection that came in before its holder was attached: whether its peer may come in is asked at each use.
-    pub fn label_visitor(&mut self, socket: BorrowedFd<'_>, session: SessionRef) -> Result<(), KernelError> {
+    /// Labels a socket that was made outside the session, with `SOCKET_*` flags. False: it has a label, which it keeps.
+    pub fn label_socket(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        session: SessionRef,
+        flags: u32,
+    ) -> Result<bool, KernelError> {
         let SessionRef { slot, generation } = session;
-        let flags = SOCKET_CONFINED | SOCKET_PASSIVE | SOCKET_BEFORE;
-        let label = SocketLabel { slot, generation, flags, ..SocketLabel::default() };
+        let label = SocketLabel { slot, generation, flags: SOCKET_CONFINED | flags, ..SocketLabel::default() };
         let map = storage(&self.maps.socket_labels, "SOCKET_LABELS")?;
-        sys::set_socket_label(map, socket, label).map_err(|error| KernelError::Map {
-            action: "write",
-            map: "SOCKET_LABELS",
-            reason: error.to_string(),
-        })
+        match sys::set_socket_label(map, socket, label) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(KernelError::Map { action: "write", map: "SOCKET_LABELS", reason: error.to_string() }),
+        }
     }
 }
 
@@ -98,6 +104,7 @@ fn decode_rows(rows: &[u8]) -> Vec<Socket> {
             local: address(row.local, row.local_port),
             remote: address(row.remote, row.remote_port),
             passive: row.flags & SOCKET_PASSIVE != 0,
+            crossed: row.flags & SOCKET_CROSSED != 0,
             sent: row.sent,
             received: row.received,
         }

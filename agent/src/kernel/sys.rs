@@ -101,7 +101,7 @@ pub fn set_label(map: BorrowedFd<'_>, task: BorrowedFd<'_>, mut label: Label) ->
     element(BPF_MAP_UPDATE_ELEM, map, task, &mut label)
 }
 
-/// Labels the socket that a descriptor of this process leads to.
+/// Labels the socket that a descriptor of this process leads to. `EEXIST`: it has a label.
 pub fn set_socket_label(map: BorrowedFd<'_>, socket: BorrowedFd<'_>, label: SocketLabel) -> io::Result<()> {
     let key = socket.as_raw_fd();
     let attribute = Element {

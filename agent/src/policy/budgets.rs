@@ -1,9 +1,11 @@
-//! `spec.budgets`: how numbers and sizes are written.
+//! `spec.budgets` and `spec.on.budget`: how numbers and sizes are written, and which of them end a session.
+
+use tipstaff_common::rule;
 
 use super::{
     problem::{Problems, quote},
     traffic::Budgets,
-    walk::{Field, Fields, Keys, article, fields},
+    walk::{Field, Fields, Keys, article, fields, word},
     yaml::Value,
 };
 
@@ -11,6 +13,15 @@ const KEYS: Keys = Keys {
     known: &["connects", "connectsPerSecond", "destinations", "egressBytes", "egressBytesPerSecond"],
     later: &["execs", "forks", "denials"],
 };
+/// What a refusal by each of them is called.
+const REFUSALS: [(&str, u32); 5] = [
+    ("connects", rule::REASON_BUDGET_CONNECTS),
+    ("connectsPerSecond", rule::REASON_BUDGET_CONNECT_RATE),
+    ("destinations", rule::REASON_BUDGET_DESTINATIONS),
+    ("egressBytes", rule::REASON_BUDGET_EGRESS),
+    ("egressBytesPerSecond", rule::REASON_BUDGET_EGRESS_RATE),
+];
+const USED_UP: [(&str, bool); 2] = [("deny", false), ("end", true)];
 const UNITS: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
 /// What the kernel can count in one second.
 const RATE: u64 = (1 << 40) - 1;
@@ -37,6 +48,37 @@ pub(super) fn read(spec: &Fields<'_>, problems: &mut Problems) -> Budgets {
         egress_bytes: one("egressBytes", true, u64::MAX >> 1),
         egress_bytes_per_second: one("egressBytesPerSecond", true, RATE),
     }
+}
+
+/// Reads `spec.on.budget`, a word for all budgets or one for each: refusals, by their codes, of which the first ends the
+/// session.
+pub(super) fn ends(spec: &Fields<'_>, field: &Field<'_>, problems: &mut Problems) -> Vec<u32> {
+    // what is wrong with the budgets themselves is told where they are read
+    let budgets = spec.get("budgets").and_then(|budgets| fields(budgets.at(), KEYS, &mut Problems::new("")));
+    let has = |key: &str| budgets.as_ref().is_some_and(|budgets| budgets.get(key).is_some());
+    let all = REFUSALS.iter().filter(|(key, _)| has(key));
+    if !matches!(field.at().node.value, Value::Map(_)) {
+        let ends = word(field.at(), &USED_UP, problems).unwrap_or_default();
+        if ends && all.clone().next().is_none() {
+            problems.add(
+                field.at().node.at,
+                &field.path,
+                "the policy has no budgets: add spec.budgets, or remove this",
+            );
+        }
+        return all.filter(|_| ends).map(|(_, code)| *code).collect();
+    }
+    let Some(each) = fields(field.at(), KEYS, problems) else { return Vec::new() };
+    let mut found = Vec::new();
+    for (key, code) in REFUSALS {
+        let Some(field) = each.get(key) else { continue };
+        if !has(key) {
+            let message = format!("the policy has no such budget: add spec.budgets.{key}, or remove this");
+            problems.add(field.at().node.at, &field.path, message);
+        }
+        found.extend(word(field.at(), &USED_UP, problems).filter(|ends| *ends).map(|_| code));
+    }
+    found
 }
 
 fn count(field: &Field<'_>, problems: &mut Problems) -> Option<u64> {

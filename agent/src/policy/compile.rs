@@ -9,14 +9,18 @@ use std::{
 
 use tipstaff_common::{
     limits::UNIX_NAME,
+    place::{Place, place_of},
     rule::{self, Content, ExecEntry, ExecKey, FileId, ProgramEntry, UnixKey, word_key},
-    session::{HAS_DIRECTORIES, HAS_UNIX_DENIALS, HAS_UNIX_DIRECTORIES, PolicyEntry},
+    session::{
+        HAS_DIRECTORIES, HAS_PLACE_DIRECTORIES, HAS_PLACES, HAS_UNIX_DENIALS, HAS_UNIX_DIRECTORIES, PolicyEntry,
+    },
 };
 
 use super::{
     delegates,
     exec::exec_table,
     programs::{FileDigest, word_bytes},
+    scope::SOCKET_CLASSES,
     table::{CompileProblem, Folded, NetTable, Rules},
     traffic::{Access, NetRule, UnixTarget},
     types::{Effect, ExecRule, ExecTarget, Policy, reason_name},
@@ -28,6 +32,9 @@ pub struct Resolved {
     /// In the order of `Policy::exec`: the program, or the directory and the roots of the mounts below it. None: it
     /// does not exist.
     pub files: Vec<Vec<FileId>>,
+    /// In the order of `Policy::exec`, of rules that are about places (`ExecRule::is_of_places`): where the file or directory
+    /// stands, or will. Others, and those beyond the last, have none.
+    pub places: Vec<Vec<Place>>,
     /// What the programs among them were when they were looked at.
     pub contents: BTreeMap<FileId, Content>,
     /// Ids of rules whose `path` leads to a directory, and of those whose `dir` leads to a file.
@@ -47,13 +54,8 @@ pub struct Resolved {
 /// A file that was hashed, or could not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hashed {
-    /// It was hashed, under a lease.
-    As {
-        /// What came out.
-        digest: FileDigest,
-        /// Its file system tells nobody of a write through a mapping: it is what it was only as long as the lease holds.
-        while_leased: bool,
-    },
+    /// It was hashed, under a lease: what came out.
+    As(FileDigest),
     /// Why not.
     Not(String),
     /// Why not: its file system does not tell whether a file is still the same, or has no fs-verity.
@@ -78,8 +80,14 @@ impl Resolved {
         self.files.get(index).map_or(&[], Vec::as_slice)
     }
 
+    /// Where what `Policy::exec[index]` names stands, or will.
+    #[must_use]
+    pub fn places_of(&self, index: usize) -> &[Place] {
+        self.places.get(index).map_or(&[], Vec::as_slice)
+    }
+
     /// Takes back what became of the files of rules since the plan was put in force: rules that allow name what they named,
-    /// as it was; what a rule denied stays denied, and a directory is the one that it was, whatever stands there now.
+    /// as it was, also a directory, whatever stands there now; what a rule denied stays denied.
     pub fn as_pinned(&mut self, policy: &Policy, plan: &Plan) {
         let entry = |file: &FileId| plan.exec.get(&ExecKey { file: *file, kind: rule::KIND_FILE, pad: 0 });
         let then = |file: &FileId| {
@@ -98,6 +106,7 @@ impl Resolved {
         for (files, rule) in self.files.iter_mut().zip(&policy.exec) {
             let own = denied.remove(rule.id.as_str()).unwrap_or_default();
             match (&rule.target, rule.effect) {
+                // of a denial too: what was found beyond it is not in force, and the next look has to tell
                 (ExecTarget::Dir(_), _) => *files = own.into_iter().collect(),
                 (_, Effect::Deny) => {
                     let lost = own.into_iter().filter(|file| !files.contains(file)).collect::<Vec<_>>();
@@ -111,6 +120,11 @@ impl Resolved {
                     files.retain(|file| named_by(rule, file));
                 }
             }
+        }
+        let mut places = plan.places();
+        self.places.resize(policy.exec.len(), Vec::new());
+        for (found, rule) in self.places.iter_mut().zip(&policy.exec) {
+            *found = places.remove(rule.id.as_str()).unwrap_or_default();
         }
         let files = self.contents.keys().chain(self.files.iter().flatten());
         self.contents = files.filter_map(|file| Some((*file, then(file)?.content))).collect();
@@ -152,11 +166,11 @@ pub struct Plan {
     pub inbound_default: u32,
     /// `rule::ALLOW` or `rule::DENY`.
     pub unix_default: u32,
-    /// Classes of sockets that may be made: `socket::SOCKET_*`.
+    /// Classes of sockets that may be made and used for something: `socket::SOCKET_*`.
     pub sockets: u32,
     /// Classes of privileges that may be used: `privilege::PRIVILEGE_*`.
     pub privileges: u32,
-    /// `HAS_DIRECTORIES`, `HAS_UNIX_DIRECTORIES`
+    /// `HAS_DIRECTORIES`, `HAS_PLACES` and the like
     pub flags: u32,
     /// The id of each rule number.
     pub rules: Vec<String>,
@@ -261,6 +275,15 @@ impl Plan {
         named
     }
 
+    /// The places that rules are about, by the rules' ids.
+    fn places(&self) -> BTreeMap<&str, Vec<Place>> {
+        let mut places: BTreeMap<&str, Vec<Place>> = BTreeMap::new();
+        for (key, entry) in self.exec.iter().filter(|(key, _)| is_place(key)) {
+            places.entry(self.rule_name(entry.rule)).or_default().push(place_of(key));
+        }
+        places
+    }
+
     /// The files that are allowed, by the ids of the rules that their entries name.
     fn allowed(&self) -> BTreeMap<&str, Vec<FileId>> {
         let mut allowed: BTreeMap<&str, Vec<FileId>> = BTreeMap::new();
@@ -337,6 +360,11 @@ pub enum Note {
         /// The first deny rule's id.
         by: String,
     },
+    /// A class of sockets is allowed that no rule lets go anywhere, or be listened on.
+    Useless {
+        /// Its word.
+        class: &'static str,
+    },
     /// An allow rule names who starts programs outside of sessions, and the policy does not allow that.
     Delegation {
         /// The allow rule's id.
@@ -349,9 +377,11 @@ pub enum Note {
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing { rule, effect, target } => {
-                let verb = if *effect == Effect::Allow { "allows" } else { "denies" };
-                write!(f, "rule {rule} {verb} nothing: {target} does not exist here now")
+            Self::Missing { rule, effect: Effect::Allow, target } => {
+                write!(f, "rule {rule} allows nothing: {target} does not exist here now")
+            }
+            Self::Missing { rule, effect: Effect::Deny, target } => {
+                write!(f, "rule {rule} denies nothing yet: {target} does not exist here now")
             }
             Self::Directory { rule, target } => {
                 write!(f, "rule {rule} names no program: {target} is a directory; write dir for all below it")
@@ -365,6 +395,10 @@ impl fmt::Display for Note {
             Self::Overridden { rule, path, by } => {
                 write!(f, "rule {rule} has no effect: rule {by} denies the same file as {path}")
             }
+            Self::Useless { class } => write!(
+                f,
+                "sockets of class {class} are not made: no rule on addresses lets them go anywhere or be listened on"
+            ),
             Self::Delegation { rule, place } => write!(
                 f,
                 "rule {rule} does not allow {place}: who is reached there starts programs outside of the session; add \
@@ -396,6 +430,9 @@ pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProb
     let unix = unix_table(policy, host, &mut notes);
     notes.extend(delegates::notes(policy, host));
     let flags = flags(&exec, &unix);
+    let useless = policy.useless_classes();
+    let named = SOCKET_CLASSES.iter().filter(|(_, mask)| useless & mask != 0);
+    notes.extend(named.map(|(class, _)| Note::Useless { class }));
     Ok(Plan {
         exec,
         net: net.table(),
@@ -407,7 +444,7 @@ pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProb
         listen_default: policy.listen_default().code(),
         inbound_default: policy.inbound_default().code(),
         unix_default: policy.kind.unix_default().code(),
-        sockets: policy.socket_classes(),
+        sockets: policy.socket_classes() & !useless,
         privileges: policy.privilege_classes(),
         flags,
         rules: policy.rules().map(str::to_owned).collect(),
@@ -415,11 +452,19 @@ pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProb
     })
 }
 
-/// `HAS_DIRECTORIES`, `HAS_UNIX_DIRECTORIES`, `HAS_UNIX_DENIALS`
+/// Whether the key is that of a place, of a program or a directory.
+pub(super) const fn is_place(key: &ExecKey) -> bool {
+    matches!(key.kind, rule::KIND_PLACE | rule::KIND_PLACE_DIRECTORY)
+}
+
+/// `HAS_DIRECTORIES`, `HAS_PLACES`, `HAS_PLACE_DIRECTORIES`, `HAS_UNIX_DIRECTORIES`, `HAS_UNIX_DENIALS`
 fn flags(exec: &BTreeMap<ExecKey, ProgramEntry>, unix: &BTreeMap<UnixKey, ExecEntry>) -> u32 {
     let flag = |set: bool, flag: u32| if set { flag } else { 0 };
     let of_file = |key: &UnixKey| key.kind != rule::UNIX_ABSTRACT;
-    flag(exec.keys().any(|key| key.kind == rule::KIND_DIRECTORY), HAS_DIRECTORIES)
+    let any = |kind: u32| exec.keys().any(|key| key.kind == kind);
+    flag(any(rule::KIND_DIRECTORY), HAS_DIRECTORIES)
+        | flag(exec.keys().any(is_place), HAS_PLACES)
+        | flag(any(rule::KIND_PLACE_DIRECTORY), HAS_PLACE_DIRECTORIES)
         | flag(unix.keys().any(|key| key.kind == rule::UNIX_DIRECTORY), HAS_UNIX_DIRECTORIES)
         | flag(unix.iter().any(|(key, entry)| of_file(key) && entry.verdict != rule::ALLOW), HAS_UNIX_DENIALS)
 }

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 
 use tipstaff_common::{
     limits::DEPTH,
+    place::{Place, place_key},
     rule::{
-        self, ExecKey, FileId, LEASED, NO_RULE, PINNED, PORT_REASONS, PortRule, ProgramEntry, STRICT, WORDS,
+        self, ExecKey, FileId, KNOWN_ONLY, NO_RULE, PINNED, PORT_REASONS, PortRule, ProgramEntry, STRICT, WORDS,
         WORDS_ONLY, class_key, word_key,
     },
-    session::{HAS_DIRECTORIES, HAS_UNIX_DIRECTORIES},
+    session::{HAS_DIRECTORIES, HAS_PLACES, HAS_UNIX_DIRECTORIES},
 };
 
 use super::{
@@ -70,13 +71,13 @@ pub fn decide_exec(policy: &Policy, host: &Resolved, program: &Program<'_>) -> D
     }
     let hashed = host.digests.get(&program.file);
     let differs = |rule: &ExecRule| {
-        let has = |wanted| matches!(hashed, Some(Hashed::As { digest, .. }) if *digest == wanted);
+        let has = |wanted| matches!(hashed, Some(Hashed::As(digest)) if *digest == wanted);
         rule.digest.is_some_and(|wanted| !has(wanted))
     };
     if first(&differs).is_some() {
         return Decision { verdict: Effect::Deny, rule: without_digest(hashed) };
     }
-    let stale = !stands(host, program, first(&|rule| rule.digest.is_some()).is_some());
+    let stale = !stands(host, program);
     let denies_words = |rule: &ExecRule| !rule.is_plain() && rule.effect == Effect::Deny;
     let strict = first(&|rule| rule.digest.is_some() || denies_words(rule)).is_some();
     if strict && (stale || program.writers && host.contents.contains_key(&program.file)) {
@@ -106,14 +107,39 @@ pub fn decide_exec(policy: &Policy, host: &Resolved, program: &Program<'_>) -> D
         let (verdict, rule) = class_rule(policy, class)?;
         (verdict == Effect::Deny).then_some(Decision { verdict, rule })
     });
-    denied.unwrap_or(decision)
+    let looked_at = strict && host.contents.contains_key(&program.file);
+    denied.or_else(|| by_place(policy, host, program, looked_at)).unwrap_or(decision)
+}
+
+/// What rules that are about places say of where a program stands that is allowed: of the file first, then of the directories
+/// above it. `looked_at`: its own rules hold it to what it was when the agent looked.
+fn by_place(policy: &Policy, host: &Resolved, program: &Program<'_>, looked_at: bool) -> Option<Decision> {
+    if host.places.iter().all(Vec::is_empty) {
+        return None;
+    }
+    if program.ancestors.len() > depth() {
+        return Some(Decision::UNRESOLVED);
+    }
+    let (own, above) = program.places.split_first()?;
+    let first = |wanted: &dyn Fn(&ExecRule) -> bool, place: &Place| {
+        let mut rules = policy.exec.iter().enumerate();
+        let (index, rule) = rules.find(|(index, rule)| wanted(rule) && host.places_of(*index).contains(place))?;
+        Some(Decision { verdict: rule.effect, rule: rule_number(index) })
+    };
+    let is_dir = |rule: &ExecRule| matches!(rule.target, ExecTarget::Dir(_));
+    if let Some(denied) = first(&|rule| !is_dir(rule) && rule.denies_places(), own) {
+        return Some(denied);
+    }
+    if !looked_at && first(&|rule| !is_dir(rule) && !rule.denies_places(), own).is_some() {
+        return Some(Decision::CHANGED);
+    }
+    above.iter().find_map(|place| first(&is_dir, place))
 }
 
 /// Whether a file is what it was when the rules were resolved.
-fn stands(host: &Resolved, program: &Program<'_>, digest: bool) -> bool {
+fn stands(host: &Resolved, program: &Program<'_>) -> bool {
     let Some(then) = host.contents.get(&program.file) else { return true };
-    let while_leased = matches!(host.digests.get(&program.file), Some(Hashed::As { while_leased: true, .. }));
-    program.content.is_none_or(|now| now == *then) && (program.leased || !(digest && while_leased))
+    program.content.is_none_or(|now| now == *then)
 }
 
 /// What rules with first arguments say. Before the program is in place those that allow let it go on, but for a script, whose
@@ -287,7 +313,25 @@ impl Plan {
             let found = self.exec_entry(class_key(class)).map(of_entry)?;
             (found.verdict == Effect::Deny).then_some(found)
         });
-        denied.unwrap_or(best)
+        let known = named.flags & (STRICT | NO_RULE) == STRICT;
+        denied.or_else(|| self.by_place(program, known)).unwrap_or(best)
+    }
+
+    /// As the kernel's `rules_on_place`.
+    fn by_place(&self, program: &Program<'_>, known: bool) -> Option<Decision> {
+        if self.flags & HAS_PLACES == 0 {
+            return None;
+        }
+        if program.ancestors.len() > depth() {
+            return Some(Decision::UNRESOLVED);
+        }
+        let (own, above) = program.places.split_first()?;
+        match self.exec_entry(place_key(*own, rule::KIND_PLACE)) {
+            Some(found) if found.flags & KNOWN_ONLY == 0 => return Some(of_entry(found)),
+            Some(_) if !known => return Some(Decision::CHANGED),
+            _ => {}
+        }
+        above.iter().find_map(|place| self.exec_entry(place_key(*place, rule::KIND_PLACE_DIRECTORY)).map(of_entry))
     }
 
     /// The walk up; `Err`: a directory denies, or there are too many.
@@ -366,9 +410,7 @@ fn of_entry(entry: ProgramEntry) -> Decision {
 }
 
 fn entry_stands(program: &Program<'_>, entry: &ProgramEntry) -> bool {
-    program.content.is_none_or(|now| now == entry.content)
-        && !(entry.flags & STRICT != 0 && program.writers)
-        && (entry.flags & LEASED == 0 || program.leased)
+    program.content.is_none_or(|now| now == entry.content) && !(entry.flags & STRICT != 0 && program.writers)
 }
 
 /// The longest match alone decides, and in it the first port rule that fits.

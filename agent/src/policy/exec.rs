@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use tipstaff_common::rule::{
-    self, ALLOW, DENY, ExecKey, FileId, LEASED, NO_RULE, PINNED, ProgramEntry, REASON_CLASSES, REASON_DEFAULT,
-    REASON_DIGEST, REASON_IDENTITY, STRICT, WORDS, WORDS_ONLY, class_key, word_key,
+use tipstaff_common::{
+    place::place_key,
+    rule::{
+        self, ALLOW, DENY, ExecKey, FileId, KNOWN_ONLY, NO_RULE, PINNED, ProgramEntry, REASON_CLASSES, REASON_DEFAULT,
+        REASON_DIGEST, REASON_IDENTITY, STRICT, WORDS, WORDS_ONLY, class_key, word_key,
+    },
 };
 
 use super::{
@@ -58,6 +61,7 @@ pub(super) fn exec_table(policy: &Policy, host: &Resolved) -> (Table, Vec<Note>)
                 all(files.collect())
             }
         };
+        put_places(&mut table, (index, rule), host);
         if host.mistaken.contains(&rule.id) {
             let (rule, target, is_dir) =
                 (rule.id.clone(), rule.target.to_string(), matches!(rule.target, ExecTarget::Dir(_)));
@@ -87,6 +91,19 @@ pub(super) fn exec_table(policy: &Policy, host: &Resolved) -> (Table, Vec<Note>)
         }
     }
     (table, notes)
+}
+
+/// The entries of where a rule's files or directory stand. What is denied there whatever it is stays so.
+fn put_places(table: &mut Table, (index, rule): (usize, &ExecRule), host: &Resolved) {
+    let kind = if matches!(rule.target, ExecTarget::Dir(_)) { rule::KIND_PLACE_DIRECTORY } else { rule::KIND_PLACE };
+    let flags = if rule.denies_places() { 0 } else { KNOWN_ONLY };
+    let entry = ProgramEntry { verdict: DENY, rule: rule_number(index), flags, ..ProgramEntry::default() };
+    for place in host.places_of(index) {
+        let put = table.entry(place_key(*place, kind)).or_insert(entry);
+        if put.flags & KNOWN_ONLY != 0 && rule.denies_places() {
+            *put = entry;
+        }
+    }
 }
 
 /// The first, where there is one for each; `None` where there is nothing at all.
@@ -123,8 +140,8 @@ fn note_file(entry: &mut Named, rule: &ExecRule, number: u32, file: FileId, host
     entry.digest = true;
     let hashed = host.digests.get(&file);
     let found = match hashed {
-        Some(Hashed::As { digest, .. }) if *digest == wanted => return,
-        Some(Hashed::As { .. }) => format!("{} has another digest", rule.target),
+        Some(Hashed::As(digest)) if *digest == wanted => return,
+        Some(Hashed::As(_)) => format!("{} has another digest", rule.target),
         Some(Hashed::Not(why) | Hashed::Unknown(why)) => format!("{} {why}", rule.target),
         None => format!("{} was not hashed", rule.target),
     };
@@ -152,14 +169,12 @@ fn put_file(table: &mut Table, file: FileId, named: &Named, words: u32, host: &R
         return;
     }
     let content = host.contents.get(&file);
-    let leased = matches!(host.digests.get(&file), Some(Hashed::As { while_leased: true, .. }));
     let denies_words = named.words.iter().any(|(_, effect, _)| *effect == Effect::Deny);
     let by_word = || named.words.iter().rfind(|(_, effect, _)| *effect == Effect::Allow).map(|(_, _, rule)| *rule);
     let rule = named.allowed.or_else(by_word);
     let flag = |set: bool, flag: u32| if set { flag } else { 0 };
     let flags = flag(content.is_some(), PINNED)
         | flag(content.is_some() && (named.digest || denies_words), STRICT)
-        | flag(named.digest && leased, LEASED)
         | flag(!named.words.is_empty(), WORDS)
         | flag(named.allowed.is_none(), WORDS_ONLY);
     let entry = ProgramEntry {

@@ -3,10 +3,13 @@
 use std::{fmt, time::Duration};
 
 use nix::sys::signal::Signal;
+use tipstaff_common::{event::Header, rule::is_violation};
 
 use super::{
+    budgets,
     problem::{Problems, quote},
-    types::AgentLoss,
+    types::{AgentLoss, reason_name},
+    violations,
     walk::{At, Field, Fields, Keys, boolean, fields, list, text, word},
     window::Window,
     yaml,
@@ -15,7 +18,7 @@ use crate::duration;
 
 const LIMITS: Keys = Keys { known: &["ttl", "idle", "windows", "renew", "warn", "leftovers"], later: &[] };
 const IDLE: Keys = Keys { known: &["after", "activity"], later: &[] };
-const ON: Keys = Keys { known: &["expiry", "agentLoss", "moved", "principalGone"], later: &["violation"] };
+const ON: Keys = Keys { known: &["expiry", "agentLoss", "moved", "principalGone", "budget", "violation"], later: &[] };
 const AGENT_LOSS: [(&str, AgentLoss); 2] = [("continue", AgentLoss::Continue), ("end", AgentLoss::End)];
 const MOVED: [(&str, bool); 2] = [("record", false), ("end", true)];
 const PRINCIPAL_GONE: [(&str, bool); 2] = [("continue", false), ("end", true)];
@@ -90,6 +93,10 @@ pub struct Limits {
     pub moved_ends: bool,
     /// That its user is not a user of the host any more ends the session.
     pub principal_gone_ends: bool,
+    /// Budgets whose first refusal ends the session, by the codes of their refusals (`rule::REASON_BUDGET_…`).
+    pub used_up_ends: Vec<u32>,
+    /// Kinds of records (`event::KIND_…`) of which the first refusal against the policy ends the session.
+    pub violation_ends: Vec<u16>,
 }
 
 impl Default for Limits {
@@ -104,11 +111,20 @@ impl Default for Limits {
             agent_loss: AgentLoss::Continue,
             moved_ends: false,
             principal_gone_ends: false,
+            used_up_ends: Vec::new(),
+            violation_ends: Vec::new(),
         }
     }
 }
 
 impl Limits {
+    /// Whether a refusal with such a record ends a session. What a packet is refused is nobody's violation.
+    pub(crate) fn ends_at(&self, refused: &Header) -> bool {
+        let violates =
+            || refused.tgid != 0 && is_violation(refused.rule) && self.violation_ends.contains(&refused.kind);
+        self.used_up_ends.contains(&refused.rule) || violates()
+    }
+
     /// What they say, one line each, for people.
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -134,6 +150,8 @@ impl Limits {
         if self.principal_gone_ends {
             lines.push("ends when its user is gone".to_owned());
         }
+        lines.extend(self.used_up_ends.iter().map(|reason| format!("ends at the refusal {}", reason_name(*reason))));
+        lines.extend(violations::line(&self.violation_ends));
         lines
     }
 }
@@ -146,6 +164,8 @@ pub(super) fn read(spec: &Fields<'_>, problems: &mut Problems) -> Option<(Durati
         found.moved_ends = on.get("moved").and_then(|f| word(f.at(), &MOVED, problems)).unwrap_or_default();
         let gone = on.get("principalGone").and_then(|f| word(f.at(), &PRINCIPAL_GONE, problems));
         found.principal_gone_ends = gone.unwrap_or_default();
+        found.used_up_ends = on.get("budget").map(|field| budgets::ends(spec, &field, problems)).unwrap_or_default();
+        found.violation_ends = on.get("violation").map(|f| violations::read(&f, problems)).unwrap_or_default();
         found.agent_loss = on.get("agentLoss").and_then(|f| word(f.at(), &AGENT_LOSS, problems)).unwrap_or_default();
     }
     let Some(limits) = spec.get("limits") else {

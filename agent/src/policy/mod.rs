@@ -27,6 +27,7 @@ mod table;
 mod tests;
 mod traffic;
 mod types;
+mod violations;
 mod walk;
 mod window;
 mod yaml;

@@ -8,10 +8,10 @@ use std::{
     path::Path,
 };
 
-use tipstaff_common::rule::{self, ExecKey, FileId, LEASED, NO_RULE, NetEntry, PINNED, ProgramEntry, STRICT};
+use tipstaff_common::rule::{self, ExecKey, FileId, KNOWN_ONLY, NO_RULE, NetEntry, PINNED, ProgramEntry, STRICT};
 
 use super::{
-    compile::{Plan, Resolved},
+    compile::{Plan, Resolved, is_place},
     decide::UnixSocket,
     programs::{Program, ProgramClass},
     scope::{PRIVILEGE_CLASSES, SOCKET_CLASSES},
@@ -129,10 +129,21 @@ pub(super) fn wider_addresses(old: &Plan, new: &Plan) -> Option<Wider> {
 pub fn unbound(old: &Plan, new: &Plan, above: &HashMap<FileId, Vec<FileId>>) -> bool {
     let bound = |entry: &ProgramEntry| {
         let differs = entry.verdict != rule::ALLOW && matches!(entry.rule, rule::REASON_DIGEST | rule::REASON_IDENTITY);
-        differs || entry.flags & (STRICT | LEASED) != 0
+        differs || entry.flags & STRICT != 0
     };
-    let files = old.exec.iter().filter(|(key, entry)| key.kind == rule::KIND_FILE && bound(entry));
-    files.into_iter().any(|(key, _)| match new.exec.get(key).filter(|entry| entry.flags & NO_RULE == 0) {
+    let is = |key: &ExecKey, kind: u32| key.kind == kind;
+    // the place of a file that does not exist yet, or has another digest, is held for it by its rule alone
+    let there: BTreeSet<u32> =
+        old.exec.iter().filter(|(key, e)| is(key, rule::KIND_FILE) && bound(e)).map(|(_, e)| e.rule).collect();
+    let held = |(key, entry): (&ExecKey, &ProgramEntry)| {
+        entry.flags & KNOWN_ONLY != 0 && !new.exec.contains_key(key) && !there.contains(&entry.rule)
+    };
+    let allows_dirs = new.exec.iter().any(|(key, e)| is(key, rule::KIND_DIRECTORY) && e.verdict == rule::ALLOW);
+    if (allows_dirs || new.exec_default == rule::ALLOW) && old.exec.iter().any(held) {
+        return true;
+    }
+    let mut files = old.exec.iter().filter(|(key, entry)| is(key, rule::KIND_FILE) && bound(entry));
+    files.any(|(key, _)| match new.exec.get(key).filter(|entry| entry.flags & NO_RULE == 0) {
         Some(own) => !bound(own) && own.verdict == rule::ALLOW,
         None => {
             let above = above.get(&key.file).map_or(&[][..], Vec::as_slice);
@@ -176,7 +187,8 @@ fn wider_exec(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
     if plan.exec_default == rule::ALLOW && old.exec_default != rule::ALLOW {
         return Some(Wider::Default("programs"));
     }
-    let is_denied = |plan: &Plan, key: &ExecKey| plan.exec.get(key).is_some_and(|entry| entry.verdict != rule::ALLOW);
+    let denies = |entry: &ProgramEntry| entry.verdict != rule::ALLOW && entry.flags & KNOWN_ONLY == 0;
+    let is_denied = |plan: &Plan, key: &ExecKey| plan.exec.get(key).is_some_and(denies);
     let class = |class: &ProgramClass| {
         let key = rule::class_key(class.code());
         let more = plan.exec.get(&key).is_some_and(|own| own.verdict == rule::ALLOW) && !old.exec.contains_key(&key);
@@ -189,8 +201,9 @@ fn wider_exec(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
     let is = |key: &ExecKey, kind: u32| key.kind == kind;
     let allows_dirs = plan.exec.iter().any(|(key, e)| is(key, rule::KIND_DIRECTORY) && allows(e));
     if allows_dirs || plan.exec_default == rule::ALLOW {
-        let files = old.exec.iter().filter(|(key, _)| is(key, rule::KIND_FILE) || is(key, rule::KIND_DIRECTORY));
-        let lost = files.into_iter().find(|(key, entry)| entry.verdict != rule::ALLOW && !is_denied(plan, key));
+        let named = |key: &ExecKey| is(key, rule::KIND_FILE) || is(key, rule::KIND_DIRECTORY) || is_place(key);
+        let files = old.exec.iter().filter(|(key, _)| named(key));
+        let lost = files.into_iter().find(|(key, entry)| denies(entry) && !is_denied(plan, key));
         if let Some((_, entry)) = lost {
             return Some(Wider::Denial(old.rule_name(entry.rule).to_owned()));
         }
@@ -215,7 +228,7 @@ fn wider_exec(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
 
 /// Whether the new plan lets a program that it names do more: with any first argument, or none, or once it has changed.
 fn wider_program(old: &Plan, new: &Plan, key: &ExecKey, entry: &ProgramEntry, above: &[FileId]) -> bool {
-    let strict = |entry: &ProgramEntry| entry.flags & (STRICT | LEASED);
+    let strict = |entry: &ProgramEntry| entry.flags & STRICT;
     // a file that changed since is denied now, and would be allowed as it is
     let changed = |before: &ProgramEntry| before.flags & PINNED != 0 && before.content != entry.content;
     if old.exec.get(key).is_some_and(|before| strict(before) & !strict(entry) != 0 || changed(before)) {

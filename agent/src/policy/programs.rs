@@ -3,7 +3,10 @@
 
 use std::{fmt, path::Path};
 
-use tipstaff_common::rule::{self, Content, FileId, WORD_BYTES};
+use tipstaff_common::{
+    place::Place,
+    rule::{self, Content, FileId, WORD_BYTES},
+};
 
 use super::types::{Effect, Kind};
 
@@ -162,12 +165,12 @@ pub struct Program<'a> {
     pub file: FileId,
     /// The directories above it in its file system, the nearest first, up to the file system's root.
     pub ancestors: &'a [FileId],
+    /// Where it stands, and then the places of `ancestors`.
+    pub places: &'a [Place],
     /// What it is now; `None`: what it was when the rules were resolved.
     pub content: Option<Content>,
     /// Somebody has it open to write.
     pub writers: bool,
-    /// Somebody holds a lease on it.
-    pub leased: bool,
     /// The classes that the hook sees, a bit each (`ProgramClass::bit`).
     pub classes: u32,
     /// It begins as a script does.
@@ -177,10 +180,10 @@ pub struct Program<'a> {
 }
 
 impl<'a> Program<'a> {
-    /// An ordinary file, before it is in place.
+    /// An ordinary file in a place that no rule is about, before it runs.
     #[must_use]
     pub const fn of(file: FileId, ancestors: &'a [FileId]) -> Self {
-        Self { file, ancestors, content: None, writers: false, leased: true, classes: 0, script: false, word: None }
+        Self { file, ancestors, places: &[], content: None, writers: false, classes: 0, script: false, word: None }
     }
 
     /// Whether it is of a class.

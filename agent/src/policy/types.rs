@@ -27,7 +27,7 @@ pub(super) const RULES: usize = 16_384;
 const _: () = assert!(RULES < rule::PORT_REASONS as usize);
 
 /// The words for codes that are no rule's index. No rule may have such an id.
-pub(super) const REASONS: [(u32, &str); 29] = [
+pub(super) const REASONS: [(u32, &str); 30] = [
     (rule::REASON_DEFAULT, "default"),
     (rule::REASON_EXPIRED, "expired"),
     (rule::REASON_ENDED, "ended"),
@@ -48,6 +48,7 @@ pub(super) const REASONS: [(u32, &str); 29] = [
     (rule::REASON_PRIVILEGE, "privilege"),
     (rule::REASON_PROTECTED, "protected"),
     (rule::REASON_DELEGATION, "delegation"),
+    (rule::REASON_UNSEEN, "unseen-program"),
     (rule::REASON_CHANGED, "changed"),
     (rule::REASON_DIGEST, "digest"),
     (rule::REASON_IDENTITY, "identity-unknown"),
@@ -200,6 +201,19 @@ impl ExecRule {
     pub(super) const fn is_plain(&self) -> bool {
         self.subcommands.is_empty()
     }
+
+    /// Whether it is about where its file or directory stands, too: what comes to stand there is denied, or has to be looked
+    /// at before it runs.
+    #[must_use]
+    pub const fn is_of_places(&self) -> bool {
+        let of_class = matches!(self.target, ExecTarget::Class(_));
+        !of_class && (matches!(self.effect, Effect::Deny) || self.digest.is_some())
+    }
+
+    /// Of such a rule: whether it denies whatever comes to stand there.
+    pub(super) const fn denies_places(&self) -> bool {
+        matches!(self.effect, Effect::Deny) && self.is_plain()
+    }
 }
 
 impl fmt::Display for ExecRule {
@@ -323,6 +337,8 @@ impl Policy {
         let mut host = host.clone();
         let mut exec = self.exec.iter();
         host.files.retain(|_| exec.next().is_none_or(|rule| kept(&rule.id)));
+        let mut exec = self.exec.iter();
+        host.places.retain(|_| exec.next().is_none_or(|rule| kept(&rule.id)));
         policy.exec.retain(|rule| kept(&rule.id));
         for rules in [&mut policy.net, &mut policy.listen.rules, &mut policy.inbound.rules] {
             rules.retain(|rule| kept(&rule.id));

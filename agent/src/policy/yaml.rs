@@ -52,7 +52,8 @@ pub(super) fn load(bytes: &[u8], problems: &mut Problems) -> Option<Node> {
         Err(error) => {
             let offset = error.valid_up_to();
             let message = format!("the text is not UTF-8 at byte offset {offset}: save it as UTF-8");
-            problems.add(mark_of_offset(bytes, offset), "", message);
+            let at = mark_of_offset(bytes, offset);
+            problems.add(at, &key_at(bytes, at), message);
             return None;
         }
     };
@@ -84,6 +85,26 @@ fn mark_of_offset(bytes: &[u8], offset: usize) -> Mark {
     let before = String::from_utf8_lossy(&bytes[..offset]);
     let last = before.rsplit('\n').next().unwrap_or_default();
     Mark { line: number(before.matches('\n').count()) + 1, column: number(last.chars().count()) + 1 }
+}
+
+/// The key whose value, or the mapping of which a key, stands at a place of a text that is not UTF-8; empty where that
+/// cannot be told.
+fn key_at(bytes: &[u8], at: Mark) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut unheard = Problems::new("");
+    let mut builder = Builder { problems: &mut unheard, open: Vec::new(), root: None, documents: 0, usable: true };
+    for event in Parser::new_from_str(&text) {
+        let Ok((event, span)) = event else { break };
+        let end = Mark { line: number(span.end.line()).max(1), column: number(span.end.col()) + 1 };
+        if matches!(event, Event::Scalar(..)) && end > at {
+            // what comes after the place is of a comment before it
+            return if mark(span) <= at { builder.path() } else { String::new() };
+        }
+        if !builder.take(event, span) {
+            break;
+        }
+    }
+    String::new()
 }
 
 fn mark(span: Span) -> Mark {

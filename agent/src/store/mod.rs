@@ -35,6 +35,8 @@ const ROOM: Table = TableDefinition::new("room");
 type Table = TableDefinition<'static, &'static str, &'static [u8]>;
 /// What was kept, and what could not be read, each with why.
 pub type Stored<T> = (Vec<T>, Vec<String>);
+/// A key and its new value; none: it goes.
+type Change = (String, Option<Vec<u8>>);
 /// Bytes of a digest before each value.
 const DIGEST: usize = 32;
 /// The database is a few kilobytes; its cache need not be more.
@@ -167,8 +169,8 @@ impl Store {
     #[must_use]
     pub fn try_again(&self) -> bool {
         let Some(bytes) = self.trouble.borrow().as_ref().map(|trouble| trouble.bytes) else { return true };
-        let room = vec![0; bytes];
-        let tried = self.write(ROOM, "room", Some(&room)).and_then(|()| self.write(ROOM, "room", None));
+        let room = |value| [("room".to_owned(), value)];
+        let tried = self.write(ROOM, &room(Some(vec![0; bytes]))).and_then(|()| self.write(ROOM, &room(None)));
         tried.is_ok()
     }
 
@@ -180,12 +182,31 @@ impl Store {
         self.put(SESSIONS, kept.start.session, kept)
     }
 
+    /// Keeps sessions as they are now: all of them, or none.
+    ///
+    /// # Errors
+    /// As [`Store::keep`].
+    pub fn keep_all(&self, kept: &[Kept]) -> Result<(), StoreError> {
+        let value = |kept: &Kept| Ok((kept.start.session.to_string(), Some(encode(kept)?)));
+        let values: serde_json::Result<Vec<_>> = kept.iter().map(value).collect();
+        self.change(SESSIONS, &values.map_err(|e| self.unusable(&e))?)
+    }
+
     /// Forgets a session that is over.
     ///
     /// # Errors
     /// The disk fails; it is still kept then.
     pub fn forget(&self, id: SessionId) -> Result<(), StoreError> {
-        self.change(SESSIONS, &id.to_string(), None)
+        self.forget_all(&[id])
+    }
+
+    /// Forgets sessions that are over: all of them, or none.
+    ///
+    /// # Errors
+    /// As [`Store::forget`].
+    pub fn forget_all(&self, ids: &[SessionId]) -> Result<(), StoreError> {
+        let gone: Vec<Change> = ids.iter().map(|id| (id.to_string(), None)).collect();
+        self.change(SESSIONS, &gone)
     }
 
     /// The sessions that are kept, and what of them could not be read, each with why: those are forgotten.
@@ -209,7 +230,7 @@ impl Store {
     /// # Errors
     /// As [`Store::forget`].
     pub fn forget_stay(&self, id: SessionId) -> Result<(), StoreError> {
-        self.change(STAYS, &id.to_string(), None)
+        self.change(STAYS, &[(id.to_string(), None)])
     }
 
     /// The stays that are kept, and what of them could not be read, each with why: those are forgotten.
@@ -222,7 +243,7 @@ impl Store {
 
     fn put(&self, table: Table, id: SessionId, value: &impl Serialize) -> Result<(), StoreError> {
         let value = encode(value).map_err(|e| self.unusable(&e))?;
-        self.change(table, &id.to_string(), Some(&value))
+        self.change(table, &[(id.to_string(), Some(value))])
     }
 
     fn all<T: DeserializeOwned>(&self, table: Table, what: &str) -> Result<Stored<T>, StoreError> {
@@ -231,7 +252,7 @@ impl Store {
             match decode(&value) {
                 Ok(value) => found.push(value),
                 Err(why) => {
-                    self.change(table, &key, None)?;
+                    self.change(table, &[(key.clone(), None)])?;
                     spoiled.push(format!("what was kept of {what} {key} cannot be read: {why}"));
                 }
             }
@@ -239,12 +260,16 @@ impl Store {
         Ok((found, spoiled))
     }
 
-    fn change(&self, table: Table, key: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
-        self.write(table, key, value).inspect_err(|_| self.refused.set(self.refused.get().saturating_add(1)))
+    fn change(&self, table: Table, changes: &[Change]) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.write(table, changes).inspect_err(|_| self.refused.set(self.refused.get().saturating_add(1)))
     }
 
-    fn write(&self, table: Table, key: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
-        self.with(value.map_or(0, <[u8]>::len), |database| write(database, table, key, value))
+    fn write(&self, table: Table, changes: &[Change]) -> Result<(), StoreError> {
+        let bytes = changes.iter().filter_map(|(_, value)| value.as_ref()).map(Vec::len).sum();
+        self.with(bytes, |database| write(database, table, changes))
     }
 
     /// Does something that needs room for `bytes`.
@@ -280,13 +305,15 @@ fn values(database: &Database, table: Table) -> Result<Vec<(String, Vec<u8>)>, r
     table.iter()?.map(owned).collect::<Result<_, _>>().map_err(redb::StorageError::into)
 }
 
-fn write(database: &Database, table: Table, key: &str, value: Option<&[u8]>) -> Result<(), redb::Error> {
+fn write(database: &Database, table: Table, changes: &[Change]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
         let mut table = transaction.open_table(table)?;
-        match value {
-            Some(value) => table.insert(key, value).map(drop)?,
-            None => table.remove(key).map(drop)?,
+        for (key, value) in changes {
+            match value {
+                Some(value) => table.insert(key.as_str(), value.as_slice()).map(drop)?,
+                None => table.remove(key.as_str()).map(drop)?,
+            }
         }
     }
     Ok(transaction.commit()?)

@@ -17,17 +17,20 @@ use aya_ebpf::{
 };
 use tipstaff_common::{
     event::{ACT_CREATE, Connect, KIND_CONNECT, KIND_SOCKET, Socket, VIA_BIND, VIA_CONNECT, VIA_SEND},
+    label::TREE,
     rule::REASON_CROSSED,
-    socket::SocketLabel,
+    session::MODE_ENFORCE,
+    socket::{SOCKET_BEFORE, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel},
 };
 
 use crate::{
     budget, emit,
     hooks::class,
-    kernel,
+    kernel::{self, Sock},
     rules::{self, Scope, Target},
     session::{self, Session},
-    socket,
+    socket::{self, LISTEN, Origin},
+    unseen,
     verdict::{Decision, Fault, of_fault, settle},
 };
 
@@ -115,8 +118,15 @@ fn target6(context: &SockAddrContext) -> Target {
 
 #[inline(always)]
 fn refuse(context: &SockAddrContext, target: &Target, via: u8) -> bool {
-    let session = match session::of_current_in_cgroup_program() {
-        Ok(Some(session)) => session,
+    // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the field's own width.
+    let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.sock_addr).__bindgen_anon_1.sk) };
+    let (session, judged) = match session::of_current_in_cgroup_program() {
+        Ok(Some(found)) => found,
+        // who got a session's socket does not reach elsewhere with it; where only sockets of sessions are seen, that is told
+        // by where they are used
+        Ok(None) if kernel::sees_others() && !pointer.is_null() => {
+            return refuse_stranger(socket::label(pointer.cast()));
+        }
         Ok(None) => return false,
         // below Tipstaff's cgroup, in no live session: nothing may leave from there; but a confined agent refuses nobody
         // whom it did not label
@@ -125,13 +135,65 @@ fn refuse(context: &SockAddrContext, target: &Target, via: u8) -> bool {
     if via == VIA_BIND && target.port == 0 {
         return false; // the kernel chooses a port: that is how a client begins, and a listener is judged when it listens
     }
-    // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the field's own width.
-    let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.sock_addr).__bindgen_anon_1.sk) };
-    let label = if pointer.is_null() { core::ptr::null_mut() } else { socket::give(pointer.cast(), &session, 0) };
-    let Some(decision) = judge(&session, label, target, via) else { return false };
+    let (mut flags, mut gives) = (0, true);
+    if kernel::sees_others() && !pointer.is_null() && socket::label(pointer.cast()).is_null() {
+        match origin(context, &session, via) {
+            Origin::Session => {}
+            Origin::Kernel => return false,
+            // it is somebody else's too, and a session that observes, as one does that is being attached, refuses nobody
+            Origin::Elsewhere if session.flags & TREE != 0 && session.mode == MODE_ENFORCE => flags = SOCKET_BEFORE,
+            Origin::Elsewhere if session.flags & TREE != 0 => gives = false,
+            Origin::Elsewhere => {
+                let decision = rules::over(&session).unwrap_or(Decision::deny(REASON_CROSSED));
+                let decision = settle(decision, &session);
+                report(&session, target, via, decision, context.as_ptr());
+                if decision.refuses() && !listens(context) {
+                    // what it has queued is silent from here on
+                    socket::give(pointer.cast(), &session, SOCKET_CROSSED);
+                }
+                return decision.refuses();
+            }
+        }
+    }
+    let label = match pointer.is_null() || !gives {
+        true => core::ptr::null_mut(),
+        false => socket::give(pointer.cast(), &session, flags),
+    };
+    let decision = if unseen::is_unseen(&session, judged) {
+        unseen::refusal()
+    } else {
+        let Some(decision) = judge(&session, label, target, via) else { return false };
+        decision
+    };
     let decision = settle(decision, &session);
     report(&session, target, via, decision, context.as_ptr());
     decision.refuses()
+}
+
+/// Whether a process in no session is refused an address by a socket with this label. One that was there before its session
+/// is its own too: each packet of it is judged.
+#[inline(always)]
+fn refuse_stranger(label: *mut SocketLabel) -> bool {
+    // SAFETY: points into the socket's storage.
+    if label.is_null() || kernel::is_confined() || unsafe { (*label).flags } & SOCKET_BEFORE != 0 {
+        return false;
+    }
+    settle(Decision::deny(REASON_CROSSED), &socket::session_of(label)).refuses()
+}
+
+/// Whether the socket listens: who holds it with others does not take their callers from them.
+#[inline(always)]
+fn listens(context: &SockAddrContext) -> bool {
+    Sock::of_context(context.as_ptr() as u64).and_then(Sock::state) == Ok(LISTEN)
+}
+
+/// Where the socket comes from that a program on addresses is asked about. One that cannot be read is taken for another's.
+#[inline(always)]
+fn origin(context: &SockAddrContext, session: &Session, via: u8) -> Origin {
+    match Sock::of_context(context.as_ptr() as u64) {
+        Ok(sock) => socket::origin(sock, session, via == VIA_CONNECT),
+        Err(_) => Origin::Elsewhere,
+    }
 }
 
 /// What is to be recorded of it; `None`: it goes where the last one went, which was.
@@ -140,7 +202,7 @@ fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -
     if let Some(over) = rules::over(session) {
         return Some(over);
     }
-    if !label.is_null() && !socket::is_own(label, session) {
+    if !label.is_null() && (!socket::is_own(label, session) || socket::has_crossed(label)) {
         return Some(Decision::deny(REASON_CROSSED));
     }
     let policy = match rules::policy(session) {
@@ -164,7 +226,13 @@ fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -
     let decision = budget::charge_connect(session, target, decision);
     if decision.is_allow() && !label.is_null() {
         // SAFETY: points into the socket's storage.
-        unsafe { (*label).judged = mark };
+        unsafe {
+            (*label).judged = mark;
+            if (*label).flags & SOCKET_BEFORE != 0 {
+                // from here on its peer is one that it went to
+                (*label).flags &= !SOCKET_PASSIVE;
+            }
+        }
     }
     Some(decision)
 }
@@ -195,8 +263,8 @@ pub fn write(place: *mut Connect, target: &Target, via: u8, cookie: u64) {
 
 #[inline(always)]
 fn refuse_create(context: &SockContext) -> bool {
-    let session = match session::of_current_in_cgroup_program() {
-        Ok(Some(session)) => session,
+    let (session, judged) = match session::of_current_in_cgroup_program() {
+        Ok(Some(found)) => found,
         Ok(None) => return false,
         Err(_) => return !kernel::is_confined(),
     };
@@ -209,7 +277,11 @@ fn refuse_create(context: &SockContext) -> bool {
             core::ptr::read_volatile(&raw const (*raw).protocol),
         )
     };
-    let decision = class::judge(&session, family, kind, protocol);
+    let decision = if unseen::refuse_current(&session, judged) {
+        unseen::refusal()
+    } else {
+        class::judge(&session, family, kind, protocol)
+    };
     let decision = if decision.is_allow() && socket::give(context.as_ptr(), &session, 0).is_null() {
         of_fault(Fault::Unlabelled, &session)
     } else {

@@ -5,14 +5,14 @@
 //! instruction; in tier full there is normally nothing left for it but to record.
 
 use aya_ebpf::{
-    helpers::{bpf_probe_read_kernel_str_bytes, bpf_probe_read_user_buf},
+    helpers::bpf_probe_read_kernel_str_bytes,
     macros::{btf_tracepoint, lsm},
     programs::{BtfTracePointContext, LsmContext},
 };
 use tipstaff_common::{
     event::{Exec, KIND_EXEC},
     label::DOOMED,
-    limits::{ARG_BYTES, PATH_BYTES},
+    limits::PATH_BYTES,
     rule::{FileId, KILL, REASON_ENDED, REASON_EXPIRED, WOULD_DENY},
 };
 
@@ -56,7 +56,8 @@ pub fn exec(context: BtfTracePointContext) -> i32 {
 }
 
 /// HOOK: as [`exec`], the same once more: on 7.2 a tp_btf program is skipped when a run of the same program was
-/// preempted on that CPU (measured). Whichever copy runs first judges; the other sees that by the exec's number.
+/// preempted on that CPU (measured). Whichever copy runs first judges; the other sees that by the exec's number. Where both
+/// are skipped, what the task does next does (`unseen.rs`).
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn exec_again(context: BtfTracePointContext) -> i32 {
     judge_new_image(Binprm(context.arg::<*const u8>(2) as u64));
@@ -126,33 +127,15 @@ fn fill(place: *mut Exec, bprm: Binprm, file: FileId, after: bool) {
     // SAFETY: `place` has room for an `Exec`; the buffers lie inside it.
     unsafe {
         (&raw mut (*place).file).write(file);
-        (&raw mut (*place).pad).write(0);
+        (&raw mut (*place).late).write(0);
         let path = &mut (*place).path;
         let length = match bprm.filename() {
             Ok(name) => bpf_probe_read_kernel_str_bytes(name as *const u8, path).map_or(0, <[u8]>::len),
             Err(_) => 0,
         };
         (&raw mut (*place).path_length).write((length & (PATH_BYTES - 1)) as u32);
-        let (length, total) = if after { read_arguments(Task::current(), &mut (*place).args) } else { (0, 0) };
+        let (length, total) = if after { Task::current().copy_arguments(&mut (*place).args) } else { (0, 0) };
         (&raw mut (*place).args_length).write(length);
         (&raw mut (*place).args_total).write(total);
-    }
-}
-
-/// Copies the first bytes of the argument vector; how many, of how many.
-#[inline(always)]
-fn read_arguments(task: Task, to: &mut [u8; ARG_BYTES]) -> (u32, u32) {
-    let Ok((start, end)) = task.arguments() else { return (0, 0) };
-    let total = end.saturating_sub(start).min(u64::from(u32::MAX)) as u32;
-    let length = (total as usize).min(ARG_BYTES);
-    if length == 0 {
-        return (0, total);
-    }
-    // VERIFIER: the bound again, on the value that is used.
-    let Some(part) = to.get_mut(..length) else { return (0, total) };
-    // SAFETY: the helper copies from the current task's memory and never faults.
-    match unsafe { bpf_probe_read_user_buf(start as *const u8, part) } {
-        Ok(()) => (length as u32, total),
-        Err(_) => (0, total),
     }
 }

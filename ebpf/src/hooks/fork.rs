@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use tipstaff_common::{
     event::{Exit, Fork, KIND_EXIT, KIND_FORK, KIND_MOVE, Move},
-    label::{CONFINED, DOOMED, Label, SessionRef},
+    label::{CONFINED, DOOMED, JOINED, Label, SessionRef},
     rule::{ALLOW, KILL, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED, REASON_LEAVES},
 };
 
@@ -17,6 +17,7 @@ use crate::{
     kernel::{self, Cgroup, Task},
     maps::{MIRROR, TASK_LABELS},
     session::{self, NEVER_JUDGED, Phase, Session},
+    unseen,
     verdict::{Decision, Fault, of_fault, settle},
 };
 
@@ -94,19 +95,19 @@ fn copy_label(session: &Session, child: *mut c_void) -> Result<Label, Fault> {
 /// not run. Sees io_uring workers (`sched_process_fork` does not).
 #[btf_tracepoint(function = "task_newtask")]
 pub fn newtask(context: BtfTracePointContext) -> i32 {
-    on_newtask(context.arg(0), context.arg(1));
+    on_newtask(context.arg(0), context.arg(1), unseen::end_current);
     0
 }
 
-/// HOOK: as [`newtask`], the same once more; see `exec_again` for why.
+/// HOOK: as [`newtask`], the same once more; see `exec_again` for why. Who makes the task is not looked at again.
 #[btf_tracepoint(function = "task_newtask")]
 pub fn newtask_again(context: BtfTracePointContext) -> i32 {
-    on_newtask(context.arg(0), context.arg(1));
+    on_newtask(context.arg(0), context.arg(1), |_| false);
     0
 }
 
 #[inline(always)]
-fn on_newtask(child: *mut c_void, flags: u64) {
+fn on_newtask(child: *mut c_void, flags: u64, trespasses: impl Fn(&Session) -> bool) {
     if !kernel::speaks() {
         // who writes the mirror's entry reports the birth; the load that speaks runs here too
         return;
@@ -114,17 +115,19 @@ fn on_newtask(child: *mut c_void, flags: u64) {
     let task = Task(child as u64);
     let Some(session) = session::of_current() else {
         // where nobody said otherwise it is born where its parent is, which is in no session
-        if flags & CLONE_INTO_CGROUP != 0 {
-            adopt_newborn(child, task);
+        if flags & CLONE_INTO_CGROUP == 0 || !adopt_newborn(child, task) {
+            forget_before(child, task);
         }
         return;
     };
+    let trespasses = trespasses(&session);
     let labelled = match copy_label(&session, child) {
         Ok(label) => session::mirror(task, label),
         Err(fault) => Err(fault),
     };
     let decision = match labelled {
         Ok(false) => return, // the other copy was here
+        Ok(true) if trespasses => unseen::refusal(),
         Ok(true) => may_fork(&session),
         Err(fault) => of_fault(fault, &session),
     };
@@ -141,12 +144,23 @@ fn on_newtask(child: *mut c_void, flags: u64) {
     report_fork(&session, task, flags, decision);
 }
 
-/// A child of a task outside any session that was born into a session's cgroup (`CLONE_INTO_CGROUP`).
+/// A child of a task outside any session that was born into a session's cgroup (`CLONE_INTO_CGROUP`). False: it was not.
 #[inline(always)]
-fn adopt_newborn(child: *mut c_void, task: Task) {
-    let Ok(cgroup) = task.cgroup() else { return };
-    if let Some(found) = session::of_cgroup(cgroup) {
-        adopt(child, task, cgroup, found);
+fn adopt_newborn(child: *mut c_void, task: Task) -> bool {
+    let Ok(cgroup) = task.cgroup() else { return false };
+    let Some(found) = session::of_cgroup(cgroup) else { return false };
+    adopt(child, task, cgroup, found, CONFINED);
+    true
+}
+
+/// Takes the entry out of the mirror that a member left whose exit was not seen, and in whose place in memory a task of
+/// nobody is born: were it given that member's number too, it would be taken for it.
+#[inline(always)]
+fn forget_before(child: *mut c_void, task: Task) {
+    // who has a label by now was attached since
+    if session::has_entry(task) && TASK_LABELS.get(child, false).is_null() {
+        // one that is not there any more is as good as one that was deleted
+        let _ = MIRROR.remove(task.0);
     }
 }
 
@@ -191,20 +205,27 @@ fn on_attach(to: Cgroup, moved: *mut c_void) {
     }
     let task = Task(moved as u64);
     let there = session::of_cgroup(to);
-    let label = TASK_LABELS.get(moved, false);
-    if label.is_null() {
+    let pointer = TASK_LABELS.get(moved, false);
+    if pointer.is_null() {
         if let Some(found) = there {
-            adopt(moved, task, to, found);
+            adopt(moved, task, to, found, CONFINED | JOINED);
         }
         return;
     }
     // SAFETY: points into the task's storage.
-    let label = unsafe { *label };
+    let label = unsafe { *pointer };
     if session::is_undone(label) {
         // on its way back
         return;
     }
     let joined = session::mirror(task, label);
+    // SAFETY: as above. VERIFIER: volatile, because the task may be in execve(2) on another processor.
+    let number = unsafe { core::ptr::read_volatile(&raw const (*pointer).exec_id) };
+    if number != label.exec_id {
+        // it wrote its number there before this did, and the mirror has the one before; what cannot be written now the
+        // clock writes
+        let _ = session::mirror(task, Label { exec_id: number, ..label });
+    }
     let stays = there.is_some_and(|s| s.slot == label.slot && s.generation == label.generation);
     match joined {
         Ok(false) if stays => {}
@@ -214,8 +235,8 @@ fn on_attach(to: Cgroup, moved: *mut c_void) {
 }
 
 #[inline(always)]
-fn adopt(pointer: *mut c_void, task: Task, cgroup: Cgroup, found: SessionRef) {
-    let label = Label { slot: found.slot, generation: found.generation, flags: CONFINED, exec_id: NEVER_JUDGED };
+fn adopt(pointer: *mut c_void, task: Task, cgroup: Cgroup, found: SessionRef, flags: u32) {
+    let label = Label { slot: found.slot, generation: found.generation, flags, exec_id: NEVER_JUDGED };
     match session::give(pointer, task, label) {
         Ok(_) => report_move(task, label, cgroup, true),
         Err(_) => session::of_label(label).count_fault(),
@@ -226,6 +247,10 @@ fn adopt(pointer: *mut c_void, task: Task, cgroup: Cgroup, found: SessionRef) {
 fn report_move(task: Task, label: Label, to: Cgroup, joined: bool) {
     let session = session::of_label(label);
     let cgroup = to.id().unwrap_or(0);
+    if !joined && let Some(counters) = session.counters() {
+        // SAFETY: points into a map; the kind is below the number of kinds.
+        emit::add(unsafe { &raw mut (*counters).violations[KIND_MOVE as usize] }, 1);
+    }
     emit::produce_of::<Move>(&session, KIND_MOVE, Who::task(task), Decision::allow(REASON_DEFAULT), |place| {
         // SAFETY: `place` has room for a `Move`.
         unsafe {

@@ -1,7 +1,8 @@
 //! A tree that ran before it was a session's: whoever descends from it is labelled, in walks over all tasks, until a walk
-//! finds nobody. From its label on a task's children are labelled at birth; a walk is for those that were born before.
+//! finds nobody. From its label on a task's children are labelled at birth; a walk is for those that were born before. And
+//! the other threads of a process that was moved into a session's cgroup.
 
-use tipstaff_common::label::{Label, MemberRow, Mirrored, TREE, UNLABELLED};
+use tipstaff_common::label::{JOINED, Label, MemberRow, Mirrored, TREE, UNLABELLED};
 
 use super::iterate::{TaskContext, write};
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
 };
 
 /// HOOK: `iter/task(struct bpf_iter__task *)`, since 5.8; in process context. Labels each thread whose process's first
-/// thread or whose parent carries a label with `TREE`, and takes off the labels of a session that is undone. Writes a
+/// thread carries a label with `TREE` or `JOINED`, or whose parent carries one with `TREE`, and takes off the labels of a session that is undone. Writes a
 /// `MemberRow` for each thread that it changed, or (`UNLABELLED`) could not.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
@@ -28,6 +29,7 @@ pub extern "C" fn heirs(context: *const TaskContext) -> i32 {
     let own = TASK_LABELS.get(pointer, false);
     let mut label = if own.is_null() {
         let Some(entry) = of_tree(task) else { return 0 };
+        // by another's entry: what this one runs was not judged
         Label { slot: entry.slot, generation: entry.generation, flags: entry.flags, exec_id: NEVER_JUDGED }
     } else {
         // SAFETY: points into the task's storage.
@@ -59,13 +61,13 @@ pub extern "C" fn heirs(context: *const TaskContext) -> i32 {
 /// process. The mirror, because the storage of another task than the one at hand cannot be read by its address.
 #[inline(always)]
 fn of_tree(task: Task) -> Option<Mirrored> {
-    let by = |other: Task| session::mirrored(other).filter(|entry| entry.flags & TREE != 0);
-    if let Some(entry) = by(task.leader().ok()?) {
+    let by = |other: Task, flags: u32| session::mirrored(other).filter(|entry| entry.flags & flags != 0);
+    if let Some(entry) = by(task.leader().ok()?, TREE | JOINED) {
         return Some(entry);
     }
     let parent = task.parent().ok()?;
-    if let Some(entry) = by(parent) {
+    if let Some(entry) = by(parent, TREE) {
         return Some(entry);
     }
-    by(parent.leader().ok()?)
+    by(parent.leader().ok()?, TREE)
 }

@@ -5,6 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_seq_write, bpf_sock_from_file};
 use tipstaff_common::{
     label::MemberRow,
+    place::Way,
     rule::{Content, FileId},
     socket::{SocketLabel, SocketRow},
 };
@@ -12,6 +13,7 @@ use tipstaff_common::{
 use crate::{
     kernel::{self, File, Sock, Task},
     maps::{SOCKET_LABELS, TASK_LABELS},
+    place,
 };
 
 /// `struct bpf_iter__task`
@@ -36,6 +38,7 @@ struct FileRow {
     descriptor: u64,
     file: FileId,
     content: Content,
+    way: Way,
 }
 
 /// HOOK: `iter/task(struct bpf_iter__task *)`, since 5.8. Writes a `MemberRow` for each labelled thread that has not ended.
@@ -80,8 +83,10 @@ pub extern "C" fn files(context: *const TaskFileContext) -> i32 {
     }
     let Ok(inode) = File(file as u64).inode() else { return 0 };
     let (Ok(identity), Ok(content)) = (inode.identity(), inode.content()) else { return 0 };
+    let way = File(file as u64).dentry().and_then(|entry| place::way(entry, identity.device));
     // the kernel's field is an `int`; what follows it up to the next field is not written
-    let mut row = FileRow { descriptor: descriptor & 0xffff_ffff, file: identity, content };
+    let mut row =
+        FileRow { descriptor: descriptor & 0xffff_ffff, file: identity, content, way: way.unwrap_or_default() };
     write(meta, &mut row);
     0
 }

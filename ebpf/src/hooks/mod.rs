@@ -1,5 +1,6 @@
 //! The programs, one file a family. Each entry is a thin adapter: arguments in, one function, a constant out.
 
+mod beyond;
 mod class;
 mod clock;
 mod connect;
@@ -11,6 +12,7 @@ mod iterate;
 mod own_files;
 mod packet;
 mod privilege;
+mod receive;
 mod sockets;
 mod unix;
 mod unix_names;

@@ -4,7 +4,8 @@
 
 use aya_ebpf::{EbpfContext as _, macros::lsm, programs::LsmContext};
 use tipstaff_common::privilege::{
-    AGENT_FILES, MOUNTED, PRIVILEGE_DELEGATION, PRIVILEGE_KERNEL_SETTINGS, PRIVILEGE_RAW_DEVICES, SPOOLS, WHOLE,
+    AGENT_FILES, MOUNTED, PRIVILEGE_DELEGATION, PRIVILEGE_KERNEL_SETTINGS, PRIVILEGE_NAMESPACES, PRIVILEGE_RAW_DEVICES,
+    PRIVILEGE_SIGNAL, SPOOLS, WHOLE,
 };
 
 use super::privilege::{protect, refuse_in};
@@ -20,8 +21,15 @@ const LEVELS: u32 = 4;
 /// Folders above a setting below /proc/sys (`net/ipv4/conf/eth0`) with it and the root.
 const SETTING_LEVELS: u32 = 8;
 
+/// Folders above a file of a cgroup that are looked at for the session's own.
+const CGROUP_LEVELS: u32 = 8;
+
+/// `CGROUP2_SUPER_MAGIC` (`include/uapi/linux/magic.h`)
+const CGROUP: u64 = 0x6367_7270;
 /// `PROC_SUPER_MAGIC` (`include/uapi/linux/magic.h`)
 const PROC: u64 = 0x9fa0;
+/// `NSFS_MAGIC`: a namespace, for setns(2), whichever way it was come to.
+const NAMESPACES: u64 = 0x6e73_6673;
 /// File systems of which every file that is written tells the kernel what to do, root's processes and its own helpers
 /// included: sysfs, debugfs, tracefs, securityfs, configfs, efivarfs, version 1 of cgroups (its `release_agent`)
 /// (`include/uapi/linux/magic.h`), and binfmt_misc (`fs/binfmt_misc.c`).
@@ -29,7 +37,7 @@ const SETTINGS: [u64; 8] =
     [0x6265_6572, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0x6265_6570, 0xde5e_81e4, 0x0027_e0eb, 0x4249_4e4d];
 
 /// HOOK: `file_open(struct file *file)`, LSM since 5.7; every open, of which a member's are judged that are for writing, or
-/// of a device.
+/// of a device or a namespace.
 #[lsm(hook = "file_open")]
 pub fn file_open(context: LsmContext) -> i32 {
     kernel::answer(refuse_open(File(context.arg::<*const u8>(0) as u64)))
@@ -38,38 +46,38 @@ pub fn file_open(context: LsmContext) -> i32 {
 /// HOOK: `inode_unlink(struct inode *dir, struct dentry *dentry)`, LSM since 5.7.
 #[lsm(hook = "inode_unlink")]
 pub fn inode_unlink(context: LsmContext) -> i32 {
-    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
 }
 
 /// HOOK: `inode_rmdir(struct inode *dir, struct dentry *dentry)`, LSM since 5.7.
 #[lsm(hook = "inode_rmdir")]
 pub fn inode_rmdir(context: LsmContext) -> i32 {
-    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
 }
 
 /// HOOK: `inode_create(struct inode *dir, struct dentry *dentry, umode_t mode)`, LSM since 5.7.
 #[lsm(hook = "inode_create")]
 pub fn inode_create(context: LsmContext) -> i32 {
-    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
 }
 
 /// HOOK: `inode_mkdir(struct inode *dir, struct dentry *dentry, umode_t mode)`, LSM since 5.7.
 #[lsm(hook = "inode_mkdir")]
 pub fn inode_mkdir(context: LsmContext) -> i32 {
-    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
 }
 
 /// HOOK: `inode_mknod(struct inode *dir, struct dentry *dentry, umode_t mode, dev_t dev)`, LSM since 5.7; also the file of a
 /// unix socket.
 #[lsm(hook = "inode_mknod")]
 pub fn inode_mknod(context: LsmContext) -> i32 {
-    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
 }
 
 /// HOOK: `inode_symlink(struct inode *dir, struct dentry *dentry, const char *old_name)`, LSM since 5.7.
 #[lsm(hook = "inode_symlink")]
 pub fn inode_symlink(context: LsmContext) -> i32 {
-    kernel::answer(refuse(context.arg::<*const u8>(1) as u64))
+    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
 }
 
 /// HOOK: `inode_link(struct dentry *old_dentry, struct inode *dir, struct dentry *new_dentry)`, LSM since 5.7.
@@ -95,24 +103,28 @@ pub fn inode_setattr(context: LsmContext) -> i32 {
     // SAFETY: the hook has two arguments or three. VERIFIER: volatile, so that both are read, each where it is: else the
     // compiler computes a place among the arguments, which 6.12 refuses.
     let (first, second) = unsafe { (arguments.read_volatile(), arguments.add(1).read_volatile()) };
-    kernel::answer(refuse(if kernel::setattr_says_ids() { second } else { first }))
+    kernel::answer(refuse_change(if kernel::setattr_says_ids() { second } else { first }))
 }
 
 #[inline(always)]
 fn refuse_open(file: File) -> bool {
     let Some(session) = session::of_current_often() else { return false };
     // what cannot be read is taken for one of the agent's
-    let (inode, entry, writing) = match (file.inode(), file.dentry(), file.is_for_writing()) {
-        (Ok(inode), Ok(entry), Ok(writing)) => (inode, entry, writing),
-        _ => return protect(&session, AGENT_FILES, (0, 0), false),
+    let (Ok(inode), Ok(entry), Ok(mode)) = (file.inode(), file.dentry(), file.mode()) else {
+        return protect(&session, AGENT_FILES, (0, 0), false);
     };
-    if writing && refuse_marked(&session, mark(entry)) {
+    if mode.writes() && refuse_written(&session, entry) {
         return true;
     }
-    match class_of_file(inode.0, entry.0, u32::from(writing)) {
-        0 => false,
-        class => refuse_in(&session, class, (0, 0)),
-    }
+    let class = class_of_file(inode.0, entry.0, u32::from(mode.writes()));
+    let own = class == PRIVILEGE_SIGNAL && is_in_own_cgroup(&session, entry);
+    class != 0 && !own && refuse_in(&session, class, (0, 0))
+}
+
+/// Whether a member is refused to have a file open to write: the agent's own, and those out of which daemons start programs.
+#[inline(always)]
+pub fn refuse_written(session: &Session, entry: Dentry) -> bool {
+    refuse_marked(session, mark(entry))
 }
 
 /// The class of privileges that opening this file takes; 0: none. What cannot be read takes the first that it could.
@@ -125,14 +137,46 @@ pub extern "C" fn class_of_file(inode: u64, entry: u64, writing: u32) -> u32 {
     if inode.is_raw_device() != Ok(false) {
         return PRIVILEGE_RAW_DEVICES;
     }
+    let magic = inode.magic();
+    if magic == Ok(NAMESPACES) {
+        return PRIVILEGE_NAMESPACES;
+    }
     if writing == 0 {
         return 0;
     }
-    match inode.magic() {
+    match magic {
         Ok(PROC) if is_setting(Dentry(entry)) == Ok(false) => 0,
+        Ok(CGROUP) if ends_others(Dentry(entry)) != Ok(false) => PRIVILEGE_SIGNAL,
         Ok(magic) if magic != PROC && !SETTINGS.contains(&magic) => 0,
         _ => PRIVILEGE_KERNEL_SETTINGS,
     }
+}
+
+/// Of cgroup2: what ends, stops or starves all that is in a cgroup: `cgroup.kill`, `cgroup.freeze`, and every setting of a
+/// controller (a `memory.max` that is too small is a kill). All but `cgroup.procs`, `cgroup.threads`, `cgroup.type`,
+/// `cgroup.subtree_control` and `cgroup.pressure`.
+#[inline(always)]
+fn ends_others(entry: Dentry) -> Result<bool, Fault> {
+    let name = entry.name_start()?;
+    Ok(!name.starts_with(b"cgroup.") || !matches!(name[7], b'p' | b't' | b's'))
+}
+
+/// Whether a file of cgroup2 is in a cgroup of the session's, or below it.
+#[inline(always)]
+fn is_in_own_cgroup(session: &Session, file: Dentry) -> bool {
+    let mut folder = file;
+    for _ in 0..CGROUP_LEVELS {
+        match folder.parent() {
+            Ok(above) if above != folder => folder = above,
+            _ => return false,
+        }
+        // a cgroup's id is the number of its folder's inode
+        let found = folder.identity().ok().and_then(|folder| session::by_cgroup_id(folder.inode));
+        if let Some(found) = found {
+            return (found.slot, found.generation) == (session.slot, session.generation);
+        }
+    }
+    false
 }
 
 /// Of a procfs: /proc/sys with what is below it, and /proc/sysrq-trigger. The rest is of processes, of drivers (/proc/irq,
@@ -151,8 +195,9 @@ fn is_setting(entry: Dentry) -> Result<bool, Fault> {
     Ok(true)
 }
 
+/// Whether the task that runs is a member that may not change this file.
 #[inline(always)]
-fn refuse(entry: u64) -> bool {
+pub fn refuse_change(entry: u64) -> bool {
     let Some(session) = session::of_current_often() else { return false };
     refuse_marked(&session, mark(Dentry(entry)))
 }

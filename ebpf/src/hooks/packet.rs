@@ -16,7 +16,7 @@ use tipstaff_common::{
     event::{Connect, KIND_CONNECT, VIA_ACCEPT, VIA_LISTEN, VIA_PACKET},
     rule::{ALLOW, DENY, REASON_DEFAULT},
     session::{MODE_OBSERVE, PolicyEntry},
-    socket::{SOCKET_PASSIVE, SocketLabel},
+    socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SocketLabel},
 };
 
 use super::connect::write;
@@ -63,10 +63,13 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
     let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.skb.skb).__bindgen_anon_2.sk) };
     let mut label = if pointer.is_null() { core::ptr::null_mut() } else { socket::label(pointer.cast()) };
     let session = if label.is_null() {
-        let level = kernel::session_level().cast_signed();
         // SAFETY: the helper takes the context.
-        let id = unsafe { bpf_skb_ancestor_cgroup_id(context.as_ptr().cast(), level) };
-        let session = match session::of_subtree(id) {
+        let ancestor = |level| unsafe { bpf_skb_ancestor_cgroup_id(context.as_ptr().cast(), level) };
+        // never by the task that runs: it is anybody's here
+        if !kernel::is_beneath(ancestor) {
+            return false;
+        }
+        let session = match session::of_subtree(ancestor(kernel::session_level().cast_signed())) {
             Ok(None) => return false,
             Ok(Some(session)) => session,
             // the socket outlived its session; a confined agent drops nothing that is nobody's
@@ -84,7 +87,11 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
     let flow = Flow { context, session, label, out };
     // neither IPv4 nor IPv6 comes here (`cgroup_skb` sits in those two), so what cannot be read is cut short
     let Some(packet) = parse(context) else { return true };
-    if flow.session.phase == Phase::Live { flow.drop_in_scope(&packet) } else { flow.drop_after_end(&packet) }
+    if flow.session.phase != Phase::Live || socket::has_crossed(label) {
+        flow.drop_after_end(&packet)
+    } else {
+        flow.drop_in_scope(&packet)
+    }
 }
 
 impl Flow<'_> {
@@ -109,7 +116,8 @@ impl Flow<'_> {
         protocol == u32::from(TCP)
     }
 
-    /// A session that is over: nothing but the news that a connection is gone, so that the peer learns of it.
+    /// A session that is over, or a socket that no member may use: nothing but the news that a connection is gone, so that
+    /// the peer learns of it.
     #[inline(always)]
     fn drop_after_end(&self, packet: &Packet) -> bool {
         // as in `settle`
@@ -140,8 +148,8 @@ impl Flow<'_> {
             return false;
         }
         if self.out {
-            if let Err(decision) = budget::charge_bytes(&self.session, counters, bytes)
-                && self.over_budget(packet, decision)
+            if let Err((decision, first)) = budget::charge_bytes(&self.session, counters, bytes)
+                && self.over_budget(packet, decision, first)
             {
                 return true;
             }
@@ -160,12 +168,9 @@ impl Flow<'_> {
     }
 
     #[inline(always)]
-    fn over_budget(&self, packet: &Packet, decision: Decision) -> bool {
-        if let Some(counters) = self.session.counters() {
-            // SAFETY: points into the map.
-            if add(unsafe { &raw mut (*counters).over_budget }, 1) == 0 {
-                self.report(&packet.destination(), VIA_PACKET, decision);
-            }
+    fn over_budget(&self, packet: &Packet, decision: Decision, first: bool) -> bool {
+        if first {
+            self.report(&packet.destination(), VIA_PACKET, decision);
         }
         if decision.refuses() {
             self.session.count_dropped_packet();
@@ -341,11 +346,14 @@ impl Flow<'_> {
         true
     }
 
-    /// Whether something was once allowed on this socket.
+    /// Whether something was once allowed on this socket, or it is from before anything was asked.
     #[inline(always)]
     fn had_flow(&self) -> bool {
+        if self.label.is_null() {
+            return false;
+        }
         // SAFETY: points into the socket's storage.
-        !self.label.is_null() && unsafe { (*self.label).judged | (*self.label).admitted } != 0
+        unsafe { (*self.label).flags & SOCKET_BEFORE != 0 || (*self.label).judged | (*self.label).admitted != 0 }
     }
 
     #[inline(always)]

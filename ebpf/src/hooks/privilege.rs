@@ -6,6 +6,8 @@ use core::ffi::c_void;
 use aya_ebpf::{macros::lsm, programs::LsmContext};
 use tipstaff_common::{
     event::{KIND_PRIVILEGE, Privilege},
+    label::SessionRef,
+    limits::WITHIN,
     privilege::{
         AGENT_FILES, PRIVILEGE_BPF, PRIVILEGE_CAPABILITIES, PRIVILEGE_CHROOT, PRIVILEGE_IO_URING, PRIVILEGE_KEXEC,
         PRIVILEGE_KEYRING, PRIVILEGE_MODULES, PRIVILEGE_MOUNT, PRIVILEGE_NAMESPACES, PRIVILEGE_PERF_EVENT,
@@ -18,7 +20,7 @@ use tipstaff_common::{
 use crate::{
     emit,
     kernel::{self, Binprm, Task},
-    maps::{PROTECTED, TASK_LABELS},
+    maps::{PROTECTED, SESSION_CONFIG, SESSION_STATE, TASK_LABELS},
     rules,
     session::{self, Session},
     verdict::{Decision, of_fault, settle, settled},
@@ -28,6 +30,9 @@ use crate::{
 const NO_AUDIT: u32 = 4;
 /// To control, read or write the process; also /proc/PID/mem, process_vm_readv(2) and pidfd_getfd(2).
 const ATTACH: u32 = 2;
+/// A look by a system call that names the process, and not by its files in /proc: setns(2) by its pidfd, kcmp(2),
+/// move_pages(2), get_robust_list(2), a perf event on it.
+const BY_CALL: u32 = 16;
 
 /// `enum bpf_cmd`: what could give a member the agent's links and maps, by their pins or their numbers.
 const OBJ_GET: u32 = 7;
@@ -150,7 +155,7 @@ pub fn inode_init_security_anon(context: LsmContext) -> i32 {
 
 /// Whether the task that runs is a member that may not use the class.
 #[inline(always)]
-fn refuse(class: u32) -> bool {
+pub fn refuse(class: u32) -> bool {
     match session::of_current_often() {
         Some(session) => refuse_in(&session, class, (0, 0)),
         None => false,
@@ -242,19 +247,45 @@ fn refuse_gain(bprm: Binprm) -> bool {
     refuse_in(&session, class, (0, 0))
 }
 
-/// Whether a task is a member of the session.
+/// The session that a task is a member of.
 #[inline(always)]
-fn is_own(session: &Session, target: *mut c_void) -> bool {
+fn session_of(target: *mut c_void) -> Option<SessionRef> {
     let label = TASK_LABELS.get(target, false);
     if !label.is_null() {
         // SAFETY: points into the task's storage, which lives while the program runs.
         let label = unsafe { *label };
-        return (label.slot, label.generation) == (session.slot, session.generation);
+        return Some(SessionRef { slot: label.slot, generation: label.generation });
     }
     let task = Task(target as u64);
     // a thread older than its leader's label has none of its own
-    let entry = session::mirrored(task).or_else(|| session::mirrored(task.leader().ok()?));
-    entry.is_some_and(|entry| (entry.slot, entry.generation) == (session.slot, session.generation))
+    let entry = session::mirrored(task).or_else(|| session::mirrored(task.leader().ok()?))?;
+    Some(SessionRef { slot: entry.slot, generation: entry.generation })
+}
+
+/// Whether a task is a member of the session.
+#[inline(always)]
+fn is_own(session: &Session, target: *mut c_void) -> bool {
+    session_of(target) == Some(SessionRef { slot: session.slot, generation: session.generation })
+}
+
+/// Whether a task is a member of the session, or of one within it.
+#[inline(always)]
+pub fn is_own_or_within(session: &Session, target: *mut c_void) -> bool {
+    let Some(mut at) = session_of(target) else { return false };
+    // as many as can be within each other, and the first
+    for _ in 0..=WITHIN {
+        if (at.slot, at.generation) == (session.slot, session.generation) {
+            return true;
+        }
+        let word = SESSION_STATE.get(at.slot).copied().unwrap_or(0);
+        let Some(config) = SESSION_CONFIG.get(at.slot) else { return false };
+        // what stands there is of another session by now, or it is within none
+        if (word >> 32) as u32 != at.generation || config.outer_generation == 0 {
+            return false;
+        }
+        at = SessionRef { slot: config.outer_slot, generation: config.outer_generation };
+    }
+    false
 }
 
 #[inline(always)]
@@ -265,7 +296,7 @@ fn refuse_trace(target: *mut c_void, mode: u32) -> bool {
         return protect(&session, PRIVILEGE_PTRACE, (process, 0), mode & NO_AUDIT != 0);
     }
     // a mere look is what ps(1) does; the owner of a process and its capabilities decide on that
-    if mode & ATTACH == 0 || is_own(&session, target) {
+    if mode & (ATTACH | BY_CALL) == 0 || is_own(&session, target) {
         return false;
     }
     refuse_in(&session, PRIVILEGE_PTRACE, (process, 0))
@@ -287,7 +318,7 @@ fn refuse_signal(target: *mut c_void, signal: u32, sender: *const c_void) -> boo
     if process == kernel::agent() {
         return protect(&session, PRIVILEGE_SIGNAL, (process, signal), false);
     }
-    !is_own(&session, target) && refuse_in(&session, PRIVILEGE_SIGNAL, (process, signal))
+    !is_own_or_within(&session, target) && refuse_in(&session, PRIVILEGE_SIGNAL, (process, signal))
 }
 
 #[inline(always)]

@@ -7,20 +7,16 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    helpers::{bpf_get_socket_cookie, bpf_sock_from_file},
-    macros::lsm,
-    programs::LsmContext,
-};
+use aya_ebpf::{helpers::bpf_get_socket_cookie, macros::lsm, programs::LsmContext};
 use tipstaff_common::{
     event::{
         ACT_CREATE, ACT_OPTION, ACT_RECEIVE, ACT_USE, Connect, KIND_CONNECT, KIND_SOCKET, Socket, VIA_BIND,
         VIA_CONNECT, VIA_LISTEN, VIA_SEND,
     },
     label::TREE,
-    rule::{DENY, REASON_BUDGET_EGRESS, REASON_CROSSED, REASON_DEFAULT, REASON_OPTION},
+    rule::{DENY, REASON_CROSSED, REASON_DEFAULT, REASON_OPTION},
     session::HAS_LISTEN_RULES,
-    socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SocketLabel},
+    socket::{SOCKET_BEFORE, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel},
 };
 
 use super::{
@@ -33,7 +29,7 @@ use crate::{
     maps::POLICIES,
     rules::{self, Scope, Target},
     session::{self, Phase, Session},
-    socket,
+    socket::{self, LISTEN},
     verdict::{Decision, Fault, of_fault, settle},
 };
 
@@ -104,12 +100,6 @@ pub fn socket_recvmsg(context: LsmContext) -> i32 {
 #[lsm(hook = "socket_setsockopt")]
 pub fn socket_setsockopt(context: LsmContext) -> i32 {
     kernel::answer(refuse_option(context.arg(0), context.arg(1), context.arg(2)))
-}
-
-/// HOOK: `file_receive(struct file *file)`, LSM since 5.7; a descriptor arrives by `SCM_RIGHTS` or `pidfd_getfd`.
-#[lsm(hook = "file_receive")]
-pub fn file_receive(context: LsmContext) -> i32 {
-    kernel::answer(refuse_file(context.arg(0)))
 }
 
 /// The address and length that `socket_connect` and `socket_bind` are given.
@@ -247,13 +237,13 @@ fn crossed(session: &Session, sock: *mut c_void, label: *const SocketLabel, act:
     let own = socket::is_own(label, session);
     // SAFETY: points into the socket's storage: it is the session's own.
     let flags = if own { unsafe { (*label).flags } } else { 0 };
-    if own && flags & SOCKET_BEFORE == 0 {
+    if own && flags & (SOCKET_BEFORE | SOCKET_CROSSED) == 0 {
         return None;
     }
     if !is_judged(sock) {
         return Some(false);
     }
-    let before = own || (label.is_null() && session.flags & TREE != 0);
+    let before = flags & SOCKET_CROSSED == 0 && (own || (label.is_null() && session.flags & TREE != 0));
     if before && session.phase == Phase::Live {
         let came_in = u32::from(flags & SOCKET_PASSIVE != 0);
         let held = Held { sock: sock as u64, policy: session.policy, came_in };
@@ -263,7 +253,21 @@ fn crossed(session: &Session, sock: *mut c_void, label: *const SocketLabel, act:
     }
     let decision = settle(Decision::deny(REASON_CROSSED), session);
     report_act(session, act, describe(sock), (0, 0), decision);
+    if act == ACT_USE && decision.refuses() && label.is_null() && kernel::sees_others() {
+        // what it has queued is silent from here on; a listener has nothing queued, and others may listen with it
+        silence(session, sock);
+    }
     Some(decision.refuses())
+}
+
+/// Marks an internet socket that a member was refused, unless it listens.
+#[inline(always)]
+fn silence(session: &Session, sock: *mut c_void) {
+    let place = Sock(sock as u64);
+    let family = place.family();
+    if (family == Ok(INET) || family == Ok(INET6)) && place.state() != Ok(LISTEN) {
+        socket::give(sock, session, SOCKET_CROSSED);
+    }
 }
 
 /// A socket that was made outside the session, and may be used in it as far as the rules let it.
@@ -366,8 +370,8 @@ fn read_target(sock: *mut c_void, address: Address, target: &mut Target) -> Resu
     Ok(true)
 }
 
-/// Whether a program on Tipstaff's cgroup sees this connect, send or bind: by where the socket was made, and its protocol
-/// (measured: raw, ping, SCTP are not seen).
+/// Whether a program on a cgroup sees this connect, send or bind: by where the socket was made, unless it sees all of them, and
+/// its protocol (measured: raw, ping, SCTP are not seen).
 #[inline(always)]
 fn seen_by_cgroup(sock: *mut c_void) -> bool {
     const SEEN: [u16; 4] = [6, 17, 136, 262];
@@ -376,7 +380,7 @@ fn seen_by_cgroup(sock: *mut c_void) -> bool {
     if !(protocol == SEEN[0] || protocol == SEEN[1] || protocol == SEEN[2] || protocol == SEEN[3]) {
         return false;
     }
-    sock.cgroup().is_ok_and(|cgroup| session::of_cgroup(cgroup).is_some())
+    kernel::sees_others() || sock.cgroup().is_ok_and(|cgroup| session::of_cgroup(cgroup).is_some())
 }
 
 #[inline(always)]
@@ -476,12 +480,10 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
     if family != Ok(INET) && family != Ok(INET6) {
         return false;
     }
-    if !budget::has_room_for(&session, size & 0xffff_ffff) {
-        let decision = settle(Decision::deny(REASON_BUDGET_EGRESS), &session);
-        if decision.refuses() {
-            report(&session, &peer(Sock(sock as u64)), VIA_SEND, decision, sock);
-            return true;
-        }
+    let decision = budget::judge_message(&session, size & 0xffff_ffff);
+    if decision.refuses() {
+        report(&session, &peer(Sock(sock as u64)), VIA_SEND, decision, sock);
+        return true;
     }
     match Address::of_message(message as u64) {
         Ok(None) => false,
@@ -590,17 +592,9 @@ fn refuse_option(socket: *mut c_void, level: u64, option: u64) -> bool {
     decision.refuses()
 }
 
+/// A member's socket that comes from another process does not arrive where it was made outside the session.
 #[inline(always)]
-fn refuse_file(file: *mut c_void) -> bool {
-    let Some(session) = session::of_current() else { return false };
-    // SAFETY: the helper takes a `struct file` that the verifier knows; null where it is no socket.
-    let socket = unsafe { bpf_sock_from_file(file.cast()) }.cast::<c_void>();
-    if socket.is_null() {
-        return false;
-    }
+pub fn refuse_passed(session: &Session, socket: *mut c_void) -> bool {
     let sock = sock_of(socket);
-    if sock.is_null() {
-        return false;
-    }
-    crossed(&session, sock, socket::label(sock), ACT_RECEIVE) == Some(true)
+    !sock.is_null() && crossed(session, sock, socket::label(sock), ACT_RECEIVE) == Some(true)
 }

@@ -28,6 +28,7 @@ use crate::{
     maps::{UNIX_RULES, UnixRules},
     rules,
     session::{self, Session},
+    unseen,
     verdict::{Decision, Fault, of_fault, settle},
 };
 
@@ -39,19 +40,20 @@ const PASS: i32 = 1;
 /// attach type, which the loader does not know. Does not see who takes a connection, nor a pair.
 #[cgroup_sock_addr(connect4)]
 pub fn connect_unix(context: SockAddrContext) -> i32 {
-    if refuse(&context, VIA_CONNECT) { REFUSE } else { PASS }
+    if refuse(&context, VIA_CONNECT, unseen::refuse_current) { REFUSE } else { PASS }
 }
 
 /// HOOK: `cgroup/sendmsg_unix(struct bpf_sock_addr *)`, since 6.7; datagrams with an address in the message. As above.
 #[cgroup_sock_addr(connect4)]
 pub fn sendmsg_unix(context: SockAddrContext) -> i32 {
-    if refuse(&context, VIA_SEND) { REFUSE } else { PASS }
+    // a message of a program that nobody saw start is judged as any: it is not worth the verifier's time
+    if refuse(&context, VIA_SEND, |_, _| false) { REFUSE } else { PASS }
 }
 
 #[inline(always)]
-fn refuse(context: &SockAddrContext, via: u8) -> bool {
-    let session = match session::of_current_in_cgroup_program() {
-        Ok(Some(session)) => session,
+fn refuse(context: &SockAddrContext, via: u8, unseen: impl Fn(&Session, u32) -> bool) -> bool {
+    let (session, judged) = match session::of_current_in_cgroup_program() {
+        Ok(Some(found)) => found,
         Ok(None) => return false,
         Err(_) => return !kernel::is_confined(),
     };
@@ -65,6 +67,7 @@ fn refuse(context: &SockAddrContext, via: u8) -> bool {
     let name = Address::of_context(place).map(Address::name);
     let decision = match (rules::over(&session), name) {
         (Some(over), _) => over,
+        (None, _) if unseen(&session, judged) => unseen::refusal(),
         (None, Ok(name)) => match judge(&session, name) {
             Ok(decision) => decision,
             Err(fault) => of_fault(fault, &session),

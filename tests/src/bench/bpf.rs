@@ -9,9 +9,12 @@ use anyhow::{Context, Result, ensure};
 
 /// `enum bpf_cmd` (`include/uapi/linux/bpf.h`, 6.18).
 const PROG_LOAD: libc::c_int = 5;
+const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const LINK_CREATE: libc::c_int = 28;
 /// `r0 = 1; exit`
 const PASS: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
+/// `r0 = 0; exit`
+const NOTHING: [u64; 2] = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
 
 /// The start of `union bpf_attr` as `BPF_PROG_LOAD` reads it; what follows is zero to the kernel.
 #[repr(C)]
@@ -29,6 +32,23 @@ struct ProgLoad {
     name: [u8; 16],
     interface: u32,
     attach: u32,
+    btf: u32,
+    function_size: u32,
+    functions: u64,
+    function_count: u32,
+    line_size: u32,
+    lines: u64,
+    line_count: u32,
+    /// The number of what it is attached to in the kernel's type information.
+    target: u32,
+}
+
+/// As `BPF_RAW_TRACEPOINT_OPEN` reads it; without a name it is attached to what it was loaded for.
+#[repr(C)]
+struct Open {
+    name: u64,
+    program: u32,
+    pad: u32,
 }
 
 /// As `BPF_LINK_CREATE` reads it.
@@ -42,16 +62,20 @@ struct LinkCreate {
 
 /// A program that lets everything pass, of a type and for a place.
 pub(super) fn empty(kind: u32, attach: u32) -> Result<OwnedFd> {
-    let licence = c"MIT";
-    let load = ProgLoad {
-        kind,
-        instructions: u32::try_from(PASS.len())?,
-        text: PASS.as_ptr() as u64,
-        licence: licence.as_ptr() as u64,
-        attach,
-        ..ProgLoad::default()
-    };
-    bpf(PROG_LOAD, &load)
+    load(&PASS, ProgLoad { kind, attach, ..ProgLoad::default() })
+}
+
+/// A program that does nothing, for `target` in the kernel's type information, and its attachment.
+pub(super) fn empty_at(kind: u32, attach: u32, target: u32) -> Result<(OwnedFd, OwnedFd)> {
+    let program = load(&NOTHING, ProgLoad { kind, attach, target, ..ProgLoad::default() })?;
+    let link = bpf(RAW_TRACEPOINT_OPEN, &Open { name: 0, program: program.as_raw_fd().cast_unsigned(), pad: 0 })?;
+    Ok((program, link))
+}
+
+fn load(text: &[u64; 2], how: ProgLoad) -> Result<OwnedFd> {
+    let instructions = u32::try_from(text.len())?;
+    let licence = c"Dual MIT/GPL".as_ptr() as u64;
+    bpf(PROG_LOAD, &ProgLoad { instructions, text: text.as_ptr() as u64, licence, ..how })
 }
 
 /// Attaches a program to a cgroup until the link is closed.

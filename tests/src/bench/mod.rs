@@ -3,13 +3,18 @@
 
 mod bpf;
 mod control;
+mod counted;
 mod deadline;
 mod flood;
 mod floor;
+mod hooks;
 mod kill;
+mod many;
 mod options;
 mod pairs;
+mod peers;
 pub(crate) mod place;
+mod plot;
 mod programs;
 mod report;
 mod start;
@@ -32,6 +37,8 @@ use worker::Programs;
 
 /// Exit status of a run in which something could not be judged.
 const NOISY: u8 = 4;
+/// The share of the processors that others may use before it begins.
+const LOADED: f64 = 0.25;
 
 /// What comes after `--bench`.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
@@ -40,13 +47,27 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     for name in sweep::dead()? {
         eprintln!("swept what {name} left");
     }
-    let machine = place::machine()?;
+    let mut machine = place::machine()?;
+    if options.instructions {
+        counted::check()?;
+    }
+    let busy = place::others()?;
+    machine["others"] = json!(busy);
     let measured = measure(&options);
     let swept = sweep::one(&sweep::name(std::process::id()));
-    let rows = measured?;
+    let mut rows = measured?;
     swept?;
+    if options.instructions {
+        counted::name(&mut rows);
+    }
+    if busy > LOADED {
+        rows.iter_mut().for_each(Row::leave_unjudged);
+    }
     println!("{}", report::head(&machine));
-    println!("{}", report::markdown(&rows));
+    println!("{}\n{}", report::markdown(&rows), peers::table(&rows));
+    if let Some(folder) = &options.svg {
+        plot::write(folder, &rows)?;
+    }
     if let Some(path) = &options.json {
         let document = json!({"machine": machine, "pairs": options.pairs,
             "rows": rows.iter().map(Row::json).collect::<Vec<_>>()});
@@ -55,6 +76,12 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     }
     Ok(if rows.iter().any(Row::is_broken) {
         ExitCode::FAILURE
+    } else if busy > LOADED {
+        eprintln!(
+            "bench: noisy: other programs took {:.0} % of the processors before it began; repeat on an idle machine",
+            busy * 100.0
+        );
+        ExitCode::from(NOISY)
     } else if rows.iter().any(Row::is_noisy) {
         eprintln!("bench: noisy: some rounds without the agent differ by more than 15 %; repeat on an idle machine");
         ExitCode::from(NOISY)
@@ -68,6 +95,9 @@ fn measure(options: &Options) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     rows.extend(pairs::run(&mut ground, &options.chosen(&["tax", "net", "spawn"]), options.pairs)?);
     let asked = |name| !options.chosen(&[name]).is_empty();
+    if asked("peers") {
+        rows.extend(peers::run(&mut ground, options.pairs)?);
+    }
     if asked("deadline") {
         rows.extend(deadline::run(&mut ground)?);
     }
@@ -82,6 +112,9 @@ fn measure(options: &Options) -> Result<Vec<Row>> {
     }
     if asked("programs") {
         rows.extend(programs::run(&mut ground)?);
+    }
+    if asked("many") {
+        rows.extend(many::run(&mut ground)?);
     }
     if asked("flood") {
         rows.extend(flood::run(&mut ground)?);

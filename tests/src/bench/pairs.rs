@@ -4,9 +4,10 @@
 //! sessions with 1, 1,000 and 10,000 rules on addresses. Every second round goes the other way, so that a drift of the
 //! machine falls on both sides. Each measurement has a process of its own, and is the least of several batches.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::ErrorKind, net::TcpListener, os::fd::AsRawFd as _};
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket};
 
 use super::{
     Ground,
@@ -56,29 +57,18 @@ const fn nothing(name: &'static str, bound: f64) -> Option<Target> {
     Some(Target { name, bound: Bound::Nothing(bound) })
 }
 
-const OPERATIONS: [Operation; 10] = [
-    Operation {
-        bench: "tax",
-        name: "getppid",
-        what: "getppid",
-        batch: 50_000,
-        outside: nothing("P1", 1.0),
-        inside: None,
-    },
-    Operation {
-        bench: "tax",
-        name: "open-close",
-        what: "open + close",
-        batch: 10_000,
-        outside: nothing("P1", 1.0),
-        inside: None,
-    },
+const NONE_P1: Option<Target> = Some(Target { name: "P1", bound: Bound::None });
+const NONE_P4: Option<Target> = Some(Target { name: "P4", bound: Bound::None });
+
+const OPERATIONS: [Operation; 12] = [
+    Operation { bench: "tax", name: "getppid", what: "getppid", batch: 50_000, outside: NONE_P1, inside: None },
+    Operation { bench: "tax", name: "open-close", what: "open + close", batch: 10_000, outside: NONE_P1, inside: None },
     Operation {
         bench: "net",
         name: "udp-connect",
         what: "UDP connect",
         batch: 2_000,
-        outside: nothing("P4", 0.0),
+        outside: NONE_P4,
         inside: at_most("P3", 300.0),
     },
     Operation {
@@ -86,7 +76,7 @@ const OPERATIONS: [Operation; 10] = [
         name: "udp-pair",
         what: "UDP sendto + recv, 64 B",
         batch: 2_000,
-        outside: nothing("P4", 0.0),
+        outside: NONE_P4,
         inside: at_most("P4", 250.0),
     },
     Operation {
@@ -94,7 +84,7 @@ const OPERATIONS: [Operation; 10] = [
         name: "udp-connected-pair",
         what: "UDP send + recv connected, 64 B",
         batch: 5_000,
-        outside: nothing("P4", 0.0),
+        outside: NONE_P4,
         // two packet hooks of 70 ns
         inside: at_most("P4", 140.0),
     },
@@ -103,7 +93,15 @@ const OPERATIONS: [Operation; 10] = [
         name: "tcp-connect",
         what: "TCP connect + accept + close",
         batch: 400,
-        outside: nothing("P4", 0.0),
+        outside: NONE_P4,
+        inside: at_most("P3", 1_500.0),
+    },
+    Operation {
+        bench: "net",
+        name: "tcp-connect-out",
+        what: "TCP connect + close, server elsewhere",
+        batch: 400,
+        outside: NONE_P4,
         inside: at_most("P3", 1_500.0),
     },
     Operation {
@@ -111,7 +109,7 @@ const OPERATIONS: [Operation; 10] = [
         name: "ping-pong",
         what: "TCP 8 B there and back",
         batch: 2_000,
-        outside: nothing("P4", 0.0),
+        outside: NONE_P4,
         inside: None,
     },
     Operation {
@@ -119,7 +117,7 @@ const OPERATIONS: [Operation; 10] = [
         name: "stream",
         what: "TCP stream, 64 KiB",
         batch: 2_000,
-        outside: nothing("P4", 0.0),
+        outside: NONE_P4,
         inside: Some(Target { name: "stream", bound: Bound::Share(0.02) }),
     },
     Operation {
@@ -129,6 +127,14 @@ const OPERATIONS: [Operation; 10] = [
         batch: 100,
         outside: nothing("P2", 1_000.0),
         inside: at_most("P2", 5_000.0),
+    },
+    Operation {
+        bench: "spawn",
+        name: "fork-exec",
+        what: "fork + exec + exit + wait",
+        batch: 30,
+        outside: nothing("P2", 3_000.0),
+        inside: at_most("P2", 25_000.0),
     },
     Operation {
         bench: "spawn",
@@ -202,11 +208,13 @@ fn measure(
     variant: Variant,
     values: &mut Values,
 ) -> Result<()> {
+    let server = Server::start()?;
     let traffic_alone = matches!(variant, Variant::Empty | Variant::Inside(2..));
     for operation in chosen.iter().filter(|operation| !traffic_alone || operation.bench == "net") {
         let mut batches = Vec::with_capacity(BATCHES);
         for _ in 0..=BATCHES {
-            batches.push(worker.time(operation.name, operation.batch)?);
+            batches.push(worker.time_to(operation.name, operation.batch, server.port)?);
+            server.take_all()?;
             // records of one batch are read before the next: none is lost, and none of the work is left over
             agent.map_or(Ok(()), place::quiet)?;
         }
@@ -214,6 +222,36 @@ fn measure(
         values.entry((operation.name, variant)).or_default().push(least(&batches));
     }
     worker.end().with_context(|| format!("{variant:?}"))
+}
+
+/// A server of connections in no session, which nobody waits at: the kernel makes them, and between two batches they are
+/// taken.
+struct Server {
+    listener: TcpListener,
+    port: u16,
+}
+
+impl Server {
+    fn start() -> Result<Self> {
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 0))?;
+        // one batch has room
+        listen(&socket, Backlog::new(1024)?)?;
+        let listener = TcpListener::from(socket);
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        Ok(Self { listener, port })
+    }
+
+    fn take_all(&self) -> Result<()> {
+        loop {
+            match self.listener.accept() {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error).context("a connection cannot be taken"),
+            }
+        }
+    }
 }
 
 fn rows(operation: &Operation, values: &Values) -> Vec<Row> {
@@ -236,7 +274,7 @@ fn rows(operation: &Operation, values: &Values) -> Vec<Row> {
         };
         rows.push(row(what, &off, on, of(Variant::Empty), operation.inside));
     }
-    let judged = matches!(operation.name, "udp-connect" | "udp-pair" | "tcp-connect");
+    let judged = matches!(operation.name, "udp-connect" | "udp-pair" | "tcp-connect" | "tcp-connect-out");
     if let (true, Some(one), Some(many)) = (judged, of(Variant::Inside(1)), of(Variant::Inside(10_000))) {
         rows.push(row(format!("{}, 10,000 rules against 1", operation.what), &one, many, None, Some(MANY_RULES)));
     }

@@ -16,6 +16,9 @@ pub(crate) const AGENT: usize = 0;
 /// The processor of what is measured.
 pub(crate) const WORKER: usize = 1;
 
+/// How long is looked at what else runs.
+const MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Keeps this process, and what it starts, on one processor, where there are two.
 pub(crate) fn pin(processor: usize) -> Result<()> {
     if !two() {
@@ -29,13 +32,23 @@ pub(crate) fn pin(processor: usize) -> Result<()> {
 /// Puts this process before everything ordinary on its processor (`SCHED_FIFO`), so that what others do there is not
 /// measured with it; its children too, or not. A host may refuse that; then it is measured with it.
 pub(crate) fn hurry(children_too: bool) {
+    // SAFETY: integers only.
+    let is_first = unsafe { libc::sched_getscheduler(0) } == libc::SCHED_FIFO;
+    // a session takes the right to say so, and leaves what was said before
+    if children_too && is_first {
+        return;
+    }
+    if let Err(errno) = first(children_too) {
+        eprintln!("bench: real-time scheduling is refused: {errno}");
+    }
+}
+
+/// The same between fork and exec: one system call and nothing else.
+pub(super) fn first(children_too: bool) -> nix::Result<()> {
     let first = libc::sched_param { sched_priority: 1 };
     let policy = libc::SCHED_FIFO | if children_too { 0 } else { libc::SCHED_RESET_ON_FORK };
     // SAFETY: the kernel reads one sched_param, which outlives the call.
-    let refused = unsafe { libc::sched_setscheduler(0, policy, &raw const first) };
-    if refused != 0 {
-        eprintln!("bench: real-time scheduling is refused: {}", std::io::Error::last_os_error());
-    }
+    Errno::result(unsafe { libc::sched_setscheduler(0, policy, &raw const first) }).map(drop)
 }
 
 /// The other way: on every processor, and as everything ordinary is scheduled. Whoever computes for ever must.
@@ -84,6 +97,25 @@ pub(crate) fn quiet(pid: u32) -> Result<()> {
     })
 }
 
+/// The share of all processors that are busy without us, over a moment.
+pub(super) fn others() -> Result<f64> {
+    let now = || fs::read_to_string("/proc/stat").map(|text| times(&text));
+    let before = now()?;
+    std::thread::sleep(MOMENT);
+    let after = now()?;
+    let ((idle, all), (idle_before, all_before)) =
+        after.zip(before).context("/proc/stat does not begin with the times of all processors")?;
+    Ok(1.0 - (idle - idle_before) as f64 / (all - all_before).max(1) as f64)
+}
+
+/// How long all processors were idle, and how long there were: the first line of `/proc/stat`.
+fn times(text: &str) -> Option<(u64, u64)> {
+    let words = text.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
+    // user, nice, system, idle, waiting for devices, interrupts, soft ones, stolen; guests are in the first two
+    let times: Vec<u64> = words.take(8).map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some((times.get(3)? + times.get(4)?, times.iter().sum()))
+}
+
 /// What is measured on, for the head of a report: nothing that names the machine.
 pub(super) fn machine() -> Result<serde_json::Value> {
     let kernel = nix::sys::utsname::uname()?;
@@ -104,4 +136,17 @@ pub(super) fn machine() -> Result<serde_json::Value> {
         "load": load.split(' ').next().and_then(|word| word.parse::<f64>().ok()),
         "cgroup": if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "unified" } else { "hybrid" },
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_all_processors() {
+        let text = "cpu  10 1 5 100 20 2 1 3 7 0\ncpu0 5 0 2 50 10 1 0 1 3 0\n";
+        assert_eq!(times(text), Some((120, 142)));
+        assert_eq!(times("intr 1 2 3\n"), None);
+        assert_eq!(times("cpu  1 2 x\n"), None);
+    }
 }

@@ -2,22 +2,17 @@
 //! what the verifier walked through. In a pass of its own, because the counting costs two readings of the clock a run,
 //! which an empty program shows.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::{
     Ground,
     floor::Floor,
+    hooks::Hooks,
     place,
     report::{Figures, Row},
     worker::Worker,
 };
-use crate::harness::bpf::{self, Stats};
+use crate::harness::bpf::{self, Stats, stats_of};
 
 /// What is done in the session and out of it, and how often.
 const OPERATIONS: [(&str, u32); 7] = [
@@ -38,68 +33,63 @@ pub(super) fn run(ground: &mut Ground) -> Result<Vec<Row>> {
     ground.start()?;
     let counting = bpf::count_time().context("the kernel does not count the time of programs")?;
     let pins = ground.sandbox.pins().to_owned();
-    let before = all(&pins)?;
+    let before = stats_of(&pins)?;
     let policy = ground.sandbox.policy(&ground.programs.policy(RULES))?;
     work(Worker::inside(&ground.programs, &ground.sandbox, &policy)?)?;
-    let after = all(&pins)?;
+    let after = stats_of(&pins)?;
     let elsewhere = ground.sandbox.part("elsewhere");
-    let floor = Floor::attach(&elsewhere)?;
+    let (floor, hooks) = (Floor::attach(&elsewhere)?, Hooks::attach()?);
     work(Worker::outside(&ground.programs, &elsewhere)?)?;
-    let empty = |hook: &str| floor.stats(hook).map(|stats| each(&stats)).unwrap_or(0.0);
-    let mut rows = vec![
-        row("an empty program on connect4", empty("connect4")),
-        row("an empty program on egress", empty("egress")),
-    ];
+    let mut empty = hooks.counted()?;
+    for hook in ["connect4", "egress"] {
+        empty.push((hook, floor.stats(hook)?));
+    }
+    let mut rows: Vec<Row> =
+        empty.iter().map(|(name, counted)| row(&format!("an empty program on {name}"), each(counted))).collect();
     for (name, stats) in &after {
-        let known = before.get(name).copied().unwrap_or_default();
-        let during = Stats { run_ns: stats.run_ns - known.run_ns, runs: stats.runs - known.runs, ..*stats };
+        let during = since(*stats, before.get(name).copied());
         if during.runs > 0 {
-            let what = format!("{name}, {} runs, {} instructions verified", during.runs, during.verified);
+            let hook = place_of(name);
+            let beside = empty.iter().find(|(empty, _)| *empty == hook).map_or_else(String::new, |(_, counted)| {
+                format!(", {:.1} × an empty one there", each(&during) / each(counted))
+            });
+            let what = format!("{name}, {} runs, {} instructions verified{beside}", during.runs, during.verified);
             rows.push(row(&what, each(&during)));
         }
     }
-    drop((floor, counting));
+    drop((floor, hooks, counting));
     ground.stop()?;
     Ok(rows)
+}
+
+/// Where an empty program stands that does the work of this one: tracepoints' programs have names of their own.
+fn place_of(program: &str) -> &str {
+    match program.trim_end_matches("_again") {
+        "newtask" => "task_newtask",
+        "exec" => "sched_process_exec",
+        "exit" => "sched_process_exit",
+        "cgroup_attach" => "cgroup_attach_task",
+        "ingress" => "egress",
+        other => other,
+    }
 }
 
 fn row(what: &str, ns: f64) -> Row {
     Row { bench: "programs", what: what.to_owned(), unit: "ns", target: None, figures: Figures::Single(ns) }
 }
 
-fn each(stats: &Stats) -> f64 {
+/// What was counted since `before`.
+pub(super) fn since(now: Stats, before: Option<Stats>) -> Stats {
+    let before = before.unwrap_or_default();
+    Stats { run_ns: now.run_ns - before.run_ns, runs: now.runs - before.runs, ..now }
+}
+
+/// Nanoseconds for a run.
+pub(super) fn each(stats: &Stats) -> f64 {
     stats.run_ns as f64 / stats.runs.max(1) as f64
 }
 
 fn work(mut worker: Worker) -> Result<()> {
     OPERATIONS.iter().try_for_each(|(operation, count)| worker.time(operation, *count).map(drop))?;
     worker.end()
-}
-
-/// What was counted for each program that the agent has pinned by its link. Tracing programs run for every task of the
-/// host: theirs is the mean of members and of others.
-fn all(pins: &Path) -> Result<BTreeMap<String, Stats>> {
-    let mut found = BTreeMap::new();
-    for load in loads(pins)? {
-        for pin in fs::read_dir(&load)?.flatten() {
-            let file = pin.file_name().to_string_lossy().into_owned();
-            // an iterator's link runs nothing by itself; the clock's program is one, with a link for each processor
-            let skipped = |name: &str| name == "members" || (name.starts_with("clock") && name != "clock0");
-            let Some(name) = file.strip_prefix("link_").filter(|name| !skipped(name)) else { continue };
-            let program = bpf::program_of(&pin.path()).with_context(|| file.clone())?;
-            found.insert(name.to_owned(), bpf::stats(&program)?);
-        }
-    }
-    ensure!(!found.is_empty(), "the agent has pinned no program below {}", pins.display());
-    Ok(found)
-}
-
-/// The folders of the loads that are in force, in those of their layouts.
-fn loads(pins: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for layout in fs::read_dir(pins).with_context(|| pins.display().to_string())? {
-        let inside = fs::read_dir(layout?.path())?.flatten().map(|load| load.path());
-        found.extend(inside.filter(|load| load.is_dir()));
-    }
-    Ok(found)
 }

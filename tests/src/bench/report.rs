@@ -23,9 +23,15 @@ pub(super) enum Bound {
     AtMost(f64),
     /// A difference of at most this, or one that is not told from none.
     Nothing(f64),
+    /// No difference: at most three nanoseconds or three hundredths of the value without the agent, whichever is more.
+    None,
     /// A difference of at most this share of the value without the agent, or one that is not told from none.
     Share(f64),
 }
+
+/// What is no difference in nanoseconds, where the unit is that, and as a share.
+const NONE_NS: f64 = 3.0;
+const NONE_SHARE: f64 = 0.03;
 
 /// What a target came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +100,7 @@ impl Row {
             Bound::Exactly => false,
             Bound::AtMost(bound) => value <= bound,
             Bound::Nothing(bound) => value <= bound || self.is_not_told_from_none(),
+            Bound::None => value <= (NONE_SHARE * self.base()).max(NONE_NS),
             Bound::Share(share) => value <= share * self.base() || self.is_not_told_from_none(),
         };
         if met { Judgement::Met } else { Judgement::Missed }
@@ -115,13 +122,20 @@ impl Row {
         matches!(self.figures, Figures::Exact { holds: false, .. })
     }
 
+    /// Takes away what it is held to: the machine was too busy. What must be exact must be so all the same.
+    pub(super) fn leave_unjudged(&mut self) {
+        if !matches!(self.figures, Figures::Exact { .. }) {
+            self.target = None;
+        }
+    }
+
     pub(super) fn is_noisy(&self) -> bool {
         matches!(&self.figures, Figures::Compared { off, .. } if spread(off) > NOISY)
     }
 
     pub(super) fn json(&self) -> Value {
         let target = self.target.map(|t| match t.bound {
-            Bound::Exactly => json!({"name": t.name}),
+            Bound::Exactly | Bound::None => json!({"name": t.name}),
             Bound::AtMost(bound) => json!({"name": t.name, "at_most": bound}),
             Bound::Nothing(bound) => json!({"name": t.name, "at_most_or_none": bound}),
             Bound::Share(share) => json!({"name": t.name, "share": share}),
@@ -181,7 +195,7 @@ impl Row {
         let target = self.target.map_or_else(String::new, |t| match t.bound {
             Bound::Exactly => format!("{} exactly", t.name),
             Bound::AtMost(bound) => format!("{} ≤ {} {unit}", t.name, plain(bound)),
-            Bound::Nothing(0.0) => format!("{} none", t.name),
+            Bound::None => format!("{} none", t.name),
             Bound::Nothing(bound) => format!("{} ≤ {} {unit} or none", t.name, plain(bound)),
             Bound::Share(share) => format!("{} ≤ {} % or none", t.name, plain(share * 100.0)),
         });
@@ -196,12 +210,13 @@ pub(super) fn head(machine: &Value) -> String {
     let word = |key: &str| machine[key].to_string().replace('"', "");
     let kind = if machine["virtual"] == true { "virtual machine" } else { "machine" };
     format!(
-        "{} processors ({}), {kind}, kernel {}, cgroup2 {}, load {} at the start\n",
+        "{} processors ({}), {kind}, kernel {}, cgroup2 {}, load {} at the start, others used {:.0} % of the processors\n",
         word("processors"),
         word("architecture"),
         word("kernel"),
         word("cgroup"),
-        word("load")
+        word("load"),
+        machine["others"].as_f64().unwrap_or(0.0) * 100.0
     )
 }
 
@@ -211,7 +226,8 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         "| benchmark | measure | without | more with it | median [95 %] | empty programs | target | |\n\
          |---|---|---:|---:|---:|---:|---|---|\n",
     );
-    for row in rows {
+    // the peers have a table of their own
+    for row in rows.iter().filter(|row| row.bench != "peers") {
         // a string takes everything
         let _ = writeln!(text, "| {} |", row.cells().join(" | "));
     }
@@ -219,7 +235,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
 }
 
 /// With three digits that mean something.
-fn plain(value: f64) -> String {
+pub(super) fn plain(value: f64) -> String {
     let size = value.abs();
     if size >= 100.0 {
         format!("{value:.0}")
@@ -230,7 +246,7 @@ fn plain(value: f64) -> String {
     }
 }
 
-fn signed(value: f64) -> String {
+pub(super) fn signed(value: f64) -> String {
     if value < 0.0 { format!("−{}", plain(-value)) } else { format!("+{}", plain(value)) }
 }
 
@@ -269,6 +285,13 @@ mod tests {
     }
 
     #[test]
+    fn none_is_three_nanoseconds_or_three_hundredths() {
+        let judge = |off: f64, on: f64| compared(&[off; 3], &[on; 3], Bound::None).judge();
+        assert_eq!((judge(50.0, 53.0), judge(50.0, 53.5)), (Judgement::Met, Judgement::Missed));
+        assert_eq!((judge(1000.0, 1030.0), judge(1000.0, 1031.0)), (Judgement::Met, Judgement::Missed));
+    }
+
+    #[test]
     fn trials_are_judged_by_their_99th_percentile() {
         let mut values = vec![1.0; 200];
         values[0] = 50.0;
@@ -295,6 +318,10 @@ mod tests {
         };
         assert!(row(false).is_broken() && row(false).judge() == Judgement::Missed);
         assert!(!row(true).is_broken() && row(true).judge() == Judgement::Met);
+        let mut busy = [row(false), compared(&[1.0, 1.0], &[9.0, 9.0], Bound::AtMost(1.0))];
+        assert!(busy.iter().all(|row| row.judge() == Judgement::Missed));
+        busy.iter_mut().for_each(Row::leave_unjudged);
+        assert_eq!(busy.map(|row| row.judge()), [Judgement::Missed, Judgement::None]);
     }
 
     #[test]

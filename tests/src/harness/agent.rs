@@ -28,9 +28,18 @@ pub(crate) struct Agent {
 impl Agent {
     /// Starts `command` in `cgroup`; what it says is appended to `log`.
     pub(crate) fn start(mut command: Command, cgroup: &Cgroup, log: &Path) -> Result<Self> {
+        Self::prepare(&mut command, cgroup, log)?;
+        Self::spawn(command)
+    }
+
+    /// What [`Agent::start`] does before the start: what is to be done after it in the agent's own process is added then.
+    pub(crate) fn prepare(command: &mut Command, cgroup: &Cgroup, log: &Path) -> Result<()> {
         let file: File = OpenOptions::new().append(true).create(true).open(log)?;
         command.stdout(file.try_clone()?).stderr(file);
-        enter(&mut command, cgroup, None)?;
+        enter(command, cgroup, None)
+    }
+
+    pub(crate) fn spawn(mut command: Command) -> Result<Self> {
         let child = command.spawn().with_context(|| format!("{command:?} cannot be started"))?;
         Ok(Self { child })
     }

@@ -2,7 +2,9 @@
 //! cannot be asked for, and to count runs of programs.
 
 use std::{
+    collections::BTreeMap,
     ffi::CString,
+    fs,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -21,6 +23,8 @@ const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BTF_GET_FD_BY_ID: libc::c_int = 19;
+const BTF_GET_NEXT_ID: libc::c_int = 23;
 const UPDATE_BATCH: libc::c_int = 26;
 const DELETE_BATCH: libc::c_int = 27;
 const ENABLE_STATS: libc::c_int = 32;
@@ -127,33 +131,46 @@ impl Map {
         call(command, &Element { map: self.number(), pad: 0, key, value, flags: 0 }).map(drop)
     }
 
-    /// Takes the entries of 16 bytes out of a hash with keys of 8 bytes whose last four bytes are `number`. How many.
+    /// Takes the entries of 20 bytes out of a hash with keys of 8 bytes whose last four bytes are `number`. How many.
     pub(crate) fn remove_where_last_is(&self, number: u32) -> Result<u32> {
-        let (mut key, mut removed) = (None::<u64>, 0);
+        let mut removed = 0;
+        while let Some((key, _)) = self.where_last_is(number) {
+            call(DELETE, &self.element(&key, 0))?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// The word before the last of such an entry: in the mirror the number of the last exec that was judged.
+    pub(crate) fn word_where_last_is(&self, number: u32) -> Option<u32> {
+        self.where_last_is(number).map(|(_, value)| value[3])
+    }
+
+    /// Writes it.
+    pub(crate) fn set_word_where_last_is(&self, number: u32, word: u32) -> Result<()> {
+        let (key, mut value) = self.where_last_is(number).with_context(|| format!("there is no entry of {number}"))?;
+        value[3] = word;
+        call(UPDATE, &self.element(&key, value.as_ptr() as u64)).map(drop)
+    }
+
+    /// The first entry whose last word is that number.
+    fn where_last_is(&self, number: u32) -> Option<(u64, [u32; 5])> {
+        let mut key = None::<u64>;
         loop {
             let mut next = 0_u64;
             let at = key.as_ref().map_or(0, |key| std::ptr::from_ref(key) as u64);
             let step = Element { map: self.number(), pad: 0, key: at, value: (&raw mut next) as u64, flags: 0 };
-            if call(GET_NEXT_KEY, &step).is_err() {
-                return Ok(removed);
+            call(GET_NEXT_KEY, &step).ok()?;
+            let mut value = [0_u32; 5];
+            if call(LOOKUP, &self.element(&next, (&raw mut value) as u64)).is_ok() && value[4] == number {
+                return Some((next, value));
             }
-            let mut value = [0_u32; 4];
-            let look = Element {
-                map: self.number(),
-                pad: 0,
-                key: (&raw const next) as u64,
-                value: (&raw mut value) as u64,
-                flags: 0,
-            };
-            if call(LOOKUP, &look).is_ok() && value[3] == number {
-                let gone = Element { map: self.number(), pad: 0, key: (&raw const next) as u64, value: 0, flags: 0 };
-                call(DELETE, &gone)?;
-                removed += 1;
-                key = None;
-            } else {
-                key = Some(next);
-            }
+            key = Some(next);
         }
+    }
+
+    fn element(&self, key: &u64, value: u64) -> Element {
+        Element { map: self.number(), pad: 0, key: std::ptr::from_ref(key) as u64, value, flags: 0 }
     }
 
     /// Whether a task's first thread has a value in task storage of 16 bytes.
@@ -169,9 +186,9 @@ impl Map {
         call(LOOKUP, &request).is_ok()
     }
 
-    /// Puts in keys of 8 bytes with values of 16 zeros, until there is no room for more. How many.
+    /// Puts in keys of 8 bytes with values of 20 zeros, until there is no room for more. How many.
     pub(crate) fn fill(&self, keys: &[u64]) -> Result<u32> {
-        let values = vec![[0_u8; 16]; keys.len()];
+        let values = vec![[0_u8; 20]; keys.len()];
         let mut request = self.batch(keys, values.as_ptr() as u64)?;
         // a map that becomes full says so, and how far it came
         let _ = call(UPDATE_BATCH, &mut request);
@@ -241,11 +258,55 @@ pub(crate) fn program_of(pin: &Path) -> Result<OwnedFd> {
     descriptor(PROG_GET_FD_BY_ID, &[info.program, 0, 0])
 }
 
+/// What a pin holds, what its link holds, and the kernel's own type information: a descriptor of each kind that bpf(2) gives,
+/// named as the kernel names it.
+pub(crate) fn of_each_kind(s: &Sandbox) -> Result<Vec<(&'static str, OwnedFd)>> {
+    let link = find(s.pins(), "link_exec").context("no link is pinned")?;
+    // the first that there is, by its number
+    let mut first = [0_u32; 3];
+    call(BTF_GET_NEXT_ID, &mut first)?;
+    Ok(vec![
+        ("bpf-map", Map::of(s, "SESSION_STATE")?.0),
+        ("bpf-prog", program_of(&link)?),
+        ("bpf_link", pinned(&link)?),
+        ("bpf-stats", count_time()?),
+        ("btf", descriptor(BTF_GET_FD_BY_ID, &[first[1], 0, 0])?),
+    ])
+}
+
 /// What the kernel counted for a program.
 pub(crate) fn stats(program: &OwnedFd) -> Result<Stats> {
     let mut info = [0_u64; INFO];
     info_of(program, &mut info)?;
     Ok(Stats { run_ns: info[24], runs: info[25], verified: info[27] & 0xffff_ffff })
+}
+
+/// What was counted for each program that the agent has pinned by its link. Tracing programs run for every task of the
+/// host: theirs is the mean of members and of others.
+pub(crate) fn stats_of(pins: &Path) -> Result<BTreeMap<String, Stats>> {
+    let mut found = BTreeMap::new();
+    for load in loads(pins)? {
+        for pin in fs::read_dir(&load)?.flatten() {
+            let file = pin.file_name().to_string_lossy().into_owned();
+            // an iterator's link runs nothing by itself; the clock's program is one, with a link for each processor
+            let skipped = |name: &str| name == "members" || (name.starts_with("clock") && name != "clock0");
+            let Some(name) = file.strip_prefix("link_").filter(|name| !skipped(name)) else { continue };
+            let program = program_of(&pin.path()).with_context(|| file.clone())?;
+            found.insert(name.to_owned(), stats(&program)?);
+        }
+    }
+    ensure!(!found.is_empty(), "the agent has pinned no program below {}", pins.display());
+    Ok(found)
+}
+
+/// The folders of the loads that are in force, in those of their layouts.
+fn loads(pins: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for layout in fs::read_dir(pins).with_context(|| pins.display().to_string())? {
+        let inside = fs::read_dir(layout?.path())?.flatten().map(|load| load.path());
+        found.extend(inside.filter(|load| load.is_dir()));
+    }
+    Ok(found)
 }
 
 /// `T` is integers only, so that whatever the kernel writes is one.
@@ -273,7 +334,7 @@ fn descriptor<T>(command: libc::c_int, attributes: &T) -> Result<OwnedFd> {
 
 /// The first file of that name.
 pub(crate) fn find(below: &Path, name: &str) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(below).ok()?.flatten().map(|entry| entry.path());
+    let entries = fs::read_dir(below).ok()?.flatten().map(|entry| entry.path());
     entries.into_iter().find_map(|path| {
         if path.is_dir() {
             return find(&path, name);

@@ -129,13 +129,16 @@ fn run() -> Result<i32> {
 fn arguments(line: &str) -> Result<Vec<String>> {
     let value = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key));
     let mut words = Vec::new();
-    if let Some(tier) = value("tipstaff.tier=") {
-        words.extend(["--tier".to_owned(), tier.to_owned()]);
-    }
     for word in value("tipstaff.args=").unwrap_or_default().split(',').filter(|word| !word.is_empty()) {
         words.push(decode(word).with_context(|| format!("{word:?} in tipstaff.args is not percent-encoded"))?);
     }
-    Ok(words)
+    // what is measured finds the tier itself
+    match value("tipstaff.tier=") {
+        Some(tier) if words.first().is_none_or(|word| word != "--bench") => {
+            Ok([vec!["--tier".to_owned(), tier.to_owned()], words].concat())
+        }
+        _ => Ok(words),
+    }
 }
 
 fn decode(word: &str) -> Option<String> {

@@ -163,7 +163,7 @@ impl Running {
     }
 
     /// Whether it is `tipstaff` still.
-    fn is_a_caller(&self, sandbox: &Sandbox) -> bool {
+    pub(crate) fn is_a_caller(&self, sandbox: &Sandbox) -> bool {
         fs::read_link(format!("/proc/{}/exe", self.pid())).is_ok_and(|exe| exe == sandbox.binary())
     }
 

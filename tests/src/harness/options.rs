@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use super::{registry::Tier, shared::Shared, wait::in_guest};
+use crate::faults::Form;
 
 const USAGE: &str = "usage: tipstaff-tests [--list] [--filter SUBSTRING] [--tier full|no-lsm|old|auto] [--agent FILE] \
-                     [--jobs N]";
+                     [--jobs N] [--kernels-own] [--faults short|long [--seed N] [--soak SECONDS]]";
 
 /// What the runner was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +22,16 @@ pub(crate) struct Options {
     pub(crate) agent: Option<PathBuf>,
     /// Tests that run at the same time.
     pub(crate) jobs: usize,
+    /// Without the tests that need one kernel of each tier only.
+    pub(crate) kernels_own: bool,
     /// The agent that the one test is to use.
     pub(crate) shared: Option<Shared>,
+    /// The rows of the fault matrix instead of the tests: those of the short form, or all.
+    pub(crate) faults: Option<Form>,
+    /// What the random faults are drawn from; a number of the clock's where none is given.
+    pub(crate) seed: Option<u64>,
+    /// How long they go on, in seconds; none: as long as the form has it.
+    pub(crate) soak: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +48,18 @@ pub(crate) enum Task {
 
 impl Options {
     pub(crate) fn parse(words: &[String]) -> Result<Self> {
-        let mut options =
-            Self { task: Task::Run, filter: None, tier: None, agent: None, jobs: default_jobs(), shared: None };
+        let mut options = Self {
+            task: Task::Run,
+            filter: None,
+            tier: None,
+            agent: None,
+            jobs: default_jobs(),
+            kernels_own: false,
+            shared: None,
+            faults: None,
+            seed: None,
+            soak: None,
+        };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} needs a value; {USAGE}"));
@@ -53,11 +72,15 @@ impl Options {
                     let text = value()?;
                     options.shared = Some(Shared::parse(text).with_context(|| format!("--shared {text:?}; {USAGE}"))?);
                 }
+                "--kernels-own" => options.kernels_own = true,
                 "--filter" => options.filter = Some(value()?.clone()),
                 "--tier" => {
                     let name = value()?;
                     options.tier = if name == "auto" { None } else { Some(Tier::parse(name)?) };
                 }
+                "--faults" => options.faults = Some(Form::parse(value()?)?),
+                "--seed" => options.seed = Some(number(word, value()?)?),
+                "--soak" => options.soak = Some(number(word, value()?)?),
                 "--agent" => options.agent = Some(PathBuf::from(value()?)),
                 "--jobs" => {
                     let count = value()?;
@@ -77,6 +100,10 @@ impl Options {
     pub(crate) fn agent(&self) -> Result<PathBuf> {
         agent(self.agent.as_ref())
     }
+}
+
+fn number(word: &str, text: &str) -> Result<u64> {
+    text.parse().with_context(|| format!("{word} {text:?} is not a number; {USAGE}"))
 }
 
 /// The agent's binary: the one that was named, or the one that stands where it is built or packed.
@@ -110,18 +137,21 @@ mod tests {
 
     #[test]
     fn reads_every_option() {
-        let options = parse("--filter exec --tier no-lsm --agent /a --jobs 2").expect("it is right");
+        let options = parse("--filter exec --tier no-lsm --agent /a --jobs 2 --kernels-own").expect("it is right");
         assert_eq!(options.task, Task::Run);
         assert_eq!(options.filter.as_deref(), Some("exec"));
         assert_eq!(options.tier, Some(Tier::NoLsm));
         assert_eq!(options.agent, Some(PathBuf::from("/a")));
-        assert_eq!(options.jobs, 2);
-        assert_eq!(parse("--tier auto").expect("it is right").tier, None);
+        assert_eq!((options.jobs, options.kernels_own), (2, true));
+        let options = parse("--faults long --seed 7 --soak 60").expect("it is right");
+        assert_eq!((options.faults, options.seed, options.soak), (Some(Form::Long), Some(7), Some(60)));
+        let options = parse("--tier auto").expect("it is right");
+        assert_eq!((options.tier, options.kernels_own), (None, false));
     }
 
     #[test]
     fn refuses_the_rest() {
-        for line in ["--tier half", "--jobs 0", "--jobs", "--what", "exec"] {
+        for line in ["--faults some", "--seed x", "--tier half", "--jobs 0", "--jobs", "--what", "exec"] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use super::sandbox::Sandbox;
-use crate::suites;
+use crate::{faults, suites};
 
 /// What the kernel lets the agent do: the product has two tiers, and `Old` stands for kernels that it refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,8 @@ pub(crate) struct Test {
     pub(crate) alone: bool,
     /// Whether it leaves the processors to others for most of its time.
     pub(crate) waits: bool,
+    /// Whether what it shows is the agent's own doing, whatever the kernel: one of each tier is enough.
+    pub(crate) agents_own: bool,
     /// Seconds that it needs by its nature, beside what any test may take.
     pub(crate) lasts: u64,
     pub(crate) run: fn(&mut Sandbox) -> Result<()>,
@@ -85,7 +87,18 @@ pub(crate) struct Test {
 
 impl Test {
     pub(crate) const fn new(name: &'static str, tiers: &'static [Tier], run: fn(&mut Sandbox) -> Result<()>) -> Self {
-        Self { name, tiers, since: None, guests: None, shares: false, alone: false, waits: false, lasts: 0, run }
+        Self {
+            name,
+            tiers,
+            since: None,
+            guests: None,
+            shares: false,
+            alone: false,
+            waits: false,
+            agents_own: false,
+            lasts: 0,
+            run,
+        }
     }
 
     /// One that only starts sessions and asks: it neither stops, signals nor configures its agent, and ends its sessions.
@@ -121,6 +134,12 @@ impl Test {
         self
     }
 
+    /// It shows what the agent does with its own files, clocks and requests: `--kernels-own` leaves it out.
+    pub(crate) const fn agents_own(mut self) -> Self {
+        self.agents_own = true;
+        self
+    }
+
     /// It waits for so many seconds to pass, more than others may take.
     pub(crate) const fn lasting(mut self, seconds: u64) -> Self {
         self.lasts = seconds;
@@ -140,22 +159,82 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Test> {
 }
 
 pub(crate) fn find(name: &str) -> Result<&'static Test> {
-    all().find(|test| test.name == name).with_context(|| format!("there is no test {name:?}: see --list"))
+    all()
+        .chain(faults::all())
+        .find(|test| test.name == name)
+        .with_context(|| format!("there is no test {name:?}: see --list"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, fs, path::Path};
 
     use super::*;
+
+    /// Those that say which tests hold something.
+    const DOCUMENTS: [&str; 7] =
+        ["promises", "failure-modes", "controls", "threat-model", "kernels", "faults", "escapes"];
 
     #[test]
     fn names_are_unique_and_need_no_escaping() {
         let mut seen = BTreeSet::new();
-        for test in all() {
+        for test in all().chain(faults::all()) {
             assert!(seen.insert(test.name), "{} twice", test.name);
             assert!(test.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b':'), "{}", test.name);
             assert!(!test.tiers.is_empty(), "{} runs nowhere", test.name);
+        }
+    }
+
+    /// What a document has between backquotes, each with the text before it.
+    fn quoted(text: &str) -> Vec<(&str, &str)> {
+        let pieces: Vec<&str> = text.split('`').collect();
+        pieces.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
+    }
+
+    #[test]
+    fn tests_that_documents_name_are_there() {
+        let names: BTreeSet<&str> = all().chain(faults::all()).map(|test| test.name).collect();
+        let suites: BTreeSet<&str> =
+            names.iter().filter_map(|name| name.split_once("::")).map(|(suite, _)| suite).collect();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for document in DOCUMENTS {
+            let path = root.join(format!("docs/{document}.md"));
+            let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            // the file with unit tests that was named last, whose tests are named behind it
+            let mut file = None;
+            for (before, word) in quoted(&text) {
+                if let Some((suite, _)) = word.split_once("::").filter(|(suite, _)| suites.contains(suite)) {
+                    let whole = word.len() == suite.len() + 2;
+                    assert!(whole || names.contains(word), "docs/{document}.md: suite {suite} has no test {word}");
+                }
+                let list = matches!(before.split_whitespace().collect::<String>().as_str(), "" | "," | "(" | ",(");
+                file = match word.strip_prefix("agent/src/") {
+                    Some(_) => {
+                        assert!(root.join(word).exists(), "docs/{document}.md: there is no {word}");
+                        word.ends_with(".rs").then(|| fs::read_to_string(root.join(word)).unwrap_or_default())
+                    }
+                    None if list => file,
+                    None => None,
+                };
+                let is_name = word.contains('_') && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+                if let (Some(code), true) = (&file, is_name) {
+                    assert!(code.contains(&format!("fn {word}(")), "docs/{document}.md: there is no test {word}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_promise_names_its_tests() {
+        let text = include_str!("../../../docs/promises.md");
+        for promise in text.split("\n## ").skip(1) {
+            let title = promise.lines().next().unwrap_or_default();
+            let tests = quoted(promise)
+                .iter()
+                .filter(|(_, word)| word.contains("::") || word.starts_with("agent/src/"))
+                .count();
+            // what it costs is measured, and no test
+            assert!(tests > 0 || promise.contains("cargo xtask bench"), "promise {title} names no test");
         }
     }
 }

@@ -26,11 +26,14 @@ use super::{
     sweep,
     wait::{ended, in_guest},
 };
+use crate::faults;
 
 /// Lines of the agent's log and of the evidence that a failure shows.
 const TAIL: usize = 25;
 /// Exit status of a test's process that had nothing to test.
 const LACKING: i32 = 4;
+/// How the lines begin that a test prints for a table.
+const ROWS: [&str; 4] = ["TIPSTAFF-ESCAPE ", "TIPSTAFF-VERIFIER ", "TIPSTAFF-PROBE ", faults::ROW];
 /// Characters of such a line.
 const WIDTH: usize = 400;
 
@@ -46,7 +49,10 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
             let test = registry::find(name)?;
             let tier = options.tier.context("--one needs --tier")?;
             alone(tier, options, |sandbox| {
-                let ran = (test.run)(sandbox);
+                let ran = match faults::named(name) {
+                    Some(fault) => return fault.judge(sandbox, options),
+                    None => (test.run)(sandbox),
+                };
                 if ran.as_ref().is_ok() || ran.as_ref().is_err_and(|error| error.is::<Lacking>()) {
                     sandbox.finish().context("afterwards")?;
                 }
@@ -66,7 +72,12 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
 }
 
 fn selected(options: &Options) -> impl Iterator<Item = &'static Test> {
-    registry::all().filter(|test| options.filter.as_ref().is_none_or(|part| test.name.contains(part.as_str())))
+    let tests: Box<dyn Iterator<Item = &'static Test>> = match options.faults {
+        Some(form) => Box::new(faults::of_form(form)),
+        None => Box::new(registry::all()),
+    };
+    let named = |test: &&Test| options.filter.as_ref().is_none_or(|part| test.name.contains(part.as_str()));
+    tests.filter(named).filter(|test| !(options.kernels_own && test.agents_own))
 }
 
 fn run(options: &Options) -> Result<ExitCode> {
@@ -82,7 +93,8 @@ fn run(options: &Options) -> Result<ExitCode> {
     let (alone, beside): (Vec<&Test>, Vec<&Test>) = tests.into_iter().partition(|test| test.alone);
     let beside = spread(beside);
     let report = Mutex::new(Report::new(tier, release.clone()));
-    let worker = || Worker { tier, agent: &agent, release: &release, host: None };
+    let further = further(options);
+    let worker = || Worker { tier, agent: &agent, release: &release, host: None, further: &further };
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..options.jobs {
@@ -95,6 +107,14 @@ fn run(options: &Options) -> Result<ExitCode> {
     worker().work(alone.into_iter(), &report);
     let well = report.into_inner().unwrap_or_else(PoisonError::into_inner).close();
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the rows of the fault matrix are told.
+fn further(options: &Options) -> Vec<String> {
+    let form = options.faults.map(|form| form.name().to_owned());
+    let numbers = [("--seed", options.seed), ("--soak", options.soak)];
+    let numbers = numbers.into_iter().filter_map(|(word, number)| Some((word, number?.to_string())));
+    form.map(|form| ("--faults", form)).into_iter().chain(numbers).flat_map(|(w, v)| [w.to_owned(), v]).collect()
 }
 
 /// Tests that wait evenly among those that do not: side by side they would leave the processors idle.
@@ -132,6 +152,8 @@ struct Worker<'a> {
     agent: &'a Path,
     release: &'a str,
     host: Option<Host>,
+    /// What every test is told besides.
+    further: &'a [String],
 }
 
 impl Worker<'_> {
@@ -142,6 +164,9 @@ impl Worker<'_> {
             let start = Instant::now();
             let outcome = self.judge(test);
             report().add(test, &outcome, start.elapsed().as_millis());
+            if let (Some(fault), Outcome::Skip(why)) = (faults::named(test.name), &outcome) {
+                fault.lacks(self.tier, self.release, why);
+            }
         }
         if let Some(Err(error)) = self.host.map(Host::end) {
             report().fail("harness::shared-agent", &format!("{error:#}"));
@@ -157,7 +182,8 @@ impl Worker<'_> {
         if let Some(what) = test.guests.filter(|_| !in_guest()) {
             return Outcome::Skip(format!("it {what}: in guests only"));
         }
-        let words = ["--one", test.name, "--tier", self.tier.name()];
+        let mut words = vec!["--one", test.name, "--tier", self.tier.name()];
+        words.extend(self.further.iter().map(String::as_str));
         let done = match test.shares {
             true => self.on_shared(&words, test.lasts),
             false => in_child(&words, self.agent, test.lasts).map(drop),
@@ -205,6 +231,11 @@ fn in_child(words: &[&str], agent: &Path, lasts: u64) -> Result<String> {
     if let Some(mut pipe) = child.stdout.take() {
         pipe.read_to_string(&mut said)?;
     }
+    // what a test tells of itself to whoever reads tables
+    let (rows, said): (Vec<&str>, Vec<&str>) =
+        said.lines().partition(|line| ROWS.iter().any(|row| line.starts_with(row)));
+    rows.iter().for_each(|row| println!("{row}"));
+    let said = said.join("\n");
     let status = status?;
     match status.code() {
         Some(0) => swept.map(|()| said.trim().to_owned()),

@@ -10,7 +10,7 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -61,6 +61,8 @@ pub(crate) struct Sandbox {
     damaged: bool,
     counted: bool,
     count: Cell<u32>,
+    /// The longest that it took until all was as before a fault.
+    healed: Cell<Option<Duration>>,
 }
 
 impl Sandbox {
@@ -123,6 +125,7 @@ impl Sandbox {
             damaged: false,
             counted: false,
             count: Cell::new(0),
+            healed: Cell::new(None),
         }
     }
 
@@ -143,9 +146,29 @@ impl Sandbox {
     /// As [`Sandbox::start`], with a command that was made from [`Sandbox::daemon`].
     pub(crate) fn start_as(&mut self, daemon: Command) -> Result<()> {
         ensure!(self.shared.is_none(), "a test that starts an agent in its own way cannot share one");
+        let (since, again) = (Instant::now(), self.armed);
         let agent = Agent::start(daemon, &self.part("agent"), &self.log())?;
         self.armed = true;
-        self.ready(agent)
+        self.ready(agent)?;
+        if again {
+            self.healed(since);
+        }
+        Ok(())
+    }
+
+    /// An agent was started in another way than by this.
+    pub(crate) fn agent_was_started(&mut self) {
+        self.armed = true;
+    }
+
+    /// All is as before a fault whose cause was gone at `since`.
+    pub(crate) fn healed(&self, since: Instant) {
+        self.healed.set(self.healed.get().max(Some(since.elapsed())));
+    }
+
+    /// The longest that it took until all was as before a fault; none: nothing had to be waited for.
+    pub(crate) fn healed_within(&self) -> Option<Duration> {
+        self.healed.get()
     }
 
     /// As [`Sandbox::start`], where the agent has to wait for the processors.

@@ -24,12 +24,12 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("adopt::every-state-goes-on", WHEREVER, states),
-    Test::new("adopt::narrowed-stays-narrow", WHEREVER, narrowed),
-    Test::new("adopt::narrowing-is-whole-or-not-at-all", WHEREVER, cut_short),
-    Test::new("adopt::full-disk-never-widens", WHEREVER, full_disk),
-    Test::new("adopt::reboot-ends-sessions-and-keeps-stays", WHEREVER, reboot),
-    Test::new("adopt::newer-store-and-other-cgroup-are-refused", WHEREVER, not_its_own),
+    Test::new("adopt::every-state-goes-on", WHEREVER, states).lasting(60).agents_own(),
+    Test::new("adopt::narrowed-stays-narrow", WHEREVER, narrowed).agents_own(),
+    Test::new("adopt::narrowing-is-whole-or-not-at-all", WHEREVER, cut_short).agents_own(),
+    Test::new("adopt::full-disk-never-widens", WHEREVER, full_disk).agents_own(),
+    Test::new("adopt::reboot-ends-sessions-and-keeps-stays", WHEREVER, reboot).agents_own(),
+    Test::new("adopt::newer-store-and-other-cgroup-are-refused", WHEREVER, not_its_own).agents_own(),
 ];
 
 /// A session as `inspect` shows it.
@@ -83,7 +83,8 @@ fn states(s: &mut Sandbox) -> Result<()> {
     }
     s.cli(&["freeze", &halted_id])?.ended(0)?;
 
-    let after = if in_guest() { 40 } else { 8 };
+    // longer than a start takes where others start too
+    let after = if in_guest() { 90 } else { 8 };
     let limit = format!("idle: {{ after: {after}s, activity: [exec, connect] }}");
     let idle = s.launch(&s.policy(&scope().limit(limit))?, &member, "idle").ttl("5m").start()?;
     let idle_id = idle.session(s)?;
@@ -153,6 +154,9 @@ fn states(s: &mut Sandbox) -> Result<()> {
     ensure!(!gone(frozen.pid()), "it is another process");
     s.cli(&["end", &frozen_id])?.ended(0)?;
 
+    until("the idle session to end", 2 * patience(), || {
+        Ok((!s.records(&idle_id, "session-end")?.is_empty()).then_some(()))
+    })?;
     s.session_ended(&idle_id, "idle")?;
     idle.wait()?.ended(137)?;
     Ok(())

@@ -26,31 +26,30 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("attach::tree-to-a-fixed-point", WHEREVER, tree),
     Test::sharing("attach::what-it-holds", WHEREVER, holds),
     Test::sharing("attach::what-is-kept-is-judged", WHEREVER, kept),
-    Test::new("attach::cgroup", WHEREVER, cgroup),
     Test::sharing("attach::refused", WHEREVER, refusals),
     Test::sharing("attach::host-is-refused", WHEREVER, host)
         .guests_only("names the root cgroup, process 1 and kernel threads"),
-    Test::new("attach::failed-leaves-nothing", WHEREVER, failed),
-    Test::new("attach::failed-midway-leaves-all-running", WHEREVER, failed_midway),
+    Test::new("attach::failed-leaves-nothing", WHEREVER, failed).agents_own(),
+    Test::new("attach::failed-midway-leaves-all-running", WHEREVER, failed_midway).agents_own(),
 ];
 
 /// Starts a workload beside the sessions.
-fn workload(s: &Sandbox, program: &str, line: &str) -> Result<Running> {
+pub(super) fn workload(s: &Sandbox, program: &str, line: &str) -> Result<Running> {
     let mut command = bare(program.as_ref());
     command.arg("--work").args(line.split_whitespace());
     Running::spawn(s, command, None)
 }
 
-fn attach(s: &Sandbox, policy: &str, pid: u32) -> Result<Value> {
+pub(super) fn attach(s: &Sandbox, policy: &str, pid: u32) -> Result<Value> {
     s.json(&["attach", "--policy", policy, "--pid", &pid.to_string()])
 }
 
-fn session_of(attached: &Value) -> Result<String> {
+pub(super) fn session_of(attached: &Value) -> Result<String> {
     Ok(attached["session"].as_str().context("no session")?.to_owned())
 }
 
 /// The processes that descend from `pid`, and itself.
-fn family(pid: u32) -> Result<BTreeSet<u32>> {
+pub(super) fn family(pid: u32) -> Result<BTreeSet<u32>> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(child) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
@@ -75,14 +74,14 @@ fn faults_of_children(pid: u32) -> u64 {
 }
 
 /// Process and thread ids that a session lists.
-fn members(s: &Sandbox, session: &str) -> Result<BTreeSet<(u32, u32)>> {
+pub(super) fn members(s: &Sandbox, session: &str) -> Result<BTreeSet<(u32, u32)>> {
     let inspected = s.json(&["inspect", session])?;
     let number = |m: &Value, key: &str| m[key].as_u64().and_then(|n| u32::try_from(n).ok());
     let list = inspected["members"].as_array().context("no members")?;
     Ok(list.iter().filter_map(|m| Some((number(m, "pid")?, number(m, "tid")?))).collect())
 }
 
-fn threads_of(pid: u32) -> Vec<u32> {
+pub(super) fn threads_of(pid: u32) -> Vec<u32> {
     let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok()).collect()
 }
@@ -258,44 +257,6 @@ fn kept(s: &mut Sandbox) -> Result<()> {
     }
     s.cli(&["end", &session])?.ended(0)?;
     s.session_ended(&session, "operator")?;
-    Ok(())
-}
-
-/// What runs in a cgroup and below it; the session goes on with what is left, with another agent too.
-fn cgroup(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
-    let policy = s.policy(&only(&member).allow("good", &good))?;
-    let (place, nested) = (s.part("elsewhere"), s.part("elsewhere").child("nested")?);
-    let mark = s.file("mark");
-    let fifos = [Fifo::new(s)?, Fifo::new(s)?, Fifo::new(s)?];
-    let line = format!("fifo {} spawn {bad} --work mark {mark} + spawn {good} --work nothing", fifos[0].path);
-    let first = workload(s, &member, &line)?;
-    let second = workload(s, &member, &format!("fifo {} spawn {bad} --work mark {mark}", fifos[1].path))?;
-    let bystander = workload(s, &member, &format!("fifo {} spawn {bad} --work nothing", fifos[2].path))?;
-    place.take(first.pid())?;
-    nested.take(second.pid())?;
-    let path = place.path().display().to_string();
-    let attached = s.json(&["attach", "--policy", &policy, "--from-cgroup", &path])?;
-    let session = session_of(&attached)?;
-    let listed: BTreeSet<u32> = members(s, &session)?.into_iter().map(|(pid, _)| pid).collect();
-    ensure!(listed == [first.pid(), second.pid()].into(), "{listed:?} are members");
-    ensure!(place.processes().is_empty(), "{:?} stayed behind", place.processes());
-    let inspected = s.json(&["inspect", &session])?;
-    ensure!(inspected["context"]["attached"] == format!("cgroup {path}"), "{}", inspected["context"]);
-    let [mut one, mut two, mut three] = fifos;
-    three.wake()?;
-    bystander.wait()?.said("exit 0")?;
-    one.wake()?;
-    first.wait()?.said(&format!("{}\nexit 0", refused_exec(s)))?;
-    s.kill_agent()?;
-    s.start()?;
-    let rows = s.json(&["ps"])?;
-    ensure!(rows["sessions"][0]["id"] == session, "the session ended with its first process: {rows}");
-    two.wake()?;
-    second.wait()?.said(refused_exec(s))?;
-    ensure!(!fs::exists(&mark)?, "a program out of scope ran");
-    s.session_ended(&session, "completed")?;
     Ok(())
 }
 
@@ -488,7 +449,8 @@ fn parent(pid: u32) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
-fn kill_all(pids: &[u32]) -> Result<()> {
+/// Kills those that are there.
+pub(super) fn kill_all(pids: &[u32]) -> Result<()> {
     for pid in pids.iter().filter(|pid| !gone(**pid)) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(*pid)?), Signal::SIGKILL);
     }

@@ -11,10 +11,13 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
-    sys::resource::{Resource, setrlimit},
+    sys::{
+        resource::{Resource, setrlimit},
+        utsname::uname,
+    },
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::scene::only;
 use crate::harness::{mounts, prelude::*, sandbox::READERS};
@@ -38,12 +41,13 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("badinput::nonsense-on-the-socket", WHEREVER, nonsense),
 ];
 
-/// Starts an agent that must refuse with exit status 6 and name each of `parts`; `before` is done in its process first.
+/// Starts an agent that must refuse with exit status 6 and name each of `parts`; `before` is done in its process first. What it
+/// said.
 fn agent_refuses(
     s: &Sandbox,
     before: impl Fn() -> nix::Result<()> + Send + Sync + 'static,
     parts: &[&str],
-) -> Result<()> {
+) -> Result<String> {
     let mut daemon = s.daemon();
     let action = move || Ok(before()?);
     // SAFETY: between fork and exec only system calls are made; what they need was allocated before.
@@ -54,7 +58,7 @@ fn agent_refuses(
     s.nothing_is_left()?;
     let sockets = [s.folder().join("run/read.sock"), s.folder().join("run/operate.sock")];
     ensure!(!sockets.iter().any(|path| path.exists()), "an agent that refused left a socket");
-    Ok(())
+    Ok(refused.stderr)
 }
 
 /// Root, the kernel's types, cgroups: without one of them it refuses, leaves nothing, and starts where they are.
@@ -84,7 +88,7 @@ fn no_btf(s: &Sandbox) -> Result<()> {
         own_mounts(&places)?;
         mount(Some("none"), "/sys/kernel/btf", Some("tmpfs"), MsFlags::empty(), None::<&str>)
     };
-    agent_refuses(s, hide, &["btf"])
+    agent_refuses(s, hide, &["btf"]).map(drop)
 }
 
 /// Without the list only the canary can tell that LSM programs attach and never run; with it they are not loaded.
@@ -118,7 +122,7 @@ fn no_cgroup2(s: &Sandbox) -> Result<()> {
         own_mounts(&places)?;
         trees.iter().try_for_each(|place| umount2(place, MntFlags::MNT_DETACH))
     };
-    agent_refuses(s, hide, &["cgroup2"])
+    agent_refuses(s, hide, &["cgroup2"]).map(drop)
 }
 
 /// Kernels since 5.11 count no locked memory for programs and maps: the agent does not ask for any.
@@ -141,7 +145,10 @@ fn memlock(s: &mut Sandbox) -> Result<()> {
 }
 
 fn old_kernel(s: &mut Sandbox) -> Result<()> {
-    agent_refuses(s, || Ok(()), &["task", "storage", "5.11"])
+    let refused = agent_refuses(s, || Ok(()), &["task", "storage", "5.11"])?;
+    let release = uname()?.release().to_string_lossy().into_owned();
+    println!("TIPSTAFF-PROBE {}", json!({"kernel": release, "tier": s.tier.name(), "refused": refused}));
+    Ok(())
 }
 
 const BROKEN: &str = "\

@@ -25,11 +25,12 @@ use crate::harness::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("control::frozen-stands-still-and-thawed-goes-on", WHEREVER, freeze),
     Test::sharing("control::deadline-holds-while-frozen", WHEREVER, frozen_deadline),
-    Test::new("control::revoked-by-label-policy-and-principal", WHEREVER, revoke),
-    Test::new("control::stay-outlives-the-agent", WHEREVER, stay),
-    Test::new("control::revoked-though-the-agent-dies", WHEREVER, revoked_halfway),
-    Test::new("control::verdict-changes-without-a-deed", WHEREVER, verdicts),
-    Test::new("control::credential-is-known-by-its-fingerprint", WHEREVER, credential),
+    Test::new("control::revoked-by-label-policy-and-principal", WHEREVER, revoke).agents_own(),
+    Test::sharing("control::many-end-by-few-walks", WHEREVER, many_ends).agents_own(),
+    Test::new("control::stay-outlives-the-agent", WHEREVER, stay).agents_own(),
+    Test::new("control::revoked-though-the-agent-dies", WHEREVER, revoked_halfway).agents_own(),
+    Test::new("control::verdict-changes-without-a-deed", WHEREVER, verdicts).agents_own(),
+    Test::new("control::credential-is-known-by-its-fingerprint", WHEREVER, credential).agents_own(),
 ];
 
 /// A slot that no session of a test gets, and the state of one that is over (`tipstaff_common::session::STATE_ENDED`).
@@ -171,6 +172,39 @@ fn silent(s: &Sandbox, uid: u32) -> Result<Vec<UnixStream>> {
         Ok(streams)
     };
     std::thread::spawn(connect).join().map_err(|_panic| anyhow::anyhow!("the thread that connects failed"))?
+}
+
+/// Sessions that end together are looked for together: how often the agent walks over the host's tasks does not grow with them.
+fn many_ends(s: &mut Sandbox) -> Result<()> {
+    const SESSIONS: usize = 24;
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member))?;
+    let start = |label| {
+        let running = s.launch(&policy, &member, "idle").flag("--label", label).start()?;
+        let session = running.session(s)?;
+        Ok((running, session))
+    };
+    let (spared, its) = start("crowd=no")?;
+    let crowd = (0..SESSIONS).map(|_| start("crowd=yes")).collect::<Result<Vec<_>>>()?;
+    let walks = || s.json(&["status"])?["walks"].as_u64().context("status tells of no walks");
+    let before = walks()?;
+    let hit = s.json(&["revoke", "--label", "crowd=yes", "--no-stay"])?;
+    let took = walks()? - before;
+    ensure!(ids(&hit).len() == SESSIONS, "revoked: {hit}");
+    for (running, session) in crowd {
+        let end = s.session_ended(&session, "revoked")?;
+        ensure!(end["members_left"] == 0, "members are left: {end}");
+        let receipts = end["receipts"].as_array().map_or(0, Vec::len);
+        ensure!(receipts == 1, "one member died, with {receipts} receipts: {end}");
+        running.wait()?.ended(137)?;
+    }
+    ensure!(!gone(spared.pid()), "who was not meant is gone");
+    s.cli(&["end", &its])?.ended(0)?;
+    spared.wait()?.ended(137)?;
+    // one by one they take five each at least; all of them are waited for by one look in four milliseconds
+    ensure!(took < 3 * SESSIONS as u64, "{took} walks for the ends of {SESSIONS} sessions");
+    Ok(())
 }
 
 fn revoke(s: &mut Sandbox) -> Result<()> {

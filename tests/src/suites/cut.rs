@@ -4,20 +4,33 @@
 use std::{
     fs,
     io::{ErrorKind, Read as _},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::process::CommandExt as _,
 };
+
+use nix::errno::Errno;
+use serde_json::Value;
 
 use super::{
     scene::only,
-    wire::{FAMILIES, RST, member, wire},
+    wire::{FAMILIES, Family, RST, member, wire},
 };
 use crate::harness::{
-    capture::{Capture, Packet},
+    capture::{Capture, Packet, own_network},
     prelude::*,
     server::Server,
+    wait::all_gone,
 };
 
-pub(super) const TESTS: &[Test] = &[Test::sharing("wire::cut-flow-ends-with-a-bare-reset", WHEREVER, cut)];
+pub(super) const TESTS: &[Test] = &[
+    Test::sharing("wire::cut-flow-ends-with-a-bare-reset", WHEREVER, cut),
+    Test::new("wire::silent-where-nothing-is-destroyed", WHEREVER, silenced)
+        .since((6, 9), "the right to attach programs to cgroups by CAP_SYS_ADMIN in the place of CAP_NET_ADMIN"),
+];
+
+/// `CAP_NET_ADMIN` (`linux/capability.h`), without which the kernel destroys nobody's sockets, as one does that was built
+/// without `CONFIG_INET_DIAG_DESTROY`.
+const NET_ADMIN: libc::c_ulong = 12;
 
 /// Two flows of a member to ports that one rule each allows: one is idle, of the other the peer's window is closed.
 struct Pair {
@@ -82,19 +95,79 @@ impl Pair {
     }
 }
 
-/// Narrowing first, which leaves the flows in scope alone, then the end.
+/// Of sockets that a member made.
 fn cut(s: &mut Sandbox) -> Result<()> {
     let wire = wire(s)?;
+    let begin = |policy: &Policy, line: &str| s.run(&s.policy(policy)?, &member(s), line);
+    flows_are_cut(s, &wire, &FAMILIES, begin, |running, _| running.session(s))
+}
+
+/// By an agent that can destroy no socket: what is cut is silent all the same, and control and receipts say so.
+fn silenced(s: &mut Sandbox) -> Result<()> {
+    let mut daemon = s.daemon();
+    let lay_down = || {
+        // SAFETY: integers only.
+        Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, NET_ADMIN, 0, 0, 0) }).map(drop)
+    };
+    // SAFETY: between fork and exec it makes one system call.
+    unsafe { daemon.pre_exec(move || Ok(lay_down()?)) };
+    s.start_as(daemon)?;
+    let status = s.json(&["status"])?;
+    let control = status["controls"].as_array().into_iter().flatten().find(|c| c["control"] == "flow-destroy");
+    ensure!(control.is_some_and(|c| c["state"] == "unavailable"), "not unavailable: {control:?}");
+    s.program("member")?;
+    own_network(&[])?;
+    let wire = Capture::new()?;
+    for (address, prefix) in [("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128")] {
+        let (pair, kept) = (Pair::new(s, address, "silent")?, Server::tcp(address)?);
+        let [a, b] = pair.ports()?;
+        let policy = only(&member(s)).to("a", prefix, a).to("b", prefix, b).to("c", prefix, kept.port());
+        let line = format!("{} + background open 1 tcp {} idle + idle", pair.words(address)?, kept.words());
+        let running = s.run(&s.policy(&policy)?, &member(s), &line)?;
+        let mut stream = pair.ready(&wire)?;
+        until("the other flow", patience(), || Ok((kept.received().len() == 1).then_some(())))?;
+        let session = running.session(s)?;
+        wire.left()?;
+        s.cli(&["narrow", &session, "--remove", "a", "b"])?.ended(0)?;
+        // the peer's window opens
+        stream.set_nonblocking(true)?;
+        while stream.read(&mut [0; 1 << 16]).is_ok_and(|length| length > 0) {}
+        s.cli(&["end", &session])?.ended(0)?;
+        s.session_ended(&session, "operator")?;
+        all_gone(&[running.pid()])?;
+        let left = wire.left()?;
+        let carries = left.iter().find(|p| [a, b, kept.port()].contains(&p.to_port) && p.payload > 0);
+        ensure!(carries.is_none(), "a packet left: {carries:?}");
+        let cut = s.records(&session, "flows-cut")?;
+        for (port, cause) in [(a, "narrow"), (b, "narrow"), (kept.port(), "end")] {
+            let to = SocketAddr::new(address.parse()?, port).to_string();
+            let said = |r: &Value| r["to"] == to && r["outcome"] == "silenced" && r["why"].is_string();
+            let own = cut.iter().filter(|r| r["cause"] == cause).filter_map(|r| r["sockets"].as_array());
+            ensure!(own.flatten().any(said), "no receipt for {to} by {cause}: {cut:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Narrowing first, which leaves the flows in scope alone, then the end. `begin` starts what does a line of words, under a
+/// policy; `session` names the session that it is in once the flows are open.
+pub(super) fn flows_are_cut(
+    s: &Sandbox,
+    wire: &Capture,
+    families: &[Family],
+    begin: impl Fn(&Policy, &str) -> Result<Running>,
+    session: impl Fn(&Running, &Policy) -> Result<String>,
+) -> Result<()> {
     let member = member(s);
-    for family in &FAMILIES {
+    for family in families {
         let (first, second) = (Pair::new(s, family.good, "first")?, Pair::new(s, family.good, "second")?);
         let prefix = if family.good.contains(':') { "::1/128" } else { "127.0.0.1/32" };
         let ([a, b], [c, d]) = (first.ports()?, second.ports()?);
         let policy = only(&member).to("a", prefix, a).to("b", prefix, b).to("c", prefix, c).to("d", prefix, d);
         let line = format!("{} + {} + idle", first.words(family.good)?, second.words(family.good)?);
-        let running = s.run(&s.policy(&policy)?, &member, &line)?;
-        let session = running.session(s)?;
-        let (mut one, mut two) = (first.ready(&wire)?, second.ready(&wire)?);
+        let running = begin(&policy, &line)?;
+        let (mut one, mut two) = (first.ready(wire)?, second.ready(wire)?);
+        let session = session(&running, &policy)?;
         wire.left()?;
         s.cli(&["narrow", &session, "--remove", "a", "b"])?.ended(0)?;
         first.idle.reset(1)?;
@@ -114,7 +187,7 @@ fn cut(s: &mut Sandbox) -> Result<()> {
             let receipt = |port: u16| {
                 let cut = s.records(&session, "flows-cut")?;
                 let mut all = cut.iter().filter_map(|r| r["sockets"].as_array()).flatten();
-                let to = std::net::SocketAddr::new(family.good.parse()?, port).to_string();
+                let to = SocketAddr::new(family.good.parse()?, port).to_string();
                 Ok::<_, anyhow::Error>(all.any(|r| r["to"] == to && r["outcome"] == "destroyed" && r["gone"] == true))
             };
             ensure!(receipt(ports[0])? && receipt(ports[1])?, "no receipt for {ports:?}");
@@ -124,7 +197,7 @@ fn cut(s: &mut Sandbox) -> Result<()> {
 }
 
 /// The peer reads what came before, which opens its window, and is told that the connection was reset.
-fn told(stream: &mut TcpStream) -> Result<()> {
+pub(super) fn told(stream: &mut TcpStream) -> Result<()> {
     stream.set_read_timeout(Some(patience()))?;
     let mut buffer = vec![0; 1 << 16];
     let told = loop {

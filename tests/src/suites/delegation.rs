@@ -104,7 +104,8 @@ fn sockets(s: &mut Sandbox) -> Result<()> {
     ];
     let others = ["/run/systemd/private2".to_owned(), "/run/user/1000/bus2".to_owned(), format!("@x{bus}")];
     let all: Vec<&str> = places.iter().map(|(name, _)| *name).chain(others.iter().map(String::as_str)).collect();
-    let _kept: Vec<UnixListener> = all.iter().map(|name| hosts.listener(name)).collect::<Result<_>>()?;
+    let listeners: Vec<UnixListener> = all.iter().map(|name| hosts.listener(name)).collect::<Result<_>>()?;
+    listeners.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
     let letters = "/run/containerd/letters";
     let _letters = UnixDatagram::bind(letters)?;
     hosts.open(letters)?;
@@ -136,6 +137,9 @@ fn sockets(s: &mut Sandbox) -> Result<()> {
     for (what, policy, said, verdict) in cases {
         let (finished, session) = tried(s, &policy, &member, &line)?;
         finished.said(said).context(what)?;
+        for (listener, (name, said)) in listeners.iter().zip(all.iter().zip(said.lines())) {
+            ensure!(listener.accept().is_ok() == (said == "ok"), "{what}: {name} was reached, or was not: {said}");
+        }
         let expected = if verdict.is_empty() { Vec::new() } else { records(verdict) };
         ensure!(recorded(s, &session)? == expected, "{what}: recorded {:?}", recorded(s, &session)?);
     }

@@ -13,8 +13,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("evidence::session-start-says-who-and-what", WHEREVER, session_start),
     Test::sharing("evidence::thousand-execs", WHEREVER, thousand),
     Test::sharing("evidence::chain-can-be-recomputed", WHEREVER, chain),
-    Test::new("evidence::goes-on-after-a-restart", WHEREVER, restart),
-    Test::new("evidence::tampering-is-found", WHEREVER, tampering),
+    Test::new("evidence::goes-on-after-a-restart", WHEREVER, restart).agents_own(),
+    Test::new("evidence::tampering-is-found", WHEREVER, tampering).agents_own(),
 ];
 
 fn session_start(s: &mut Sandbox) -> Result<()> {

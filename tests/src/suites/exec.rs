@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::Path,
 };
 
 use super::scene::{attempt, only, refusal};
@@ -115,6 +116,14 @@ fn by_relative_path(s: &mut Sandbox) -> Result<()> {
     let by_descriptor = format!("spawn-by-descriptor {bad}");
     let mark = s.file("mark");
     let policy = s.policy(&policy)?;
+    let folder = Path::new(&good).parent().context("a program without a folder")?;
+    for (path, ran) in [("./bad", false), ("../bin/bad", false), ("../bin/good", true), ("./good", true)] {
+        let near = s.file("mark");
+        let finished =
+            s.launch(&policy, &member, &format!("spawn {path} --work mark {near}")).folder(folder).start()?.wait()?;
+        ensure!(fs::exists(&near)? == ran, "{path}: {}", finished.stdout);
+        finished.said(if ran { "exit 0" } else { super::scene::refused_exec(s) })?;
+    }
     let refused = s.run(&policy, &member, &format!("{by_descriptor} --work mark {mark}"))?.wait()?;
     refused.said(super::scene::refused_exec(s))?;
     ensure!(!fs::exists(&mark)?, "a program that is out of scope ran from a descriptor");
@@ -158,14 +167,14 @@ fn run_refuses(s: &mut Sandbox) -> Result<()> {
 }
 
 /// A script whose interpreter is `interpreter` and which leaves a mark at `mark`.
-fn write_script(path: &str, interpreter: &str, mark: &str) -> Result<()> {
+pub(super) fn write_script(path: &str, interpreter: &str, mark: &str) -> Result<()> {
     fs::write(path, format!("#!{interpreter} --script\nmark {mark}\n"))?;
     fs::set_permissions(path, PermissionsExt::from_mode(0o755))?;
     Ok(())
 }
 
 /// A member spawns `script` under `policy`; what it saw, whether the mark is there, and its session.
-fn spawn_script(
+pub(super) fn spawn_script(
     s: &Sandbox,
     policy: &Policy,
     member: &str,

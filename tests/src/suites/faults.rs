@@ -7,17 +7,16 @@ use serde_json::Value;
 use super::scene::{SmallDisk, Wall, only};
 use crate::harness::{launch::Finished, prelude::*, sandbox::files_below};
 
-/// Without one of these nobody loads programs for sockets and packets (`bpf_net_capable`, `include/linux/bpf.h`, 6.18).
-const CAP_NET_ADMIN: libc::c_ulong = 12;
-const CAP_SYS_ADMIN: libc::c_ulong = 21;
+/// `BPF_RAW_TRACEPOINT_OPEN` and `BPF_LINK_CREATE` (`enum bpf_cmd`, `include/uapi/linux/bpf.h`, 6.18).
+const ATTACH: [u32; 2] = [17, 28];
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("faults::killed-twice", WHEREVER, killed_twice),
-    Test::new("faults::programs-cannot-be-loaded", WHEREVER, not_loaded),
+    Test::new("faults::killed-twice", WHEREVER, killed_twice).agents_own(),
+    Test::new("faults::programs-cannot-be-loaded", WHEREVER, not_loaded).agents_own(),
     Test::new("faults::pins-are-gone", WHEREVER, no_pins),
-    Test::new("faults::killed-while-a-session-starts", WHEREVER, killed_in_start),
-    Test::new("faults::killed-at-the-end", WHEREVER, killed_at_the_end),
-    Test::new("faults::disarm-ends-all", WHEREVER, disarm),
+    Test::new("faults::killed-while-a-session-starts", WHEREVER, killed_in_start).agents_own(),
+    Test::new("faults::killed-at-the-end", WHEREVER, killed_at_the_end).agents_own(),
+    Test::new("faults::disarm-ends-all", WHEREVER, disarm).agents_own(),
 ];
 
 fn killed_twice(s: &mut Sandbox) -> Result<()> {
@@ -33,6 +32,24 @@ fn killed_twice(s: &mut Sandbox) -> Result<()> {
     wall.is_ended(s)
 }
 
+/// Has the kernel refuse to attach programs, and nothing else: `EPERM`, as where a security module does.
+fn refuses_links() -> [libc::sock_filter; 7] {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let code = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
+    // the number of the call, then the low half of its first argument (`struct seccomp_data`)
+    [
+        code(LOAD, 0, 0, 0),
+        code(EQUAL, libc::SYS_bpf as u32, 0, 4),
+        code(LOAD, 16, 0, 0),
+        code(EQUAL, ATTACH[0], 1, 0),
+        code(EQUAL, ATTACH[1], 0, 1),
+        code(RETURN, libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned(), 0, 0),
+        code(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ]
+}
+
 /// An agent that cannot put its own programs in the place of those that decide leaves them as they are.
 fn not_loaded(s: &mut Sandbox) -> Result<()> {
     s.start()?;
@@ -41,17 +58,17 @@ fn not_loaded(s: &mut Sandbox) -> Result<()> {
     s.kill_agent()?;
     let pins = files_below(s.pins());
     let mut daemon = s.daemon();
-    let without = || {
-        for capability in [CAP_NET_ADMIN, CAP_SYS_ADMIN] {
-            // SAFETY: takes no pointer.
-            nix::errno::Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) })?;
-        }
-        Ok(())
+    let refuse = || {
+        let filter = refuses_links();
+        let program = libc::sock_fprog { len: 7, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: the program outlives the call, which only reads it, and is as long as is said.
+        let done = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+        Ok(nix::errno::Errno::result(done).map(drop)?)
     };
     // SAFETY: between fork and exec only a system call is made.
-    unsafe { daemon.pre_exec(without) };
+    unsafe { daemon.pre_exec(refuse) };
     let failed = Running::spawn(s, daemon, None)?.wait()?;
-    failed.ended(6)?.complained(&["tipstaff: ", "NET_ADMIN"])?;
+    failed.ended(6)?.complained(&["tipstaff: the kernel refused program ", "Operation not permitted"])?;
     let now = files_below(s.pins());
     ensure!(now == pins, "{pins:?} became {now:?}; the agent said {:?}", failed.stderr);
     wall.holds(s)?;

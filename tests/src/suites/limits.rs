@@ -21,18 +21,21 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::sharing("limits::idle-ends-what-does-nothing", WHEREVER, idle).waiting(),
+    Test::sharing("limits::idle-ends-what-does-nothing", WHEREVER, idle).waiting().agents_own(),
     Test::sharing("limits::bytes-count-as-activity", WHEREVER, bytes).waiting(),
-    Test::sharing("limits::terminal-counts-as-activity", WHEREVER, terminal).waiting(),
+    Test::sharing("limits::terminal-counts-as-activity", WHEREVER, terminal).waiting().agents_own(),
     Test::sharing("limits::windows-and-credentials-at-the-start", WHEREVER, at_the_start),
     Test::new("limits::stepped-clock-moves-windows-and-credentials", WHEREVER, stepped)
         .guests_only("sets the clock")
         .waiting(),
-    Test::new("limits::window-ends-what-runs-by-the-policys-zone", WHEREVER, window_closes).lasting(65).waiting(),
+    Test::new("limits::window-ends-what-runs-by-the-policys-zone", WHEREVER, window_closes)
+        .agents_own()
+        .lasting(65)
+        .waiting(),
     Test::sharing("limits::window-over-a-change-of-the-clocks", WHEREVER, summer).guests_only("sets the clock").alone(),
-    Test::sharing("limits::credential-ends-its-session", WHEREVER, credential).waiting(),
-    Test::new("limits::renewed-and-refused", WHEREVER, renewed).waiting(),
-    Test::sharing("limits::warned-before-the-end", WHEREVER, warned).waiting(),
+    Test::sharing("limits::credential-ends-its-session", WHEREVER, credential).waiting().agents_own(),
+    Test::new("limits::renewed-and-refused", WHEREVER, renewed).waiting().agents_own(),
+    Test::sharing("limits::warned-before-the-end", WHEREVER, warned).waiting().agents_own(),
     Test::sharing("limits::nonsense-is-refused", WHEREVER, nonsense),
 ];
 

@@ -3,11 +3,15 @@
 
 use std::{fs, os::fd::AsFd as _};
 
-use super::scene::{Fifo, attempt, only, refusal, refused_exec};
+use super::{
+    privileges::tried,
+    scene::{Fifo, attempt, only, refusal, refused_exec},
+};
 use crate::harness::{
     bpf::{Map, find, pidfd},
     prelude::*,
     server::Server,
+    wait::in_guest,
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -15,6 +19,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("faults::label-not-found", WHEREVER, unlabelled),
     Test::new("faults::mirror-without-room", WHEREVER, full_mirror),
     Test::new("faults::birth-not-seen", WHEREVER, unseen_birth),
+    Test::new("faults::exec-not-seen", WHEREVER, unseen_exec),
 ];
 
 /// The label is taken out of task storage, then the mirror's entry too: "no label" is not "outside".
@@ -101,6 +106,75 @@ fn unseen_birth(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
+/// With neither of the two programs that see execs, as where the kernel skips both: a program out of scope (tier no-lsm: it
+/// runs) reaches nobody, and is killed when it makes a child or by the clock; one in scope is judged by what it does.
+fn unseen_exec(s: &mut Sandbox) -> Result<()> {
+    const TIMES: usize = 3;
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let (server, mut fifo) = (Server::tcp("127.0.0.1")?, Fifo::new(s)?);
+    let policy = only(&member).allow("good", &good).to("server", "127.0.0.1/32", server.port());
+    let connect = format!("connect tcp {}", server.words());
+    let spins = s.file("spins");
+    fs::write(&spins, format!("#!\nmake 2 1 0 + connect-by 9 {} + spin\n", server.words()))?;
+    let tries = [
+        format!("spawn {good} --work {connect}"),
+        format!("fifo {} {}", fifo.path, vec![format!("inherit 9 spawn {bad} --script {spins}"); TIMES].join(" + ")),
+        format!("spawn {bad} --work fork {connect}"),
+        format!("spawn {good} --work {connect}"),
+        format!("spawn {good} --work fork {connect}"),
+    ];
+    let running = s.run(&s.policy(&policy)?, &member, &tries.join(" + "))?;
+    let session = running.session(s)?;
+    server.accepted(1)?;
+    s.saw_exec(&session, &good, "allow", "good")?;
+    for link in ["link_exec", "link_exec_again"] {
+        let pin = find(s.pins(), link).with_context(|| format!("{link} is not pinned"))?;
+        fs::remove_file(&pin)?;
+    }
+    // the kernel takes them off when it comes to it
+    let probe = only(&member).allow("good", &good);
+    until("the programs to be away", patience(), || {
+        let (_, session) = tried(s, &probe, &member, &format!("spawn {good} --work make 2 1 0"))?;
+        Ok(s.records(&session, "exec")?.iter().any(|exec| exec["late"] == true).then_some(()))
+    })?;
+    fifo.wake()?;
+    let finished = running.wait()?;
+    finished.ended(0)?;
+    let (before, after) = ("ok\nexit 0\n", "ok\nexit 0\nok\nexit 0\nexit 0");
+    let of_bad = finished.stdout.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+    let of_bad = of_bad.with_context(|| format!("of what is in scope: {}", finished.stdout))?;
+    // the clock can come before it asks for anything
+    let (mut sockets, mut connects) = (0, 0);
+    for one in of_bad.split_inclusive("signal 9\n").filter(|_| s.tier == Tier::NoLsm) {
+        let asked = one.strip_suffix("signal 9\n").context("it was not killed")?;
+        ensure!(["", "errno 1\n", "errno 1\nerrno 1\n"].contains(&asked), "out of scope: {of_bad}");
+        sockets += usize::from(!asked.is_empty());
+        connects += usize::from(asked.lines().count() == 2);
+    }
+    let killed = if s.tier == Tier::Full { "errno 1\n" } else { "signal 9\n" };
+    ensure!(of_bad.matches(killed).count() == TIMES + 1, "out of scope: {of_bad}");
+    ensure!(s.tier == Tier::Full || connects > 0 || in_guest(), "the clock was always first: {of_bad}");
+    server.accepted(3)?;
+    let end = s.session_ended(&session, "completed")?;
+    ensure!(end["members_left"] == 0, "{end}");
+    let mut late: Vec<String> = Vec::new();
+    for exec in s.records(&session, "exec")?.iter().filter(|exec| exec["late"] == true) {
+        late.push(format!("{} {} {}", exec["path"], exec["verdict"], exec["rule"]).replace('"', ""));
+    }
+    let of_bad = if s.tier == Tier::Full { 0 } else { TIMES + 1 };
+    let expected = [vec!["bad kill default"; of_bad], vec!["good allow good"; 2]].concat();
+    ensure!(late == expected, "judged late: {late:?}");
+    for (kind, verdict, most, least) in
+        [("socket", "deny", sockets, sockets), ("connect", "deny", connects, connects), ("fork", "kill", 1, 0)]
+    {
+        let all = s.records(&session, kind)?;
+        let found = all.iter().filter(|r| r["verdict"] == verdict && r["rule"] == "unseen-program").count();
+        ensure!((least..=most).contains(&found), "{found} of {kind} are recorded as of an unseen program");
+    }
+    Ok(())
+}
+
 /// Members that make tasks, and start programs in them, at the same time: no more births and execs are missing than runs of
 /// either program were skipped, and of programs that are out of scope no more run.
 fn skipped(s: &mut Sandbox) -> Result<()> {
@@ -116,17 +190,18 @@ fn skipped(s: &mut Sandbox) -> Result<()> {
         Ok([count("newtask")?, count("newtask_again")?, count("exec")?, count("exec_again")?])
     };
     let before = counts()?;
-    let line = |program: &str| format!("many {EACH} {program} --work nothing");
-    let programs = [&good, &good, &good, &bad];
-    let running = programs.map(|program| s.run(&policy, &member, &line(program)));
+    let marks = [&good, &good, &good, &bad].map(|program| (program, s.file("mark")));
+    let line = |program: &str, mark: &str| format!("many {EACH} {program} --work mark {mark}");
+    let running = marks.each_ref().map(|(program, mark)| s.run(&policy, &member, &line(program, mark)));
     let (mut born, mut started, mut escaped) = (0, 0, 0);
-    for (one, program) in running.into_iter().zip(programs) {
+    for (one, (program, mark)) in running.into_iter().zip(marks) {
         let one = one?;
         let session = one.session(s)?;
         let said = one.wait_for(4 * patience())?.stdout;
         if program == &bad {
             let ran = said.strip_suffix(&format!(" of {EACH}")).and_then(|ran| ran.parse::<u64>().ok());
             escaped = ran.with_context(|| format!("the member said {said:?}"))?;
+            ensure!(fs::exists(&mark)? == (escaped > 0), "{escaped} ran, and what they leave says something else");
         } else {
             ensure!(said == format!("{EACH} of {EACH}"), "of programs in scope: {said}");
         }

@@ -14,12 +14,12 @@ use crate::harness::{prelude::*, server::Server};
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("losses::flood-adds-up", WHEREVER, flood),
-    Test::new("losses::full-disk", WHEREVER, full_disk),
-    Test::new("losses::full-store", WHEREVER, full_store),
+    Test::new("losses::full-disk", WHEREVER, full_disk).agents_own(),
+    Test::new("losses::full-store", WHEREVER, full_store).agents_own(),
 ];
 
 /// More refusals than the ring of verdicts has room for.
-const REFUSALS: u64 = 20_000;
+pub(super) const REFUSALS: u64 = 20_000;
 const ALLOWED: u64 = 200;
 
 fn sum(kinds: &Value) -> u64 {

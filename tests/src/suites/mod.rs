@@ -3,11 +3,15 @@
 mod adopt;
 mod attach;
 mod badinput;
+mod budgets;
 mod cli;
 mod control;
+mod crossed;
+mod crowd;
 mod cut;
 mod deadline;
 mod delegation;
+mod digests;
 mod end;
 mod evidence;
 mod exec;
@@ -17,43 +21,61 @@ mod limits;
 mod losing;
 mod losses;
 mod members;
+mod memory;
 mod multipath;
+mod names;
 mod narrow;
 mod net;
 mod privileges;
 mod programs;
 mod random;
+mod received;
 mod restart;
 mod rings;
 mod routes;
 mod run;
-mod scene;
+pub(crate) mod scene;
 mod scope;
 mod sockets;
 mod stale;
 mod suspend;
 mod taken;
 mod time;
+mod unresolved;
+mod verifier;
 mod views;
+mod violations;
 mod wire;
 mod within;
 
-use crate::harness::registry::Test;
+use crate::{escapes, harness::registry::Test};
+
+/// The test of that name.
+pub(crate) fn find(name: &str) -> Option<&'static Test> {
+    ALL.iter().flat_map(|suite| suite.iter()).find(|test| test.name == name)
+}
 
 /// Every suite.
 pub(crate) const ALL: &[&[Test]] = &[
     exec::TESTS,
     programs::TESTS,
+    names::TESTS,
     random::TESTS,
     views::TESTS,
+    violations::TESTS,
+    digests::TESTS,
+    unresolved::TESTS,
     members::TESTS,
     routes::TESTS,
     attach::TESTS,
+    crowd::TESTS,
     net::TESTS,
     scope::TESTS,
     narrow::TESTS,
     sockets::TESTS,
+    budgets::TESTS,
     privileges::TESTS,
+    received::TESTS,
     taken::TESTS,
     delegation::TESTS,
     time::TESTS,
@@ -63,10 +85,12 @@ pub(crate) const ALL: &[&[Test]] = &[
     end::TESTS,
     faults::TESTS,
     losing::TESTS,
+    memory::TESTS,
     flows::TESTS,
     wire::TESTS,
     within::TESTS,
     cut::TESTS,
+    crossed::TESTS,
     multipath::TESTS,
     restart::TESTS,
     adopt::TESTS,
@@ -74,8 +98,10 @@ pub(crate) const ALL: &[&[Test]] = &[
     run::TESTS,
     cli::TESTS,
     evidence::TESTS,
+    verifier::TESTS,
     rings::TESTS,
     badinput::TESTS,
     suspend::TESTS,
     stale::TESTS,
+    escapes::TESTS,
 ];

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::scene::{only, report};
-use crate::harness::{prelude::*, server::Server, wait::in_guest};
+use crate::harness::{disk::on_disk, mounts::Mounted, prelude::*, server::Server, wait::in_guest};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("narrow::rules-are-removed", WHEREVER, removal),
@@ -14,7 +14,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("narrow::never-wider", WHEREVER, wider),
     Test::sharing("narrow::never-to-other-files", WHEREVER, files),
     Test::sharing("narrow::what-cannot-be-narrowed", WHEREVER, bad),
-    Test::new("narrow::phases-only-take-away", WHEREVER, phases),
+    Test::new("narrow::phases-only-take-away", WHEREVER, phases).agents_own(),
     Test::sharing("narrow::ten-thousand-rules-flip-under-load", WHEREVER, flip),
 ];
 
@@ -216,12 +216,16 @@ fn files(s: &mut Sandbox) -> Result<()> {
     let (first, second) = (s.run(&pinned, &member, "idle")?, s.run(&open, &member, "idle")?);
     let (first, second) = (first.session(s)?, second.session(s)?);
     // a rule with a digest denies the file with any other, in a directory that is allowed
-    let digest: String = Sha256::digest(fs::read(&tool)?).iter().map(|byte| format!("{byte:02x}")).collect();
-    let rule = format!("{{ path: \"{tool}\", sha256: \"{digest}\", id: pinned }}");
-    let bound = Policy::new().allow_dir("all", s.bin()).exec_rule("allow", &rule);
+    let mut mounts = Mounted::default();
+    let disk = on_disk(s, &mut mounts)?;
+    let kept = format!("{disk}/bound");
+    fs::copy(&tool, &kept)?;
+    let digest: String = Sha256::digest(fs::read(&kept)?).iter().map(|byte| format!("{byte:02x}")).collect();
+    let rule = format!("{{ path: \"{kept}\", sha256: \"{digest}\", id: pinned }}");
+    let bound = only(&member).allow_dir("all", &disk).exec_rule("allow", &rule);
     let third = s.run(&s.policy(&bound)?, &member, "idle")?;
     let third = third.session(s)?;
-    let free = s.policy(&Policy::new().allow_dir("all", s.bin()))?;
+    let free = s.policy(&only(&member).allow_dir("all", &disk))?;
     for words in [["--remove", "pinned"], ["--policy", &free]] {
         let refused = s.cli(&[&["narrow", third.as_str()][..], &words].concat())?;
         refused.ended(3)?.complained(&["would run with any", "sha256"])?;

@@ -1,7 +1,12 @@
 //! Which addresses a session may reach.
 
-use super::scene::{only, reach, report};
-use crate::harness::{prelude::*, server::Server, wait::in_guest};
+use super::scene::{Fifo, only, reach, report};
+use crate::harness::{
+    capture::{add_address, own_network, set},
+    prelude::*,
+    server::Server,
+    wait::in_guest,
+};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("net::tcp-v4", WHEREVER, tcp_v4),
@@ -18,6 +23,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("net::metadata-address", WHEREVER, metadata),
     Test::sharing("net::daemonised-child", WHEREVER, daemonised),
     Test::sharing("net::observe-lets-through-and-records", WHEREVER, observe),
+    Test::sharing("net::what-the-network-lacks", WHEREVER, lacking),
 ];
 
 /// A member does `how` with the address of a server that is in scope, and with that of one that is not.
@@ -184,4 +190,40 @@ fn observe(s: &mut Sandbox) -> Result<()> {
     s.saw_connect(&session, &server.address(), "would-deny", "default")?;
     let refused = reach(s, &only(&member), &member, &format!("connect tcp {}", closed.words()))?;
     refused.was_refused(s, &closed, "default")
+}
+
+/// No way to an address in scope is no refusal, and who then takes IPv4 gets there; one that is refused is told at once and may
+/// do so too. An address that comes later is in scope from then on, and IPv4 goes on where the host gives up IPv6.
+fn lacking(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    own_network(&[])?;
+    let server = Server::tcp("::")?;
+    let (port, mut fifo) = (server.port(), Fifo::new(s)?);
+    let policy = only(&member)
+        .to("far", "2001:db8::/32", "")
+        .to("later", "fd00:88::/64", "")
+        .to("near", "127.0.0.0/8", "")
+        .to("loopback", "::1/128", port);
+    let connect = |to: &str| format!("connect tcp {to} {port}");
+    let none = [connect("2001:db8::1"), connect("fd00:88::1"), connect("fd00:99::1"), connect("127.0.0.1")].join(" + ");
+    let line = format!("{none} + fifo {} {}", fifo.path, connect("fd00:88::1"));
+    let policy = s.policy(&policy)?;
+    let running = s.run(&policy, &member, &line)?;
+    let session = running.session(s)?;
+    let answers = format!("errno {0}\nerrno {0}\nerrno {1}\nok\n", libc::ENETUNREACH, libc::EPERM);
+    until("the member to have tried all", patience(), || Ok((running.said().len() >= answers.len()).then_some(())))?;
+    ensure!(running.said() == answers, "{:?}", running.said());
+    s.saw_connect(&session, &format!("[2001:db8::1]:{port}"), "allow", "far")?;
+    s.saw_connect(&session, &format!("[fd00:99::1]:{port}"), "deny", "default")?;
+    add_address("fd00:88::1".parse()?)?;
+    fifo.wake()?;
+    running.wait()?.said(&format!("{answers}ok"))?;
+    server.accepted(2)?;
+    set("ipv6/conf/all/disable_ipv6", "1")?;
+    let running = s.run(&policy, &member, &format!("{} + {}", connect("::1"), connect("127.0.0.1")))?;
+    let said = running.wait()?.stdout;
+    let (six, four) = said.split_once('\n').context("two answers")?;
+    ensure!(six.starts_with("errno ") && six != "errno 1" && four.trim_end() == "ok", "{said}");
+    server.accepted(3)
 }

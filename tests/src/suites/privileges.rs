@@ -5,36 +5,111 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt},
 };
 
+use nix::errno::Errno;
+
 use super::scene::only;
-use crate::harness::{launch::Finished, prelude::*, sandbox::files_below};
+use crate::{
+    harness::{
+        launch::{Finished, bare},
+        prelude::*,
+        sandbox::files_below,
+    },
+    work::privilege::add_key,
+};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("privileges::classes", FULL, classes),
     Test::sharing("privileges::gain-at-exec", FULL, gain),
+    Test::sharing("privileges::others-without-a-signal", FULL, others),
     Test::sharing("privileges::the-agent-is-out-of-reach", FULL, agent),
     Test::sharing("privileges::the-agents-files-are-kept", FULL, files),
 ];
 
-/// Every class that a member tries here, with its argument, and what comes of it where it is allowed.
-pub(super) fn attempts() -> [(&'static str, String, &'static str); 14] {
+/// Every class that a member tries here: by which words, and what comes of it where it is allowed. Of those with several
+/// hooks each hook is asked.
+pub(super) fn attempts() -> Result<[(&'static str, String, &'static str); 22]> {
+    // a key of this process's, as long as it is there; none where the kernel has no keys
+    let key = match add_key() {
+        Err(Errno::ENOSYS) => 0,
+        key => key.context("a key")?,
+    };
     // this process: it is in no session
-    let own = std::process::id().to_string();
-    [
-        ("signal", own.clone(), "ok"),
-        ("ptrace", own, "errno 14"),
-        ("bpf", "11".to_owned(), "ok"),
-        ("modules", String::new(), "errno 8"),
-        ("kexec", String::new(), "errno 22"),
-        ("mount", String::new(), "errno 22"),
-        ("chroot", String::new(), "ok"),
-        ("namespaces", String::new(), "ok"),
-        ("keyring", String::new(), "ok"),
-        ("perf-event", String::new(), "ok"),
-        ("userfaultfd", String::new(), "ok"),
-        ("io-uring", String::new(), "ok"),
-        ("kernel-settings", String::new(), "ok"),
-        ("raw-devices", String::new(), "ok"),
-    ]
+    let on_own = |act: &str| format!("{act} {}", std::process::id());
+    Ok([
+        ("signal", on_own("signal"), "ok"),
+        ("ptrace", on_own("ptrace"), "errno 14"),
+        ("ptrace", on_own("write-memory"), "errno 14"),
+        ("ptrace", on_own("seize"), "ok"),
+        ("bpf", "bpf 11".to_owned(), "ok"),
+        ("modules", "modules".to_owned(), "errno 8"),
+        ("modules", "module-file".to_owned(), "errno 8"),
+        ("kexec", "kexec".to_owned(), "errno 22"),
+        ("kexec", "kexec-file".to_owned(), "errno 8"),
+        ("mount", "mount".to_owned(), "errno 22"),
+        ("mount", "remount".to_owned(), "ok"),
+        ("mount", "move-mount".to_owned(), "errno 22"),
+        ("mount", "pivot-root".to_owned(), "errno 22"),
+        ("chroot", "chroot".to_owned(), "ok"),
+        ("namespaces", "namespaces".to_owned(), "ok"),
+        ("keyring", "keyring".to_owned(), "ok"),
+        ("keyring", format!("keyctl {key}"), "ok"),
+        ("perf-event", "perf-event".to_owned(), "ok"),
+        ("userfaultfd", "userfaultfd".to_owned(), "ok"),
+        ("io-uring", "io-uring".to_owned(), "ok"),
+        ("kernel-settings", "kernel-settings".to_owned(), "ok"),
+        ("raw-devices", "raw-devices".to_owned(), "ok"),
+    ])
+}
+
+/// What is tried, each once.
+pub(super) fn named(attempts: &[(&'static str, String, &'static str)]) -> Vec<&'static str> {
+    let mut names: Vec<&str> = attempts.iter().map(|(class, ..)| *class).collect();
+    names.dedup();
+    names
+}
+
+/// All of it in one line.
+pub(super) fn line_of(attempts: &[(&'static str, String, &'static str)]) -> String {
+    attempts.iter().map(|(_, words, _)| format!("privilege {words}")).collect::<Vec<_>>().join(" + ")
+}
+
+/// What ends, starves or stops others by other calls than kill(2) is of class `signal`; of the agent it is nobody's.
+fn others(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let mut command = bare(member.as_ref());
+    command.args(["--work", "idle"]);
+    let outside = Running::spawn(s, command, None)?;
+    let cell = s.part("elsewhere").child("others")?;
+    cell.take(outside.pid())?;
+    let on = |who: &str| {
+        ["limit WHO same", "schedule WHO same", "owner WHO fcntl 23"]
+            .map(|act| format!("act {}", act.replace("WHO", who)))
+    };
+    let pid = outside.pid().to_string();
+    let mut all = on(&pid).to_vec();
+    all.extend(["ex", "ioctl"].map(|how| format!("act owner {pid} {how} 23")));
+    all.extend(
+        ["cgroup.freeze 0", "cgroup.max.depth max"].map(|what| format!("act write {}/{what}", cell.path().display())),
+    );
+    let count = all.len();
+    let answers = |policy: &Policy, acts: &[String]| tried_in(s, policy, &member, acts);
+    let (finished, session) = answers(&only(&member), &all)?;
+    finished.said(&vec!["errno 1"; count].join("\n"))?;
+    let found = recorded(s, &session)?;
+    ensure!(found == vec![("signal".to_owned(), "deny privilege".to_owned()); count], "recorded: {found:?}");
+    answers(&only(&member).privileges("signal"), &all)?.0.said(&vec!["ok"; count].join("\n"))?;
+    // what it does to itself is no class's, and neither is a cgroup of its own
+    let mut own = on("self").to_vec();
+    own.push("nest act freeze-none".to_owned());
+    answers(&only(&member), &own)?.0.said(&vec!["ok"; own.len()].join("\n"))?;
+    // who may signal others may not touch the agent
+    let (finished, session) = answers(&only(&member).kind("breakglass"), &on(&s.agent_pid()?.to_string())[..2])?;
+    finished.said("errno 1\nerrno 1")?;
+    let found = recorded(s, &session)?;
+    ensure!(found == vec![("signal".to_owned(), "deny protected".to_owned()); 2], "recorded: {found:?}");
+    drop(outside);
+    cell.remove()
 }
 
 /// In a new session, `line`: what it said, and the session.
@@ -63,10 +138,9 @@ fn classes(s: &mut Sandbox) -> Result<()> {
     let control = all.iter().find(|control| control["control"] == "privileges").context("no control on privileges")?;
     ensure!(control["state"] == "enforced", "privileges: {control}");
     let member = s.program("member")?;
-    let attempts = attempts();
-    let line: Vec<String> = attempts.iter().map(|(class, with, _)| format!("privilege {class} {with}")).collect();
-    let line = format!("{} + own-child", line.join(" + "));
-    let names: Vec<&str> = attempts.iter().map(|(class, ..)| *class).collect();
+    let attempts = attempts()?;
+    let line = format!("{} + own-child", line_of(&attempts));
+    let names = named(&attempts);
     let all = format!("privileges: {{ allow: [{}] }}", names.join(", "));
     let (ci, operator) = (only(&member), only(&member).kind("operator"));
     let cases = [
@@ -81,44 +155,82 @@ fn classes(s: &mut Sandbox) -> Result<()> {
         let found = recorded(s, &session)?;
         let said: Vec<&str> = finished.stdout.lines().collect();
         ensure!(said.len() == attempts.len() + 1 && said.last() == Some(&"ok"), "{what}: {said:?}");
-        for ((class, _, answer), said) in attempts.iter().zip(said) {
-            let refused = !open.contains(class);
-            let expected = if refused && verdict == "deny" { "errno 1" } else { answer };
-            ensure!(said == expected, "{what}: {class} came out as {said}, and not as {expected}");
+        for ((class, words, answer), said) in attempts.iter().zip(said) {
+            let expected = if !open.contains(class) && verdict == "deny" { "errno 1" } else { answer };
+            ensure!(said == expected, "{what}: {words} came out as {said}, and not as {expected}");
+        }
+        for class in &names {
             let own: Vec<&str> =
                 found.iter().filter(|(name, _)| name == class).map(|(_, said)| said.as_str()).collect();
-            let right = if refused { own.contains(&format!("{verdict} privilege").as_str()) } else { own.is_empty() };
-            ensure!(right, "{what}: {class} is recorded as {own:?}");
+            let tried = attempts.iter().filter(|(name, ..)| name == class).count();
+            let as_refused = own.len() >= tried && own.iter().all(|said| *said == format!("{verdict} privilege"));
+            let right = if open.contains(class) { own.is_empty() } else { as_refused };
+            ensure!(right, "{what}: {class}, tried {tried} times, is recorded as {own:?}");
         }
     }
     Ok(())
 }
 
-/// A program that runs as somebody else, and one that gives back what its caller had laid down.
+/// A program that runs as another user or group, one that gives back what its caller had laid down, and one whose file has a
+/// capability.
 fn gain(s: &mut Sandbox) -> Result<()> {
+    const USER: u32 = 64_020;
     s.start()?;
-    let (member, good, other) = (s.program("member")?, s.program("good")?, s.program("other")?);
+    let [member, good, other, group, capable] = ["member", "good", "other", "group", "capable"].map(|n| s.program(n));
+    let (member, good, other, group, capable) = (member?, good?, other?, group?, capable?);
     std::os::unix::fs::chown(&other, Some(12345), Some(12345))?;
     fs::set_permissions(&other, PermissionsExt::from_mode(0o4755))?;
-    let policy = || only(&member).allow("good", &good).allow("other", &other);
-    let cases = [("setuid", String::new(), &other), ("capabilities", "drop-capabilities + ".to_owned(), &good)];
-    for (class, before, program) in cases {
-        let line = format!("{before}spawn {program} --work own-child");
-        let last = |finished: &Finished| finished.stdout.lines().last().unwrap_or_default().to_owned();
+    std::os::unix::fs::chown(&group, None, Some(12345))?;
+    fs::set_permissions(&group, PermissionsExt::from_mode(0o2755))?;
+    give_capability(&capable)?;
+    let policy = || {
+        let all = only(&member).allow("good", &good).allow("other", &other);
+        all.allow("group", &group).allow("capable", &capable)
+    };
+    let user = format!("act another-user {USER} ");
+    let cases = [
+        ("setuid", "", &other),
+        ("setuid", "", &group),
+        ("capabilities", "drop-capabilities + ", &good),
+        ("capabilities", &user, &capable),
+    ];
+    let last = |finished: &Finished| finished.stdout.lines().last().unwrap_or_default().to_owned();
+    // whoever they run as
+    let marks = s.file("marks");
+    fs::create_dir(&marks)?;
+    fs::set_permissions(&marks, PermissionsExt::from_mode(0o777))?;
+    for (number, (class, before, program)) in cases.into_iter().enumerate() {
+        let mark = format!("{marks}/{number}");
+        let line = format!("{before}spawn {program} --work mark {mark}");
         let (finished, session) = tried(s, &policy(), &member, &line)?;
-        ensure!(last(&finished) == "errno 1", "{class}: {}", finished.stdout);
+        ensure!(last(&finished) == "errno 1", "{class}, {program}: {}", finished.stdout);
+        ensure!(!fs::exists(&mark)?, "{class}, {program}: it ran");
         let found = recorded(s, &session)?;
-        ensure!(found == [(class.to_owned(), "deny privilege".to_owned())], "{class}: {found:?}");
+        ensure!(found == [(class.to_owned(), "deny privilege".to_owned())], "{class}, {program}: {found:?}");
         let open = policy().scope(format!("privileges: {{ allow: [{class}] }}"));
         let (finished, session) = tried(s, &open, &member, &line)?;
-        ensure!(last(&finished) == "exit 0", "{class}, allowed: {}", finished.stdout);
-        ensure!(recorded(s, &session)?.is_empty(), "{class}, allowed, is recorded");
-        // what has no more than its caller needs no class
-        let (finished, session) = tried(s, &policy(), &member, &format!("spawn {good} --work own-child"))?;
+        ensure!(last(&finished) == "exit 0", "{class}, {program}, allowed: {}", finished.stdout);
+        ensure!(fs::exists(&mark)?, "{class}, {program}, allowed: it did not run");
+        ensure!(recorded(s, &session)?.is_empty(), "{class}, {program}, allowed, is recorded");
+    }
+    // what has no more than its caller needs no class
+    for before in ["", &user] {
+        let (finished, session) = tried(s, &policy(), &member, &format!("{before}spawn {good} --work own-child"))?;
         ensure!(last(&finished) == "exit 0", "a plain program: {}", finished.stdout);
         ensure!(recorded(s, &session)?.is_empty(), "a plain program is recorded");
     }
     Ok(())
+}
+
+/// A program that has `CAP_NET_BIND_SERVICE`, effective, whoever starts it (capabilities(7), the attribute's second version).
+fn give_capability(program: &str) -> Result<()> {
+    let words: [u32; 5] = [0x0200_0001, 1 << 10, 0, 0, 0];
+    let value = words.map(u32::to_le_bytes).concat();
+    let path = std::ffi::CString::new(program)?;
+    let name = c"security.capability".as_ptr();
+    // SAFETY: strings and bytes that outlive the call, as many as is said.
+    let done = unsafe { libc::setxattr(path.as_ptr(), name, value.as_ptr().cast(), value.len(), 0) };
+    Errno::result(done).map(drop).context("the capability of a file")
 }
 
 /// Neither by a kind that allows every class nor in a mode that refuses nothing.
@@ -128,13 +240,14 @@ fn agent(s: &mut Sandbox) -> Result<()> {
     // by its pins, and its maps and links by their numbers
     let commands = [7, 14, 30].map(|command| format!("privilege bpf {command}")).join(" + ");
     let own = std::process::id();
-    let line = format!("privilege signal {pid} + privilege ptrace {pid} + {commands} + privilege signal {own}");
+    let looks = ["ptrace", "write-memory", "seize"].map(|act| format!("privilege {act} {pid}")).join(" + ");
+    let line = format!("privilege signal {pid} + {looks} + {commands} + privilege signal {own}");
     for policy in [only(&member).kind("breakglass"), only(&member).kind("breakglass").observe()] {
         let (finished, session) = tried(s, &policy, &member, &line)?;
-        finished.said(&format!("{}ok", "errno 1\n".repeat(5)))?;
+        finished.said(&format!("{}ok", "errno 1\n".repeat(7)))?;
         let found = recorded(s, &session)?;
-        let all =
-            ["signal", "ptrace", "bpf", "bpf", "bpf"].map(|class| (class.to_owned(), "deny protected".to_owned()));
+        let all = ["signal", "ptrace", "ptrace", "ptrace", "bpf", "bpf", "bpf"];
+        let all = all.map(|class| (class.to_owned(), "deny protected".to_owned()));
         ensure!(found == all, "recorded: {found:?}");
     }
     ensure!(s.json(&["status"])?["pid"] == pid, "the agent is another");

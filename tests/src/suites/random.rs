@@ -2,19 +2,20 @@
 //!
 //! What a policy means is said here once more, from `docs/policy.md` and nothing else, and held against what the kernel does
 //! with every program and against the agent's own decision (its reference) on one of them, which it takes before a command
-//! is started. That the agent's decision and its tables agree is tested where they are.
+//! is started. That the agent's decision and its tables agree is tested where they are. The programs lie on a disk, so that
+//! rules can ask for digests, where there is one.
 
 use std::{
-    collections::BTreeMap,
     fs,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::Value;
 
-use super::scene::refused_exec;
-use crate::harness::{prelude::*, wait::in_guest};
+use super::{digests::sha256, scene::refused_exec};
+use crate::harness::{disk::on_disk, mounts::Mounted, prelude::*, wait::in_guest};
 
 pub(super) const TESTS: &[Test] = &[Test::sharing("random::kernel-does-what-a-policy-means", WHEREVER, agree)];
 
@@ -40,7 +41,7 @@ impl Dice {
 }
 
 /// A program's name, and which file it leads to: its own, or another's.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 12] = [
     ("a/one", "a/one"),
     ("a/two", "a/two"),
     ("a/deep/three", "a/deep/three"),
@@ -52,13 +53,17 @@ const FILES: [(&str, &str); 11] = [
     ("c/two", "a/two"),
     ("c/deep/three", "a/deep/three"),
     ("b/../a/one", "a/one"),
+    (SCRIPT, SCRIPT),
 ];
+/// A script, and the program that it names as its interpreter.
+const SCRIPT: &str = "a/script";
+const INTERPRETER: &str = "a/two";
 /// Directories, and what they lead to.
 const DIRECTORIES: [(&str, &str); 6] =
     [("", ""), ("a", "a"), ("a/deep", "a/deep"), ("b", "b"), ("c", "a"), ("gone", "gone")];
 /// Patterns, and the files that match them.
 const GLOBS: [(&str, &[&str]); 5] = [
-    ("a/*", &["a/one", "a/two", "b/four"]),
+    ("a/*", &["a/one", "a/two", "b/four", SCRIPT]),
     ("*/t*", &["a/two"]),
     ("b/[l]*", &["b/ld-linux-x86-64.so.2", "a/one"]),
     ("?/deep/*", &["a/deep/three"]),
@@ -66,8 +71,8 @@ const GLOBS: [(&str, &[&str]); 5] = [
 ];
 const CLASSES: [&str; 6] = ["loader", "multi-call", "by-descriptor", "memfd", "deleted", "written"];
 const KINDS: [&str; 5] = ["service", "ci", "agent", "operator", "breakglass"];
-/// The first argument of every program here is the first of these.
-const WORDS: [&str; 2] = ["--work", "status"];
+/// The first argument of every program here is the first of these, that of the interpreter the last.
+const WORDS: [&str; 3] = ["--work", "status", "--script"];
 
 #[derive(Clone, Debug)]
 enum Target {
@@ -84,10 +89,12 @@ struct Rule {
     target: Target,
     /// First arguments; none: whatever they are.
     words: Vec<&'static str>,
+    /// It asks for a digest: that of all files here, or another.
+    digest: Option<bool>,
 }
 
 impl Rule {
-    fn roll(dice: &mut Dice, id: String) -> Self {
+    fn roll(dice: &mut Dice, id: String, digests: bool) -> Self {
         let target = match dice.below(8) {
             0 => Target::Class(CLASSES[dice.below(CLASSES.len())]),
             1 | 2 => Target::Directory(dice.below(DIRECTORIES.len())),
@@ -96,10 +103,13 @@ impl Rule {
         };
         let files = matches!(target, Target::File(_) | Target::Glob(_));
         let words = if files && dice.below(5) == 0 { vec![*dice.of(&WORDS)] } else { Vec::new() };
-        Self { id, allow: dice.below(5) < 3, target, words }
+        let allow = dice.below(5) < 3;
+        let digest = (digests && allow && files && dice.below(4) == 0).then(|| dice.below(3) > 0);
+        Self { id, allow, target, words, digest }
     }
 
-    fn text(&self, world: &str) -> String {
+    fn text(&self, world: &World) -> String {
+        let World { place: world, digest } = world;
         let target = match &self.target {
             // a rule has no .. in its path
             Target::File(index) => format!("path: \"{world}/{}\"", FILES[*index].0.replace("b/../", "")),
@@ -108,7 +118,11 @@ impl Rule {
             Target::Class(class) => format!("class: {class}"),
         };
         let words = if self.words.is_empty() { String::new() } else { format!(", subcommands: {:?}", self.words) };
-        format!("{{ {target}{words}, id: {} }}", self.id)
+        let digest = self.digest.map_or_else(String::new, |right| {
+            let digest = if right { digest.clone() } else { "0".repeat(64) };
+            format!(", sha256: \"{digest}\"")
+        });
+        format!("{{ {target}{words}{digest}, id: {} }}", self.id)
     }
 
     /// Whether it names the file by itself.
@@ -128,6 +142,35 @@ impl Rule {
     }
 }
 
+/// Where the programs lie, and what all of them are made of.
+struct World {
+    place: String,
+    digest: String,
+}
+
+impl World {
+    fn new(place: String) -> Result<Self> {
+        for name in FILES.iter().filter(|(name, file)| name == file && *name != SCRIPT).map(|(name, _)| name) {
+            let path = format!("{place}/{name}");
+            fs::create_dir_all(Path::new(&path).parent().context("a program in a folder")?)?;
+            fs::copy("/proc/self/exe", path)?;
+        }
+        fs::hard_link(format!("{place}/b/four"), format!("{place}/a/alias"))?;
+        symlink("../a/one", format!("{place}/b/link"))?;
+        symlink("a", format!("{place}/c"))?;
+        let world = Self { digest: sha256(&format!("{place}/a/one"))?, place };
+        let script = format!("{}/{SCRIPT}", world.place);
+        fs::write(&script, format!("#!{}/{INTERPRETER} {}\nmark {}\n", world.place, WORDS[2], world.mark()))?;
+        fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
+        Ok(world)
+    }
+
+    /// What the script leaves.
+    fn mark(&self) -> String {
+        format!("{}/mark", self.place)
+    }
+}
+
 /// A program that a member tries.
 #[derive(Clone, Debug)]
 struct Try {
@@ -138,6 +181,10 @@ struct Try {
     /// Where it lies, by the directories that its file system knows. `None`: nowhere.
     place: Option<String>,
     classes: Vec<&'static str>,
+    /// Its first argument.
+    word: &'static str,
+    /// It is a script; then what is judged after it, or alone in tier no-lsm.
+    interpreter: Option<Box<Self>>,
 }
 
 impl Try {
@@ -155,6 +202,8 @@ impl Try {
                 // a link leads to where its target lies, another name lies where it is
                 place: Some(if *name == "a/alias" { *name } else { *file }.to_owned()),
                 classes: classes(file),
+                word: WORDS[0],
+                interpreter: (*file == SCRIPT).then(|| Box::new(Self::interpreter())),
             })
             .collect();
         all.push(Self {
@@ -162,6 +211,8 @@ impl Try {
             file: Some("a/two"),
             place: Some("a/two".to_owned()),
             classes: vec!["by-descriptor"],
+            word: WORDS[0],
+            interpreter: None,
         });
         for (how, place, classes) in [
             ("memfd", None, vec!["memfd"]),
@@ -170,9 +221,15 @@ impl Try {
         ] {
             let at = place.clone().unwrap_or_else(|| "memfd".to_owned());
             let words = format!("made {how} {world}/a/one {world}/{at}");
-            all.push(Self { words, file: None, place, classes });
+            all.push(Self { words, file: None, place, classes, word: WORDS[0], interpreter: None });
         }
         all
+    }
+
+    /// What the script names.
+    fn interpreter() -> Self {
+        let (file, place) = (Some(INTERPRETER), Some(INTERPRETER.to_owned()));
+        Self { words: String::new(), file, place, classes: Vec::new(), word: WORDS[2], interpreter: None }
     }
 }
 
@@ -188,10 +245,14 @@ struct Meaning {
 /// What comes of a program. In tier full it is judged twice: before its image exists, when there is no first argument to
 /// read, by what no first argument could change; and once it is in place. What the first look refuses names its reason: a
 /// program that rules only deny first arguments of is allowed by none, whatever its first argument is. In tier no-lsm
-/// there is only the second look. Which reason is named differs, what runs does not.
+/// there is only the second look. Which reason is named differs, what runs does not. A script is seen in tier full alone, and
+/// before its interpreter.
 fn meaning(full: bool, kind: &str, rules: &[Rule], tried: &Try) -> Meaning {
-    let in_place = look(kind, rules, tried, Some(WORDS[0]));
     let before = look(kind, rules, tried, None);
+    if let Some(interpreter) = &tried.interpreter {
+        return if full && !before.runs { before } else { meaning(full, kind, rules, interpreter) };
+    }
+    let in_place = look(kind, rules, tried, Some(tried.word));
     if full && !before.runs { before } else { in_place }
 }
 
@@ -224,9 +285,16 @@ fn look(kind: &str, rules: &[Rule], tried: &Try, word: Option<&'static str>) -> 
     if !denied.is_empty() {
         return is(false, denied);
     }
+    if rules.iter().any(|rule| rule.digest == Some(false) && names(rule)) {
+        return is(false, vec!["digest".to_owned()]);
+    }
     let denied = found(&|rule: &Rule| !rule.allow && rule.covers(place));
     if !denied.is_empty() {
         return is(false, denied);
+    }
+    // of a script the first argument is never seen
+    if tried.interpreter.is_some() && rules.iter().any(|rule| !rule.words.is_empty() && names(rule)) {
+        return is(false, vec!["unresolved".to_owned()]);
     }
     let worded = |allow: bool| {
         let fits = |rule: &Rule| !rule.words.is_empty() && word.is_none_or(|word| rule.words.contains(&word));
@@ -255,47 +323,69 @@ fn look(kind: &str, rules: &[Rule], tried: &Try, word: Option<&'static str>) -> 
 
 /// Nothing allows these programs, and each is denied its first argument.
 fn only_denied_words() -> Vec<Rule> {
-    let deny = |file| Rule { id: format!("r{file}"), allow: false, target: Target::File(file), words: vec![WORDS[0]] };
+    let deny = |file| Rule {
+        id: format!("r{file}"),
+        allow: false,
+        target: Target::File(file),
+        words: vec![WORDS[0]],
+        digest: None,
+    };
     vec![deny(0), deny(1)]
 }
 
-fn draw(dice: &mut Dice) -> (&'static str, Vec<Rule>) {
+/// One file has the digest that its rule asks for, one has not, and the script has a rule with first arguments.
+fn digests_and_a_script(digests: bool) -> Vec<Rule> {
+    let allow = |n: usize, target, words, digest: Option<bool>| {
+        let digest = digest.filter(|_| digests);
+        Rule { id: format!("r{n}"), allow: true, target, words, digest }
+    };
+    vec![
+        allow(0, Target::Directory(0), Vec::new(), None),
+        allow(1, Target::File(0), Vec::new(), Some(true)),
+        allow(2, Target::File(4), Vec::new(), Some(false)),
+        allow(3, Target::File(FILES.len() - 1), vec![WORDS[0]], None),
+    ]
+}
+
+fn draw(dice: &mut Dice, digests: bool) -> (&'static str, Vec<Rule>) {
     let kind = *dice.of(&KINDS);
     let count = 1 + dice.below(7);
-    (kind, (0..count).map(|n| Rule::roll(dice, format!("r{n}"))).collect())
+    (kind, (0..count).map(|n| Rule::roll(dice, format!("r{n}"), digests)).collect())
 }
 
 fn agree(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("seat/member")?;
-    let world = format!("{}/world", s.bin());
-    let own: BTreeMap<&str, ()> =
-        FILES.iter().filter(|(name, file)| name == file).map(|(name, _)| (*name, ())).collect();
-    for name in own.keys() {
-        s.program(&format!("world/{name}"))?;
-    }
-    fs::hard_link(format!("{world}/b/four"), format!("{world}/a/alias"))?;
-    symlink("../a/one", format!("{world}/b/link"))?;
-    symlink("a", format!("{world}/c"))?;
+    let mut mounts = Mounted::default();
+    let (disk, digests) = match on_disk(s, &mut mounts) {
+        Ok(disk) => (disk, true),
+        Err(error) if error.is::<Lacking>() => (s.bin(), false),
+        Err(error) => return Err(error),
+    };
+    let world = World::new(format!("{disk}/world"))?;
     let chosen = std::env::var(SEED).ok().and_then(|text| text.parse().ok());
     let clock = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let seed = chosen.unwrap_or_else(|| u64::from(clock.subsec_nanos()) << 20 | 1);
     let mut dice = Dice(seed);
-    let (begun, tries) = (Instant::now(), Try::all(&world));
+    let (begun, tries) = (Instant::now(), Try::all(&world.place));
     let (mut ran, mut refused) = (0, 0);
     for round in 0..if in_guest() { POLICIES.1 } else { POLICIES.0 } {
-        // the first is one whose reason depends on the tier, which chance seldom draws
-        let (kind, rules) = if round == 0 { ("ci", only_denied_words()) } else { draw(&mut dice) };
+        // the first two have what chance seldom draws, and reasons that depend on the tier
+        let (kind, rules) = match round {
+            0 => ("ci", only_denied_words()),
+            1 => ("service", digests_and_a_script(digests)),
+            _ => draw(&mut dice, digests),
+        };
         let policy = rules.iter().fold(Policy::new().kind(kind).allow("seat", &member), |policy, rule| {
             policy.exec_rule(if rule.allow { "allow" } else { "deny" }, &rule.text(&world))
         });
         let of_round = || format!("{SEED}={seed}, policy {round} of kind {kind} with {rules:?}");
         let policy = s.policy(&policy)?;
-        let runs = one(s, (&policy, &member), (kind, &rules), &tries).with_context(of_round)?;
+        let runs = one(s, (&policy, &member), (kind, &rules), (&world, &tries)).with_context(of_round)?;
         ran += runs;
         refused += tries.len() - runs;
         let command = &tries[dice.below(FILES.len())];
-        refers(s, &policy, (kind, &rules), command).with_context(of_round)?;
+        refers(s, &policy, (kind, &rules), (&world, command)).with_context(of_round)?;
     }
     eprintln!("{SEED}={seed}: {ran} programs ran and {refused} were refused in {:?}", begun.elapsed());
     // chance that lets everything run, or nothing, would prove nothing
@@ -304,8 +394,15 @@ fn agree(s: &mut Sandbox) -> Result<()> {
 }
 
 /// A member of one session tries every program; how many ran.
-fn one(s: &Sandbox, (policy, member): (&str, &str), (kind, rules): (&str, &[Rule]), tries: &[Try]) -> Result<usize> {
-    let line: Vec<String> = tries.iter().map(|tried| format!("{} --work nothing", tried.words)).collect();
+fn one(
+    s: &Sandbox,
+    (policy, member): (&str, &str),
+    (kind, rules): (&str, &[Rule]),
+    (world, tries): (&World, &[Try]),
+) -> Result<usize> {
+    let marks: Vec<String> = tries.iter().map(|tried| mark(s, world, tried)).collect::<Result<_>>()?;
+    let line: Vec<String> =
+        tries.iter().zip(&marks).map(|(tried, mark)| format!("{} --work mark {mark}", tried.words)).collect();
     let running = s.run(policy, member, &line.join(" + "))?;
     let session = running.session(s)?;
     let finished = running.wait()?;
@@ -322,7 +419,7 @@ fn one(s: &Sandbox, (policy, member): (&str, &str), (kind, rules): (&str, &[Rule
     let execs: Vec<&Value> = execs.iter().skip(1).collect();
     ensure!(answers.len() == tries.len() && execs.len() == tries.len(), "{finished:?} with the records {execs:?}");
     let mut ran = 0;
-    for ((tried, answer), record) in tries.iter().zip(answers).zip(execs) {
+    for (((tried, mark), answer), record) in tries.iter().zip(&marks).zip(answers).zip(execs) {
         let means = meaning(s.tier == Tier::Full, kind, rules, tried);
         let fits = match (means.runs, means.by_word) {
             (true, _) => answer == "exit 0",
@@ -332,17 +429,41 @@ fn one(s: &Sandbox, (policy, member): (&str, &str), (kind, rules): (&str, &[Rule
         ensure!(fits, "{} was answered {answer} where {means:?}; {record}", tried.words);
         let rule = record["rule"].as_str().unwrap_or_default();
         ensure!(means.rules.iter().any(|own| own == rule), "{}: {means:?}, but the record is {record}", tried.words);
+        ensure!(fs::exists(mark)? == means.runs, "{}: its mark is wrong where {means:?}", tried.words);
         ran += usize::from(means.runs);
     }
     Ok(ran)
 }
 
+/// What a program leaves where it runs, which is not there yet.
+fn mark(s: &Sandbox, world: &World, tried: &Try) -> Result<String> {
+    if tried.interpreter.is_none() {
+        return Ok(s.file("mark"));
+    }
+    let mark = world.mark();
+    if fs::exists(&mark)? {
+        fs::remove_file(&mark)?;
+    }
+    Ok(mark)
+}
+
 /// The agent's own decision on a command, before anything is started.
-fn refers(s: &Sandbox, policy: &str, (kind, rules): (&str, &[Rule]), command: &Try) -> Result<()> {
+fn refers(s: &Sandbox, policy: &str, (kind, rules): (&str, &[Rule]), (world, command): (&World, &Try)) -> Result<()> {
     let means = meaning(s.tier == Tier::Full, kind, rules, command);
     let program = command.words.rsplit(' ').next().unwrap_or_default();
-    let finished = s.run(policy, program, "nothing")?.wait()?;
-    let fits = finished.code == if means.runs { 0 } else { 125 };
+    let mark = mark(s, world, command)?;
+    let finished = s.run(policy, program, &format!("mark {mark}"))?.wait()?;
+    // the agent does not foretell what an interpreter's first argument is
+    let in_place = command.interpreter.as_ref().is_some_and(|own| means.by_word && look(kind, rules, own, None).runs);
+    let fits = finished.code
+        == if means.runs {
+            0
+        } else if in_place {
+            137
+        } else {
+            125
+        };
     ensure!(fits, "the agent's decision on {program} is another: {finished:?} where {means:?}");
+    ensure!(fs::exists(&mark)? == means.runs, "{program}: its mark is wrong where {means:?}");
     Ok(())
 }

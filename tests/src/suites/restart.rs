@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::scene::{Fifo, Wall, only};
+use super::scene::{Fifo, Wall, attach_to, only};
 use crate::harness::{
     bpf::{Map, Shape},
     prelude::*,
@@ -23,14 +23,14 @@ const NO_PREALLOC: u32 = 1;
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("restart::sessions-go-on", WHEREVER, go_on),
-    Test::new("restart::first-process-is-found-again", WHEREVER, first_process),
+    Test::new("restart::first-process-is-found-again", WHEREVER, first_process).agents_own(),
     Test::new("restart::deadline-of-an-earlier-agent", WHEREVER, deadline).waiting(),
-    Test::new("restart::agent-loss-ends-where-asked", WHEREVER, agent_loss),
+    Test::new("restart::agent-loss-ends-where-asked", WHEREVER, agent_loss).agents_own(),
     Test::new("restart::kill-loop-is-no-hole", WHEREVER, kill_loop).lasting(60),
-    Test::new("restart::pins-of-another-version-are-refused", WHEREVER, other_pins),
-    Test::new("restart::spoiled-store", WHEREVER, spoiled_store),
-    Test::new("restart::two-agents-on-one-store", WHEREVER, one_store),
-    Test::new("restart::observed-members-free-their-slot", WHEREVER, observed),
+    Test::new("restart::pins-of-another-version-are-refused", WHEREVER, other_pins).agents_own(),
+    Test::new("restart::spoiled-store", WHEREVER, spoiled_store).agents_own(),
+    Test::new("restart::two-agents-on-one-store", WHEREVER, one_store).agents_own(),
+    Test::new("restart::observed-members-free-their-slot", WHEREVER, observed).agents_own(),
 ];
 
 /// Killed or stopped, the agent is missed by nobody: what was refused is refused, what was allowed works, and the next
@@ -156,7 +156,8 @@ fn agent_loss(s: &mut Sandbox) -> Result<()> {
 }
 
 /// The agent is killed at any moment of its start and of its work, again and again for a minute (in a guest, half of one),
-/// while a member tries what is out of scope and what is in scope.
+/// while a member tries what is out of scope and what is in scope. Each agent attaches its programs elsewhere than the one
+/// before.
 fn kill_loop(s: &mut Sandbox) -> Result<()> {
     let (span, least) = if in_guest() { (30, 4) } else { (60, 30) };
     s.start()?;
@@ -171,6 +172,7 @@ fn kill_loop(s: &mut Sandbox) -> Result<()> {
     s.kill_agent()?;
     let (start, mut kills) = (Instant::now(), 1u32);
     while start.elapsed() < Duration::from_secs(span) {
+        attach_to(s, if kills % 2 == 0 { "sessions" } else { "root" })?;
         let agent = s.start_unready()?;
         // anywhere from the first instruction to well after it is ready: each time a little later, and then anew
         let step = if in_guest() { 700 } else { 60 };

@@ -2,10 +2,14 @@
 
 use std::fs;
 
-use super::scene::{Fifo, attempt, only, refusal, refused_exec, report};
+use super::{
+    attach::kill_all,
+    scene::{Fifo, attempt, only, reach, refusal, refused_exec, report},
+};
 use crate::harness::{
     launch::bare,
     prelude::*,
+    server::Server,
     wait::{all_gone, gone},
 };
 
@@ -83,27 +87,33 @@ fn reused(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// A member that is moved ends its session where the policy says so, and only there.
+/// A member that is moved ends its session where the policy says so and is enforced, and only there.
 fn moved_ends(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let elsewhere = s.part("elsewhere");
-    for (what, ends) in [("end", true), ("record", false)] {
-        let policy = s.policy(&only(&member).spec(format!("on: {{ moved: {what} }}")))?;
-        let running =
-            s.run(&policy, &member, &format!("background cgroup {} idle + idle", elsewhere.path().display()))?;
+    let on = |what: &str| only(&member).spec(format!("on: {{ moved: {what} }}"));
+    let cases = [("end", on("end")), ("record", on("record")), ("end, observed", on("end").observe())];
+    for (what, policy) in cases {
+        let pid = s.file("pid");
+        let line = format!("background cgroup {} pid {pid} idle + idle", elsewhere.path().display());
+        let running = s.run(&s.policy(&policy)?, &member, &line)?;
         let session = running.session(s)?;
         s.wait_evidence("the move", |r| r["type"] == "move" && r["session"] == session && r["joined"] == false)?;
-        if ends {
+        if what == "end" {
             let end = s.session_ended(&session, "violation")?;
             ensure!(end["members_left"] == 0, "{end}");
             all_gone(&[running.pid()])?;
             continue;
         }
+        let moved = s.pid_in(&pid)?;
         s.cli(&["inspect", &session])?.ended(0)?;
-        ensure!(!gone(running.pid()), "a move that is only recorded ended its session");
-        s.cli(&["end", &session])?.ended(0)?;
-        s.session_ended(&session, "operator")?;
+        ensure!(!gone(running.pid()) && !gone(moved), "a move that is only recorded ended its session: {what}");
+        // an observed session would leave them
+        kill_all(&[moved])?;
+        all_gone(&[moved])?;
+        kill_all(&[running.pid()])?;
+        s.session_ended(&session, "completed")?;
     }
     Ok(())
 }
@@ -115,10 +125,12 @@ fn within(s: &mut Sandbox) -> Result<()> {
     let tipstaff = s.tipstaff_for_members()?;
     let inner = s.policy(&only(&good))?;
     let words = ["run", "--policy", &inner, "--", &good, "--work", "mark", &mark];
-    let policy = s.policy(&only(&member).allow("tipstaff", &tipstaff).allow("good", &good))?;
+    // it may speak to the agent: what refuses is the agent
+    let unix = format!("unix: {{ allow: [{}] }}", s.runtime().join("operate.sock").display());
+    let policy = s.policy(&only(&member).allow("tipstaff", &tipstaff).allow("good", &good).scope(unix))?;
     let running = s.run(&policy, &member, &format!("spawn {tipstaff} {}", words.join(" ")))?;
     let session = running.session(s)?;
-    running.wait()?.said("exit 125")?;
+    running.wait()?.said("exit 125")?.complained(&["a member of a session"])?;
     s.session_ended(&session, "completed")?;
     ensure!(!fs::exists(&mark)?, "a member started a session");
     let started = s.evidence()?.iter().filter(|r| r["type"] == "session-start").count();
@@ -132,7 +144,9 @@ fn within(s: &mut Sandbox) -> Result<()> {
 fn swapped(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, first, second) = (s.program("member")?, s.program("first")?, s.program("second")?);
-    let other = s.run(&s.policy(&only(&member).allow("second", &second))?, &member, "idle")?;
+    let (server, own) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    let there = only(&member).allow("second", &second).to("server", "127.0.0.1/32", server.port());
+    let other = s.run(&s.policy(&there)?, &member, "idle")?;
     let other_session = other.session(s)?;
     let inspected = s.json(&["inspect", &other_session])?;
     let cgroup = inspected["context"]["cgroup"].as_str().context("no cgroup")?.to_owned();
@@ -142,6 +156,16 @@ fn swapped(s: &mut Sandbox) -> Result<()> {
     refused.was_refused(s, "default")?;
     ensure!(s.records(&refused.session, "move")?.iter().any(|r| r["joined"] == false), "the move is not recorded");
     attempt(s, &policy, &member, &how, &first)?.ran(s, "first")?;
+    let line = |to: &Server| format!("cgroup {cgroup} connect tcp {}", to.words());
+    let policy = policy.to("own", "127.0.0.1/32", own.port());
+    reach(s, &policy, &member, &line(&server))?.was_refused(s, &server, "default")?;
+    reach(s, &policy, &member, &line(&own))?.arrived(s, &own, "own")?;
+    if s.tier == Tier::Full {
+        // a member of another session of the user is no more its own than an outsider
+        let acts = format!("privilege signal {0} + privilege ptrace {0}", other.pid());
+        s.run(&s.policy(&policy)?, &member, &acts)?.wait()?.said("errno 1\nerrno 1")?;
+        s.run(&s.policy(&only(&member).privileges("signal, ptrace"))?, &member, &acts)?.wait()?.said("ok\nerrno 14")?;
+    }
     ensure!(!gone(other.pid()), "the other session's end came with the first's");
     let exec = |r: &serde_json::Value| r["type"] == "exec" && r["session"] == other_session && r["path"] != member;
     ensure!(!s.evidence()?.iter().any(exec), "the other session has records of what was not its member's");

@@ -16,21 +16,21 @@ use crate::harness::{
 };
 
 /// The policy under which only `member` runs, and nothing is reached.
-pub(super) fn only(member: &str) -> Policy {
+pub(crate) fn only(member: &str) -> Policy {
     Policy::new().allow("member", member)
 }
 
 /// A member's attempt to run a program that would leave a mark.
 #[derive(Debug)]
-pub(super) struct Attempt {
-    pub(super) session: String,
+pub(crate) struct Attempt {
+    pub(crate) session: String,
     target: String,
     answer: String,
     mark: String,
 }
 
 /// In a new session under `policy`, `member` does `how` (`spawn`, or words before it) with `target`.
-pub(super) fn attempt(s: &Sandbox, policy: &Policy, member: &str, how: &str, target: &str) -> Result<Attempt> {
+pub(crate) fn attempt(s: &Sandbox, policy: &Policy, member: &str, how: &str, target: &str) -> Result<Attempt> {
     let mark = s.file("mark");
     let running = s.run(&s.policy(policy)?, member, &format!("{how} {target} --work mark {mark}"))?;
     let session = running.session(s)?;
@@ -43,12 +43,12 @@ pub(super) fn attempt(s: &Sandbox, policy: &Policy, member: &str, how: &str, tar
 
 impl Attempt {
     /// It ran, because of `rule`.
-    pub(super) fn ran(&self, s: &Sandbox, rule: &str) -> Result<()> {
+    pub(crate) fn ran(&self, s: &Sandbox, rule: &str) -> Result<()> {
         self.took_place(s, "allow", rule)
     }
 
     /// It ran although `rule` is against it.
-    pub(super) fn was_only_observed(&self, s: &Sandbox, rule: &str) -> Result<()> {
+    pub(crate) fn was_only_observed(&self, s: &Sandbox, rule: &str) -> Result<()> {
         self.took_place(s, "would-deny", rule)
     }
 
@@ -59,7 +59,7 @@ impl Attempt {
     }
 
     /// It did not run, because of `rule`.
-    pub(super) fn was_refused(&self, s: &Sandbox, rule: &str) -> Result<()> {
+    pub(crate) fn was_refused(&self, s: &Sandbox, rule: &str) -> Result<()> {
         let expected = refused_exec(s);
         ensure!(self.answer == expected, "{}: {} where {expected} was expected", self.target, self.answer);
         ensure!(!Path::new(&self.mark).exists(), "{} was refused but left its mark", self.target);
@@ -68,24 +68,24 @@ impl Attempt {
 }
 
 /// What a refused exec looks like to its parent.
-pub(super) fn refused_exec(s: &Sandbox) -> &'static str {
+pub(crate) fn refused_exec(s: &Sandbox) -> &'static str {
     if s.tier == Tier::Full { "errno 1" } else { "signal 9" }
 }
 
 /// The verdict of a refused exec.
-pub(super) fn refusal(s: &Sandbox) -> &'static str {
+pub(crate) fn refusal(s: &Sandbox) -> &'static str {
     if s.tier == Tier::Full { "deny" } else { "kill" }
 }
 
 /// A member's attempt to reach an address.
 #[derive(Debug)]
-pub(super) struct Reach {
-    pub(super) session: String,
+pub(crate) struct Reach {
+    pub(crate) session: String,
     answer: String,
 }
 
 /// In a new session under `policy`, `member` does `line`; its last line of output is the answer.
-pub(super) fn reach(s: &Sandbox, policy: &Policy, member: &str, line: &str) -> Result<Reach> {
+pub(crate) fn reach(s: &Sandbox, policy: &Policy, member: &str, line: &str) -> Result<Reach> {
     let running = s.run(&s.policy(policy)?, member, line)?;
     let session = running.session(s)?;
     let finished = running.wait()?;
@@ -96,40 +96,48 @@ pub(super) fn reach(s: &Sandbox, policy: &Policy, member: &str, line: &str) -> R
 
 impl Reach {
     /// It got there, because of `rule`; `server` saw one connection or datagram.
-    pub(super) fn arrived(&self, s: &Sandbox, server: &Server, rule: &str) -> Result<()> {
+    pub(crate) fn arrived(&self, s: &Sandbox, server: &Server, rule: &str) -> Result<()> {
         ensure!(self.answer == "ok", "{} was not reached: {}", server.address(), self.answer);
         server.accepted(1)?;
         s.saw_connect(&self.session, &server.address(), "allow", rule).map(drop)
     }
 
     /// It was refused, because of `rule`; `server` saw nothing.
-    pub(super) fn was_refused(&self, s: &Sandbox, server: &Server, rule: &str) -> Result<()> {
+    pub(crate) fn was_refused(&self, s: &Sandbox, server: &Server, rule: &str) -> Result<()> {
         self.was_refused_to(s, &server.address(), rule)?;
         server.untouched()
     }
 
     /// As [`Reach::was_refused`] where no server is.
-    pub(super) fn was_refused_to(&self, s: &Sandbox, to: &str, rule: &str) -> Result<()> {
+    pub(crate) fn was_refused_to(&self, s: &Sandbox, to: &str, rule: &str) -> Result<()> {
         ensure!(self.answer == "errno 1", "{to}: {} where errno 1 was expected", self.answer);
         s.saw_connect(&self.session, to, "deny", rule).map(drop)
     }
 
     /// It was allowed by `rule`, whatever the network made of it.
-    pub(super) fn was_let_through(&self, s: &Sandbox, to: &str, rule: &str) -> Result<()> {
+    pub(crate) fn was_let_through(&self, s: &Sandbox, to: &str, rule: &str) -> Result<()> {
         ensure!(self.answer != "errno 1", "{to} was refused");
         s.saw_connect(&self.session, to, "allow", rule).map(drop)
     }
 }
 
+/// Has the next agent attach its programs on cgroups to `sessions` or to the `root`.
+pub(crate) fn attach_to(s: &Sandbox, place: &str) -> Result<()> {
+    let path = s.folder().join("tipstaff.toml");
+    let text = fs::read_to_string(&path)?;
+    let rest: Vec<&str> = text.lines().filter(|line| !line.starts_with("attach")).collect();
+    Ok(fs::write(path, format!("attach = \"{place}\"\n{}\n", rest.join("\n")))?)
+}
+
 /// A FIFO that a member sleeps on until the test wakes it.
 #[derive(Debug)]
-pub(super) struct Fifo {
-    pub(super) path: String,
+pub(crate) struct Fifo {
+    pub(crate) path: String,
     file: File,
 }
 
 impl Fifo {
-    pub(super) fn new(s: &Sandbox) -> Result<Self> {
+    pub(crate) fn new(s: &Sandbox) -> Result<Self> {
         let path = s.file("fifo");
         nix::unistd::mkfifo(Path::new(&path), Mode::from_bits_truncate(0o666))?;
         // open for both, so that neither end waits for the other
@@ -137,13 +145,13 @@ impl Fifo {
         Ok(Self { path, file })
     }
 
-    pub(super) fn wake(&mut self) -> Result<()> {
+    pub(crate) fn wake(&mut self) -> Result<()> {
         self.file.write_all(b"!").context("a FIFO cannot be written")
     }
 }
 
 /// Waits until a workload has reported `lines` lines to `file`.
-pub(super) fn report(file: &str, lines: usize) -> Result<Vec<String>> {
+pub(crate) fn report(file: &str, lines: usize) -> Result<Vec<String>> {
     until(&format!("{lines} lines in {file}"), patience(), || {
         let text = fs::read_to_string(file).unwrap_or_default();
         let found: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -152,29 +160,32 @@ pub(super) fn report(file: &str, lines: usize) -> Result<Vec<String>> {
 }
 
 /// Times, as workloads write and send them.
-pub(super) fn stamps(bytes: &[u8]) -> Vec<u64> {
+pub(crate) fn stamps(bytes: &[u8]) -> Vec<u64> {
     bytes.as_chunks().0.iter().map(|stamp| u64::from_be_bytes(*stamp)).collect()
 }
 
 /// A session whose member, each time it is woken, tries a program and an address that are out of scope and a program
 /// and an address in scope.
-pub(super) struct Wall {
-    pub(super) running: Running,
-    pub(super) session: String,
+pub(crate) struct Wall {
+    pub(crate) running: Running,
+    pub(crate) session: String,
     fifos: Vec<Fifo>,
-    pub(super) bad: Server,
+    pub(crate) bad: Server,
+    /// What the program that is out of scope would leave.
+    mark: String,
     woken: usize,
 }
 
 impl Wall {
-    pub(super) fn new(s: &Sandbox, times: usize) -> Result<Self> {
+    pub(crate) fn new(s: &Sandbox, times: usize) -> Result<Self> {
         let (member, good, out) = (s.program("member")?, s.program("good")?, s.program("bad")?);
         let (server, bad) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
         let policy = only(&member).allow("good", &good).to("server", "127.0.0.1/32", server.port());
         let fifos = (0..times).map(|_| Fifo::new(s)).collect::<Result<Vec<_>>>()?;
+        let mark = s.file("mark");
         let tries = |fifo: &Fifo| {
             format!(
-                "fifo {} spawn {out} --work nothing + spawn {good} --work nothing + connect tcp {} + connect tcp {}",
+                "fifo {} spawn {out} --work mark {mark} + spawn {good} --work nothing + connect tcp {} + connect tcp {}",
                 fifo.path,
                 bad.words(),
                 server.words()
@@ -185,18 +196,18 @@ impl Wall {
         let running = s.run(&s.policy(&policy)?, &member, &format!("pid {pid} say there + {line}"))?;
         let session = running.session(s)?;
         s.pid_in(&pid)?;
-        Ok(Self { running, session, fifos, bad, woken: 0 })
+        Ok(Self { running, session, fifos, bad, mark, woken: 0 })
     }
 
     /// Ends it: nobody is left.
-    pub(super) fn is_ended(&self, s: &Sandbox) -> Result<()> {
+    pub(crate) fn is_ended(&self, s: &Sandbox) -> Result<()> {
         s.cli(&["end", &self.session])?.ended(0)?;
         s.session_ended(&self.session, "operator")?;
         all_gone(&[self.running.pid()])
     }
 
     /// Wakes the member and checks each answer.
-    pub(super) fn holds(&mut self, s: &Sandbox) -> Result<()> {
+    pub(crate) fn holds(&mut self, s: &Sandbox) -> Result<()> {
         self.fifos[self.woken].wake()?;
         self.woken += 1;
         let answers = format!("{}\nexit 0\nerrno 1\nok\n", refused_exec(s));
@@ -206,17 +217,18 @@ impl Wall {
             Ok((said.len() >= expected.len() || gone(self.running.pid())).then_some(said))
         })?;
         ensure!(said == expected, "the member was answered {said:?} where {expected:?} was expected");
+        ensure!(!Path::new(&self.mark).exists(), "a program that is out of scope ran");
         Ok(())
     }
 }
 
 /// A file system over one of the agent's folders, so small that a test can fill it.
-pub(super) struct SmallDisk {
+pub(crate) struct SmallDisk {
     folder: PathBuf,
 }
 
 impl SmallDisk {
-    pub(super) fn over(s: &Sandbox, folder: &str, kilobytes: u32) -> Result<Self> {
+    pub(crate) fn over(s: &Sandbox, folder: &str, kilobytes: u32) -> Result<Self> {
         let disk = Self { folder: s.folder().join(folder) };
         disk.mount(&format!("mode=0700,size={kilobytes}k"), MsFlags::empty())?;
         Ok(disk)
@@ -226,12 +238,18 @@ impl SmallDisk {
         nix::mount::mount(Some("tmpfs"), &self.folder, Some("tmpfs"), flags, Some(options)).context("a small tmpfs")
     }
 
-    pub(super) fn enlarge(&self) -> Result<()> {
+    pub(crate) fn enlarge(&self) -> Result<()> {
         self.mount("size=64m", MsFlags::MS_REMOUNT)
     }
 
+    /// Nothing on it can be changed, or all can again. Nobody may have a file of it open to write.
+    pub(crate) fn read_only(&self, on: bool) -> Result<()> {
+        let flags = if on { MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY } else { MsFlags::MS_REMOUNT };
+        self.mount("mode=0700", flags)
+    }
+
     /// Leaves no room for anything.
-    pub(super) fn fill(&self) -> Result<()> {
+    pub(crate) fn fill(&self) -> Result<()> {
         let mut filler = File::create(self.filler())?;
         let full = loop {
             if let Err(error) = filler.write_all(&[7; 4096]) {
@@ -243,7 +261,7 @@ impl SmallDisk {
     }
 
     /// Takes back what filled it.
-    pub(super) fn make_room(&self) -> Result<()> {
+    pub(crate) fn make_room(&self) -> Result<()> {
         fs::remove_file(self.filler()).context("the disk was not filled")
     }
 
@@ -253,6 +271,6 @@ impl SmallDisk {
 }
 
 /// A policy file that needs room for two hundred thousand bytes wherever it is kept.
-pub(super) fn bulky(s: &Sandbox, policy: &Policy) -> Result<String> {
+pub(crate) fn bulky(s: &Sandbox, policy: &Policy) -> Result<String> {
     s.policy_text(&format!("# {}\n{policy}", "x".repeat(200_000)))
 }

@@ -1,5 +1,4 @@
-//! Sockets whatever way they come: of every class, made by others, listening, of the unix family; and what all members
-//! together may use up.
+//! Sockets whatever way they come: of every class, made by others, listening, of the unix family.
 
 use std::{
     fs,
@@ -13,7 +12,7 @@ use std::{
         },
     },
     path::PathBuf,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -41,7 +40,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::unix", FULL, unix),
     Test::sharing("sockets::unix-by-name-alone", NO_LSM, unix_names)
         .since((6, 7), "hooks on the names of unix sockets"),
-    Test::sharing("sockets::budgets", WHEREVER, budgets),
 ];
 
 const FAMILIES: [(&str, &str); 2] = [("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128")];
@@ -74,6 +72,13 @@ fn classes(s: &mut Sandbox) -> Result<()> {
     // what everybody may make
     let plain = "make 2 1 0 + make 10 2 0 + make 1 1 0 + make 16 3 0";
     s.run(&s.policy(&only(&member))?, &member, plain)?.wait()?.said("ok\nok\nok\nok")?;
+    if s.tier == Tier::Full {
+        let without = only(&member).scope("sockets: { deny: [netlink] }");
+        let running = s.run(&s.policy(&without)?, &member, plain)?;
+        let session = running.session(s)?;
+        running.wait()?.said("ok\nok\nok\nerrno 1")?;
+        said(s, &session, "socket", "socket-class")?;
+    }
     Ok(())
 }
 
@@ -344,7 +349,7 @@ fn unix(s: &mut Sandbox) -> Result<()> {
 }
 
 /// A new folder that nobody but root can change.
-fn closed(s: &Sandbox) -> Result<PathBuf> {
+pub(super) fn closed(s: &Sandbox) -> Result<PathBuf> {
     let folder = s.fresh("closed");
     fs::create_dir(&folder)?;
     fs::set_permissions(&folder, PermissionsExt::from_mode(0o755))?;
@@ -423,78 +428,4 @@ fn unix_names(s: &mut Sandbox) -> Result<()> {
     finished.said("ok\nok\nok\nok\nok")?;
     s.wait_evidence("what would be denied", |r| r["session"] == session && r["verdict"] == "would-deny")?;
     Ok(())
-}
-
-/// Counted in the kernel, with the agent stopped: a loop of 10,000 connects is cut at the bound.
-fn budgets(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
-    let policy = |budgets: &str| {
-        s.policy(&only(&member).to("loopback", "127.0.0.0/8", "").spec(format!("budgets: {{ {budgets} }}")))
-    };
-    let fifo = Fifo::new(s)?;
-    let pid = s.file("pid");
-    let line = format!("pid {pid} fifo {} connect-many 10000 {}", fifo.path, server.words());
-    let total = s.run(&policy("connects: 25")?, &member, &line)?;
-    let session = total.session(s)?;
-    s.pid_in(&pid)?;
-    cut_when_stopped(s, fifo, total)?.said("25 done 9975 refused")?;
-    s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connects")?;
-    let cases = [
-        (
-            "destinations: 2",
-            "connect udp 127.0.0.1 9 + connect udp 127.0.0.2 9 + connect udp 127.0.0.3 9 + connect udp 127.0.0.1 9",
-            "ok\nok\nerrno 1\nok",
-            "budget-destinations",
-        ),
-        // 28 bytes of headers each
-        ("egressBytes: 5120", "send-many 20 1000 127.0.0.1 9", "4 done 16 refused", "budget-egress"),
-        // what was too large uses nothing up
-        (
-            "egressBytesPerSecond: 4000",
-            "send-many 1 8000 127.0.0.1 9 + send-many 3 1000 127.0.0.1 9",
-            "0 done 1 refused\n3 done 0 refused",
-            "budget-egress-rate",
-        ),
-    ];
-    for (budget, line, expected, rule) in cases {
-        // a socket of the port, so that no ICMP error comes back
-        let _sink = UdpSocket::bind(("127.0.0.1", 0))?;
-        let line = line.replace("127.0.0.1 9", &server.words());
-        let running = s.run(&policy(budget)?, &member, &line)?;
-        let session = running.session(s)?;
-        running.wait()?.said(expected)?;
-        s.wait_evidence(rule, |r| r["session"] == session && r["rule"] == rule)?;
-    }
-    // all members have one budget together
-    let both = format!("background connect-many 20 {0} + background connect-many 20 {0} + idle", server.words());
-    let running = s.run(&policy("connects: 25")?, &member, &both)?;
-    let done = until("both members to be done", patience(), || {
-        let said = running.said();
-        let counts = said.lines().filter(|line| line.ends_with("refused"));
-        let counts: Vec<u32> = counts.filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
-        Ok((counts.len() == 2).then_some(counts))
-    })?;
-    ensure!(done.iter().sum::<u32>() == 25, "two members with 25 connects made {done:?}");
-    s.cli(&["end", &running.session(s)?])?.ended(0)?;
-    let began = Instant::now();
-    let many = s.run(&policy("connectsPerSecond: 10")?, &member, &format!("connect-many 2000 {}", server.words()))?;
-    let session = many.session(s)?;
-    let said = many.wait()?.stdout;
-    let seconds = began.elapsed().as_secs();
-    let number = |at: usize| said.split_whitespace().nth(at).and_then(|n| n.parse::<u64>().ok()).context("no count");
-    let (done, refused) = (number(0)?, number(2)?);
-    // the first second and the last may be of the clock's for a part only
-    ensure!(done >= 10 && done <= 10 * (seconds + 2) && refused > 0, "{said} in {seconds} s");
-    s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connect-rate")?;
-    Ok(())
-}
-
-/// Lets a workload go on while the agent is stopped.
-fn cut_when_stopped(s: &Sandbox, mut fifo: Fifo, running: Running) -> Result<Finished> {
-    s.signal_agent(nix::sys::signal::Signal::SIGSTOP)?;
-    fifo.wake()?;
-    let finished = running.wait();
-    s.signal_agent(nix::sys::signal::Signal::SIGCONT)?;
-    finished
 }

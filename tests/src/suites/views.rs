@@ -10,15 +10,20 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    programs::{Tries, sha256},
+    digests::sha256,
+    programs::Tries,
     scene::{only, refusal, refused_exec},
 };
-use crate::harness::{mounts::Mounted, prelude::*, verity};
+use crate::{
+    escapes,
+    harness::{disk::on_disk, mounts::Mounted, prelude::*, verity},
+};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("views::other-roots-and-mounts", WHEREVER, apart),
     Test::sharing("views::overlay", WHEREVER, overlay),
     Test::sharing("views::overlay-changes", WHEREVER, changes),
+    Test::sharing("views::number-of-a-removed-file", WHEREVER, number),
     Test::sharing("views::verity", WHEREVER, by_verity).guests_only("takes a loop device"),
 ];
 
@@ -31,19 +36,39 @@ enum Fate {
     Refused(&'static str),
 }
 
-/// One try: the words of the member, the path that the kernel is given, and what becomes of it.
-type Case = (String, String, Fate);
+/// One try.
+#[derive(Clone)]
+struct Case {
+    /// What the member does, up to the program's arguments.
+    words: String,
+    /// The path that the kernel is given.
+    path: String,
+    fate: Fate,
+    /// The root directory of who tries it, where it is another.
+    root: String,
+}
 
 fn spawn(path: impl Into<String>, fate: Fate) -> Case {
     let path = path.into();
-    (format!("spawn {path} --work nothing"), path, fate)
+    Case { words: format!("spawn {path}"), path, fate, root: String::new() }
 }
 
-/// A member of one session tries all; each answer and each record is what was expected.
+/// A member of one session tries all; each answer and each record is what was expected, and what ran has left its mark.
 fn holds(s: &Sandbox, policy: &Policy, cases: &[Case]) -> Result<()> {
     let member = s.program("seat/member")?;
     let policy = policy.clone().allow("seat", &member);
-    let line: Vec<&str> = cases.iter().map(|(words, ..)| words.as_str()).collect();
+    // in another root directory, at its top
+    let mark = |case: &Case| {
+        let mark = s.file("mark");
+        if case.root.is_empty() {
+            mark
+        } else {
+            mark.rsplit_once('/').map(|(_, name)| format!("/{name}")).unwrap_or(mark)
+        }
+    };
+    let marks: Vec<String> = cases.iter().map(mark).collect();
+    let tries = cases.iter().zip(&marks).map(|(case, mark)| format!("{} --work mark {mark}", case.words));
+    let line: Vec<String> = tries.collect();
     let running = s.run(&s.policy(&policy)?, &member, &line.join(" + "))?;
     let session = running.session(s)?;
     let finished = running.wait()?;
@@ -55,7 +80,8 @@ fn holds(s: &Sandbox, policy: &Policy, cases: &[Case]) -> Result<()> {
     // the first is the member's own start
     let execs: Vec<&Value> = execs.iter().skip(1).collect();
     ensure!(execs.len() == cases.len(), "{} tries, of which there are the records {execs:?}", cases.len());
-    for (((words, path, fate), answer), record) in cases.iter().zip(answers).zip(execs) {
+    for (((case, mark), answer), record) in cases.iter().zip(&marks).zip(answers).zip(execs) {
+        let Case { words, path, fate, root } = case;
         let (expected, verdict, rule) = match fate {
             Fate::Runs(rule) => ("exit 0", "allow", *rule),
             Fate::Refused(rule) => (refused_exec(s), refusal(s), *rule),
@@ -63,6 +89,8 @@ fn holds(s: &Sandbox, policy: &Policy, cases: &[Case]) -> Result<()> {
         ensure!(answer == expected, "{words}: {answer} where {expected} was expected; {record}");
         let fits = record["path"] == path.as_str() && record["verdict"] == verdict && record["rule"] == rule;
         ensure!(fits, "{words}: {verdict} by {rule} was expected, not {record}");
+        let marked = Path::new(&format!("{root}{mark}")).exists();
+        ensure!(marked == matches!(fate, Fate::Runs(_)), "{words}: that it left its mark is {marked}");
     }
     Ok(())
 }
@@ -97,8 +125,8 @@ fn apart(s: &mut Sandbox) -> Result<()> {
     fs::create_dir(place("out/place"))?;
     let (inside, file, elsewhere, other) = (place("in"), place("out/file"), place("out/place"), place("out/other"));
     let case = |mounts: String, root: &str, words: &str, path: &str, fate: Fate| {
-        let words = words.replace("{}", path);
-        (format!("apart {mounts} {root} {words} --work nothing"), path.to_owned(), fate)
+        let words = format!("apart {mounts} {root} {}", words.replace("{}", path));
+        Case { words, path: path.to_owned(), fate, root: root.trim_end_matches('/').to_owned() }
     };
     let none = || "-".to_owned();
     let copied = format!("made copy {good} {{}}");
@@ -212,7 +240,7 @@ fn overlay(s: &mut Sandbox) -> Result<()> {
         spawn(path("both/good"), runs("both")),
         // an overlay does not tell whether a file is still the same
         spawn(path("merged/digest"), refused("identity-unknown")),
-        (format!("made copy {} {made} --work nothing", path("merged/above")), made.clone(), refused("written")),
+        Case { words: format!("made copy {} {made}", path("merged/above")), ..spawn(made.clone(), refused("written")) },
     ];
     holds(s, &policy, &cases)?;
     // whatever numbers an overlay gives its files, another is never taken for the one that is allowed
@@ -244,7 +272,7 @@ fn changes(s: &mut Sandbox) -> Result<()> {
     let member = s.program("member")?;
     let policy = names.iter().fold(only(&member), |policy, name| policy.allow(name, path(name)));
     let policy = s.policy(&policy)?;
-    let tries = vec![names.map(|name| format!("spawn {} --work nothing", path(name))).join(" + "); 200];
+    let tries = vec![names.map(path).to_vec(); 200];
     // root's session could have changed them itself: what changed is final
     let mut roots = Tries::new(s, &policy, &member, &tries, None)?;
     let mut others = Tries::new(s, &policy, &member, &tries, Some((64_010, crate::harness::sandbox::OPERATORS)))?;
@@ -311,10 +339,41 @@ fn by_verity(s: &mut Sandbox) -> Result<()> {
     // another file in its place, with a digest of its own
     let member = s.program("member")?;
     let bound = only(&member).exec_rule("allow", &rule(&path("sealed"), &right, "sealed"));
-    let tries = vec![format!("spawn {} --work nothing", path("sealed")); 2];
+    let tries = vec![vec![path("sealed")]; 2];
     let mut run = Tries::new(s, &s.policy(&bound)?, &member, &tries, None)?;
     ensure!(run.next(1)? == "exit 0", "the sealed file");
     fs::rename(path("other"), path("sealed"))?;
     ensure!(run.next(1)? == refused_exec(s), "another sealed file in its place");
     run.stop(s)
+}
+
+/// A file that is given the inode number of the one that a rule names, before anybody could look again.
+fn number(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let mut mounts = Mounted::default();
+    let disk = on_disk(s, &mut mounts)?;
+    let member = s.program("member")?;
+    let make = |path: &str| -> Result<u64> {
+        fs::write(path, escapes::PROGRAM)?;
+        fs::set_permissions(path, PermissionsExt::from_mode(0o755))?;
+        Ok(fs::metadata(path)?.ino())
+    };
+    for round in 0..3 {
+        let [tool, other] = ["tool", "other"].map(|name| format!("{disk}/{name}{round}"));
+        let number = make(&tool)?;
+        let policy = s.policy(&only(&member).allow("tool", &tool))?;
+        let mut run = Tries::new(s, &policy, &member, &[vec![tool.clone()], vec![other.clone()]], None)?;
+        ensure!(run.next(1)? == "exit 0", "the program that the rule names");
+        fs::remove_file(&tool)?;
+        // most file systems give it to the next; ext4 without a journal takes the others first
+        let files: Vec<String> = (0..64).map(|n| format!("{other}-{n}")).collect();
+        let taken = files.iter().find(|file| make(file).is_ok_and(|given| given == number));
+        fs::rename(taken.with_context(|| format!("nobody was given the number {number}"))?, &other)?;
+        ensure!(run.next(1)? == refused_exec(s), "a file ran that has the number of another");
+        s.wait_evidence("its refusal", |r| r["path"] == other && r["verdict"] == refusal(s) && r["rule"] == "default")?;
+        run.stop(s)?;
+        files.iter().filter(|file| Path::new(file).exists()).try_for_each(fs::remove_file)?;
+        fs::remove_file(&other)?;
+    }
+    Ok(())
 }

@@ -239,7 +239,29 @@ fn classes(s: &mut Sandbox) -> Result<()> {
             None => eprintln!("this kernel has no {name}"),
         }
     }
-    if ways.is_empty() { Ok(()) } else { associations(s, &wire, &rules, &ways) }
+    if ways.is_empty() {
+        return Ok(());
+    }
+    without_rule(s, &ways)?;
+    associations(s, &wire, &rules, &ways)
+}
+
+/// Where no rule lets such a protocol go anywhere, its sockets are not made: a connect would wait in tier no-lsm.
+fn without_rule(s: &Sandbox, ways: &[Way]) -> Result<()> {
+    let make = |way: &Way| if way.name == "sctp" { "make 2 1 132" } else { "make 2 6 33" };
+    let line = ways.iter().map(make).collect::<Vec<_>>().join(" + ");
+    for (protocols, answer) in [("tcp, udp", "errno 1"), ("tcp, sctp, dccp", "ok")] {
+        let policy = only(&member(s)).by_protocol("near", "127.0.0.0/8", &format!("[{protocols}]"));
+        let running = s.run(&s.policy(&policy.scope("sockets: { allow: [sctp, dccp] }"))?, &member(s), &line)?;
+        let session = running.session(s)?;
+        let finished = running.wait()?;
+        finished.said(&vec![answer; ways.len()].join("\n"))?;
+        if answer != "ok" {
+            finished.complained(&["sockets of class sctp are not made"])?;
+            s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "socket-class")?;
+        }
+    }
+    Ok(())
 }
 
 /// Without BPF LSM no hook sees a connect of SCTP and DCCP: their packets are dropped, and the connect comes to nothing.

@@ -1,6 +1,10 @@
 //! Sessions within sessions: narrower, no longer, and gone with the one that they are in.
 
-use std::path::Path;
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -8,7 +12,7 @@ use super::scene::{Fifo, only, report};
 use crate::harness::{
     prelude::*,
     server::Server,
-    wait::{all_gone, gone},
+    wait::{all_gone, gone, in_guest},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -16,14 +20,20 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("within::wider-is-refused", WHEREVER, wider),
     Test::sharing("within::what-the-outer-wrote", WHEREVER, written),
     Test::sharing("within::members-ask-for-nothing-else", WHEREVER, nothing_else),
+    Test::sharing("within::the-outer-signals-it-and-lives-by-it", WHEREVER, lives_by).waiting(),
     Test::new("within::goes-with-the-outer", WHEREVER, goes_with),
 ];
 
 /// What a member needs to start a session: the program, and the agent's socket.
 fn nesting(s: &Sandbox, member: &str) -> Result<Policy> {
+    Ok(flat(s, member)?.spec("nested: narrower"))
+}
+
+/// The same, of a session that starts none.
+fn flat(s: &Sandbox, member: &str) -> Result<Policy> {
     let socket = s.runtime().join("operate.sock");
     let policy = only(member).allow("tipstaff", s.tipstaff_for_members()?);
-    Ok(policy.scope(format!("unix: {{ allow: [{}] }}", socket.display())).spec("nested: narrower"))
+    Ok(policy.scope(format!("unix: {{ allow: [{}] }}", socket.display())))
 }
 
 /// How a member starts a session within its own.
@@ -130,13 +140,57 @@ fn nothing_else(s: &mut Sandbox) -> Result<()> {
     let third = start(s, &only(&member), &format!("{member} --work say third"))?;
     let second = nesting(s, &member)?.spec("reviewBy: 2099-01-01");
     let deeper = start(s, &second, &format!("{member} --work spawn {third}"))?;
-    let flat = Policy::new().allow("member", &member).allow("tipstaff", &tipstaff);
-    let no_deeper = start(s, &flat, &format!("{member} --work spawn {third}"))?;
+    let no_deeper = start(s, &flat(s, &member)?, &format!("{member} --work spawn {third}"))?;
     let running = s.run(&s.policy(&nesting(s, &member)?)?, &member, &format!("spawn {deeper} + spawn {no_deeper}"))?;
     let session = running.session(s)?;
     let finished = running.wait()?;
-    finished.said("third\nexit 0\nexit 0\nexit 125\nexit 0")?;
+    finished.said("third\nexit 0\nexit 0\nexit 125\nexit 0")?.complained(&["a member of a session"])?;
     s.session_ended(&session, "completed").map(drop)
+}
+
+/// What its inner session does keeps the outer one from being idle, and no longer; its members signal those within, which do
+/// not signal them.
+fn lives_by(s: &mut Sandbox) -> Result<()> {
+    const WAKES: usize = 3;
+    s.start()?;
+    let after = Duration::from_secs(if in_guest() { 12 } else { 4 });
+    let (member, good, server) = (s.program("member")?, s.program("good")?, Server::udp("127.0.0.1")?);
+    let to = |policy: Policy| policy.to("server", "127.0.0.1/32", server.port());
+    let [of_outer, of_inner, answers, script] = [s.file("pid"), s.file("pid"), s.file("answers"), s.file("script")];
+    let mut wakes = (0..WAKES).map(|_| Fifo::new(s)).collect::<Result<Vec<_>>>()?;
+    let mut signals = [Fifo::new(s)?, Fifo::new(s)?];
+    let connect: Vec<String> =
+        wakes.iter().map(|fifo| format!("fifo {} connect udp {}", fifo.path, server.words())).collect();
+    let lines = format!("{} + fifo {} signal-in {of_outer} + idle", connect.join(" + "), signals[1].path);
+    fs::write(&script, format!("#!\npid {of_inner} report {answers} nothing + {lines}\n"))?;
+    let inner_policy = to(only(&good));
+    let start = start(s, &inner_policy, &format!("{good} --script {script}"))?;
+    let limit = format!("idle: {{ after: {}s, activity: [connect] }}", after.as_secs());
+    let outer = to(nesting(s, &member)?.allow("good", &good)).limit(limit);
+    let line = format!("pid {of_outer} background exec {start} + fifo {} signal-in {of_inner} + idle", signals[0].path);
+    let running = s.run(&s.policy(&outer)?, &member, &line)?;
+    let session = running.session(s)?;
+    let inner = s.pid_in(&of_inner)?;
+    let began = Instant::now();
+    for (round, wake) in wakes.iter_mut().enumerate() {
+        // the first at once: what is over of the limit by now went to the start
+        let due = after * 3 / 4 * u32::try_from(round)?;
+        until("most of the idle limit to pass", patience(), || Ok((began.elapsed() > due).then_some(())))?;
+        wake.wake()?;
+    }
+    until("the outer to have lived longer", patience(), || Ok((began.elapsed() > after * 13 / 8).then_some(())))?;
+    ensure!(!gone(running.pid()) && !gone(inner), "ended although its inner session was busy");
+    signals.iter_mut().try_for_each(Fifo::wake)?;
+    let upwards = report(&answers, WAKES + 1)?;
+    let downwards =
+        until("the outer to have signalled", patience(), || Ok(running.said().lines().next().map(str::to_owned)))?;
+    ensure!(downwards == "ok", "to its inner session: {downwards}");
+    if s.tier == Tier::Full {
+        ensure!(upwards == ["ok", "ok", "ok", "errno 1"], "to its outer session: {upwards:?}");
+    }
+    s.session_ended(&session, "idle")?;
+    all_gone(&[running.pid(), inner])?;
+    running.wait()?.ended(137).map(drop)
 }
 
 /// Frozen, narrowed, taken over by another agent and ended with the session that it is within.

@@ -4,7 +4,7 @@
 //!
 //! Some operations are no loops and have an answer of their own: `trespass THREADS PORT`, `errand THREADS PORT` (the same
 //! with the program that is allowed), `smuggle` and `ferry` (both by io_uring), `abscond 0 PORT` and `depart 0 PORT` (both by a grandchild that left its session), `bomb`, `defuse`, `crowd SLEEPERS SPINNERS`, `flows COUNT PORT`,
-//! `refused N`: connects to destination N, without a datagram, until that is refused; answers when it was.
+//! `landlock`: what comes later is under Landlock; `refused N`: connects to destination N, without a datagram, until that is refused; answers when it was.
 
 use std::{
     ffi::CString,
@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::{
     fcntl::{OFlag, open},
     sys::{
@@ -23,13 +23,13 @@ use nix::{
             socket, sockopt,
         },
         stat::Mode,
-        wait::waitpid,
+        wait::{WaitStatus, waitpid},
     },
-    unistd::{Pid, getppid, read, write},
+    unistd::{Pid, execv, getppid, read, write},
 };
 
 use super::{
-    one,
+    guard, one,
     process::{in_child, vfork},
     victims::{self, Way},
 };
@@ -82,6 +82,8 @@ struct Bench {
     receiver_port: u16,
     listener: TcpListener,
     listener_port: u16,
+    /// Port of a server elsewhere.
+    server: u16,
     /// Both ends of a connection.
     stream: Option<(OwnedFd, OwnedFd)>,
     turn: u32,
@@ -100,6 +102,7 @@ impl Bench {
             receiver,
             listener_port: listener.local_addr()?.port(),
             listener,
+            server: 0,
             stream: None,
             turn: 0,
         })
@@ -126,7 +129,11 @@ impl Bench {
             "crowd" => victims::crowd(first, second),
             "flows" => victims::flows(first, second),
             "refused" => self.refused(first),
-            _ => Ok(self.time(operation, first)?.to_string()),
+            "landlock" => guard::landlock(self.listener_port).map(|()| "ok".to_owned()),
+            _ => {
+                self.server = u16::try_from(second)?;
+                Ok(self.time(operation, first)?.to_string())
+            }
         }
     }
 
@@ -186,13 +193,24 @@ impl Bench {
             }
             "tcp-connect" => {
                 let (here, there) = self.connection()?;
-                // closed by a reset: nothing waits, no port stays taken
-                let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
-                setsockopt(&here, sockopt::Linger, &at_once)?;
+                reset_at_close(&here)?;
                 drop((here, there));
+            }
+            "tcp-connect-out" => {
+                let to = SockaddrIn::from(SocketAddrV4::new(self.next(), self.server));
+                let here = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+                connect(here.as_raw_fd(), &to)?;
+                reset_at_close(&here)?;
             }
             "ping-pong" => self.ping_pong()?,
             "fork" => drop(waitpid(in_child(|| 0)?, None)?),
+            "fork-exec" => {
+                let nothing = self.nothing.clone();
+                // it returns only where it failed
+                let child = in_child(|| execv(&nothing, &[&nothing]).map_or(1, |never| match never {}))?;
+                let ended = waitpid(child, None)?;
+                ensure!(ended == WaitStatus::Exited(child, 0), "a program that does nothing ended with {ended:?}");
+            }
             "vfork-exec" => drop(waitpid(vfork(std::slice::from_ref(&self.nothing))?, None)?),
             _ => bail!("there is no operation {operation:?}"),
         }
@@ -250,6 +268,12 @@ impl Bench {
             reader.join().map_err(|_panic| anyhow!("the reader of the stream panicked"))?.context("stream")
         })
     }
+}
+
+/// Nothing waits when it is closed, and no port stays taken.
+fn reset_at_close(connection: &OwnedFd) -> Result<()> {
+    setsockopt(connection, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,18 +5,21 @@
 //! other. An action prints one line: `ok`, `errno N`, or of a child `exit N` or `signal N`.
 
 pub(crate) mod flows;
+mod guard;
 mod inform;
 pub(crate) mod measure;
 mod network;
 mod place;
-mod privilege;
+pub(crate) mod privilege;
 mod process;
-mod ring;
+pub(crate) mod ring;
 pub(crate) mod sockets;
 mod strive;
 mod stubborn;
 pub(crate) mod victims;
 pub(crate) mod ways;
+
+pub(crate) use process::in_child;
 
 use std::{fs, process::ExitCode};
 
@@ -24,7 +27,7 @@ use anyhow::{Context, Result, bail};
 use nix::{errno::Errno, sys::socket::SockType};
 
 /// The exit status of a workload that was not understood.
-const MISUSE: u8 = 99;
+pub(crate) const MISUSE: u8 = 99;
 
 /// What comes after `--work`.
 pub(crate) fn main(words: &[String]) -> ExitCode {
@@ -42,7 +45,7 @@ pub(crate) fn script(words: &[String]) -> ExitCode {
 }
 
 /// Does `words`; the process's exit status.
-fn run(words: &[&str]) -> u8 {
+pub(crate) fn run(words: &[&str]) -> u8 {
     let mut status = 0;
     for action in words.split(|word| *word == "+") {
         status = act(action).unwrap_or_else(|error| {
@@ -57,6 +60,7 @@ fn act(words: &[&str]) -> Result<u8> {
     let (word, rest) = words.split_first().context("there is no action")?;
     match *word {
         "measure" => measure::measure(rest),
+        "under" => guard::under(rest),
         "exec" => process::exec(rest),
         "spawn" => process::spawn(rest),
         "vspawn" => process::vspawn(rest),
@@ -66,6 +70,8 @@ fn act(words: &[&str]) -> Result<u8> {
         "besiege" => process::besiege(rest),
         "tree" => process::tree(rest),
         "storm" => process::storm(rest),
+        "throngs" => process::throngs(rest),
+        "crowd" => process::crowd(rest),
         "attach-itself" => process::attach_itself(rest),
         "fork" => process::fork(rest),
         "background" => process::background(rest),
@@ -84,6 +90,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "append" => stubborn::append(rest),
         "terminal" => stubborn::terminal(rest),
         "cgroup" => place::cgroup(rest),
+        "below" => place::below(rest),
         "nest" => place::nest(rest),
         "clone-into" => place::clone_into(rest),
         "cloned" => place::cloned(rest),
@@ -115,7 +122,13 @@ fn act(words: &[&str]) -> Result<u8> {
         "make-sockets" => sockets::make_many(),
         "bind" => sockets::bind_to(rest),
         "unix-to" => sockets::unix(rest),
+        "hand-out" => sockets::hand_out(rest),
         "take" => sockets::take(rest),
+        "inherit" => sockets::inherit(rest),
+        "connect-by" => sockets::connect_by(rest),
+        "give" => sockets::give(rest),
+        "receive" => sockets::receive(rest),
+        "take-flow" => sockets::take_flow(rest),
         "descriptor" => sockets::descriptor(rest),
         "early" => sockets::early(rest),
         "source-route" => sockets::source_route(rest),
@@ -125,6 +138,9 @@ fn act(words: &[&str]) -> Result<u8> {
         "send-many" => sockets::send_many(rest),
         "privilege" => privilege::attempt(rest),
         "own-file" => privilege::own_file(rest),
+        "signal-in" => privilege::signal_in(rest),
+        "enter" => privilege::enter(rest),
+        "take-from" => privilege::take_from(rest),
         "own-standing" => privilege::own_standing(),
         "by-number" => privilege::by_number(rest),
         "own-child" => privilege::own_child(),
@@ -132,13 +148,15 @@ fn act(words: &[&str]) -> Result<u8> {
         "by" => ways::by(rest),
         "stuff" => ways::stuff(rest),
         "multipath-hold" => ways::multipath_hold(rest),
+        "act" => crate::escapes::act(rest),
+        "attempts" => crate::escapes::attempts(rest),
         "multipath-serve" => ways::multipath_serve(rest),
         _ => inform::act(word, rest),
     }
 }
 
 /// Prints what became of an operation.
-fn say(result: Result<(), Errno>) -> u8 {
+pub(crate) fn say(result: Result<(), Errno>) -> u8 {
     match result {
         Ok(()) => println!("ok"),
         Err(errno) => println!("errno {}", errno as i32),

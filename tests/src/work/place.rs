@@ -1,6 +1,6 @@
 //! Cgroups and namespaces.
 
-use std::{fs, os::fd::AsRawFd};
+use std::{fs, os::fd::AsRawFd, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::{
@@ -26,19 +26,35 @@ pub(super) fn cgroup(words: &[&str]) -> Result<u8> {
     }
 }
 
-/// `nest REST`: makes a cgroup below its own and moves itself there first.
-pub(super) fn nest(rest: &[&str]) -> Result<u8> {
+/// `below NAME COUNT REST`: goes into the directory of that name so many times first.
+pub(super) fn below(words: &[&str]) -> Result<u8> {
+    let [name, count, rest @ ..] = words else { bail!("below needs a name and a count") };
+    (0..count.parse::<u32>()?).try_for_each(|_| chdir(*name))?;
+    Ok(run(rest))
+}
+
+fn own_cgroup() -> Result<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup")?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup2 in /proc/self/cgroup")?;
-    let nested = mounts::cgroup2()?.join(path).join("nested");
-    fs::create_dir(&nested).with_context(|| format!("{} cannot be made", nested.display()))?;
+    Ok(mounts::cgroup2()?.join(path))
+}
+
+/// `nest REST`: makes a cgroup below its own and moves itself there first.
+pub(super) fn nest(rest: &[&str]) -> Result<u8> {
+    let nested = own_cgroup()?.join("nested");
+    match fs::create_dir(&nested) {
+        // of an earlier one
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        made => made.with_context(|| format!("{} cannot be made", nested.display()))?,
+    }
     cgroup(&[&[nested.to_str().context("not UTF-8")?], rest].concat())
 }
 
-/// `clone-into DIRECTORY REST`: a child that is born in that cgroup does the rest and is waited for.
+/// `clone-into DIRECTORY REST`: a child that is born in that cgroup (`own`: in its own) does the rest and is waited for.
 pub(super) fn clone_into(words: &[&str]) -> Result<u8> {
     let (directory, rest) = one(words)?;
-    let directory = fs::File::open(directory).with_context(|| format!("{directory} cannot be opened"))?;
+    let place = if directory == "own" { own_cgroup()? } else { directory.into() };
+    let directory = fs::File::open(&place).with_context(|| format!("{} cannot be opened", place.display()))?;
     let mut arguments = arguments(CLONE_INTO_CGROUP, libc::SIGCHLD)?;
     arguments.cgroup = u64::try_from(directory.as_raw_fd())?;
     clone3(&arguments, rest)
@@ -65,11 +81,14 @@ pub(super) fn cloned(words: &[&str]) -> Result<u8> {
     }
 }
 
-/// `numbered PID REST`: a child with that process id does the rest and is waited for. Tries again while the number is
-/// taken.
+/// `numbered PID|FILE REST`: a child with that process id, or with the one in the file, does the rest and is waited for. Tries
+/// again while the number is taken.
 pub(super) fn numbered(words: &[&str]) -> Result<u8> {
     let (pid, rest) = one(words)?;
-    let number: libc::pid_t = pid.parse()?;
+    let number: libc::pid_t = match pid.parse() {
+        Ok(number) => number,
+        Err(_) => fs::read_to_string(pid)?.trim().parse()?,
+    };
     let mut arguments = arguments(0, libc::SIGCHLD)?;
     arguments.set_tid = (&raw const number) as u64;
     arguments.set_tid_size = 1;

@@ -1,11 +1,18 @@
 //! What takes a privilege: each word tries one thing that changes nothing where it is let go.
 
-use std::{ffi::CString, fs, os::unix::fs::PermissionsExt as _, time::SystemTime};
+use std::{
+    ffi::CString,
+    fs,
+    io::Write as _,
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    time::SystemTime,
+};
 
 use anyhow::{Result, bail, ensure};
 use nix::{
     errno::Errno,
     sys::{
+        memfd::{MFdFlags, memfd_create},
         signal::{Signal, kill},
         stat::Mode,
         wait::waitpid,
@@ -13,7 +20,8 @@ use nix::{
     unistd::{ForkResult, Pid, pause},
 };
 
-use super::{one, say};
+use super::{one, process::reopened, say};
+use crate::harness::{bpf::pidfd, descriptors};
 
 /// What runs as root for whoever writes it, what stops the machine, one as deep as they lie, and one of another file system.
 const SETTINGS: [&str; 4] = [
@@ -35,32 +43,39 @@ fn each_opens(files: &[&str], write: bool) -> Result<Result<(), Errno>> {
     Ok(all[0])
 }
 
-/// `privilege CLASS [PID|COMMAND]`
+/// A user namespace of a child's own. In a root that is not the host's (chroot(2)) the kernel makes none for anybody.
+pub(crate) fn user_namespace() -> Result<Result<(), Errno>> {
+    in_child(|| nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER))
+}
+
+/// `privilege ACT [PID|COMMAND]`: an act is named as its class, or for what it does where a class has several.
 pub(super) fn attempt(words: &[&str]) -> Result<u8> {
-    let (class, rest) = one(words)?;
+    let (act, rest) = one(words)?;
     let number = rest.first().map_or(Ok(0), |word| word.parse::<i32>())?;
-    Ok(say(match class {
+    Ok(say(match act {
         "signal" => kill(Pid::from_raw(number), Signal::SIGURG),
         "ptrace" => read_memory(number),
+        "write-memory" => write_memory(number),
+        "seize" => seize(number)?,
         "bpf" => bpf(number),
-        "modules" | "kexec" => code(class),
+        "modules" | "kexec" => code(act),
+        "module-file" | "kexec-file" => code_in_file(act)?,
         // both at once are no propagation
         "mount" => mount(),
+        "remount" => remount(),
+        "move-mount" => move_mount(),
+        "pivot-root" => pivot_root(),
         // SAFETY: a constant path.
         "chroot" => result(unsafe { libc::chroot(c"/".as_ptr()) }.into()),
-        "namespaces" => in_child(|| nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER))?,
-        "keyring" => add_key(),
-        "perf-event" => perf_event(),
-        // SAFETY: no pointers; the descriptor ends with the process.
-        "userfaultfd" => result(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) }),
-        "io-uring" => {
-            let mut parameters = [0u32; 30];
-            // SAFETY: as many bytes as `struct io_uring_params` has, which outlive the call.
-            result(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) })
-        }
+        "namespaces" => user_namespace()?,
+        "keyring" => add_key().map(drop),
+        "keyctl" => look_at_key(number),
+        "perf-event" => descriptors::perf_event().map(drop),
+        "userfaultfd" => descriptors::user_fault().map(drop),
+        "io-uring" => descriptors::ring().map(drop),
         "kernel-settings" => each_opens(&SETTINGS, true)?,
         "raw-devices" => each_opens(&["/dev/mem", "/dev/loop0"], false)?,
-        _ => bail!("there is no privilege {class:?}"),
+        _ => bail!("there is no privilege {act:?}"),
     }))
 }
 
@@ -103,6 +118,29 @@ pub(super) fn own_file(words: &[&str]) -> Result<u8> {
     Ok(say(done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))))
 }
 
+/// `signal-in FILE`: a signal that changes nothing, to the process whose number is there.
+pub(super) fn signal_in(words: &[&str]) -> Result<u8> {
+    let (file, _) = one(words)?;
+    Ok(say(kill(Pid::from_raw(fs::read_to_string(file)?.trim().parse()?), Signal::SIGURG)))
+}
+
+/// `enter PROCESS`: goes into the names of the host (UTS) that a process outside has, by its pidfd and by its file in /proc.
+pub(super) fn enter(words: &[&str]) -> Result<u8> {
+    let (process, _) = one(words)?;
+    let by = |fd: Result<std::os::fd::OwnedFd, Errno>| {
+        fd.and_then(|fd| nix::sched::setns(fd, nix::sched::CloneFlags::CLONE_NEWUTS))
+    };
+    say(by(Ok(pidfd(process.parse()?)?)));
+    let file = fs::File::open(format!("/proc/{process}/ns/uts"));
+    Ok(say(by(file.map(Into::into).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0))))))
+}
+
+/// `take-from PROCESS NUMBER`: takes a descriptor out of a process.
+pub(super) fn take_from(words: &[&str]) -> Result<u8> {
+    let [process, number] = words else { bail!("take-from takes a process and a number") };
+    Ok(say(descriptors::take_from(&pidfd(process.parse()?)?, number.parse()?).map(drop)))
+}
+
 /// `own-child`: signals and reads a process of the session's own.
 pub(super) fn own_child() -> Result<u8> {
     // SAFETY: workloads have one thread; the child only waits.
@@ -130,13 +168,27 @@ fn result(value: libc::c_long) -> Result<(), Errno> {
     Errno::result(value).map(drop)
 }
 
-fn read_memory(pid: i32) -> Result<(), Errno> {
+/// One byte at an address where no process has memory.
+fn memory(pid: i32, call: libc::c_long) -> Result<(), Errno> {
     let mut byte = 0u8;
     let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let there = libc::iovec { iov_base: std::ptr::without_provenance_mut(16), iov_len: 1 };
+    let (one, flags): (libc::c_ulong, libc::c_ulong) = (1, 0);
     // SAFETY: one byte of this process's, which outlives the call; the other address is the other process's.
-    let read = unsafe { libc::process_vm_readv(pid, &raw const here, 1, &raw const there, 1, 0) };
-    Errno::result(read).map(drop)
+    result(unsafe { libc::syscall(call, pid, &raw const here, one, &raw const there, one, flags) })
+}
+
+fn read_memory(pid: i32) -> Result<(), Errno> {
+    memory(pid, libc::SYS_process_vm_readv)
+}
+
+fn write_memory(pid: i32) -> Result<(), Errno> {
+    memory(pid, libc::SYS_process_vm_writev)
+}
+
+/// ptrace(2) of a process that goes on; it is let go at once, because its tracer ends.
+fn seize(pid: i32) -> Result<Result<(), Errno>> {
+    in_child(|| nix::sys::ptrace::seize(Pid::from_raw(pid), nix::sys::ptrace::Options::empty()))
 }
 
 /// A command of bpf(2) whose arguments are all 0; 11 asks for the first program's number.
@@ -158,6 +210,47 @@ fn code(class: &str) -> Result<(), Errno> {
     })
 }
 
+/// As [`code`], out of a file that has no name.
+fn code_in_file(what: &str) -> Result<Result<(), Errno>> {
+    const WITHOUT_INITRAMFS: libc::c_ulong = 4;
+    const END: libc::c_ulong = 1;
+    let mut made = fs::File::from(memfd_create("code", MFdFlags::empty())?);
+    made.write_all(&[0; 128])?;
+    let file = reopened(made)?;
+    let fd = file.as_raw_fd();
+    // SAFETY: constant strings and numbers; the descriptor is open.
+    Ok(result(unsafe {
+        match what {
+            "module-file" => libc::syscall(libc::SYS_finit_module, fd, c"".as_ptr(), 0),
+            _ => libc::syscall(libc::SYS_kexec_file_load, fd, -1, END, c"".as_ptr(), WITHOUT_INITRAMFS),
+        }
+    }))
+}
+
+/// A mounted file system, configured anew with what it has, by the calls that are not mount(2).
+fn remount() -> Result<(), Errno> {
+    const RECONFIGURE: u32 = 7;
+    let none: *const libc::c_char = std::ptr::null();
+    // SAFETY: a constant path, numbers and null; the descriptor ends with the process.
+    unsafe {
+        let context = Errno::result(libc::syscall(libc::SYS_fspick, libc::AT_FDCWD, c"/proc".as_ptr(), 0))?;
+        result(libc::syscall(libc::SYS_fsconfig, context, RECONFIGURE, none, none, 0))
+    }
+}
+
+/// What is no mount is moved nowhere.
+fn move_mount() -> Result<(), Errno> {
+    let (from, to, at) = (c"/proc/sys", c"/proc", libc::AT_FDCWD);
+    // SAFETY: constant paths and numbers.
+    result(unsafe { libc::syscall(libc::SYS_move_mount, at, from.as_ptr(), at, to.as_ptr(), 0) })
+}
+
+/// To a root that would leave the old one outside of it, which no kernel does.
+fn pivot_root() -> Result<(), Errno> {
+    // SAFETY: constant paths.
+    result(unsafe { libc::syscall(libc::SYS_pivot_root, c"/proc".as_ptr(), c"/dev".as_ptr()) })
+}
+
 fn mount() -> Result<(), Errno> {
     let none = std::ptr::null();
     let flags = libc::MS_PRIVATE | libc::MS_SHARED;
@@ -165,22 +258,22 @@ fn mount() -> Result<(), Errno> {
     result(unsafe { libc::mount(none, c"/".as_ptr(), none, flags, none.cast()) }.into())
 }
 
-fn add_key() -> Result<(), Errno> {
+/// A key in this process's own keyring, with which it goes; its number.
+pub(crate) fn add_key() -> Result<i32, Errno> {
     const PROCESS_KEYRING: i32 = -2;
     let (kind, name, payload) = (c"user", c"tipstaff-test", [0u8; 1]);
     // SAFETY: constant strings and one byte, which outlive the call.
-    result(unsafe {
+    let key = Errno::result(unsafe {
         libc::syscall(libc::SYS_add_key, kind.as_ptr(), name.as_ptr(), payload.as_ptr(), 1, PROCESS_KEYRING)
-    })
+    })?;
+    i32::try_from(key).map_err(|_error| Errno::ERANGE)
 }
 
-/// Counts nothing but the time of this process.
-fn perf_event() -> Result<(), Errno> {
-    let mut attributes = [0u32; 16];
-    // type software, size; the event 0 is the clock of a processor
-    (attributes[0], attributes[1]) = (1, 64);
-    // SAFETY: the attributes outlive the call; the descriptor ends with the process.
-    result(unsafe { libc::syscall(libc::SYS_perf_event_open, attributes.as_ptr(), 0, -1, -1, 0) })
+fn look_at_key(key: i32) -> Result<(), Errno> {
+    const DESCRIBE: i32 = 6;
+    let none: *mut libc::c_char = std::ptr::null_mut();
+    // SAFETY: numbers; nothing is written where there is no room.
+    result(unsafe { libc::syscall(libc::SYS_keyctl, DESCRIBE, key, none, none) })
 }
 
 /// What `act` comes to in a child, which it may change.

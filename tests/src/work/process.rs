@@ -16,6 +16,7 @@ use nix::{
     errno::Errno,
     sys::{
         memfd::{MFdFlags, memfd_create},
+        signal::{Signal, kill},
         wait::{WaitStatus, waitpid},
     },
     unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, execv, fexecve, pause, setsid},
@@ -124,7 +125,7 @@ pub(super) fn made(words: &[&str]) -> Result<u8> {
 }
 
 /// The file once more, to read only: what is open to write is not executed.
-fn reopened(file: File) -> Result<File> {
+pub(super) fn reopened(file: File) -> Result<File> {
     Ok(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
 }
 
@@ -190,6 +191,30 @@ pub(super) fn storm(words: &[&str]) -> Result<u8> {
         waitpid(child, None)?;
     }
     Ok(0)
+}
+
+/// `throngs FILE COUNT`: until FILE exists, makes so many children that live side by side, and ends them.
+pub(super) fn throngs(words: &[&str]) -> Result<u8> {
+    let [stop, count] = words else { bail!("throngs needs 2 words") };
+    let count = count.parse::<u32>()?;
+    while !std::fs::exists(stop)? {
+        let children = (0..count).map(|_| in_child(|| idle())).collect::<Result<Vec<Pid>>>()?;
+        for child in children {
+            kill(child, Signal::SIGKILL)?;
+            waitpid(child, None)?;
+        }
+    }
+    Ok(0)
+}
+
+/// `crowd MOST`: makes children that idle, until one cannot be made or there are that many. What became of the last.
+pub(super) fn crowd(words: &[&str]) -> Result<u8> {
+    for _ in 0..one(words)?.0.parse::<u32>()? {
+        if let Err(error) = in_child(|| idle()) {
+            return Ok(say(Err(error.downcast()?)));
+        }
+    }
+    Ok(say(Ok(())))
 }
 
 /// `attach-itself TIMES PROGRAM POLICY`: the program is `tipstaff`, a child, and attaches this process, which it names so
@@ -259,7 +284,7 @@ pub(super) fn idle() -> ! {
 }
 
 /// Forks; the child does `body` and ends with its status.
-pub(super) fn in_child(body: impl FnOnce() -> u8) -> Result<Pid> {
+pub(crate) fn in_child(body: impl FnOnce() -> u8) -> Result<Pid> {
     // SAFETY: workloads have one thread when they fork, so the child may do all that this process may.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(child),

@@ -2,7 +2,7 @@
 //! kernel that polls.
 
 use std::{
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
     ptr,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -11,11 +11,14 @@ use anyhow::{Result, bail};
 use nix::errno::Errno;
 
 /// `IORING_OP_*`
+const READ_FIXED: u8 = 4;
 pub(super) const SENDMSG: u8 = 9;
 pub(super) const CONNECT: u8 = 16;
 pub(super) const SEND: u8 = 26;
 pub(super) const SOCKET: u8 = 45;
 
+/// `IORING_REGISTER_BUFFERS`
+const REGISTER_BUFFERS: u32 = 0;
 /// `IORING_SETUP_SQPOLL`
 const POLL: u32 = 1 << 1;
 /// `IOSQE_ASYNC`
@@ -32,7 +35,7 @@ const ANSWER: u32 = 16;
 
 /// Who does what is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Doer {
+pub(crate) enum Doer {
     Caller,
     Worker,
     Poller,
@@ -88,7 +91,7 @@ pub(super) struct Request {
 const _: () = assert!(size_of::<Request>() == 64);
 
 /// A ring; its mappings end with the process.
-pub(super) struct Ring {
+pub(crate) struct Ring {
     fd: OwnedFd,
     doer: Doer,
     queues: *mut u8,
@@ -97,7 +100,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn new(doer: Doer) -> Result<Self> {
+    pub(crate) fn new(doer: Doer) -> Result<Self> {
         let flags = if doer == Doer::Poller { POLL } else { 0 };
         let mut parameters = Parameters { flags, idle: 1000, ..Parameters::default() };
         // SAFETY: the call reads and writes one such structure, which outlives it.
@@ -116,6 +119,29 @@ impl Ring {
     fn shared(&self, offset: u32) -> &AtomicU32 {
         // SAFETY: the kernel says that an aligned number of 32 bits is there, in a mapping that ends with the process.
         unsafe { &*self.queues.add(offset as usize).cast::<AtomicU32>() }
+    }
+
+    /// Keeps so many bytes of memory at an address, whatever becomes of the mapping that they are in.
+    pub(crate) fn keep(&self, address: u64, length: usize) -> Result<(), Errno> {
+        let buffer = [address, length as u64];
+        // SAFETY: an iovec as the kernel has it, which outlives the call.
+        let done = unsafe {
+            libc::syscall(libc::SYS_io_uring_register, self.fd.as_raw_fd(), REGISTER_BUFFERS, buffer.as_ptr(), 1)
+        };
+        Errno::result(done).map(drop)
+    }
+
+    /// Reads so many bytes of a pipe to an address in the memory that it keeps.
+    pub(crate) fn read_into_kept(&self, from: &impl AsRawFd, address: u64, length: u32) -> Result<Result<i32, Errno>> {
+        self.ask(Request {
+            what: READ_FIXED,
+            fd: from.as_raw_fd(),
+            // where the pipe is
+            offset: u64::MAX,
+            address,
+            length,
+            ..Request::default()
+        })
     }
 
     /// Asks for one thing and waits until it is done.

@@ -2,26 +2,32 @@
 
 use std::{
     fs::File,
-    io::{IoSliceMut, Read as _},
-    net::UdpSocket,
+    io::{Read as _, Write as _},
+    net::{TcpStream, UdpSocket},
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr as UnixAddress, UnixDatagram, UnixStream},
+        unix::net::{SocketAddr as UnixAddress, UnixDatagram, UnixListener, UnixStream},
     },
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
-    sys::socket::{Backlog, ControlMessageOwned, MsgFlags, SockType, SockaddrIn, SockaddrIn6, bind, recvmsg},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        sendfile::sendfile,
+        socket::{Backlog, MsgFlags, SockType, SockaddrIn, SockaddrIn6, bind, send},
+    },
 };
 
 use super::{
     inform,
     network::{address, open},
-    one, say,
+    one, run, say,
 };
+use crate::harness::descriptors;
 
 /// `make FAMILY TYPE PROTOCOL`, as numbers: socket(2).
 pub(super) fn make(words: &[&str]) -> Result<u8> {
@@ -78,13 +84,19 @@ pub(super) fn unix(words: &[&str]) -> Result<u8> {
     Ok(say(done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))))
 }
 
-/// `descriptor NUMBER`: what it is (`socket`, `pipe`, a path), and whether it can be written to.
+/// `descriptor NUMBER [sendfile]`: what it is (`socket`, `pipe`, a path), and whether it can be written to, by write(2) or
+/// from a file.
 pub(super) fn descriptor(words: &[&str]) -> Result<u8> {
-    let (number, _) = one(words)?;
+    let (number, way) = one(words)?;
     let link = std::fs::read_link(format!("/proc/self/fd/{number}"))?.display().to_string();
     print!("{} ", link.split(":[").next().unwrap_or_default());
     // SAFETY: it is open, as was just seen, and nobody closes it while it is borrowed.
     let descriptor = unsafe { BorrowedFd::borrow_raw(number.parse()?) };
+    if way == ["sendfile"] {
+        let mut file = File::from(memfd_create("bytes", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(b"x")?;
+        return Ok(say(sendfile(descriptor, file.as_fd(), Some(&mut 0), 1).map(drop)));
+    }
     Ok(say(nix::unistd::write(descriptor, b"x").map(drop)))
 }
 
@@ -92,25 +104,86 @@ pub(super) fn descriptor(words: &[&str]) -> Result<u8> {
 pub(super) fn take(words: &[&str]) -> Result<u8> {
     let (name, rest) = one(words)?;
     let (to, _) = address(rest)?;
+    let mut passed = descriptors::receive(&UnixStream::connect_addr(&unix_address(name)?)?)?;
+    match passed.files.pop() {
+        Some(socket) => Ok(say_io(UdpSocket::from(socket).send_to(b"x", to))),
+        None => {
+            println!("none");
+            Ok(0)
+        }
+    }
+}
+
+/// `receive NAME COUNT`: takes so many messages from who listens there; of each, its bytes, how many descriptors came, and
+/// whether that was not all.
+pub(super) fn receive(words: &[&str]) -> Result<u8> {
+    let (name, rest) = one(words)?;
+    let (count, _) = one(rest)?;
     let stream = UnixStream::connect_addr(&unix_address(name)?)?;
-    let mut byte = [0];
-    let mut parts = [IoSliceMut::new(&mut byte)];
-    let mut space = nix::cmsg_space!(RawFd);
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty())?;
-    // a descriptor that was refused leaves a message that says it was cut, which is an error here
-    let passed = message.cmsgs().ok().and_then(|mut parts| {
-        parts.find_map(|part| match part {
-            ControlMessageOwned::ScmRights(files) => files.first().copied(),
-            _ => None,
-        })
-    });
-    let Some(passed) = passed else {
+    for _ in 0..count.parse::<u32>()? {
+        let passed = descriptors::receive(&stream)?;
+        let cut = if passed.cut { ", cut" } else { "" };
+        println!("{}: {}{cut}", String::from_utf8_lossy(&passed.bytes), passed.files.len());
+        // the next message is sent once this one was taken
+        (&stream).write_all(b"!")?;
+    }
+    Ok(0)
+}
+
+/// `inherit NUMBER REST`: the descriptor of that number is a TCP socket, which what is started during the rest has too.
+pub(super) fn inherit(words: &[&str]) -> Result<u8> {
+    let (number, rest) = one(words)?;
+    let socket = open(SockType::Stream, &std::net::SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    // SAFETY: both are descriptors of this process, which uses the second for nothing else.
+    Errno::result(unsafe { libc::dup2(socket.as_raw_fd(), number.parse()?) })?;
+    Ok(run(rest))
+}
+
+/// `connect-by NUMBER ADDRESS PORT`: connects a socket that was inherited.
+pub(super) fn connect_by(words: &[&str]) -> Result<u8> {
+    let (number, rest) = one(words)?;
+    let (to, _) = address(rest)?;
+    // SAFETY: the descriptor is a socket that this process was started with, and belongs to nobody else in it.
+    let socket = unsafe { OwnedFd::from_raw_fd(number.parse()?) };
+    Ok(say(super::network::connect_to(&socket, &to)))
+}
+
+/// `give NAME ADDRESS PORT REST`: a UDP socket and a connection there are passed to who listens at NAME, with their numbers
+/// here, and stay open during the rest.
+pub(super) fn give(words: &[&str]) -> Result<u8> {
+    let (name, rest) = one(words)?;
+    let (to, rest) = address(rest)?;
+    let stream = UnixStream::connect_addr(&unix_address(name)?)?;
+    let (datagrams, connection) = (UdpSocket::bind(("127.0.0.1", 0))?, TcpStream::connect(to)?);
+    let files = [datagrams.as_raw_fd(), connection.as_raw_fd()];
+    descriptors::pass(&stream, format!("{} {}", files[0], files[1]).as_bytes(), &files)?;
+    Ok(run(rest))
+}
+
+/// `hand-out NAME ADDRESS PORT`: sends a datagram, and passes the socket to who connects to the unix socket NAME.
+pub(super) fn hand_out(words: &[&str]) -> Result<u8> {
+    let (name, rest) = one(words)?;
+    let (to, _) = address(rest)?;
+    let socket = UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0))?;
+    say_io(socket.send_to(b"x", to));
+    let (stream, _) = UnixListener::bind(name)?.accept()?;
+    descriptors::pass(&stream, b"x", &[socket.as_raw_fd()])?;
+    Ok(0)
+}
+
+/// `take-flow NAME`: as `take` with a connection, on which it sends a byte every 10 ms until it is told that this failed.
+pub(super) fn take_flow(words: &[&str]) -> Result<u8> {
+    let (name, _) = one(words)?;
+    let Some(passed) = descriptors::receive(&UnixStream::connect_addr(&unix_address(name)?)?)?.files.pop() else {
         println!("none");
         return Ok(0);
     };
-    // SAFETY: the kernel just installed it here, and nobody else has it.
-    let socket = UdpSocket::from(unsafe { OwnedFd::from_raw_fd(passed) });
-    Ok(say_io(socket.send_to(b"x", to)))
+    loop {
+        if let Err(errno) = send(passed.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL) {
+            return Ok(say(Err(errno)));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// `early FILE FIFO ADDRESS PORT`: makes a UDP socket, then writes its number to FILE, and sends with the socket when the

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, io};
 
 use super::{
-    find::{Find, Found, Hidden, find},
+    find::{Found, Hidden, Look, Whose, find},
     namespaces::{Namespaces, Registry},
 };
 use crate::kernel::boot_now;
@@ -41,8 +41,8 @@ pub struct Flows {
 
 impl Flows {
     /// Destroys the session's sockets that `fails` is true for. Those in a namespace that was not seen yet wait.
-    pub fn cut(&mut self, registry: &mut Registry, what: &mut Find<'_>, fails: impl Fn(&Found) -> bool) {
-        for found in find(&self.namespaces, registry, what) {
+    pub fn cut(&mut self, registry: &mut Registry, look: &mut Look<'_>, whose: &Whose, fails: impl Fn(&Found) -> bool) {
+        for found in find(&self.namespaces, registry, look, whose) {
             let waits = found.hidden == Some(Hidden::Unreachable);
             if !waits && !self.cut.contains_key(&found.socket.cookie) && fails(&found) {
                 self.destroy(registry, found);
@@ -62,14 +62,21 @@ impl Flows {
         self.settle(&left);
     }
 
-    /// Looks again. What is new is destroyed too, and then looked for.
-    pub fn confirm(&mut self, registry: &mut Registry, what: &mut Find<'_>, fails: impl Fn(&Found) -> bool) {
-        let mut left = find(&self.namespaces, registry, what);
+    /// Looks for them by a look that is later than the cut. What is new is destroyed too, and then looked for.
+    pub fn confirm(
+        &mut self,
+        registry: &mut Registry,
+        look: &mut Look<'_>,
+        whose: &Whose,
+        fails: impl Fn(&Found) -> bool,
+    ) {
+        let mut left = find(&self.namespaces, registry, look, whose);
         let is_new = |f: &&Found| !self.cut.contains_key(&f.socket.cookie) && fails(f);
         let news: Vec<Found> = left.iter().filter(is_new).cloned().collect();
         if !news.is_empty() {
             news.into_iter().for_each(|found| self.destroy(registry, found));
-            left = find(&self.namespaces, registry, what);
+            look.again();
+            left = find(&self.namespaces, registry, look, whose);
         }
         self.settle(&left);
     }

@@ -1,14 +1,17 @@
 //! Finding a session's sockets: those that were made in its cgroups, by a filter that the kernel applies, and those that
-//! carry its label, wherever they were made.
+//! carry its label, wherever they were made. What the kernel lists once serves every session that is looked for.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fs, io,
 };
 
+use tipstaff_common::label::SessionRef;
 use tracing::warn;
 
 use super::{
+    diag::Diag,
     namespaces::{Namespaces, Registry},
     wire::{LISTEN, Socket},
 };
@@ -29,11 +32,55 @@ pub(super) const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 const CLOSED: u16 = 7;
 
 /// What makes a socket a session's.
-pub struct Find<'a> {
+#[derive(Debug, Clone)]
+pub struct Whose {
+    /// It carries this label.
+    pub session: SessionRef,
     /// It was made in one of these cgroups.
-    pub cgroups: &'a [u64],
-    /// It is one of these, which carry the session's label at that moment.
-    pub labelled: &'a mut dyn FnMut() -> Vec<Labelled>,
+    pub cgroups: Vec<u64>,
+}
+
+/// A family and a protocol in a network namespace.
+type List = (u64, i32, i32);
+
+/// One look at the host's sockets, for all sessions that are looked for by it: each list of the kernel is read once.
+pub struct Look<'a> {
+    cgroups: Vec<u64>,
+    labels: &'a mut dyn FnMut() -> Vec<Labelled>,
+    labelled: Option<Vec<Labelled>>,
+    made: BTreeMap<List, BTreeMap<u64, Vec<Socket>>>,
+}
+
+impl<'a> Look<'a> {
+    /// For the sessions of these cgroups; `labels` lists every socket that carries a label at that moment.
+    pub fn new(cgroups: Vec<u64>, labels: &'a mut dyn FnMut() -> Vec<Labelled>) -> Self {
+        Self { cgroups, labels, labelled: None, made: BTreeMap::new() }
+    }
+
+    /// What was seen so far is out of date.
+    pub fn again(&mut self) {
+        self.labelled = None;
+        self.made.clear();
+    }
+
+    fn labelled(&mut self, session: SessionRef) -> Vec<Labelled> {
+        let all = self.labelled.get_or_insert_with(&mut self.labels);
+        all.iter().filter(|row| row.session == session).copied().collect()
+    }
+
+    /// The sockets of one of the kernel's lists that were made in a session's cgroups.
+    fn made(&mut self, list: List, diag: &RefCell<Diag>, registry: &mut Registry, own: &[u64]) -> Vec<Socket> {
+        let (_, protocol, family) = list;
+        let all = self.made.entry(list).or_insert_with(|| {
+            let listed = diag.borrow_mut().list(number(family), number(protocol), &self.cgroups);
+            let mut by_cgroup: BTreeMap<u64, Vec<Socket>> = BTreeMap::new();
+            for socket in taken(listed, protocol, registry) {
+                by_cgroup.entry(socket.cgroup).or_default().push(socket);
+            }
+            by_cgroup
+        });
+        own.iter().filter_map(|cgroup| all.get(cgroup)).flatten().cloned().collect()
+    }
 }
 
 /// A socket of a session.
@@ -45,6 +92,8 @@ pub struct Found {
     pub namespace: u64,
     /// It was accepted, or it listens.
     pub passive: bool,
+    /// It was made outside the session, and no member may use it.
+    pub crossed: bool,
     /// Why the kernel cannot be asked to destroy it.
     pub hidden: Option<Hidden>,
 }
@@ -59,9 +108,9 @@ pub enum Hidden {
 }
 
 /// All open sockets of a session.
-pub(super) fn find(namespaces: &Namespaces, registry: &mut Registry, find: &mut Find<'_>) -> Vec<Found> {
-    let labelled = (find.labelled)();
-    let mut found = made_in(namespaces, registry, find.cgroups);
+pub(super) fn find(namespaces: &Namespaces, registry: &mut Registry, look: &mut Look<'_>, whose: &Whose) -> Vec<Found> {
+    let labelled = look.labelled(whose.session);
+    let mut found = made_in(namespaces, registry, look, &whose.cgroups);
     let known: BTreeSet<u64> = found.iter().map(|f| f.socket.cookie).collect();
     let others = labelled.iter().filter(|row| is_open(row) && !known.contains(&row.cookie));
     found.extend(crossed(namespaces, registry, others));
@@ -77,7 +126,7 @@ pub(super) fn find(namespaces: &Namespaces, registry: &mut Registry, find: &mut 
 }
 
 /// The sockets that were made in these cgroups.
-fn made_in(namespaces: &Namespaces, registry: &mut Registry, cgroups: &[u64]) -> Vec<Found> {
+fn made_in(namespaces: &Namespaces, registry: &mut Registry, look: &mut Look<'_>, cgroups: &[u64]) -> Vec<Found> {
     let mut found = Vec::new();
     let present = present();
     for (namespace, diag) in namespaces.each() {
@@ -85,9 +134,8 @@ fn made_in(namespaces: &Namespaces, registry: &mut Registry, cgroups: &[u64]) ->
             if registry.unlisted.contains(&protocol) {
                 continue;
             }
-            let listed = diag.borrow_mut().list(number(family), number(protocol), cgroups);
-            for socket in taken(listed, protocol, registry) {
-                found.push(Found { socket, namespace, passive: false, hidden: None });
+            for socket in look.made((namespace, protocol, family), diag, registry, cgroups) {
+                found.push(Found { socket, namespace, passive: false, crossed: false, hidden: None });
             }
         }
     }
@@ -115,7 +163,8 @@ fn crossed<'a>(
         let hidden = if list.is_none() { Hidden::Unreachable } else { Hidden::Unlisted };
         let listed = list.iter().flatten().find(|socket| socket.cookie == row.cookie);
         let (socket, hidden) = listed.map_or_else(|| (unlisted(row), Some(hidden)), |s| (s.clone(), None));
-        found.push(Found { socket, namespace: u64::from(row.namespace), passive: row.passive, hidden });
+        let (namespace, passive, crossed) = (u64::from(row.namespace), row.passive, row.crossed);
+        found.push(Found { socket, namespace, passive, crossed, hidden });
     }
     found
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     os::{
-        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
 };
@@ -52,12 +52,20 @@ impl Held {
     pub fn open(&self) -> io::Result<OwnedFd> {
         let process = open_pidfd(self.pid)?;
         let inode = u64::from(self.found.socket.inode);
-        let number = descriptors_of(self.pid).find(|(_, found)| *found == inode).map(|(number, _)| number);
-        let descriptor = descriptor_of(process.as_fd(), number.ok_or(io::ErrorKind::NotFound)?)?;
-        // another may have its number by now
-        let taken = fs::metadata(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))?.ino();
-        if taken == inode { Ok(descriptor) } else { Err(io::ErrorKind::NotFound.into()) }
+        let number = sockets_of(self.pid).find(|(_, found)| *found == inode).map(|(number, _)| number);
+        socket_of(process.as_fd(), number.ok_or(io::ErrorKind::NotFound)?, inode)
     }
+}
+
+/// A descriptor for the socket with this inode number that is another process's descriptor `number`.
+///
+/// # Errors
+/// That process is gone, or has closed it.
+pub fn socket_of(process: BorrowedFd<'_>, number: i32, inode: u64) -> io::Result<OwnedFd> {
+    let descriptor = descriptor_of(process, number)?;
+    // another may have its number by now
+    let taken = fs::metadata(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))?.ino();
+    if taken == inode { Ok(descriptor) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
 /// A unix socket that a process holds.
@@ -88,7 +96,7 @@ pub struct Inheritance {
 pub fn inheritance(namespaces: &Namespaces, registry: &mut Registry, processes: &BTreeSet<u32>) -> Inheritance {
     let mut holders: BTreeMap<u64, u32> = BTreeMap::new();
     for pid in processes {
-        for (_, inode) in descriptors_of(*pid) {
+        for (_, inode) in sockets_of(*pid) {
             holders.entry(inode).or_insert(*pid);
         }
     }
@@ -119,7 +127,10 @@ fn inet(namespaces: &Namespaces, registry: &mut Registry, holders: &BTreeMap<u64
             let listed = diag.borrow_mut().list_all(number(family), number(protocol));
             for socket in taken(listed, protocol, registry) {
                 if let Some(pid) = holders.get(&u64::from(socket.inode)) {
-                    held.push(Held { pid: *pid, found: Found { socket, namespace, passive: false, hidden: None } });
+                    held.push(Held {
+                        pid: *pid,
+                        found: Found { socket, namespace, passive: false, crossed: false, hidden: None },
+                    });
                 }
             }
         }
@@ -133,7 +144,7 @@ fn inet(namespaces: &Namespaces, registry: &mut Registry, holders: &BTreeMap<u64
 }
 
 /// The sockets that a process has open: descriptors and inode numbers.
-fn descriptors_of(pid: u32) -> impl Iterator<Item = (i32, u64)> {
+pub fn sockets_of(pid: u32) -> impl Iterator<Item = (i32, u64)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     entries.filter_map(|entry| {
         let link = fs::read_link(entry.path()).ok()?;

@@ -73,33 +73,29 @@ impl Namespaces {
         inode(pid, thread).is_some_and(|inode| !self.0.contains_key(&inode))
     }
 
-    /// The namespaces that all of these members are in. True: there was one that was not seen before. `members` lists them once more where there is a namespace that
-    /// was not seen yet: a process that is listed again while its pidfd is open is the one that was opened.
+    /// The namespaces that all of these members are in. True: there was one that was not seen before. `is_member` is asked of a
+    /// process whose descriptor is open, once all are: its number may be another's by then.
     ///
     /// # Errors
-    /// The members cannot be listed.
-    pub fn walk(
+    /// It cannot be told who is a member.
+    pub fn walk<'m>(
         &mut self,
         registry: &mut Registry,
-        mut members: impl FnMut() -> Result<Vec<Member>, KernelError>,
+        members: impl Iterator<Item = &'m Member>,
+        mut is_member: impl FnMut(BorrowedFd<'_>, u32) -> Result<bool, KernelError>,
     ) -> Result<bool, KernelError> {
         let before = self.0.len();
-        let fresh: Vec<(u32, OwnedFd, File)> = members()?
-            .iter()
+        let fresh: Vec<(u32, OwnedFd, File)> = members
             .filter(|m| self.is_news(m.tgid, m.tid))
             .filter_map(|m| {
                 let process = open_pidfd(m.tgid).ok()?;
                 Some((m.tgid, process, File::open(path(m.tgid, m.tid)).ok()?))
             })
             .collect();
-        if fresh.is_empty() {
-            return Ok(false);
-        }
-        let still = members()?;
         for (pid, process, namespace) in fresh {
-            let listed = still.iter().any(|m| m.tgid == pid);
+            let is_it = is_member(process.as_fd(), pid)?;
             match is_gone(process.as_fd()) {
-                Ok(false) if listed => match registry.enter(namespace) {
+                Ok(false) if is_it => match registry.enter(namespace) {
                     Ok(found) => self.add(found),
                     Err(error) => debug!("the network namespace of process {pid} cannot be entered: {error}"),
                 },

@@ -23,7 +23,7 @@ pub struct Exec {
     pub tid: u32,
     /// User id in the root user namespace.
     pub uid: u32,
-    /// What was asked for.
+    /// What was asked for; of what was judged late the last part.
     pub path: Text,
     /// The first arguments.
     pub args: Vec<Text>,
@@ -35,6 +35,9 @@ pub struct Exec {
     pub verdict: Verdict,
     /// The rule's id, or `default`, `expired`, `ended`, `unresolved`, `unlabelled`, `leaves`, `fault`.
     pub rule: String,
+    /// The kernel told nobody of the start: the program was judged when it did something.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
 }
 
 /// Which file, as the kernel sees it.

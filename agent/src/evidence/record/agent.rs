@@ -16,6 +16,9 @@ pub struct AgentStart {
     pub kernel: String,
     /// What this kernel allows.
     pub tier: Tier,
+    /// Which sockets the programs on cgroups see: `sessions` or `root`; none: of an agent that had no choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attach: Option<String>,
     /// Every control with its state.
     pub controls: Vec<Control>,
 }

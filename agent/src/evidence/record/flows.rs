@@ -30,6 +30,8 @@ pub enum CutCause {
     Narrow,
     /// They were made before their holders became the session's, and the scope does not allow them.
     Attach,
+    /// They were made outside the session, and came to members that may not use them.
+    Crossed,
 }
 
 /// A socket was cut.

@@ -143,6 +143,7 @@ fn exec() -> Body {
         file: FileRef { device: 8, inode: u64::MAX, generation: 1 },
         verdict: Verdict::WouldDeny,
         rule: "default".to_owned(),
+        late: false,
     })
 }
 
@@ -171,6 +172,7 @@ fn one_of_each() -> Vec<Body> {
             version: "0.1.0".to_owned(),
             kernel: "6.1.0".to_owned(),
             tier: Tier::NoLsm,
+            attach: Some("root".to_owned()),
             controls: vec![control],
         }),
         Body::AgentStop(AgentStop { reason: "SIGTERM".to_owned() }),

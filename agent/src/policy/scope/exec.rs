@@ -28,6 +28,13 @@ fn exec_rule(rule: &RuleAt<'_>, ids: &mut Ids, problems: &mut Problems) -> Optio
     let id = rule_id(rule, ids, problems);
     let named: Vec<Field<'_>> = TARGETS.iter().filter_map(|key| rule.fields.get(key)).collect();
     let [field] = named.as_slice() else {
+        if let (true, Some(field)) = (named.is_empty(), rule.fields.get("sha256").or_else(|| rule.fields.get("verity")))
+        {
+            let message = "names no file by itself, for which files have a digest is not known before they run: add path: \
+                           /usr/bin/… or glob: /opt/*/bin/…";
+            problems.add(field.at().node.at, &field.path, message);
+            return None;
+        }
         let message = match named.as_slice() {
             [] => "names nothing: add path: /usr/bin/…, dir: /opt/…, glob: /opt/*/bin/… or class: …".to_owned(),
             [one, other, ..] => {

@@ -4,7 +4,8 @@ use tipstaff_common::socket;
 
 use crate::policy::{
     problem::Problems,
-    types::{Effect, Kind},
+    traffic::{NetRule, Protocol},
+    types::{Effect, Kind, Policy},
     walk::{At, Fields, Keys, fields, list, word},
 };
 
@@ -48,6 +49,24 @@ impl Kind {
             Self::Service | Self::Ci | Self::Agent => socket::SOCKET_UNIX | socket::SOCKET_NETLINK,
             Self::Operator | Self::Breakglass => socket::SOCKET_ALL,
         }
+    }
+}
+
+impl Policy {
+    /// Classes of connections that may be made, but that no rule lets go anywhere or be listened on. A connect of one would
+    /// be refused whatever its address, and where no hook sees it (tier no-lsm), it would wait.
+    pub(in crate::policy) fn useless_classes(&self) -> u32 {
+        let allows = |rules: &[NetRule], protocol: Protocol| {
+            let speaks = |rule: &NetRule| rule.protocols.is_empty() || rule.protocols.contains(&protocol);
+            rules.iter().any(|rule| rule.effect == Effect::Allow && speaks(rule))
+        };
+        let open = [self.kind.net_default(), self.listen_default()].contains(&Effect::Allow);
+        let useless = |(protocol, _): &(Protocol, u32)| {
+            !open && !allows(&self.net, *protocol) && !allows(&self.listen.rules, *protocol)
+        };
+        let classes = [(Protocol::Sctp, socket::SOCKET_SCTP), (Protocol::Dccp, socket::SOCKET_DCCP)];
+        let useless = classes.into_iter().filter(useless).fold(0, |all, (_, mask)| all | mask);
+        useless & self.socket_classes()
     }
 }
 

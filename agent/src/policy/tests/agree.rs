@@ -6,6 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 use tipstaff_common::{
     limits::DEPTH,
+    place::Place,
     rule::{Content, FileId},
 };
 
@@ -88,6 +89,11 @@ fn exec_rule() -> impl Strategy<Value = (ExecRule, Vec<FileId>)> {
     })
 }
 
+/// Few places, so that rules and programs meet.
+fn place() -> impl Strategy<Value = Place> {
+    (0u64..12).prop_map(|names| Place { names, device: 0, pad: 0 })
+}
+
 /// What a program's file was, or is.
 fn content() -> impl Strategy<Value = Content> {
     (0u64..2).prop_map(|changed| Content { size: 1, changed })
@@ -96,8 +102,7 @@ fn content() -> impl Strategy<Value = Content> {
 /// What is known of some of the files that rules name.
 fn known() -> impl Strategy<Value = Resolved> {
     let hashed = prop_oneof![
-        6 => (0u8..2, any::<bool>())
-            .prop_map(|(byte, while_leased)| Hashed::As { digest: FileDigest::Bytes([byte; 32]), while_leased }),
+        6 => (0u8..2).prop_map(|byte| Hashed::As(FileDigest::Bytes([byte; 32]))),
         1 => Just(Hashed::Not("cannot be read".to_owned())),
         1 => Just(Hashed::Unknown("is on another file system".to_owned())),
     ];
@@ -114,10 +119,10 @@ fn sight() -> impl Strategy<Value = Program<'static>> {
     )));
     let classes = prop_oneof![4 => Just(0), 3 => class().prop_map(ProgramClass::bit), 1 => 0u32..64];
     let rare = || prop::bool::weighted(0.1);
-    (prop::option::of(content()), rare(), any::<bool>(), classes, rare(), word).prop_map(
-        |(content, writers, leased, classes, script, word)| {
+    (prop::option::of(content()), rare(), classes, rare(), word).prop_map(
+        |(content, writers, classes, script, word)| {
             let word = word.map(|word| word.map(str::as_bytes));
-            Program { content, writers, leased, classes, script, word, ..Program::of(FileId::default(), &[]) }
+            Program { content, writers, classes, script, word, ..Program::of(FileId::default(), &[]) }
         },
     )
 }
@@ -245,15 +250,20 @@ proptest! {
         kind in kind(),
         rules in prop::collection::vec(exec_rule(), 0..8),
         known in known(),
+        places in prop::collection::vec(prop::collection::vec(place(), 0..2), 8),
         operations in prop::collection::vec((file(), ancestors(), sight()), 1..20),
+        stand in prop::collection::vec(prop::collection::vec(place(), usize::try_from(DEPTH).expect("small") + 4), 20),
     ) {
-        let (exec, files) = rules.into_iter().unzip();
+        let (exec, files): (Vec<ExecRule>, _) = rules.into_iter().unzip();
+        let places = exec.iter().zip(places).map(|(rule, places)| if rule.is_of_places() { places } else { vec![] });
+        let places = places.collect();
         let policy = Policy { exec, ..policy(kind) };
-        let host = Resolved { files, ..known };
+        let host = Resolved { files, places, ..known };
         let plan = compile(&policy, &host).expect("no net rules");
         let effects = effects(&policy);
-        for (file, ancestors, sight) in operations {
-            let program = Program { file, ancestors: &ancestors, ..sight };
+        for ((file, ancestors, sight), stand) in operations.into_iter().zip(stand) {
+            let places = &stand[..=ancestors.len()];
+            let program = Program { file, ancestors: &ancestors, places, ..sight };
             agree(&effects, decide_exec(&policy, &host, &program), plan.judge_exec(&program))?;
         }
     }

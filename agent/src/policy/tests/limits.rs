@@ -3,6 +3,10 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use tipstaff_common::{
+    event::{Header, KIND_CONNECT, KIND_EXEC, KIND_PRIVILEGE, KIND_SOCKET, KIND_UNIX},
+    rule::{REASON_BUDGET_CONNECTS, REASON_BUDGET_EGRESS, REASON_DEFAULT, REASON_UNRESOLVED},
+};
 
 use super::document;
 use crate::policy::{Activity, Limits, parse};
@@ -39,6 +43,35 @@ fn what_limits_mean() {
 }
 
 #[test]
+fn budgets_end_a_session_where_that_is_asked_of_them() {
+    let ends = |on: &str| {
+        let more = format!(", budgets: {{connects: 5, egressBytes: 1KiB}}, on: {{budget: {on}}}");
+        read("", &more).map(|limits| limits.used_up_ends)
+    };
+    assert_eq!(ends("deny"), Ok(vec![]));
+    assert_eq!(ends("end"), Ok(vec![REASON_BUDGET_CONNECTS, REASON_BUDGET_EGRESS]));
+    assert_eq!(ends("{egressBytes: end, connects: deny}"), Ok(vec![REASON_BUDGET_EGRESS]));
+    let limits = read("", ", budgets: {connects: 5}, on: {budget: end}").expect("a policy");
+    assert_eq!(limits.lines(), ["ends at the refusal budget-connects"]);
+}
+
+#[test]
+fn violations_end_a_session_where_that_is_asked_of_them() {
+    let ends = |on: &str| read("", &format!(", on: {{violation: {on}}}")).map(|limits| limits.violation_ends);
+    assert_eq!(ends("record"), Ok(vec![]));
+    assert_eq!(ends("end"), Ok(vec![KIND_EXEC, KIND_CONNECT, KIND_SOCKET, KIND_UNIX, KIND_PRIVILEGE]));
+    assert_eq!(ends("{net: end, exec: record}"), Ok(vec![KIND_CONNECT, KIND_SOCKET]));
+    assert!(ends("{forks: end}").is_err() && ends("kill").is_err());
+    let limits = read("", ", on: {violation: {exec: end, unix: end}}").expect("a policy");
+    assert_eq!(limits.lines(), ["ends at the first refusal of exec or unix"]);
+    let by = |tgid, kind, rule| limits.ends_at(&Header { tgid, kind, rule, ..Header::default() });
+    let at = |kind, rule| by(1, kind, rule);
+    assert!(at(KIND_EXEC, REASON_DEFAULT) && at(KIND_EXEC, 0) && at(KIND_UNIX, 7));
+    assert!(!at(KIND_CONNECT, REASON_DEFAULT) && !at(KIND_EXEC, REASON_UNRESOLVED));
+    assert!(!by(0, KIND_EXEC, REASON_DEFAULT), "nobody's");
+}
+
+#[test]
 fn what_is_no_limit_says_where_and_what_to_do() {
     for (limits, more, parts) in [
         (", idle: 0s", "", &["limits.idle: \"0s\" must be longer than zero"][..]),
@@ -62,6 +95,13 @@ fn what_is_no_limit_says_where_and_what_to_do() {
         ("", ", on: {expiry: kill}", &["on.expiry: unknown value \"kill\": write end"]),
         ("", ", on: {expiry: {}}", &["on.expiry.term: is missing: add term: 5s"]),
         ("", ", on: {expiry: {term: 10m}}", &["on.expiry.term: the time to end in is not shorter than limits.ttl"]),
+        ("", ", on: {budget: end}", &["on.budget: the policy has no budgets: add spec.budgets, or remove this"]),
+        (
+            "",
+            ", budgets: {connects: 5}, on: {budget: {destinations: end}}",
+            &["on.budget.destinations: the policy has no such budget: add spec.budgets.destinations, or remove this"],
+        ),
+        ("", ", budgets: {connects: 5}, on: {budget: kill}", &["on.budget: unknown value \"kill\": write deny, end"]),
         (", wibble: 1", "", &["limits.wibble: unknown key \"wibble\""]),
     ] {
         let told = read(limits, more).expect_err(limits);

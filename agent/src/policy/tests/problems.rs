@@ -89,8 +89,16 @@ fn values_are_read_and_defaults_hold() {
 
 #[test]
 fn texts_that_are_no_document() {
-    one(b"apiVersion: tipst\xffaff", "1:18", "not UTF-8 at byte offset 17");
+    one(b"apiVersion: tipst\xffaff", "1:18: apiVersion", "not UTF-8 at byte offset 17");
     one(b"a: b\n\xc3\xa4\xc3: \xff", "2:2", "not UTF-8 at byte offset 7");
+    one(b"a: b # \xff\nc: d\n", "1:8", "not UTF-8 at byte offset 7");
+    one(b"a: [b, \xff, c]\n", "1:8: a[1]", "not UTF-8 at byte offset 7");
+    one(b"a: [b, 'c\n  \xff\xff']\n", "2:3: a[1]", "not UTF-8 at byte offset 12");
+    one(b"a: [b, {c: d, \xff: e}]\n", "1:15: a[1]", "not UTF-8 at byte offset 14");
+    let text =
+        document("{kind: ci, limits: {ttl: 1m}, scope: {exec: {deny: [{path: /a}, {path: /b?, id: x}]}}}").into_bytes();
+    let text: Vec<u8> = text.into_iter().map(|byte| if byte == b'?' { 0xff } else { byte }).collect();
+    one(text, "4:80: spec.scope.exec.deny[1].path", "not UTF-8");
     one("#".repeat(1024 * 1024 + 1), "1:1", "has 1048577 bytes: a policy has at most 1048576");
     one("", "1:1", "the document is empty");
     one("# nothing\n", "1:1", "the document is empty");
@@ -291,6 +299,8 @@ fn exec_rules() {
         (format!("{{path: /a, sha256: {}x}}", &digest[1..]), "5:20: spec.scope.exec.allow[0].sha256", "64 hexadecimal"),
         (format!("{{dir: /a, sha256: {digest}}}"), "5:19: spec.scope.exec.allow[0].sha256", "needs a path or a glob"),
         (format!("{{dir: /a, verity: {digest}}}"), "5:19: spec.scope.exec.allow[0].verity", "needs a path or a glob"),
+        (format!("{{sha256: {digest}}}"), "5:10: spec.scope.exec.allow[0].sha256", "names no file by itself"),
+        (format!("{{id: x, verity: {digest}}}"), "5:17: spec.scope.exec.allow[0].verity", "add path: /usr/bin/…"),
         ("{path: /a, verity: abc}".to_owned(), "5:20: spec.scope.exec.allow[0].verity", "has 3 characters"),
         (format!("{{path: /a, verity: 'sha512:{digest}'}}"), "5:20: spec.scope.exec.allow[0].verity", "is a SHA-512"),
         (

@@ -4,16 +4,18 @@ use std::net::IpAddr;
 
 use tipstaff_common::{
     limits::PORT_RULES,
+    place::{Place, Way},
     rule::{
         ALLOW, Content, DENY, ExecKey, FileId, KIND_DIRECTORY, KIND_FILE, REASON_DEFAULT, REASON_UNRESOLVED,
         UNIX_SPELLED,
     },
     session::{HAS_DIRECTORIES, HAS_UNIX_DENIALS, HAS_UNIX_DIRECTORIES},
+    socket::{SOCKET_DCCP, SOCKET_SCTP},
 };
 
 use super::policy;
 use crate::policy::{
-    CompileProblem, Effect, NetKey, Policy, Program, ProgramClass, Resolved, UnixFound, UnixSocket, compile,
+    CompileProblem, Effect, NetKey, Note, Policy, Program, ProgramClass, Resolved, UnixFound, UnixSocket, compile,
     decide_exec, decide_inbound, decide_listen, decide_net, decide_unix, metadata,
 };
 
@@ -422,6 +424,48 @@ fn a_program_below_too_many_directories_is_denied() {
     assert_eq!(decide_exec(&without, &files(7), &Program::of(id(1), &above)).rule, REASON_DEFAULT);
 }
 
+/// What stands where a rule denies is denied, whichever file it is; a rule that asks for more lets no unknown file in.
+#[test]
+fn what_stands_in_a_denied_place_is_denied() {
+    let policy = policy(
+        "operator",
+        "{exec: {deny: [{path: /a/bad, id: bad}, {dir: /a/closed, id: closed}, {path: /a/git, subcommands: [push]}]}}",
+    );
+    let folder = Way::root(1).below(b"a");
+    let place = |name: &str| folder.below(name.as_bytes()).place;
+    let known = Content { size: 1, changed: 1 };
+    let host = Resolved {
+        files: vec![vec![], vec![], vec![id(3)]],
+        places: ["bad", "closed", "git"].map(|name| vec![place(name)]).into(),
+        contents: [(id(3), known)].into(),
+        ..Resolved::default()
+    };
+    let plan = compile(&policy, &host).expect("a plan");
+    let judge = |file: u64, places: &[Place]| {
+        let above = [id(20), id(21)];
+        let program = Program { places, content: Some(known), ..Program::of(id(file), &above[..places.len().min(2)]) };
+        let judged = plan.judge_exec(&program);
+        assert_eq!(decide_exec(&policy, &host, &program), judged, "{places:?}");
+        (judged.verdict, plan.rule_name(judged.rule).to_owned())
+    };
+    assert_eq!(judge(9, &[place("bad"), folder.place]), denied("bad"));
+    assert_eq!(judge(9, &[place("good"), folder.place]), allowed("default"));
+    let below = folder.below(b"closed").below(b"bad").place;
+    assert_eq!(judge(9, &[below, place("closed"), folder.place]), denied("closed"));
+    assert_eq!(judge(9, &[below, place("open"), folder.place]), allowed("default"));
+    assert_eq!(judge(9, &[place("git"), folder.place]), denied("changed"));
+    assert_eq!(judge(3, &[place("git"), folder.place]), allowed("default"));
+    let notes: Vec<_> = plan.notes.iter().map(ToString::to_string).collect();
+    assert!(
+        notes.contains(&"rule bad denies nothing yet: path /a/bad does not exist here now".to_owned()),
+        "{notes:?}"
+    );
+    // a host that shows nothing takes no place from a rule
+    let mut silent = Resolved { files: vec![Vec::new(); 3], ..Resolved::default() };
+    silent.as_pinned(&policy, &plan);
+    assert_eq!(silent.places, host.places);
+}
+
 /// What the host's programs are by their names is in the table where no rule is.
 #[test]
 fn a_policy_without_rules_has_numbers_too() {
@@ -459,4 +503,24 @@ fn what_the_host_does_not_show_is_named_by_the_tables() {
         assert!(own.iter().all(|file| files.contains(file)), "{}: {files:?}", rule.id);
         assert!(rule.effect == Effect::Deny || !files.contains(&id(9)), "{}: {files:?}", rule.id);
     }
+}
+
+/// A class of connections that no rule lets go anywhere, or be listened on, is not made; said to who wrote it.
+#[test]
+fn a_class_of_no_use_is_not_made() {
+    let made = |kind: &str, scope: &str| {
+        let plan = compile(&policy(kind, scope), &Resolved::default()).expect("a plan");
+        let told = plan.notes.iter().filter(|note| matches!(note, Note::Useless { .. })).count();
+        (plan.sockets & (SOCKET_SCTP | SOCKET_DCCP), told)
+    };
+    let classes = "sockets: {allow: [sctp, dccp]}";
+    let with = |rules: &str| format!("{{{classes}, net: {{{rules}}}}}");
+    assert_eq!(made("ci", &with("allow: [{to: 10.0.0.0/8, proto: [tcp, udp]}]")), (0, 2));
+    assert_eq!(made("ci", &with("allow: [{to: 10.0.0.0/8, proto: sctp}]")), (SOCKET_SCTP, 1));
+    assert_eq!(made("ci", &with("deny: [{to: 10.0.0.0/8, proto: sctp}]")), (0, 2));
+    assert_eq!(made("ci", &with("allow: [{to: 10.0.0.0/8}]")), (SOCKET_SCTP | SOCKET_DCCP, 0));
+    assert_eq!(made("ci", &with("listen: [{on: 10.0.0.0/8, proto: dccp}]")), (SOCKET_DCCP, 1));
+    assert_eq!(made("ci", &with("listen: allow")), (SOCKET_SCTP | SOCKET_DCCP, 0));
+    assert_eq!(made("operator", "{}"), (SOCKET_SCTP | SOCKET_DCCP, 0));
+    assert_eq!(made("ci", "{}"), (0, 0), "nobody asked for them");
 }

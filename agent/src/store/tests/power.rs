@@ -121,7 +121,7 @@ impl History {
                 live.push(kept);
                 value
             });
-            write(&database, SESSIONS, &id(n).to_string(), value.as_deref()).expect("is written");
+            write(&database, SESSIONS, &[(id(n).to_string(), value)]).expect("is written");
             commits.push((disk.steps().len(), state(&live)));
         }
         drop(database);
@@ -160,7 +160,8 @@ fn found(image: &[u8], what: &str) -> Option<State> {
     let database = sound(|| builder().create_with_backend(Disk::holding(image))).ok()?;
     let rows = values(&database, SESSIONS).unwrap_or_else(|e| panic!("{what}: {e}"));
     let found: Result<Vec<Kept>, String> = rows.iter().map(|(_, value)| decode(value)).collect();
-    write(&database, STAYS, "again", Some(b"x")).unwrap_or_else(|e| panic!("{what}: cannot be written again: {e}"));
+    let again = [("again".to_owned(), Some(b"x".to_vec()))];
+    write(&database, STAYS, &again).unwrap_or_else(|e| panic!("{what}: cannot be written again: {e}"));
     found.ok().map(|kept| state(&kept))
 }
 

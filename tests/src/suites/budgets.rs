@@ -1,0 +1,162 @@
+//! What all members of a session together may use up.
+
+use std::{net::UdpSocket, time::Instant};
+
+use super::{
+    losses::REFUSALS,
+    scene::{Fifo, only},
+};
+use crate::harness::{launch::Finished, prelude::*, server::Server, wait::all_gone};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::sharing("budgets::cut-in-the-kernel", WHEREVER, budgets),
+    Test::sharing("budgets::end-where-asked", WHEREVER, ends),
+    Test::new("budgets::end-though-the-agent-was-away", WHEREVER, ends_later).agents_own(),
+];
+
+/// Counted in the kernel, with the agent stopped: a loop of 10,000 connects is cut at the bound.
+fn budgets(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
+    let policy = |budgets: &str| {
+        s.policy(&only(&member).to("loopback", "127.0.0.0/8", "").spec(format!("budgets: {{ {budgets} }}")))
+    };
+    let fifo = Fifo::new(s)?;
+    let pid = s.file("pid");
+    let line = format!("pid {pid} fifo {} connect-many 10000 {}", fifo.path, server.words());
+    let total = s.run(&policy("connects: 25")?, &member, &line)?;
+    let session = total.session(s)?;
+    s.pid_in(&pid)?;
+    cut_when_stopped(s, fifo, total)?.said("25 done 9975 refused")?;
+    s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connects")?;
+    let cases = [
+        (
+            "destinations: 2",
+            "connect udp 127.0.0.1 9 + connect udp 127.0.0.2 9 + connect udp 127.0.0.3 9 + connect udp 127.0.0.1 9",
+            "ok\nok\nerrno 1\nok",
+            "budget-destinations",
+        ),
+        // 28 bytes of headers each
+        ("egressBytes: 5120", "send-many 20 1000 127.0.0.1 9", "4 done 16 refused", "budget-egress"),
+        // what was too large uses nothing up
+        (
+            "egressBytesPerSecond: 4000",
+            "send-many 1 8000 127.0.0.1 9 + send-many 3 1000 127.0.0.1 9",
+            "0 done 1 refused\n3 done 0 refused",
+            "budget-egress-rate",
+        ),
+    ];
+    for (budget, line, expected, rule) in cases {
+        // a socket of the port, so that no ICMP error comes back
+        let _sink = UdpSocket::bind(("127.0.0.1", 0))?;
+        let line = line.replace("127.0.0.1 9", &server.words());
+        let running = s.run(&policy(budget)?, &member, &line)?;
+        let session = running.session(s)?;
+        running.wait()?.said(expected)?;
+        s.wait_evidence(rule, |r| r["session"] == session && r["rule"] == rule)?;
+    }
+    // all members have one budget together
+    let both = format!("background connect-many 20 {0} + background connect-many 20 {0} + idle", server.words());
+    let running = s.run(&policy("connects: 25")?, &member, &both)?;
+    let done = until("both members to be done", patience(), || {
+        let said = running.said();
+        let counts = said.lines().filter(|line| line.ends_with("refused"));
+        let counts: Vec<u32> = counts.filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+        Ok((counts.len() == 2).then_some(counts))
+    })?;
+    ensure!(done.iter().sum::<u32>() == 25, "two members with 25 connects made {done:?}");
+    s.cli(&["end", &running.session(s)?])?.ended(0)?;
+    let began = Instant::now();
+    let many = s.run(&policy("connectsPerSecond: 10")?, &member, &format!("connect-many 2000 {}", server.words()))?;
+    let session = many.session(s)?;
+    let said = many.wait()?.stdout;
+    let seconds = began.elapsed().as_secs();
+    let number = |at: usize| said.split_whitespace().nth(at).and_then(|n| n.parse::<u64>().ok()).context("no count");
+    let (done, refused) = (number(0)?, number(2)?);
+    // the first second and the last may be of the clock's for a part only
+    ensure!(done >= 10 && done <= 10 * (seconds + 2) && refused > 0, "{said} in {seconds} s");
+    s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connect-rate")?;
+    Ok(())
+}
+
+/// Lets a workload go on while the agent is stopped.
+fn cut_when_stopped(s: &Sandbox, mut fifo: Fifo, running: Running) -> Result<Finished> {
+    s.signal_agent(nix::sys::signal::Signal::SIGSTOP)?;
+    fifo.wake()?;
+    let finished = running.wait();
+    s.signal_agent(nix::sys::signal::Signal::SIGCONT)?;
+    finished
+}
+
+/// Each budget has a verdict of its own: what is refused ends the session, or it does not.
+fn ends(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
+    let policy = |spec: &str| only(&member).to("loopback", "127.0.0.0/8", "").spec(spec);
+    let connects = format!("connect-many 9 {} + idle", server.words());
+    let bytes = format!("send-many 20 1000 {} + idle", server.words());
+    let both = "budgets: { connects: 5, egressBytes: 5120 }";
+    for (on, line, rule, end) in [
+        ("{ budget: end }", &connects, "budget-connects", true),
+        ("{ budget: deny }", &connects, "budget-connects", false),
+        ("{ budget: { connects: end, egressBytes: deny } }", &bytes, "budget-egress", false),
+        ("{ budget: { connects: deny, egressBytes: end } }", &bytes, "budget-egress", true),
+    ] {
+        let policy = policy(both).spec(format!("on: {on}"));
+        let running = s.run(&s.policy(&policy)?, &member, line)?;
+        let session = running.session(s)?;
+        s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == rule)?;
+        if end {
+            s.session_ended(&session, "budget").with_context(|| format!("{on}, {rule}"))?;
+            all_gone(&[running.pid()])?;
+            continue;
+        }
+        until("all to be tried", patience(), || Ok(running.said().contains("refused").then_some(())))?;
+        s.cli(&["end", &session])?.ended(0)?;
+        s.session_ended(&session, "operator").with_context(|| format!("{on}, {rule}"))?;
+    }
+    // what is only observed ends nothing, and nothing ends as long as there is some left
+    for (policy, line, said) in [
+        (policy("budgets: { connects: 5 }").observe(), connects.replace(" + idle", ""), "9 done 0 refused"),
+        (policy("budgets: { connects: 9 }"), connects.replace(" + idle", ""), "9 done 0 refused"),
+    ] {
+        let running = s.run(&s.policy(&policy.spec("on: { budget: end }"))?, &member, &line)?;
+        let session = running.session(s)?;
+        running.wait()?.said(said)?;
+        s.session_ended(&session, "completed")?;
+    }
+    Ok(())
+}
+
+/// What was used up, was against the policy, or moved, while no agent ran, ends the session when one runs again, also where no
+/// record of it is left.
+fn ends_later(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, server, bad) = (s.program("member")?, Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?);
+    let (mut full, mut fifo) = (Fifo::new(s)?, Fifo::new(s)?);
+    let policy = only(&member).to("loopback", "127.0.0.0/8", "").spec("budgets: { connects: 5 }");
+    let line = format!("fifo {} connect-many 9 {} + idle", fifo.path, server.words());
+    let ends = s.run(&s.policy(&policy.clone().spec("on: { budget: end }"))?, &member, &line)?;
+    let moves = s.run(&s.policy(&only(&member).spec("on: { moved: end }"))?, &member, "idle")?;
+    let stays = s.run(&s.policy(&policy)?, &member, "idle")?;
+    let line = format!("fifo {} flood {REFUSALS} {} + idle", full.path, bad.words());
+    let fills = s.run(&s.policy(&only(&member).spec("on: { violation: end }"))?, &member, &line)?;
+    let (session, other) = (ends.session(s)?, stays.session(s)?);
+    let violate = [fills.session(s)?, moves.session(s)?];
+    s.kill_agent()?;
+    full.wake()?;
+    let said = format!("0 of {REFUSALS}\n");
+    until("the ring to be full", 4 * patience(), || Ok((fills.said() == said).then_some(())))?;
+    s.part("elsewhere").take(moves.pid())?;
+    fifo.wake()?;
+    until("the budget to be used up", patience(), || Ok(ends.said().contains("5 done 4 refused").then_some(())))?;
+    s.start()?;
+    let end = s.session_ended(&session, "budget")?;
+    let refused = s.records(&session, "connect")?.iter().filter(|r| r["rule"] == "budget-connects").count();
+    ensure!(refused == 0 && end["lost"]["connect"].as_u64() >= Some(4), "{refused} refusals are told, and {end}");
+    violate.iter().try_for_each(|session| s.session_ended(session, "violation").map(drop))?;
+    all_gone(&[ends.pid(), fills.pid(), moves.pid()])?;
+    bad.untouched()?;
+    s.cli(&["end", &other])?.ended(0)?;
+    s.session_ended(&other, "operator").map(drop)
+}

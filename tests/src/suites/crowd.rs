@@ -1,0 +1,114 @@
+//! A cgroup whose processes become a session's, also those that are made meanwhile.
+
+use std::{collections::BTreeSet, fs};
+
+use serde_json::Value;
+
+use super::{
+    attach::{family, members, session_of, threads_of, workload},
+    scene::{Fifo, only, refused_exec, report},
+};
+use crate::harness::{prelude::*, wait::all_gone};
+
+pub(super) const TESTS: &[Test] = &[Test::new("attach::cgroup", WHEREVER, cgroup)];
+
+/// What makes processes all the time in a cgroup, and has a thread more.
+struct Crowd {
+    running: Running,
+    stop: String,
+    wakes: Fifo,
+    answers: String,
+    mark: String,
+    threaded: u32,
+}
+
+impl Crowd {
+    /// Its other thread tries `bad` when it is woken.
+    fn new(s: &Sandbox, member: &str, place: &str, bad: &str) -> Result<Self> {
+        let (stop, ready, answers, wakes) = (s.file("stop"), s.file("pid"), s.file("answers"), Fifo::new(s)?);
+        let mark = s.file("mark");
+        let line = format!(
+            "cgroup {place} background storm {stop} + background storm {stop} \
+             + background report {answers} thread fifo {} spawn {bad} --work mark {mark} + pid {ready} await {stop} nothing",
+            wakes.path
+        );
+        let running = workload(s, member, &line)?;
+        s.pid_in(&ready)?;
+        let threaded = || Ok(family(running.pid())?.into_iter().find(|pid| threads_of(*pid).len() == 2));
+        let threaded = until("a process with two threads", patience(), threaded)?;
+        Ok(Self { running, stop, wakes, answers, mark, threaded })
+    }
+
+    fn threads(&self) -> Result<BTreeSet<(u32, u32)>> {
+        let threads = |pid: u32| threads_of(pid).into_iter().map(move |tid| (pid, tid));
+        Ok(family(self.running.pid())?.into_iter().flat_map(threads).collect())
+    }
+
+    /// Each of its threads is a member, of those that are there before it is asked and after, and so is who is born.
+    fn is_in(&self, s: &Sandbox, session: &str) -> Result<()> {
+        let (before, listed) = (self.threads()?, members(s, session)?);
+        let stayed = self.threads()?;
+        for thread in before.intersection(&stayed) {
+            ensure!(listed.contains(thread), "thread {thread:?} of {before:?} is no member: {listed:?}");
+        }
+        let lasting = before.iter().filter(|(pid, _)| *pid == self.threaded).count();
+        ensure!(lasting == 2 && listed.len() > 4, "{listed:?} are members, of {before:?}");
+        let own: Vec<u32> = before.into_iter().map(|(pid, _)| pid).collect();
+        let born = |r: &Value| r["type"] == "fork" && r["session"] == session && own.iter().any(|pid| r["pid"] == *pid);
+        s.wait_evidence("a birth", born).map(drop)
+    }
+
+    /// Its thread is refused the program, and it ends by itself.
+    fn ends(mut self, s: &Sandbox) -> Result<()> {
+        self.wakes.wake()?;
+        ensure!(report(&self.answers, 1)?[0] == refused_exec(s), "{:?}", report(&self.answers, 1)?);
+        ensure!(!fs::exists(&self.mark)?, "a thread ran a program out of scope");
+        let lasting = family(self.running.pid())?.into_iter().collect::<Vec<_>>();
+        fs::write(&self.stop, "")?;
+        self.running.wait()?.ended(0)?;
+        all_gone(&lasting)
+    }
+}
+
+/// What runs in a cgroup and below it, also what makes processes meanwhile, thread by thread; the session goes on with what
+/// is left, with another agent too.
+fn cgroup(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
+    let policy = s.policy(&only(&member).allow("good", &good))?;
+    let (place, nested) = (s.part("elsewhere"), s.part("elsewhere").child("nested")?);
+    let mark = s.file("mark");
+    let fifos = [Fifo::new(s)?, Fifo::new(s)?, Fifo::new(s)?];
+    let line = format!("fifo {} spawn {bad} --work mark {mark} + spawn {good} --work nothing", fifos[0].path);
+    let first = workload(s, &member, &line)?;
+    let second = workload(s, &member, &format!("fifo {} spawn {bad} --work mark {mark}", fifos[1].path))?;
+    let bystander = workload(s, &member, &format!("fifo {} spawn {bad} --work nothing", fifos[2].path))?;
+    place.take(first.pid())?;
+    nested.take(second.pid())?;
+    let crowd = Crowd::new(s, &member, &nested.path().display().to_string(), &bad)?;
+    let path = place.path().display().to_string();
+    let attached = s.json(&["attach", "--policy", &policy, "--from-cgroup", &path])?;
+    let session = session_of(&attached)?;
+    let listed: BTreeSet<u32> = members(s, &session)?.into_iter().map(|(pid, _)| pid).collect();
+    ensure!(listed.is_superset(&[first.pid(), second.pid()].into()), "{listed:?} are members");
+    ensure!(!listed.contains(&bystander.pid()), "who is beside it is a member");
+    ensure!(place.processes().is_empty(), "{:?} stayed behind", place.processes());
+    crowd.is_in(s, &session)?;
+    let inspected = s.json(&["inspect", &session])?;
+    ensure!(inspected["context"]["attached"] == format!("cgroup {path}"), "{}", inspected["context"]);
+    let [mut one, mut two, mut three] = fifos;
+    three.wake()?;
+    bystander.wait()?.said("exit 0")?;
+    one.wake()?;
+    first.wait()?.said(&format!("{}\nexit 0", refused_exec(s)))?;
+    crowd.ends(s)?;
+    s.kill_agent()?;
+    s.start()?;
+    let rows = s.json(&["ps"])?;
+    ensure!(rows["sessions"][0]["id"] == session, "the session ended with its first process: {rows}");
+    two.wake()?;
+    second.wait()?.said(refused_exec(s))?;
+    ensure!(!fs::exists(&mark)?, "a program out of scope ran");
+    s.session_ended(&session, "completed")?;
+    Ok(())
+}

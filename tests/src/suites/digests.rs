@@ -1,0 +1,164 @@
+//! A digest holds for the bytes that run.
+
+use std::{
+    fs,
+    io::{Seek, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+use nix::errno::Errno;
+use sha2::{Digest, Sha256};
+
+use super::{
+    programs::{TRIES, Tries},
+    scene::{attempt, only, refused_exec},
+};
+use crate::{
+    harness::{disk::on_disk, mapped::Mapped, mounts::Mounted, prelude::*},
+    work::ring::{Doer, Ring},
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::sharing("digests::hold-for-the-bytes", WHEREVER, hold),
+    Test::sharing("digests::a-mapping-outlives-its-descriptor", WHEREVER, mapped),
+    Test::sharing("digests::memory-keeps-no-promise", WHEREVER, in_memory),
+];
+
+/// A byte of a program's first page that matters to nobody: the last of `e_ident`, which is padding (elf(5)).
+const UNUSED: usize = 15;
+
+/// A copy of this program in a folder.
+fn copy(folder: &str, name: &str) -> Result<String> {
+    let path = format!("{folder}/{name}");
+    fs::copy("/proc/self/exe", &path)?;
+    Ok(path)
+}
+
+pub(super) fn sha256(path: &str) -> Result<String> {
+    Ok(Sha256::digest(fs::read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn hold(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let mut mounts = Mounted::default();
+    let disk = on_disk(s, &mut mounts)?;
+    let (member, good) = (s.program("member")?, copy(&disk, "good")?);
+    let rule = |digest: &str| format!("{{ path: \"{good}\", sha256: \"{digest}\", id: pinned }}");
+    let right = sha256(&good)?;
+    let policy = |digest: &str| only(&member).allow_dir("all", &disk).exec_rule("allow", &rule(digest));
+    attempt(s, &policy(&"0".repeat(64)), &member, "spawn", &good)?.was_refused(s, "digest")?;
+    // the note tells no more than the rule asked, and nobody has to wait to write a file that was refused
+    let (other, huge) = (copy(&disk, "other")?, format!("{disk}/huge"));
+    fs::File::create(&huge)?.set_len(1 << 31)?;
+    let told = only(&member)
+        .exec_rule("allow", &format!("{{ path: \"{other}\", sha256: \"{}\", id: other }}", "0".repeat(64)))
+        .exec_rule("allow", &format!("{{ path: \"{huge}\", sha256: \"{right}\", id: huge }}"));
+    let told = s.run(&s.policy(&told)?, &member, "idle")?;
+    let session = told.session(s)?;
+    let opened = fs::File::options().append(true).custom_flags(libc::O_NONBLOCK).open(&other);
+    opened.context("a file without its digest is leased")?;
+    s.cli(&["end", &session])?.ended(0)?;
+    let told = told.wait()?;
+    told.complained(&["has another digest", "it is larger than 1 GiB"])?;
+    ensure!(!told.stderr.contains(&right), "the digest of a file is told: {}", told.stderr);
+    let tries = vec![vec![good.clone()]; TRIES as usize];
+    let mut run = Tries::new(s, &s.policy(&policy(&right))?, &member, &tries, None)?;
+    ensure!(run.next(1)? == "exit 0", "the file has its digest");
+    // opening it to write waits until the kernel's table says that it is not what it was
+    let mut file = fs::File::options().write(true).open(&good)?;
+    ensure!(run.next(1)? != "exit 0", "a program that is open to write ran");
+    let end = file.seek(std::io::SeekFrom::End(0))?;
+    file.write_all(b"!")?;
+    drop(file);
+    for _ in 0..3 {
+        ensure!(run.next(1)? == refused_exec(s), "a program that was changed ran");
+    }
+    // the same bytes again: it is hashed again
+    fs::File::options().write(true).open(&good)?.set_len(end)?;
+    ensure!(sha256(&good)? == right, "the file is not what it was");
+    until("the program to be what it was", patience(), || {
+        std::thread::sleep(patience() / TRIES);
+        Ok((run.next(1)? == "exit 0").then_some(()))
+    })?;
+    run.stop(s)
+}
+
+/// Who has mapped a file to write it, and closed its descriptor, can still change its bytes. The kernel itself refuses to
+/// run what is mapped so (`ETXTBSY`), before any program of Tipstaff's is asked.
+fn mapped(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let mut mounts = Mounted::default();
+    let disk = on_disk(s, &mut mounts)?;
+    let (member, tool) = (s.program("member")?, copy(&disk, "tool")?);
+    let (right, path) = (sha256(&tool)?, Path::new(&tool));
+    let rule = format!("{{ path: \"{tool}\", sha256: \"{right}\", id: pinned }}");
+    let policy = s.policy(&only(&member).allow_dir("all", &disk).exec_rule("allow", &rule))?;
+    let (refused, busy) = (refused_exec(s), format!("errno {}", Errno::ETXTBSY as i32));
+    let again = |run: &mut Tries| {
+        until("the program to be hashed again", patience(), || {
+            std::thread::sleep(patience() / TRIES);
+            let said = run.next(1)?;
+            ensure!(said == "exit 0" || said == refused, "nobody has it mapped: {said}");
+            Ok((said == "exit 0").then_some(()))
+        })
+    };
+    // mapped before: what is hashed could be changed, so it is not
+    let map = Mapped::of(path)?;
+    let told = s.run(&policy, &tool, "nothing")?.wait()?;
+    told.ended(125)?.complained(&["tipstaff: ", &tool, "sha256sum(1)"])?;
+    let mut run = Tries::new(s, &policy, &member, &vec![vec![tool.clone()]; TRIES as usize], None)?;
+    ensure!(run.next(1)? == busy, "a program that is mapped to be written");
+    drop(map);
+    again(&mut run)?;
+    // mapped afterwards, and changed through the mapping alone
+    let mut map = Mapped::of(path)?;
+    ensure!(run.next(1)? == busy, "a program that is mapped to be written, and has its digest");
+    let was = map.write(UNUSED, b'!');
+    ensure!(run.next(1)? == busy, "a program that was changed through a mapping");
+    drop(map);
+    ensure!(sha256(&tool)? != right, "the write did not change the file");
+    for _ in 0..3 {
+        ensure!(run.next(1)? == refused, "a program ran that was changed through a mapping");
+    }
+    // the same bytes once more: it is hashed again
+    Mapped::of(path)?.write(UNUSED, was);
+    ensure!(sha256(&tool)? == right, "the file is not what it was");
+    again(&mut run)?;
+    run.stop(s)
+}
+
+/// In memory a file's bytes are changed by who has neither descriptor nor mapping any more, while a lease says that nobody
+/// writes them. No digest holds there.
+fn in_memory(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let mut mounts = Mounted::default();
+    let (disk, memory) = (on_disk(s, &mut mounts)?, s.fresh("memory"));
+    fs::create_dir(&memory)?;
+    mounts.add(("tmpfs", Some("tmpfs")), &memory, None)?;
+    let (member, tool) = (s.program("member")?, copy(&disk, "kept")?);
+    let kept = copy(&memory.display().to_string(), "kept")?;
+    let ring = match Ring::new(Doer::Caller) {
+        Ok(ring) => ring,
+        Err(error) => return Err(Lacking(format!("there is no io_uring: {error}")).into()),
+    };
+    let map = Mapped::of(Path::new(&kept))?;
+    let address = map.address();
+    ring.keep(address, Mapped::LENGTH)?;
+    drop(map);
+    let right = sha256(&kept)?;
+    let rule = |path: &str| format!("{{ path: \"{path}\", sha256: \"{right}\", id: pinned }}");
+    let policy = only(&member).exec_rule("allow", &rule(&kept));
+    attempt(s, &policy, &member, "spawn", &kept)?.was_refused(s, "identity-unknown")?;
+    let twin = only(&member).exec_rule("allow", &rule(&tool).replace("pinned", "twin"));
+    attempt(s, &twin, &member, "spawn", &tool)?.ran(s, "twin")?;
+    // why: this is seen by no lease, and moves no time
+    let before = fs::metadata(&kept)?;
+    let (from, mut to) = std::io::pipe()?;
+    to.write_all(b"!")?;
+    ring.read_into_kept(&from, address + UNUSED as u64, 1)??;
+    let after = fs::metadata(&kept)?;
+    ensure!(sha256(&kept)? != right, "the bytes are what they were: a digest could hold here");
+    ensure!((before.ctime(), before.ctime_nsec()) == (after.ctime(), after.ctime_nsec()), "a time was moved");
+    attempt(s, &policy, &member, "spawn", &kept)?.was_refused(s, "identity-unknown")
+}
