@@ -7,6 +7,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 pub mod event;
+pub mod fingerprint;
 pub mod label;
 pub mod limits;
 pub mod offsets;

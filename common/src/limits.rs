@@ -24,5 +24,7 @@ pub const ACTIVITY_RING: u32 = 4 * 1024 * 1024;
 pub const UNIX_NAME: usize = 112;
 /// Folders of the agent that no member changes, and those out of which daemons start programs.
 pub const PROTECTED: u32 = 64;
+/// Answers about destinations that are remembered; a power of two. Who asks about more asks the rules more often.
+pub const ANSWERS: u32 = 4096;
 /// Distinct destinations that all sessions with such a budget can have had together; preallocated. Full is a fault.
 pub const DESTINATIONS: u32 = 65_536;

@@ -1,6 +1,6 @@
 //! What the kernel knows of a session, in three arrays by who writes them, and of the agent that loaded it.
 
-use crate::{event::KINDS, pod, rule};
+use crate::{event::KINDS, fingerprint::SECRETS, pod, rule};
 
 /// The slot is free.
 pub const STATE_FREE: u32 = 0;
@@ -175,13 +175,13 @@ pub struct Settings {
     pub generation: u32,
     /// Always 0.
     pub pad: u32,
-    /// A random number that only this load knows; see `socket::SocketLabel::judged`.
-    pub secret: u64,
+    /// Random numbers that only this load knows; see `fingerprint`.
+    pub secrets: [u64; SECRETS],
     /// Id of the cgroup that session cgroups stand in, where the programs on cgroups are attached above it
     /// (`attach = "root"`) and see others' sockets too; 0: they are attached to it.
     pub sessions_cgroup: u64,
 }
-const _: () = assert!(size_of::<Settings>() == 40);
+const _: () = assert!(size_of::<Settings>() == 32 + 8 * SECRETS);
 
 /// Where the agent's paths begin, injected as [`Settings`]: a task whose paths begin there too means by one what the agent
 /// means.

@@ -49,8 +49,7 @@ pub struct SocketLabel {
     /// Always 0.
     pub pad: u32,
     /// Fingerprint of the last destination that was allowed, and of the revision that allowed it; 0: none. One word, so
-    /// that it is never read half written; made with a secret of the load (`Settings::secret`), so that nobody can choose an
-    /// address that has another's.
+    /// that it is never read half written (see `fingerprint`).
     pub judged: u64,
     /// The same of the last peer that was let in, and the local port that it came to.
     pub admitted: u64,

@@ -61,10 +61,10 @@ pub fn agent() -> u32 {
     setting(&SETTINGS.agent)
 }
 
-/// A random number that only this load knows.
+/// One of the random numbers that only this load knows; `at` is below `SECRETS`.
 #[inline(always)]
-pub fn secret() -> u64 {
-    setting(&SETTINGS.secret)
+pub fn secret(at: usize) -> u64 {
+    setting(&SETTINGS.secrets[at])
 }
 
 /// Whether this is the load that reports, counts and claims. While an agent replaces another, the programs of both are

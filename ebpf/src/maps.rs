@@ -9,6 +9,7 @@ use aya_ebpf::{
 };
 use tipstaff_common::{
     event::KINDS,
+    fingerprint::{Answer, SECRETS},
     label::{Label, Mirrored, SessionRef},
     limits,
     offsets::Offsets,
@@ -21,7 +22,7 @@ use tipstaff_common::{
 /// Constants of this load. The agent replaces them in read-only data before the programs are verified.
 #[unsafe(no_mangle)]
 pub static SETTINGS: Settings =
-    Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, pad: 0, secret: 0, sessions_cgroup: 0 };
+    Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, pad: 0, secrets: [0; SECRETS], sessions_cgroup: 0 };
 
 /// Where the agent's paths begin; as `SETTINGS`.
 #[unsafe(no_mangle)]
@@ -283,6 +284,11 @@ pub type UnixRules = HashMap<UnixKey, u64, 1024>;
 /// Revision → rules on unix sockets. As `EXEC_RULES`.
 #[btf_map]
 pub static UNIX_RULES: HashOfMaps<u32, UnixRules, { limits::POLICIES as usize }> = HashOfMaps::new();
+
+/// What the rules said of destinations that were asked about lately, by fingerprint. Written by the programs; an entry is good
+/// as long as its load and its revision are.
+#[btf_map]
+pub static ANSWERS: Array<Answer, { limits::ANSWERS as usize }> = Array::new();
 
 /// Where sessions that have a budget for it have been. Preallocated. Written by the programs; the agent removes what is a
 /// session's when it frees the slot.

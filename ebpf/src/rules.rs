@@ -11,6 +11,7 @@ use tipstaff_common::{
 };
 
 use crate::{
+    answers,
     maps::{INBOUND_RULES, LISTEN_RULES, NET_RULES, NetRules, POLICIES},
     session::{Phase, Session},
     verdict::{Decision, Fault, of_fault},
@@ -70,6 +71,17 @@ pub fn judge(session: &Session, scope: Scope, target: &Target) -> Decision {
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
     }
+}
+
+/// What the rules say of a destination, whose fingerprint `mark` is; from memory, if they were asked of late.
+#[inline(always)]
+pub fn to_destination(policy: &PolicyEntry, target: &Target, mark: u64) -> Result<Decision, Fault> {
+    if let Some(decision) = answers::known(mark) {
+        return Ok(decision);
+    }
+    let decision = by_rules(policy, Scope::Destination, target)?;
+    answers::keep(mark, decision);
+    Ok(decision)
 }
 
 /// The longest matching prefix carries the rules of all that cover it, denials first: the first that fits decides.

@@ -5,6 +5,7 @@
 use core::ffi::c_void;
 
 use tipstaff_common::{
+    fingerprint,
     label::CONFINED,
     socket::{SOCKET_CONFINED, SOCKET_CROSSED, SocketLabel},
 };
@@ -97,16 +98,11 @@ pub fn session_of(label: *const SocketLabel) -> Session {
     session::of_socket(slot, generation, if flags & SOCKET_CONFINED != 0 { CONFINED } else { 0 })
 }
 
-/// One word for an address and the revision it was judged under; never 0. Whoever does not know the load's secret cannot
-/// choose two addresses with the same.
+/// One word for an address and the revision it was judged under; never 0.
 #[inline(always)]
 pub fn fingerprint(target: &Target, revision: u32) -> u64 {
-    let secret = kernel::secret();
     // SAFETY: as many bytes, integers only; a `Target` is aligned, and its address lies at its beginning.
-    let halves = unsafe { *core::ptr::from_ref(target).cast::<[u64; 2]>() };
-    let rest = u64::from(revision) << 32 | u64::from(target.protocol) << 16 | u64::from(target.port);
-    let mut word = (halves[0] ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    word = (word ^ (word >> 32) ^ halves[1] ^ secret.rotate_left(21)).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
-    word = (word ^ (word >> 29) ^ rest ^ secret.rotate_left(43)).wrapping_mul(0x1656_67b1_9e37_79f9);
-    (word ^ (word >> 32)) | 1
+    let [a, b, c, d] = unsafe { *core::ptr::from_ref(target).cast::<[u32; 4]>() };
+    let rest = u32::from(target.protocol) << 16 | u32::from(target.port);
+    fingerprint::fingerprint(kernel::secret, [a, b, c, d, revision, rest])
 }

@@ -65,6 +65,8 @@ pub struct Narrowed {
     pub notes: Vec<String>,
     /// Until the new scope held, milliseconds.
     pub ms: u64,
+    /// Of these, how long the kernel let the agent wait before it could hold: until no program used a map as it was before.
+    pub waited_ms: u64,
 }
 
 /// Reply to `Ps`.

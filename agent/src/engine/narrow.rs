@@ -204,7 +204,9 @@ impl Engine {
         })?;
         let reference = live.reference;
         let budgets = narrower.policy.budgets.stricter(live.policy.budgets);
+        let waited = self.parts.kernel.waited();
         let (slot, plan) = self.policies.acquire(&mut self.parts.kernel, plan).map_err(failed)?;
+        let waited = self.parts.kernel.waited().saturating_sub(waited);
         let live = self.sessions.get(&id).ok_or_else(gone)?;
         let old_budgets = live.policy.budgets.for_kernel();
         let begun = self.kept_narrower(live, &narrower, &plan, slot);
@@ -224,7 +226,7 @@ impl Engine {
             complain("releasing a policy", self.policies.release(&mut self.parts.kernel, slot));
             return Err(failed(format!("session {id:.8} is as it was: {problem}")));
         }
-        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let [ms, waited_ms] = [began.elapsed(), waited].map(millis);
         let live = self.sessions.get_mut(&id).ok_or_else(gone)?;
         let old_slot = std::mem::replace(&mut live.policy_slot, slot);
         let before = start::policy_ref(&live.policy, &live.source);
@@ -259,6 +261,7 @@ impl Engine {
             phase: narrowed.phase.clone(),
             notes: narrower.notes,
             ms,
+            waited_ms,
         };
         self.append_durable(&Body::SessionNarrowed(narrowed));
         self.shorten(id, ttl);

@@ -10,6 +10,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::Path,
+    time::Duration,
 };
 
 use aya::{
@@ -26,7 +27,7 @@ use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
 };
 use serde::{Deserialize, Serialize};
-use tipstaff_common::session::Settings;
+use tipstaff_common::{fingerprint::SECRETS, session::Settings};
 
 use tracing::{debug, info};
 
@@ -100,6 +101,8 @@ pub struct Kernel {
     pub(super) lists_sockets: &'static str,
     /// Walks over all tasks.
     pub(super) walks: u64,
+    /// What [`Kernel::waited`] tells.
+    pub(super) waited: Duration,
     /// Its maps, for programs that aya does not load.
     descriptors: BTreeMap<String, OwnedFd>,
     /// Links of such programs that are not pinned.
@@ -257,7 +260,7 @@ impl Kernel {
             agent: std::process::id(),
             generation,
             pad: 0,
-            secret: secret()?,
+            secrets: secrets()?,
             sessions_cgroup: if options.attach.id == options.root.id { 0 } else { options.root.id },
         };
         let root = by_hand::root();
@@ -293,6 +296,7 @@ impl Kernel {
             without_hooks: Vec::new(),
             lists_sockets: OF_LABELS,
             walks: 0,
+            waited: Duration::ZERO,
             descriptors,
             by_hand: Vec::new(),
         };
@@ -521,12 +525,12 @@ fn active_modules() -> Option<String> {
     Some(list.trim().to_owned()).filter(|list| !list.is_empty())
 }
 
-/// A number that nobody can guess; never 0, which stands for "no fingerprint".
-fn secret() -> Result<u64, KernelError> {
-    let mut bytes = [0; 8];
+/// Numbers that nobody can guess.
+fn secrets() -> Result<[u64; SECRETS], KernelError> {
+    let mut bytes = [[0; 8]; SECRETS];
     let failed = |e: getrandom::Error| KernelError::refused("random bytes", &std::io::Error::other(e.to_string()));
-    getrandom::fill(&mut bytes).map_err(failed)?;
-    Ok(u64::from_ne_bytes(bytes) | 1)
+    getrandom::fill(bytes.as_flattened_mut()).map_err(failed)?;
+    Ok(bytes.map(u64::from_ne_bytes))
 }
 
 fn attach_iterator(program: &mut Iter) -> Result<FdLink, Box<dyn Error>> {

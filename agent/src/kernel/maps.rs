@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::{Ordering, fence},
     thread,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -211,13 +212,13 @@ fn room(count: usize) -> u32 {
     u32::try_from(count.max(1)).unwrap_or(u32::MAX)
 }
 
-/// Makes an inner hash and puts it under a revision's number.
+/// Makes an inner hash and puts it under a revision's number. How long the latter took.
 fn put_hash<K: Pod, V: Pod>(
     outer: &mut HashOfMaps<MapData, u32, HashMap<MapData, K, V>>,
     revision: u32,
     rules: &[(K, V)],
     name: &'static str,
-) -> Result<(), KernelError> {
+) -> Result<Duration, KernelError> {
     let mut inner = HashMap::create(room(rules.len()), 0).map_err(failed("make", name))?;
     let (keys, values): (Vec<K>, Vec<V>) = rules.iter().copied().unzip();
     if !sys::update_batch(&inner, &keys, &values).map_err(failed("write", name))? {
@@ -225,16 +226,18 @@ fn put_hash<K: Pod, V: Pod>(
             inner.insert(key, value, 0).map_err(failed("write", name))?;
         }
     }
-    outer.insert(revision, &inner, 0).map_err(failed("write", name))
+    let began = Instant::now();
+    outer.insert(revision, &inner, 0).map_err(failed("write", name))?;
+    Ok(began.elapsed())
 }
 
-/// Makes an inner trie and puts it under a revision's number.
+/// Makes an inner trie and puts it under a revision's number. As above.
 fn put_trie(
     outer: &mut HashOfMaps<MapData, u32, NetRules>,
     revision: u32,
     rules: &[AddressRules],
     name: &'static str,
-) -> Result<(), KernelError> {
+) -> Result<Duration, KernelError> {
     let mut inner = NetRules::create(room(rules.len()), NO_PREALLOC).map_err(failed("make", name))?;
     let split = rules.iter().map(|(length, address, value)| (Key::new(*length, *address), *value));
     let (keys, values): (Vec<_>, Vec<NetEntry>) = split.unzip();
@@ -243,7 +246,9 @@ fn put_trie(
             inner.insert(key, value, 0).map_err(failed("write", name))?;
         }
     }
-    outer.insert(revision, &inner, 0).map_err(failed("write", name))
+    let began = Instant::now();
+    outer.insert(revision, &inner, 0).map_err(failed("write", name))?;
+    Ok(began.elapsed())
 }
 
 impl Kernel {
@@ -262,7 +267,7 @@ impl Kernel {
         }
         let has = |flag: u32| entry.flags & flag != 0;
         // each update of an outer map waits for RCU: side by side they wait once
-        thread::scope(|scope| {
+        self.waited += thread::scope(|scope| {
             let exec = &mut maps.exec_rules;
             let mut parts = vec![scope.spawn(move || put_hash(exec, number, revision.exec, "EXEC_RULES"))];
             for (wanted, outer, rules, name) in [
@@ -278,11 +283,17 @@ impl Kernel {
                 let unix = &mut maps.unix_rules;
                 parts.push(scope.spawn(move || put_hash(unix, number, revision.unix, "UNIX_RULES")));
             }
-            parts.into_iter().try_for_each(|part| {
-                part.join().map_err(|_panic| failed("write", "EXEC_RULES")("a thread panicked"))?
+            parts.into_iter().try_fold(Duration::ZERO, |longest, part| {
+                let waited = part.join().map_err(|_panic| failed("write", "EXEC_RULES")("a thread panicked"))??;
+                Ok(longest.max(waited))
             })
         })?;
         maps.policies.set(policy, entry, 0).map_err(failed("write", "POLICIES"))
+    }
+
+    /// How long all revisions that were put in force waited until no program used the outer maps as they were before (RCU).
+    pub const fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// The rules on programs of a revision, as the programs have them.

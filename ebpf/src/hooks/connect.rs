@@ -214,8 +214,12 @@ fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -
     if via == VIA_SEND && !label.is_null() && unsafe { (*label).judged } == mark {
         return None;
     }
-    let scope = if via == VIA_BIND { Scope::Listen } else { Scope::Destination };
-    let decision = match rules::by_rules(policy, scope, target) {
+    let found = if via == VIA_BIND {
+        rules::by_rules(policy, Scope::Listen, target)
+    } else {
+        rules::to_destination(policy, target, mark)
+    };
+    let decision = match found {
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
     };

@@ -197,7 +197,7 @@ impl Flow<'_> {
         if !self.label.is_null() && unsafe { (*self.label).judged } == mark {
             return false;
         }
-        match rules::by_rules(policy, Scope::Destination, &peer) {
+        match rules::to_destination(policy, &peer, mark) {
             Ok(decision) if decision.verdict == ALLOW => {
                 if self.label.is_null() || !self.out || !kernel::speaks() {
                     return false;

@@ -450,13 +450,17 @@ fn by_rules(session: &Session, label: *mut SocketLabel, target: &Target, via: u8
         Ok(policy) => policy,
         Err(fault) => return Some(of_fault(fault, session)),
     };
-    // SAFETY: points into the socket's storage: it is the session's own.
-    if via == VIA_SEND && !label.is_null() && unsafe { (*label).judged } == socket::fingerprint(target, policy.revision)
-    {
-        return None;
-    }
-    let scope = if via == VIA_BIND { Scope::Listen } else { Scope::Destination };
-    Some(match rules::by_rules(policy, scope, target) {
+    let found = if via == VIA_BIND {
+        rules::by_rules(policy, Scope::Listen, target)
+    } else {
+        let mark = socket::fingerprint(target, policy.revision);
+        // SAFETY: points into the socket's storage: it is the session's own.
+        if via == VIA_SEND && !label.is_null() && unsafe { (*label).judged } == mark {
+            return None;
+        }
+        rules::to_destination(policy, target, mark)
+    };
+    Some(match found {
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
     })

@@ -7,10 +7,15 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+use crate::harness::bpf::Map;
+
 /// `enum bpf_cmd` (`include/uapi/linux/bpf.h`, 6.18).
 const PROG_LOAD: libc::c_int = 5;
 const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const LINK_CREATE: libc::c_int = 28;
+/// `BPF_PROG_TYPE_CGROUP_SOCK`, `BPF_CGROUP_INET_SOCK_CREATE`.
+const SOCK: u32 = 9;
+pub(super) const SOCK_CREATE: u32 = 2;
 /// `r0 = 1; exit`
 const PASS: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
 /// `r0 = 0; exit`
@@ -65,6 +70,14 @@ pub(super) fn empty(kind: u32, attach: u32) -> Result<OwnedFd> {
     load(&PASS, ProgLoad { kind, attach, ..ProgLoad::default() })
 }
 
+/// A program on the making of sockets that gives each a value of a map of socket storage, and does nothing else.
+pub(super) fn storing(map: &Map) -> Result<OwnedFd> {
+    // r2 = r1; r3 = 0; r4 = BPF_SK_STORAGE_GET_F_CREATE; r1 = map; call bpf_sk_storage_get; r0 = 1; exit
+    let map = u64::from(map.number()) << 32 | 0x1118;
+    let text = [0x12bf, 0x03b7, 0x0000_0001_0000_04b7, map, 0, 0x0000_006b_0000_0085, PASS[0], PASS[1]];
+    load(&text, ProgLoad { kind: SOCK, attach: SOCK_CREATE, ..ProgLoad::default() })
+}
+
 /// A program that does nothing, for `target` in the kernel's type information, and its attachment.
 pub(super) fn empty_at(kind: u32, attach: u32, target: u32) -> Result<(OwnedFd, OwnedFd)> {
     let program = load(&NOTHING, ProgLoad { kind, attach, target, ..ProgLoad::default() })?;
@@ -72,7 +85,7 @@ pub(super) fn empty_at(kind: u32, attach: u32, target: u32) -> Result<(OwnedFd, 
     Ok((program, link))
 }
 
-fn load(text: &[u64; 2], how: ProgLoad) -> Result<OwnedFd> {
+fn load(text: &[u64], how: ProgLoad) -> Result<OwnedFd> {
     let instructions = u32::try_from(text.len())?;
     let licence = c"Dual MIT/GPL".as_ptr() as u64;
     bpf(PROG_LOAD, &ProgLoad { instructions, text: text.as_ptr() as u64, licence, ..how })

@@ -30,7 +30,7 @@ pub(super) fn run(ground: &mut Ground) -> Result<Vec<Row>> {
     ground.start()?;
     let mut rows = Vec::new();
     for rules in [256, 10_000] {
-        rows.push(narrow(ground, rules)?);
+        rows.extend(narrow(ground, rules)?);
     }
     rows.extend(freeze(ground)?);
     ground.stop()?;
@@ -39,25 +39,32 @@ pub(super) fn run(ground: &mut Ground) -> Result<Vec<Row>> {
 }
 
 /// Each trial removes the rule by which the member goes on connecting.
-fn narrow(ground: &Ground, rules: u32) -> Result<Row> {
+fn narrow(ground: &Ground, rules: u32) -> Result<[Row; 2]> {
     let policy = ground.sandbox.policy(&ground.programs.policy(rules))?;
     let mut worker = Worker::inside(&ground.programs, &ground.sandbox, &policy)?;
     let session = ground.sandbox.session_of(worker.pid())?;
     let socket = ground.sandbox.folder().join("run/operate.sock");
-    let mut times = Vec::new();
+    let (mut times, mut flips) = (Vec::new(), Vec::new());
     for n in 0..TRIALS {
-        let (begin, refused) = thread::scope(|scope| {
+        let (begin, answer, refused) = thread::scope(|scope| {
             let member = scope.spawn(|| worker.ask(&format!("refused {n}")));
             let begin = boot_ns()?;
-            call(&socket, "Narrow", &json!({"id": session, "remove": [format!("net-{n}")]}))?;
+            let answer = call(&socket, "Narrow", &json!({"id": session, "remove": [format!("net-{n}")]}))?;
             let refused = member.join().map_err(|_panic| anyhow!("the member's thread broke down"))??;
-            Ok::<_, anyhow::Error>((begin, refused.parse::<u64>().with_context(|| refused.clone())?))
+            Ok::<_, anyhow::Error>((begin, answer, refused.parse::<u64>().with_context(|| refused.clone())?))
         })?;
         ensure!(refused > begin, "net-{n} was refused before it was removed");
         times.push((refused - begin) as f64 / 1e6);
+        let [whole, waited] = ["ms", "waited_ms"].map(|field| answer[field].as_f64());
+        flips.push(whole.context("ms")? - waited.context("waited_ms")?);
     }
     worker.end()?;
-    Ok(row(format!("narrow, of {rules} rules: call to first refusal"), Figures::Spread(times)))
+    let what = format!("narrow, of {rules} rules: request to in force, without the kernel's wait (RCU)");
+    let in_force = Some(Target { name: "P9", bound: Bound::AtMost(25.0) });
+    Ok([
+        row(format!("narrow, of {rules} rules: call to first refusal"), Figures::Spread(times)),
+        Row { bench: "control", what, unit: "ms", target: in_force, figures: Figures::Spread(flips) },
+    ])
 }
 
 fn freeze(ground: &Ground) -> Result<[Row; 2]> {
@@ -91,8 +98,8 @@ fn row(what: String, figures: Figures) -> Row {
     Row { bench: "control", what, unit: "ms", target, figures }
 }
 
-/// Calls the agent through its socket, as `tipstaff` does, and waits for the answer.
-pub(super) fn call(socket: &Path, method: &str, parameters: &Value) -> Result<()> {
+/// Calls the agent through its socket, as `tipstaff` does. What it answers.
+pub(super) fn call(socket: &Path, method: &str, parameters: &Value) -> Result<Value> {
     let mut stream = UnixStream::connect(socket).context("operate.sock")?;
     stream.set_read_timeout(Some(patience()))?;
     let call = json!({"method": format!("dev.tipstaff.{method}"), "parameters": parameters});
@@ -104,5 +111,5 @@ pub(super) fn call(socket: &Path, method: &str, parameters: &Value) -> Result<()
     }
     let answer: Value = serde_json::from_slice(&answer).context("the agent's answer")?;
     ensure!(answer["error"].is_null(), "the agent refused {method}: {answer}");
-    Ok(())
+    Ok(answer["parameters"].clone())
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::bpf;
 use crate::harness::{
-    bpf::{Stats, stats},
+    bpf::{Map, Stats, stats},
     cgroup::Cgroup,
 };
 
@@ -40,6 +40,17 @@ impl Floor {
         };
         let programs = HOOKS.iter().map(attach).collect::<Result<_>>();
         Ok(Self { programs: programs.context("the empty programs cannot be attached")? })
+    }
+
+    /// As [`Floor::attach`], and on `sock_create` one that gives each socket a value of `map`: a socket's label has at least
+    /// that price.
+    pub(super) fn with_labels(cgroup: &Cgroup, map: &Map) -> Result<Self> {
+        let mut floor = Self::attach(cgroup)?;
+        let target = File::open(cgroup.path()).with_context(|| format!("{}", cgroup.path().display()))?;
+        let program = bpf::storing(map).context("the program that labels sockets")?;
+        let link = bpf::link(&program, &target, bpf::SOCK_CREATE)?;
+        floor.programs.push(("sock_create", program, link));
+        Ok(floor)
     }
 
     /// What the kernel counted for the program on a hook.

@@ -38,7 +38,8 @@ pub(super) fn run(ground: &mut Ground) -> Result<Vec<Row>> {
     work(Worker::inside(&ground.programs, &ground.sandbox, &policy)?)?;
     let after = stats_of(&pins)?;
     let elsewhere = ground.sandbox.part("elsewhere");
-    let (floor, hooks) = (Floor::attach(&elsewhere)?, Hooks::attach()?);
+    let labels = bpf::Map::of(&ground.sandbox, "SOCKET_LABELS")?;
+    let (floor, hooks) = (Floor::with_labels(&elsewhere, &labels)?, Hooks::attach()?);
     work(Worker::outside(&ground.programs, &elsewhere)?)?;
     let mut empty = hooks.counted()?;
     for hook in ["connect4", "egress"] {
@@ -46,6 +47,8 @@ pub(super) fn run(ground: &mut Ground) -> Result<Vec<Row>> {
     }
     let mut rows: Vec<Row> =
         empty.iter().map(|(name, counted)| row(&format!("an empty program on {name}"), each(counted))).collect();
+    let labelling = "a program on sock_create that gives the socket a label and does nothing else";
+    rows.push(row(labelling, each(&floor.stats("sock_create")?)));
     for (name, stats) in &after {
         let during = since(*stats, before.get(name).copied());
         if during.runs > 0 {

@@ -103,7 +103,8 @@ impl Map {
         Ok(Shape { kind, key, value, entries, flags })
     }
 
-    fn number(&self) -> u32 {
+    /// Its descriptor.
+    pub(crate) fn number(&self) -> u32 {
         self.0.as_raw_fd().cast_unsigned()
     }
 

@@ -8,7 +8,7 @@ use super::{registry::Tier, shared::Shared, wait::in_guest};
 use crate::faults::Form;
 
 const USAGE: &str = "usage: tipstaff-tests [--list] [--filter SUBSTRING] [--tier full|no-lsm|old|auto] [--agent FILE] \
-                     [--jobs N] [--kernels-own] [--faults short|long [--seed N] [--soak SECONDS]]";
+                     [--jobs N] [--agents-own K/N] [--faults short|long [--seed N] [--soak SECONDS]]";
 
 /// What the runner was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub(crate) struct Options {
     pub(crate) agent: Option<PathBuf>,
     /// Tests that run at the same time.
     pub(crate) jobs: usize,
-    /// Without the tests that need one kernel of each tier only.
-    pub(crate) kernels_own: bool,
+    /// Of the tests that need one kernel of each tier only, which part, of how many.
+    pub(crate) agents_own: Part,
     /// The agent that the one test is to use.
     pub(crate) shared: Option<Shared>,
     /// The rows of the fault matrix instead of the tests: those of the short form, or all.
@@ -32,6 +32,28 @@ pub(crate) struct Options {
     pub(crate) seed: Option<u64>,
     /// How long they go on, in seconds; none: as long as the form has it.
     pub(crate) soak: Option<u64>,
+}
+
+/// One of equal parts, counted from 1; 0: none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    one: usize,
+    of: usize,
+}
+
+impl Part {
+    const ALL: Self = Self { one: 1, of: 1 };
+
+    fn parse(text: &str) -> Option<Self> {
+        let (one, of) = text.split_once('/')?;
+        let part = Self { one: one.parse().ok()?, of: of.parse().ok()? };
+        (part.of > 0 && part.one <= part.of).then_some(part)
+    }
+
+    /// Whether it has what stands in this place, counted from 0.
+    pub(crate) const fn has(self, place: usize) -> bool {
+        place % self.of + 1 == self.one
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +76,7 @@ impl Options {
             tier: None,
             agent: None,
             jobs: default_jobs(),
-            kernels_own: false,
+            agents_own: Part::ALL,
             shared: None,
             faults: None,
             seed: None,
@@ -72,7 +94,11 @@ impl Options {
                     let text = value()?;
                     options.shared = Some(Shared::parse(text).with_context(|| format!("--shared {text:?}; {USAGE}"))?);
                 }
-                "--kernels-own" => options.kernels_own = true,
+                "--agents-own" => {
+                    let text = value()?;
+                    let part = Part::parse(text);
+                    options.agents_own = part.with_context(|| format!("--agents-own {text:?} is no part; {USAGE}"))?;
+                }
                 "--filter" => options.filter = Some(value()?.clone()),
                 "--tier" => {
                     let name = value()?;
@@ -137,21 +163,31 @@ mod tests {
 
     #[test]
     fn reads_every_option() {
-        let options = parse("--filter exec --tier no-lsm --agent /a --jobs 2 --kernels-own").expect("it is right");
+        let options = parse("--filter exec --tier no-lsm --agent /a --jobs 2 --agents-own 2/3").expect("it is right");
         assert_eq!(options.task, Task::Run);
         assert_eq!(options.filter.as_deref(), Some("exec"));
         assert_eq!(options.tier, Some(Tier::NoLsm));
         assert_eq!(options.agent, Some(PathBuf::from("/a")));
-        assert_eq!((options.jobs, options.kernels_own), (2, true));
+        assert_eq!((options.jobs, options.agents_own), (2, Part { one: 2, of: 3 }));
         let options = parse("--faults long --seed 7 --soak 60").expect("it is right");
         assert_eq!((options.faults, options.seed, options.soak), (Some(Form::Long), Some(7), Some(60)));
         let options = parse("--tier auto").expect("it is right");
-        assert_eq!((options.tier, options.kernels_own), (None, false));
+        assert_eq!((options.tier, options.agents_own), (None, Part::ALL));
+    }
+
+    #[test]
+    fn parts_have_everything_once() {
+        for of in 1..5 {
+            for place in 0..20 {
+                let having = (1..=of).filter(|one| Part { one: *one, of }.has(place)).count();
+                assert!(having == 1 && !Part { one: 0, of }.has(place), "{place} of {of} parts");
+            }
+        }
     }
 
     #[test]
     fn refuses_the_rest() {
-        for line in ["--faults some", "--seed x", "--tier half", "--jobs 0", "--jobs", "--what", "exec"] {
+        for line in ["--agents-own 2", "--agents-own 3/2", "--agents-own 0/0", "--faults some", "--seed x", "--tier half", "--jobs 0", "--jobs", "--what", "exec"] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -134,7 +134,8 @@ impl Test {
         self
     }
 
-    /// It shows what the agent does with its own files, clocks and requests: `--kernels-own` leaves it out.
+    /// It shows what the agent does with its own files, clocks and requests: `--agents-own` says which of these
+    /// run.
     pub(crate) const fn agents_own(mut self) -> Self {
         self.agents_own = true;
         self

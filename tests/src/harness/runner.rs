@@ -77,7 +77,9 @@ fn selected(options: &Options) -> impl Iterator<Item = &'static Test> {
         None => Box::new(registry::all()),
     };
     let named = |test: &&Test| options.filter.as_ref().is_none_or(|part| test.name.contains(part.as_str()));
-    tests.filter(named).filter(|test| !(options.kernels_own && test.agents_own))
+    let mut agents_own = 0..;
+    let here = move |test: &&Test| !test.agents_own || agents_own.next().is_some_and(|at| options.agents_own.has(at));
+    tests.filter(here).filter(named)
 }
 
 fn run(options: &Options) -> Result<ExitCode> {

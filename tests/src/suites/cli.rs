@@ -4,10 +4,10 @@ use super::scene::only;
 use crate::harness::{prelude::*, runner::running_kernel, wait::in_guest};
 
 pub(super) const TESTS: &[Test] = &[
-    Test::sharing("cli::ps-and-inspect-show-a-live-session", WHEREVER, ps_and_inspect),
-    Test::sharing("cli::events-follow", WHEREVER, events),
+    Test::sharing("cli::ps-and-inspect-show-a-live-session", WHEREVER, ps_and_inspect).agents_own(),
+    Test::sharing("cli::events-follow", WHEREVER, events).agents_own(),
     Test::sharing("cli::status-and-probe-agree", WHEREVER, status_and_probe),
-    Test::sharing("cli::policy-check-accepts", WHEREVER, policy_check),
+    Test::sharing("cli::policy-check-accepts", WHEREVER, policy_check).agents_own(),
     Test::sharing("cli::strict-refuses-what-is-unavailable", WHEREVER, strict),
     Test::sharing("cli::refused-lsm-is-tier-no-lsm", NO_LSM, refused_lsm),
 ];

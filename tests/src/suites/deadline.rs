@@ -15,11 +15,11 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::sharing("deadline::holds-with-the-agent-alive", WHEREVER, |s| holds(s, Fate::Alive)),
+    Test::sharing("deadline::holds-with-the-agent-alive", WHEREVER, |s| holds(s, Fate::Alive)).agents_own(),
     Test::new("deadline::holds-with-the-agent-stopped", WHEREVER, |s| holds(s, Fate::Stopped)),
     Test::new("deadline::holds-with-the-agent-killed", WHEREVER, |s| holds(s, Fate::Killed)),
     Test::sharing("deadline::every-limit-is-the-kernels", WHEREVER, every_limit),
-    Test::new("deadline::holds-while-an-agent-replaces-another", WHEREVER, |s| holds(s, Fate::Replaced)),
+    Test::new("deadline::holds-while-an-agent-replaces-another", WHEREVER, |s| holds(s, Fate::Replaced)).agents_own(),
 ];
 
 /// What becomes of the agent before the deadline.

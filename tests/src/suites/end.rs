@@ -18,8 +18,8 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::sharing("end::term-comes-first-and-no-mercy-after", WHEREVER, term).waiting(),
-    Test::sharing("end::leftovers-have-their-grace", WHEREVER, leftovers).waiting(),
+    Test::sharing("end::term-comes-first-and-no-mercy-after", WHEREVER, term).waiting().agents_own(),
+    Test::sharing("end::leftovers-have-their-grace", WHEREVER, leftovers).waiting().agents_own(),
     Test::sharing("end::stopped-traced-moved-and-hidden-members", WHEREVER, scattered),
     Test::sharing("end::fork-bomb", WHEREVER, bomb),
     Test::new("end::uninterruptible-sleep-is-reported", WHEREVER, uninterruptible),

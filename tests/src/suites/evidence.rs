@@ -10,9 +10,9 @@ use super::scene::only;
 use crate::harness::prelude::*;
 
 pub(super) const TESTS: &[Test] = &[
-    Test::sharing("evidence::session-start-says-who-and-what", WHEREVER, session_start),
+    Test::sharing("evidence::session-start-says-who-and-what", WHEREVER, session_start).agents_own(),
     Test::sharing("evidence::thousand-execs", WHEREVER, thousand),
-    Test::sharing("evidence::chain-can-be-recomputed", WHEREVER, chain),
+    Test::sharing("evidence::chain-can-be-recomputed", WHEREVER, chain).agents_own(),
     Test::new("evidence::goes-on-after-a-restart", WHEREVER, restart).agents_own(),
     Test::new("evidence::tampering-is-found", WHEREVER, tampering).agents_own(),
 ];

@@ -13,7 +13,7 @@ const ATTACH: [u32; 2] = [17, 28];
 pub(super) const TESTS: &[Test] = &[
     Test::new("faults::killed-twice", WHEREVER, killed_twice).agents_own(),
     Test::new("faults::programs-cannot-be-loaded", WHEREVER, not_loaded).agents_own(),
-    Test::new("faults::pins-are-gone", WHEREVER, no_pins),
+    Test::new("faults::pins-are-gone", WHEREVER, no_pins).agents_own(),
     Test::new("faults::killed-while-a-session-starts", WHEREVER, killed_in_start).agents_own(),
     Test::new("faults::killed-at-the-end", WHEREVER, killed_at_the_end).agents_own(),
     Test::new("faults::disarm-ends-all", WHEREVER, disarm).agents_own(),

@@ -22,9 +22,9 @@ use crate::harness::{
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("limits::idle-ends-what-does-nothing", WHEREVER, idle).waiting().agents_own(),
-    Test::sharing("limits::bytes-count-as-activity", WHEREVER, bytes).waiting(),
+    Test::sharing("limits::bytes-count-as-activity", WHEREVER, bytes).waiting().agents_own(),
     Test::sharing("limits::terminal-counts-as-activity", WHEREVER, terminal).waiting().agents_own(),
-    Test::sharing("limits::windows-and-credentials-at-the-start", WHEREVER, at_the_start),
+    Test::sharing("limits::windows-and-credentials-at-the-start", WHEREVER, at_the_start).agents_own(),
     Test::new("limits::stepped-clock-moves-windows-and-credentials", WHEREVER, stepped)
         .guests_only("sets the clock")
         .waiting(),
@@ -36,7 +36,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("limits::credential-ends-its-session", WHEREVER, credential).waiting().agents_own(),
     Test::new("limits::renewed-and-refused", WHEREVER, renewed).waiting().agents_own(),
     Test::sharing("limits::warned-before-the-end", WHEREVER, warned).waiting().agents_own(),
-    Test::sharing("limits::nonsense-is-refused", WHEREVER, nonsense),
+    Test::sharing("limits::nonsense-is-refused", WHEREVER, nonsense).agents_own(),
 ];
 
 fn secs(native: u64, guest: u64) -> u64 {

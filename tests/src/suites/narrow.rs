@@ -10,10 +10,10 @@ use crate::harness::{disk::on_disk, mounts::Mounted, prelude::*, server::Server,
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("narrow::rules-are-removed", WHEREVER, removal),
-    Test::sharing("narrow::to-a-stricter-policy", WHEREVER, policy),
-    Test::sharing("narrow::never-wider", WHEREVER, wider),
+    Test::sharing("narrow::to-a-stricter-policy", WHEREVER, policy).agents_own(),
+    Test::sharing("narrow::never-wider", WHEREVER, wider).agents_own(),
     Test::sharing("narrow::never-to-other-files", WHEREVER, files),
-    Test::sharing("narrow::what-cannot-be-narrowed", WHEREVER, bad),
+    Test::sharing("narrow::what-cannot-be-narrowed", WHEREVER, bad).agents_own(),
     Test::new("narrow::phases-only-take-away", WHEREVER, phases).agents_own(),
     Test::sharing("narrow::ten-thousand-rules-flip-under-load", WHEREVER, flip),
 ];

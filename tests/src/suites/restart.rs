@@ -24,9 +24,9 @@ const NO_PREALLOC: u32 = 1;
 pub(super) const TESTS: &[Test] = &[
     Test::new("restart::sessions-go-on", WHEREVER, go_on),
     Test::new("restart::first-process-is-found-again", WHEREVER, first_process).agents_own(),
-    Test::new("restart::deadline-of-an-earlier-agent", WHEREVER, deadline).waiting(),
+    Test::new("restart::deadline-of-an-earlier-agent", WHEREVER, deadline).waiting().agents_own(),
     Test::new("restart::agent-loss-ends-where-asked", WHEREVER, agent_loss).agents_own(),
-    Test::new("restart::kill-loop-is-no-hole", WHEREVER, kill_loop).lasting(60),
+    Test::new("restart::kill-loop-is-no-hole", WHEREVER, kill_loop).lasting(60).agents_own(),
     Test::new("restart::pins-of-another-version-are-refused", WHEREVER, other_pins).agents_own(),
     Test::new("restart::spoiled-store", WHEREVER, spoiled_store).agents_own(),
     Test::new("restart::two-agents-on-one-store", WHEREVER, one_store).agents_own(),

@@ -24,14 +24,14 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::sharing("run::exit-status-and-signals", WHEREVER, status),
-    Test::sharing("run::input-output-environment-folder", WHEREVER, surroundings),
-    Test::sharing("run::names-of-any-bytes", WHEREVER, bytes),
-    Test::sharing("run::user-and-groups", WHEREVER, user),
-    Test::sharing("run::no-descriptor-beyond-0-to-2", WHEREVER, descriptors),
+    Test::sharing("run::exit-status-and-signals", WHEREVER, status).agents_own(),
+    Test::sharing("run::input-output-environment-folder", WHEREVER, surroundings).agents_own(),
+    Test::sharing("run::names-of-any-bytes", WHEREVER, bytes).agents_own(),
+    Test::sharing("run::user-and-groups", WHEREVER, user).agents_own(),
+    Test::sharing("run::no-descriptor-beyond-0-to-2", WHEREVER, descriptors).agents_own(),
     Test::sharing("run::inherited-sockets", WHEREVER, inherited),
-    Test::sharing("run::no-such-command", WHEREVER, no_such_command),
-    Test::sharing("run::many-at-once", WHEREVER, many),
+    Test::sharing("run::no-such-command", WHEREVER, no_such_command).agents_own(),
+    Test::sharing("run::many-at-once", WHEREVER, many).agents_own(),
 ];
 
 fn status(s: &mut Sandbox) -> Result<()> {

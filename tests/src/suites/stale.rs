@@ -8,8 +8,8 @@ use super::scene::only;
 use crate::harness::{prelude::*, sandbox::OPERATORS, server::Server, wait::gone};
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("stale::user-that-is-gone", WHEREVER, user_gone).waiting(),
-    Test::sharing("stale::review-past-and-idle", WHEREVER, review_and_idle),
+    Test::new("stale::user-that-is-gone", WHEREVER, user_gone).waiting().agents_own(),
+    Test::sharing("stale::review-past-and-idle", WHEREVER, review_and_idle).agents_own(),
 ];
 
 /// A file of users of the test's own.

@@ -11,8 +11,8 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::sharing("time::ttl-ends-everything", WHEREVER, ttl).waiting(),
-    Test::sharing("time::shorter-ttl-wins", WHEREVER, shorter_wins).waiting(),
+    Test::sharing("time::ttl-ends-everything", WHEREVER, ttl).waiting().agents_own(),
+    Test::sharing("time::shorter-ttl-wins", WHEREVER, shorter_wins).waiting().agents_own(),
     Test::sharing("time::flow-stops-at-the-deadline", WHEREVER, flow_stops).waiting(),
     Test::sharing("time::end-by-operator", WHEREVER, by_operator),
     Test::sharing("time::main-process-ends-the-session", WHEREVER, completed),

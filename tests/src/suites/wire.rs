@@ -26,6 +26,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("wire::every-way-to-send", WHEREVER, every_way),
     Test::sharing("wire::protocols-of-a-class", WHEREVER, classes),
     Test::sharing("wire::other-ways-to-the-same-address", WHEREVER, hops),
+    Test::sharing("wire::a-verdict-is-kept-for-its-address-alone", WHEREVER, alike),
 ];
 
 /// Of each family an address that the policy allows, one that it denies, the rules that say so, and an address on the way.
@@ -357,6 +358,36 @@ fn hops(s: &mut Sandbox) -> Result<()> {
         if hop.is_ipv4() {
             server.accepted(1)?;
         }
+    }
+    Ok(())
+}
+
+/// One socket sends to an address that is allowed, to one that differs from it in the highest bit of each of its words, and to
+/// the first again: what the programs keep of a verdict is kept under one word for the address, and these have the same word
+/// in a hash of multiplications, whatever its secret is.
+fn alike(s: &mut Sandbox) -> Result<()> {
+    const V6: [&str; 2] = ["fd00:77::1", "fd00:77:0:80:0:80:0:81"];
+    const V4: [&str; 2] = ["127.0.0.1", "127.0.0.129"];
+    s.start()?;
+    s.program("member")?;
+    own_network(&V6)?;
+    let wire = Capture::new()?;
+    for ([good, bad], every, bits) in [(V6, "::", "128"), (V4, "0.0.0.0", "32")] {
+        let server = Server::udp(every)?;
+        let policy = s.policy(&only(&member(s)).to("good", &format!("{good}/{bits}"), ""))?;
+        let line = format!("send-each {} {good} {bad} {good}", server.port());
+        let running = s.run(&policy, &member(s), &line)?;
+        let session = running.session(s)?;
+        running.wait()?.said("ok\nerrno 1\nok")?;
+        let refused: IpAddr = bad.parse()?;
+        s.saw_connect(&session, &at(bad, server.port())?, "deny", "default")?;
+        s.saw_connect(&session, &at(good, server.port())?, "allow", "good")?;
+        let left = wire.left()?;
+        let out = left.iter().find(|packet| packet.to == refused);
+        ensure!(out.is_none(), "a packet left for {bad}: {out:?}");
+        let allowed: IpAddr = good.parse()?;
+        let sent = left.iter().filter(|packet| packet.to == allowed).count();
+        ensure!(sent == 2, "{sent} datagrams to {good} instead of 2");
     }
     Ok(())
 }

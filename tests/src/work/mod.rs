@@ -99,6 +99,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "apart" => place::apart(rest),
         "connect" => network::connect(rest),
         "send" => network::send(rest),
+        "send-each" => network::send_each(rest),
         "send-v4-on-v6" => network::send_v4_on_v6(rest),
         "fast-open" => network::fast_open(rest),
         "fast-open-connect" => network::fast_open_connect(rest),

@@ -50,6 +50,18 @@ pub(super) fn send(words: &[&str]) -> Result<u8> {
     Ok(say(send_to(&socket, &address, MsgFlags::empty())))
 }
 
+/// `send-each PORT ADDRESS…`: one socket sends a datagram to each of these addresses, one after the other.
+pub(super) fn send_each(words: &[&str]) -> Result<u8> {
+    let (port, rest) = one(words)?;
+    let (first, _) = address(&[rest.first().context("no address")?, port])?;
+    let socket = open(SockType::Datagram, &first)?;
+    for ip in rest {
+        let (to, _) = address(&[ip, port])?;
+        say(send_to(&socket, &to, MsgFlags::empty()));
+    }
+    Ok(0)
+}
+
 /// `send-v4-on-v6 ADDRESS PORT`: one datagram to an IPv4 address from an IPv6 socket.
 pub(super) fn send_v4_on_v6(words: &[&str]) -> Result<u8> {
     let (address, _) = address(words)?;

@@ -57,7 +57,7 @@ fn a_log_that_is_taken_away_is_told_of() {
 fn after_a_crash_at_any_byte_the_log_goes_on_and_says_so() {
     let (whole, _) = text(2);
     let first = whole.find('\n').expect("two lines") + 1;
-    for length in (0..whole.len()).step_by(7).chain([first - 1, first, first + 1, whole.len() - 1]) {
+    for length in 0..whole.len() {
         let place = Place::with(2);
         let cut = &whole.as_bytes()[..length];
         fs::write(place.log(), cut).expect("a log");
