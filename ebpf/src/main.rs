@@ -8,7 +8,6 @@
 // BPF inline assembly, for the one instruction that rustc has no function for (see `emit::add`)
 #![feature(asm_experimental_arch)]
 
-mod answers;
 mod budget;
 mod emit;
 mod headers;
@@ -17,6 +16,7 @@ mod kernel;
 mod maps;
 mod place;
 mod program;
+mod remembered;
 mod rules;
 mod session;
 mod socket;

@@ -21,8 +21,15 @@ use tipstaff_common::{
 
 /// Constants of this load. The agent replaces them in read-only data before the programs are verified.
 #[unsafe(no_mangle)]
-pub static SETTINGS: Settings =
-    Settings { confine_cgroup: 0, session_level: 0, agent: 0, generation: 0, pad: 0, secrets: [0; SECRETS], sessions_cgroup: 0 };
+pub static SETTINGS: Settings = Settings {
+    confine_cgroup: 0,
+    session_level: 0,
+    agent: 0,
+    generation: 0,
+    pad: 0,
+    secrets: [0; SECRETS],
+    sessions_cgroup: 0,
+};
 
 /// Where the agent's paths begin; as `SETTINGS`.
 #[unsafe(no_mangle)]

@@ -11,8 +11,8 @@ use tipstaff_common::{
 };
 
 use crate::{
-    answers,
     maps::{INBOUND_RULES, LISTEN_RULES, NET_RULES, NetRules, POLICIES},
+    remembered,
     session::{Phase, Session},
     verdict::{Decision, Fault, of_fault},
 };
@@ -76,11 +76,11 @@ pub fn judge(session: &Session, scope: Scope, target: &Target) -> Decision {
 /// What the rules say of a destination, whose fingerprint `mark` is; from memory, if they were asked of late.
 #[inline(always)]
 pub fn to_destination(policy: &PolicyEntry, target: &Target, mark: u64) -> Result<Decision, Fault> {
-    if let Some(decision) = answers::known(mark) {
+    if let Some(decision) = remembered::answer(mark) {
         return Ok(decision);
     }
     let decision = by_rules(policy, Scope::Destination, target)?;
-    answers::keep(mark, decision);
+    remembered::keep(mark, decision);
     Ok(decision)
 }
 

@@ -187,7 +187,18 @@ mod tests {
 
     #[test]
     fn refuses_the_rest() {
-        for line in ["--agents-own 2", "--agents-own 3/2", "--agents-own 0/0", "--faults some", "--seed x", "--tier half", "--jobs 0", "--jobs", "--what", "exec"] {
+        for line in [
+            "--agents-own 2",
+            "--agents-own 3/2",
+            "--agents-own 0/0",
+            "--faults some",
+            "--seed x",
+            "--tier half",
+            "--jobs 0",
+            "--jobs",
+            "--what",
+            "exec",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

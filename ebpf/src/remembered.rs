@@ -18,12 +18,13 @@ const _: () = assert!(limits::ANSWERS.is_power_of_two());
 
 /// What was said of the destination with this fingerprint, if it is remembered.
 #[inline(always)]
-pub fn known(mark: u64) -> Option<Decision> {
+pub fn answer(mark: u64) -> Option<Decision> {
     let entry: *const Answer = ANSWERS.get_ptr_mut(place(mark))?;
     // SAFETY: points into the map. VERIFIER: volatile, because other processors write the words meanwhile; those of two
     // writers do not fit each other.
-    let (said, sealed) =
-        unsafe { (core::ptr::read_volatile(&raw const (*entry).said), core::ptr::read_volatile(&raw const (*entry).seal)) };
+    let (said, sealed) = unsafe {
+        (core::ptr::read_volatile(&raw const (*entry).said), core::ptr::read_volatile(&raw const (*entry).seal))
+    };
     (seal(sealed, said) == mark).then_some(Decision { verdict: (said >> 32) as u32, rule: said as u32 })
 }
 
@@ -32,7 +33,7 @@ pub fn known(mark: u64) -> Option<Decision> {
 pub fn keep(mark: u64, decision: Decision) {
     let Some(entry) = ANSWERS.get_ptr_mut(place(mark)) else { return };
     let said = u64::from(decision.verdict) << 32 | u64::from(decision.rule);
-    // SAFETY: as in `known`.
+    // SAFETY: as in `answer`.
     unsafe {
         core::ptr::write_volatile(&raw mut (*entry).said, said);
         core::ptr::write_volatile(&raw mut (*entry).seal, seal(mark, said));
