@@ -12,6 +12,7 @@ mod cut;
 mod deadline;
 mod delegation;
 mod digests;
+mod destinations;
 mod end;
 mod evidence;
 mod exec;
@@ -73,6 +74,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     scope::TESTS,
     narrow::TESTS,
     sockets::TESTS,
+    destinations::TESTS,
     budgets::TESTS,
     privileges::TESTS,
     received::TESTS,
