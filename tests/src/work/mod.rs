@@ -112,6 +112,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "serve" => flows::serve(rest),
         "answer" => flows::answer(rest),
         "chat" => flows::chat(rest, SockType::Stream),
+        "host" => flows::host(rest),
         "listen-to" => flows::chat(rest, SockType::Datagram),
         "unix" => flows::unix(rest),
         "listen" => flows::listen(rest),
