@@ -1,6 +1,7 @@
 //! The tests, one file a subject.
 
 mod adopt;
+mod arguments;
 mod attach;
 mod badinput;
 mod budgets;
@@ -11,8 +12,8 @@ mod crowd;
 mod cut;
 mod deadline;
 mod delegation;
-mod digests;
 mod destinations;
+mod digests;
 mod end;
 mod evidence;
 mod exec;
@@ -60,6 +61,7 @@ pub(crate) fn find(name: &str) -> Option<&'static Test> {
 pub(crate) const ALL: &[&[Test]] = &[
     exec::TESTS,
     programs::TESTS,
+    arguments::TESTS,
     names::TESTS,
     random::TESTS,
     views::TESTS,
@@ -72,9 +74,9 @@ pub(crate) const ALL: &[&[Test]] = &[
     crowd::TESTS,
     net::TESTS,
     scope::TESTS,
+    destinations::TESTS,
     narrow::TESTS,
     sockets::TESTS,
-    destinations::TESTS,
     budgets::TESTS,
     privileges::TESTS,
     received::TESTS,
