@@ -3,16 +3,17 @@
 //! come so far.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::Error,
     net::{IpAddr, Ipv6Addr},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    thread,
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::{
     errno::Errno,
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
     sys::socket::{setsockopt, sockopt},
 };
 
@@ -30,6 +31,17 @@ pub(crate) fn own_network(addresses: &[&str]) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("a network namespace cannot be made")?;
     raise_loopback()?;
     addresses.iter().try_for_each(|address| add_address(address.parse()?))
+}
+
+/// What `make` makes in the network namespace that a process is in.
+pub(crate) fn within<T: Send + 'static>(process: u32, make: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let namespace = File::open(format!("/proc/{process}/ns/net"))?;
+    let there = move || -> Result<T> {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        make()
+    };
+    // a thread goes there, not this process; its sockets stay
+    thread::spawn(there).join().map_err(|_panic| anyhow::anyhow!("the thread in the namespace died"))?
 }
 
 /// Sets a value below `/proc/sys/net`, of this namespace.
@@ -150,6 +162,11 @@ impl Capture {
         only_what_leaves(&socket)?;
         bind_to_all(&socket)?;
         Ok(Self { socket })
+    }
+
+    /// In the network namespace that a process is in.
+    pub(crate) fn within(process: u32) -> Result<Self> {
+        within(process, Self::new)
     }
 
     /// What has left since the last call. Fails where the socket had no room for all of it.

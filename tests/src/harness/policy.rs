@@ -136,6 +136,13 @@ impl Policy {
         self
     }
 
+    /// A rule of `net.allow` or `net.deny` as it is written.
+    pub(crate) fn net_rule(mut self, effect: &str, rule: &str) -> Self {
+        let list = if effect == "allow" { &mut self.net_allow } else { &mut self.net_deny };
+        list.push(rule.to_owned());
+        self
+    }
+
     /// Every port, by one protocol: `tcp` or `udp`.
     pub(crate) fn by_protocol(mut self, id: &str, prefix: &str, protocol: &str) -> Self {
         self.net_allow.push(format!("{{ to: \"{prefix}\", proto: {protocol}, id: {id} }}"));

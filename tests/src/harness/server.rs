@@ -1,8 +1,7 @@
 //! Servers on loopback that the workloads under test try to reach. They count; they refuse nothing.
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
+    collections::{BTreeMap, BTreeSet},
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
@@ -14,12 +13,17 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::wait::{patience, until};
+use super::{
+    capture::within,
+    wait::{patience, until},
+};
 
 #[derive(Debug, Default)]
 struct Seen {
     accepted: AtomicUsize,
     reset: AtomicUsize,
+    /// Who came, or sent.
+    callers: Mutex<BTreeSet<SocketAddr>>,
     bytes: Mutex<Vec<u8>>,
     /// Whether each arrival is answered with a byte.
     answers: bool,
@@ -28,6 +32,10 @@ struct Seen {
 }
 
 impl Seen {
+    fn callers(&self) -> MutexGuard<'_, BTreeSet<SocketAddr>> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,15 +61,8 @@ impl Server {
 
     /// In the network namespace that a process is in.
     pub(crate) fn tcp_within(process: u32, address: &str, port: u16) -> Result<Self> {
-        let namespace = File::open(format!("/proc/{process}/ns/net"))?;
         let address = SocketAddr::new(address.parse()?, port);
-        let bind = move || -> Result<TcpListener> {
-            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            Ok(TcpListener::bind(address)?)
-        };
-        // a thread goes there, not this process; its socket stays
-        let bound = thread::spawn(bind).join().map_err(|_panic| anyhow::anyhow!("the thread in the namespace died"))?;
-        Self::serve(bound?)
+        Self::serve(within(process, move || Ok(TcpListener::bind(address)?))?)
     }
 
     /// With a socket that listens already.
@@ -80,6 +81,7 @@ impl Server {
         let shared = Arc::clone(&seen);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
+                shared.callers().extend(stream.peer_addr());
                 let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || keep(number, stream, &shared));
@@ -100,7 +102,8 @@ impl Server {
         let shared = Arc::clone(&seen);
         thread::spawn(move || {
             let mut buffer = [0; 2048];
-            while let Ok((length, _)) = socket.recv_from(&mut buffer) {
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                shared.callers().insert(from);
                 shared.bytes().extend(&buffer[..length]);
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
             }
@@ -148,6 +151,11 @@ impl Server {
             drop(TcpStream::connect(self.address)?);
         }
         self.accepted(1)
+    }
+
+    /// The other ends of its connections, or who sent datagrams, as the evidence writes them.
+    pub(crate) fn callers(&self) -> BTreeSet<String> {
+        self.seen.callers().iter().map(ToString::to_string).collect()
     }
 
     pub(crate) fn received(&self) -> Vec<u8> {

@@ -29,8 +29,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("attach::refused", WHEREVER, refusals),
     Test::sharing("attach::host-is-refused", WHEREVER, host)
         .guests_only("names the root cgroup, process 1 and kernel threads"),
-    Test::new("attach::failed-leaves-nothing", WHEREVER, failed).agents_own(),
-    Test::new("attach::failed-midway-leaves-all-running", WHEREVER, failed_midway).agents_own(),
+    Test::new("attach::failed-leaves-nothing", WHEREVER, failed),
+    Test::new("attach::failed-midway-leaves-all-running", WHEREVER, failed_midway),
 ];
 
 /// Starts a workload beside the sessions.
@@ -154,13 +154,13 @@ fn tree(s: &mut Sandbox) -> Result<()> {
     all_gone(&before.into_iter().collect::<Vec<_>>())
 }
 
-/// What it holds is listed; a connection out of scope is destroyed, one in scope is kept.
+/// What it holds is listed; a connection out of scope is destroyed and one in scope is kept, or none is, or all are.
 fn holds(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
-    let (open, closed) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
-    let base = only(&member).to("open", "127.0.0.1/32", open.port()).listening();
-    for (how, gone) in [("judge", true), ("keep", false)] {
+    let scope = |open: &Server| only(&member).to("open", "127.0.0.1/32", open.port()).listening();
+    for (how, gone) in [("judge", [false, true]), ("keep", [false; 2]), ("destroy", [true; 2])] {
+        let (open, closed) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
         let (pid, port, unix) = (s.file("pid"), s.file("port"), s.file("socket"));
         let line = format!(
             "open 1 tcp {} open 1 tcp {} listen 127.0.0.1 {port} unix {unix} pid {pid} idle",
@@ -169,7 +169,7 @@ fn holds(s: &mut Sandbox) -> Result<()> {
         );
         let running = workload(s, &member, &line)?;
         s.pid_in(&pid)?;
-        let policy = s.policy(&base.clone().spec(format!("attach: {{ sockets: {how} }}")))?;
+        let policy = s.policy(&scope(&open).spec(format!("attach: {{ sockets: {how} }}")))?;
         let session = session_of(&attach(s, &policy, running.pid())?)?;
         let record = s.wait_evidence("the attachment", |r| r["type"] == "attached" && r["session"] == session)?;
         let to = |server: &Server| {
@@ -177,7 +177,7 @@ fn holds(s: &mut Sandbox) -> Result<()> {
             open.find(|socket| socket["to"] == server.address() && socket["pid"] == running.pid()).cloned()
         };
         let (good, bad) = (to(&open).context("no open")?, to(&closed).context("no closed")?);
-        ensure!(good["destroyed"] == false && bad["destroyed"] == gone, "{how}: {record}");
+        ensure!(good["destroyed"] == gone[0] && bad["destroyed"] == gone[1], "{how}: {record}");
         let listening = format!("127.0.0.1:{}", fs::read_to_string(&port)?);
         let has = |list: &str, key: &str, value: &str| {
             record[list].as_array().into_iter().flatten().any(|socket| socket[key] == value)
@@ -186,18 +186,24 @@ fn holds(s: &mut Sandbox) -> Result<()> {
         ensure!(has("unix", "name", &unix) && has("unix", "state", "connected"), "no unix sockets: {record}");
         let cut: Vec<Value> =
             s.records(&session, "flows-cut")?.into_iter().filter(|r| r["cause"] == "attach").collect();
-        ensure!(cut.len() == usize::from(gone), "{how}: {cut:?}");
-        for receipt in cut.iter().filter_map(|r| r["sockets"].as_array()).flatten() {
-            ensure!(receipt["to"] == closed.address() && receipt["outcome"] == "destroyed", "{receipt}");
-            ensure!(receipt["gone"] == true, "{receipt}");
+        let receipts: Vec<&Value> = cut.iter().filter_map(|r| r["sockets"].as_array()).flatten().collect();
+        let odd = receipts.iter().find(|r| r["outcome"] != "destroyed" || r["gone"] != true);
+        ensure!(odd.is_none(), "{how}: {odd:?}");
+        for (server, gone) in [(&open, gone[0]), (&closed, gone[1])] {
+            let told = receipts.iter().filter(|r| r["to"] == server.address()).count();
+            ensure!(told == usize::from(gone), "{how}: {} has the receipts {receipts:?}", server.address());
+            server.reset(told)?;
         }
+        let listener = receipts.iter().any(|r| r["from"] == listening);
+        ensure!(listener == (how == "destroy") && receipts.len() <= 3, "{how}: {receipts:?}");
         s.cli(&["end", &session])?.ended(0)?;
         s.session_ended(&session, "operator")?;
     }
+    let open = Server::tcp("127.0.0.1")?;
     let pid = s.file("pid");
     let running = workload(s, &member, &format!("open 1 tcp {} pid {pid} idle", open.words()))?;
     s.pid_in(&pid)?;
-    let policy = s.policy(&base.spec("attach: { sockets: refuse }"))?;
+    let policy = s.policy(&scope(&open).spec("attach: { sockets: refuse }"))?;
     let refused = s.cli(&["attach", "--policy", &policy, "--pid", &running.pid().to_string()])?;
     refused.ended(3)?.complained(&["holds a tcp socket", &open.address(), "refuses that"])?;
     ensure!(!gone(running.pid()), "who was refused was ended");

@@ -1,15 +1,25 @@
 //! What all members of a session together may use up.
 
-use std::{net::UdpSocket, time::Instant};
+use std::{collections::BTreeSet, net::UdpSocket, time::Instant};
 
 use super::{
     losses::REFUSALS,
     scene::{Fifo, only},
+    sockets::FAMILIES,
 };
-use crate::harness::{launch::Finished, prelude::*, server::Server, wait::all_gone};
+use crate::harness::{
+    capture::{Capture, own_network},
+    launch::Finished,
+    prelude::*,
+    server::Server,
+    wait::all_gone,
+};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("budgets::cut-in-the-kernel", WHEREVER, budgets),
+    Test::sharing("budgets::all-members-share-each", WHEREVER, shared),
+    Test::sharing("budgets::bytes-of-one-second-after-another", WHEREVER, seconds),
+    Test::sharing("budgets::a-stream-that-is-over-its-bytes", WHEREVER, stream),
     Test::sharing("budgets::end-where-asked", WHEREVER, ends),
     Test::new("budgets::end-though-the-agent-was-away", WHEREVER, ends_later).agents_own(),
 ];
@@ -55,17 +65,6 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
         running.wait()?.said(expected)?;
         s.wait_evidence(rule, |r| r["session"] == session && r["rule"] == rule)?;
     }
-    // all members have one budget together
-    let both = format!("background connect-many 20 {0} + background connect-many 20 {0} + idle", server.words());
-    let running = s.run(&policy("connects: 25")?, &member, &both)?;
-    let done = until("both members to be done", patience(), || {
-        let said = running.said();
-        let counts = said.lines().filter(|line| line.ends_with("refused"));
-        let counts: Vec<u32> = counts.filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
-        Ok((counts.len() == 2).then_some(counts))
-    })?;
-    ensure!(done.iter().sum::<u32>() == 25, "two members with 25 connects made {done:?}");
-    s.cli(&["end", &running.session(s)?])?.ended(0)?;
     let began = Instant::now();
     let many = s.run(&policy("connectsPerSecond: 10")?, &member, &format!("connect-many 2000 {}", server.words()))?;
     let session = many.session(s)?;
@@ -76,6 +75,133 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
     // the first second and the last may be of the clock's for a part only
     ensure!(done >= 10 && done <= 10 * (seconds + 2) && refused > 0, "{said} in {seconds} s");
     s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connect-rate")?;
+    Ok(())
+}
+
+/// Of each family addresses of loopback, and the bytes of a datagram's headers.
+const PLACES: [([&str; 4], usize); 2] = [
+    (["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"], 28),
+    (["::1", "fd00:33::2", "fd00:33::3", "fd00:33::4"], 48),
+];
+
+/// All members have one budget together, of each kind and in each family.
+fn shared(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    own_network(&PLACES[1].0[1..])?;
+    for (places, headers) in PLACES {
+        let server = Server::udp(places[0])?;
+        let scope = only(&member).to("four", "127.0.0.0/8", "").to("six", "::/0", "");
+        let policy = |budget: &str| s.policy(&scope.clone().spec(format!("budgets: {{ {budget} }}")));
+        let connects = |count: u32| format!("connect-many {count} {}", server.words());
+        let sends = |count: u32| format!("send-many {count} 1000 {}", server.words());
+        let bytes = 25 * (1000 + headers);
+        for (budget, line, rule) in [
+            ("connects: 25".to_owned(), connects(20), "budget-connects"),
+            (format!("egressBytes: {bytes}"), sends(20), "budget-egress"),
+        ] {
+            let (session, done) = together(s, &policy(&budget)?, &member, &line)?;
+            ensure!(done == 25, "two members with {budget} did {done}");
+            s.wait_evidence(rule, |r| r["session"] == session && r["rule"] == rule)?;
+        }
+        server.accepted(25)?;
+        let port = server.port();
+        let visit = |place: &&str| format!("background connect-many 1 {place} {port}");
+        let (there, back) = (places.iter().map(visit), places.iter().rev().map(visit));
+        let line = there.chain(back).collect::<Vec<_>>().join(" + ");
+        let (session, _) = finished(s, &policy("destinations: 3")?, &member, &line, 8)?;
+        s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-destinations")?;
+        let all = s.records(&session, "connect")?;
+        let visited: BTreeSet<String> =
+            all.iter().filter(|r| r["verdict"] == "allow").map(|r| r["to"].to_string()).collect();
+        ensure!(visited.len() == 3, "with 3 destinations, members were at {visited:?}");
+        for (budget, line, rule) in [
+            ("connectsPerSecond: 10".to_owned(), connects(2000), "budget-connect-rate"),
+            (format!("egressBytesPerSecond: {}", 10 * (1000 + headers)), sends(2000), "budget-egress-rate"),
+        ] {
+            let began = Instant::now();
+            let (session, done) = together(s, &policy(&budget)?, &member, &line)?;
+            let most = 10 * (began.elapsed().as_secs() + 2);
+            ensure!((10..=most).contains(&done), "two members with {budget} did {done}, at most {most} are right");
+            s.wait_evidence(rule, |r| r["session"] == session && r["rule"] == rule)?;
+        }
+    }
+    Ok(())
+}
+
+/// Two members at once, each with the same line that counts; the session, and what both did.
+fn together(s: &Sandbox, policy: &str, member: &str, line: &str) -> Result<(String, u64)> {
+    finished(s, policy, member, &format!("background {line} + background {line}"), 2)
+}
+
+/// Runs a line whose so many children count, and then ends the session; the session, and what all of them did.
+fn finished(s: &Sandbox, policy: &str, member: &str, line: &str, children: usize) -> Result<(String, u64)> {
+    let running = s.run(policy, member, &format!("{line} + idle"))?;
+    let session = running.session(s)?;
+    let done = until("all members to be done", patience(), || {
+        let said = running.said();
+        let counts = said.lines().filter(|line| line.ends_with("refused"));
+        let counts: Vec<u64> = counts.filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+        Ok((counts.len() == children).then_some(counts))
+    })?;
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
+    Ok((session, done.iter().sum()))
+}
+
+/// A second's bytes, and then the next one's: no more, and no less where a member always has something to send.
+fn seconds(s: &mut Sandbox) -> Result<()> {
+    const SECONDS: u64 = 2;
+    s.start()?;
+    let member = s.program("member")?;
+    for ((address, prefix), (_, headers)) in FAMILIES.into_iter().zip(PLACES) {
+        let server = Server::udp(address)?;
+        let budget = format!("budgets: {{ egressBytesPerSecond: {} }}", 10 * (1000 + headers));
+        let policy = s.policy(&only(&member).to("server", prefix, server.port()).spec(budget))?;
+        let began = Instant::now();
+        let running = s.run(&policy, &member, &format!("send-through {SECONDS} 1000 {}", server.words()))?;
+        let session = running.session(s)?;
+        let said = running.wait()?.stdout;
+        let most = 10 * (began.elapsed().as_secs() + 2);
+        let number =
+            |at: usize| said.split_whitespace().nth(at).and_then(|n| n.parse::<u64>().ok()).context("no count");
+        let (done, refused) = (number(0)?, number(2)?);
+        ensure!((10 * SECONDS + 1..=most).contains(&done), "{said}, at most {most} are right");
+        ensure!(refused >= SECONDS, "{said}");
+        server.accepted(usize::try_from(done)?)?;
+        s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-egress-rate")?;
+        s.session_ended(&session, "completed")?;
+    }
+    Ok(())
+}
+
+/// A stream is told that its session used up its bytes (tier full), or stalls; either way no more than the budget leaves.
+/// What is within it arrives.
+fn stream(s: &mut Sandbox) -> Result<()> {
+    const BUDGET: usize = 60_000;
+    s.start()?;
+    let member = s.program("member")?;
+    own_network(&[])?;
+    let wire = Capture::new()?;
+    for (address, prefix) in FAMILIES {
+        let (over, within) = (Server::tcp(address)?, Server::tcp(address)?);
+        let policy = only(&member).to("over", prefix, over.port()).to("within", prefix, within.port());
+        let policy = s.policy(&policy.spec(format!("budgets: {{ egressBytes: {BUDGET} }}")))?;
+        wire.left()?;
+        let running = s.run(&policy, &member, &format!("stream {} {}", 4 * BUDGET, over.words()))?;
+        let session = running.session(s)?;
+        let told = if s.tier == Tier::Full { libc::EPERM } else { libc::EAGAIN };
+        running.wait()?.said(&format!("errno {told}"))?;
+        s.session_ended(&session, "completed")?;
+        s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-egress")?;
+        let left: Vec<usize> =
+            wire.left()?.iter().filter(|p| p.to_port == over.port() && p.payload > 0).map(|p| p.bytes.len()).collect();
+        let (left, received) = (left.iter().sum::<usize>(), over.received().len());
+        ensure!(received > 0 && received <= left && left <= BUDGET, "{left} bytes left, {received} arrived");
+        let running = s.run(&policy, &member, &format!("stream {} {}", BUDGET / 2, within.words()))?;
+        running.wait()?.said("ok")?;
+        until("all to arrive", patience(), || Ok((within.received().len() == BUDGET / 2).then_some(())))?;
+    }
     Ok(())
 }
 

@@ -3,12 +3,18 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Read as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::process::CommandExt as _,
+    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
 };
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt},
+        time::TimeVal,
+    },
+};
 use serde_json::Value;
 
 use super::{
@@ -24,6 +30,7 @@ use crate::harness::{
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("wire::cut-flow-ends-with-a-bare-reset", WHEREVER, cut),
+    Test::sharing("flows::narrowing-cuts-who-may-not-come-in", WHEREVER, callers),
     Test::new("wire::silent-where-nothing-is-destroyed", WHEREVER, silenced)
         .since((6, 9), "the right to attach programs to cgroups by CAP_SYS_ADMIN in the place of CAP_NET_ADMIN"),
 ];
@@ -194,6 +201,70 @@ pub(super) fn flows_are_cut(
         }
     }
     Ok(())
+}
+
+/// Of who came in, the one whose rule is taken away is cut, and nobody comes by that rule any more; the other goes on.
+/// Without the rule of the listener nobody comes, and who is there goes on.
+fn callers(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    own_network(&["fd00:55::1", "fd00:55::2", "fd00:55::3"])?;
+    for [own, goes, stays] in [["127.0.0.1", "127.0.0.2", "127.0.0.3"], ["fd00:55::1", "fd00:55::2", "fd00:55::3"]] {
+        let inbound = format!("inbound: [{{ from: \"{goes}\", id: goes }}, {{ from: \"{stays}\", id: stays }}]");
+        let policy = only(&member).net(format!("listen: [{{ on: \"{own}\", id: place }}]")).net(inbound);
+        let file = s.file("port");
+        let running = s.run(&s.policy(&policy)?, &member, &format!("host {own} {file}"))?;
+        let session = running.session(s)?;
+        let port = until("the member to listen", patience(), || {
+            Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
+        })?;
+        let to = SocketAddr::new(own.parse()?, port);
+        let (mut lost, mut kept) = (call(goes, to)?, call(stays, to)?);
+        answered(&mut lost).and_then(|()| answered(&mut kept)).context("before")?;
+        let removed = |rule: &str| -> Result<Vec<Value>> {
+            let before = s.records(&session, "flows-cut")?.len();
+            s.cli(&["narrow", &session, "--remove", rule])?.ended(0)?;
+            let records = s.records(&session, "flows-cut")?.split_off(before);
+            ensure!(records.iter().all(|r| r["cause"] == "narrow"), "{records:?}");
+            Ok(records.iter().filter_map(|r| r["sockets"].as_array()).flatten().cloned().collect())
+        };
+        let cut = removed("goes")?;
+        told(&mut lost)?;
+        let caller = lost.local_addr()?.to_string();
+        let whole = |r: &Value| r["from"] == to.to_string() && r["outcome"] == "destroyed" && r["gone"] == true;
+        ensure!(cut.len() == 1 && whole(&cut[0]) && cut[0]["to"] == caller, "{caller} has the receipts {cut:?}");
+        answered(&mut kept).context("who is in scope")?;
+        ensure!(call(goes, to).is_err(), "{goes} comes in without a rule");
+        let refused = |r: &Value| r["session"] == session && r["via"] == "accept" && r["verdict"] == "deny";
+        s.wait_evidence("who may not come in any more", refused)?;
+        answered(&mut call(stays, to)?).context("who comes by the other rule")?;
+        let cut = removed("place")?;
+        ensure!(cut.len() == 1 && whole(&cut[0]), "the listener has the receipts {cut:?}");
+        ensure!(call(stays, to).is_err(), "somebody came to a listener out of scope");
+        answered(&mut kept).context("who is in scope, without the listener")?;
+        s.cli(&["end", &session])?.ended(0)?;
+        told(&mut kept)?;
+        s.session_ended(&session, "operator")?;
+    }
+    Ok(())
+}
+
+/// A connection from an address of this host; one that nobody answers is given up soon.
+fn call(from: &str, to: SocketAddr) -> Result<TcpStream> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from.parse()?, 0)))?;
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(0, 700_000))?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(to)).with_context(|| format!("{from} to {to}"))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(patience()))?;
+    Ok(stream)
+}
+
+/// A byte goes there, and one comes back.
+fn answered(stream: &mut TcpStream) -> Result<()> {
+    stream.write_all(b"a")?;
+    Ok(stream.read_exact(&mut [0])?)
 }
 
 /// The peer reads what came before, which opens its window, and is told that the connection was reset.

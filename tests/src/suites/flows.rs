@@ -40,6 +40,13 @@ fn receipts(s: &Sandbox, session: &str) -> Result<Vec<Value>> {
     Ok(records.iter().filter_map(|r| r["sockets"].as_array()).flatten().cloned().collect())
 }
 
+/// Those of a session for one cause.
+fn receipts_of(s: &Sandbox, session: &str, cause: &str) -> Result<Vec<Value>> {
+    let records = s.records(session, "flows-cut")?;
+    let of_cause = records.iter().filter(|r| r["cause"] == cause);
+    Ok(of_cause.filter_map(|r| r["sockets"].as_array()).flatten().cloned().collect())
+}
+
 /// Those of them that are about a protocol.
 fn of(receipts: &[Value], protocol: &str) -> Vec<Value> {
     receipts.iter().filter(|r| r["protocol"] == protocol).cloned().collect()
@@ -103,6 +110,7 @@ fn end(s: &mut Sandbox) -> Result<()> {
         until("the flows to be open", patience(), || Ok((running.said() == "ok\nok\n").then_some(())))?;
         until("each flow to have carried a byte", patience(), || Ok((tcp.received().len() == FLOWS).then_some(())))?;
         tcp.accepted(FLOWS)?;
+        udp.accepted(3)?;
         tcp.send(b"four")?;
         let before = s.json(&["status"])?["ends"].clone();
         let answer = s.json(&["end", &session])?;
@@ -117,6 +125,11 @@ fn end(s: &mut Sandbox) -> Result<()> {
         let odd = flows.iter().find(|r| r["to"] != tcp.address() || r["bytes_out"] != 1 || r["bytes_in"] != 4);
         ensure!(odd.is_none(), "a receipt does not say where the flow led and what it carried: {odd:?}");
         ensure!(of(&receipts, "udp").iter().all(|r| r["to"] == udp.address()), "udp receipts: {receipts:?}");
+        for (protocol, server) in [("tcp", &tcp), ("udp", &udp)] {
+            let own = of(&receipts, protocol);
+            let from: BTreeSet<String> = own.iter().filter_map(|r| Some(r["from"].as_str()?.to_owned())).collect();
+            ensure!(from == server.callers(), "receipts are from {from:?}, but {:?} came", server.callers());
+        }
         running.wait()?.ended(137)?;
     }
     Ok(())
@@ -151,33 +164,47 @@ fn accepted(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// A member that made a network namespace of its own has its flows in there destroyed too.
+/// A member that made a network namespace of its own has its flows in there destroyed too, by a narrower scope and at the
+/// end.
 fn namespace(s: &mut Sandbox) -> Result<()> {
-    const PORT: u16 = 7777;
+    const PORTS: [u16; 2] = [7777, 7778];
     s.start()?;
     let member = s.program("member")?;
     for (address, prefix) in FAMILIES {
         let (pid, go) = (s.file("pid"), s.file("go"));
-        let policy = only(&member).to("server", prefix, PORT).privileges("capabilities");
-        let line = format!("unshare net loopback pid {pid} await {go} open 2 tcp {address} {PORT} idle");
-        let running = s.run(&s.policy(&policy)?, &member, &line)?;
+        let policy = only(&member).to("goes", prefix, PORTS[0]).to("stays", prefix, PORTS[1]);
+        let [goes, stays] = PORTS.map(|port| format!("open 1 tcp {address} {port}"));
+        let line = format!("unshare net loopback pid {pid} await {go} {goes} {stays} idle");
+        let running = s.run(&s.policy(&policy.privileges("capabilities"))?, &member, &line)?;
         let session = running.session(s)?;
         let inside = s.pid_in(&pid)?;
-        let server = Server::tcp_within(inside, address, PORT)?;
+        let goes = Server::tcp_within(inside, address, PORTS[0])?;
+        let stays = Server::tcp_within(inside, address, PORTS[1])?;
         std::fs::write(&go, "")?;
-        server.accepted(2)?;
+        goes.accepted(1)?;
+        stays.accepted(1)?;
         let home = s.records(&session, "session-start")?[0]["context"]["namespaces"]["net"].clone();
+        let elsewhere = |receipts: &[Value]| {
+            let here = receipts.iter().find(|r| r["netns"] == home);
+            ensure!(here.is_none(), "a flow was in the namespace of the start: {here:?}");
+            all_destroyed(receipts, 1)
+        };
+        s.cli(&["narrow", &session, "--remove", "goes"])?.ended(0)?;
+        goes.reset(1)?;
+        let narrowed = receipts_of(s, &session, "narrow")?;
+        elsewhere(&narrowed)?;
+        ensure!(narrowed[0]["to"] == goes.address(), "receipts: {narrowed:?}");
+        // who is in scope goes on
+        until("what is in scope to be there", patience(), || Ok((stays.received() == b"x").then_some(())))?;
+        stays.send(b"y").context("the flow in scope")?;
         s.cli(&["end", &session])?.ended(0)?;
-        server.reset(2)?;
+        stays.reset(1)?;
         all_gone(&[inside])?;
         let end = s.session_ended(&session, "operator")?;
-        let receipts = receipts(s, &session)?;
-        nothing_left(&end, &receipts)?;
-        all_destroyed(&receipts, 2)?;
-        ensure!(
-            receipts.iter().all(|r| r["netns"] != home),
-            "the flows were in the namespace of the start: {receipts:?}"
-        );
+        let ended = receipts_of(s, &session, "end")?;
+        nothing_left(&end, &ended)?;
+        elsewhere(&ended)?;
+        ensure!(ended[0]["to"] == stays.address(), "receipts: {ended:?}");
     }
     Ok(())
 }

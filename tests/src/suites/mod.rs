@@ -1,6 +1,7 @@
 //! The tests, one file a subject.
 
 mod adopt;
+mod arguments;
 mod attach;
 mod badinput;
 mod budgets;
@@ -11,6 +12,7 @@ mod crowd;
 mod cut;
 mod deadline;
 mod delegation;
+mod destinations;
 mod digests;
 mod end;
 mod evidence;
@@ -59,6 +61,7 @@ pub(crate) fn find(name: &str) -> Option<&'static Test> {
 pub(crate) const ALL: &[&[Test]] = &[
     exec::TESTS,
     programs::TESTS,
+    arguments::TESTS,
     names::TESTS,
     random::TESTS,
     views::TESTS,
@@ -71,6 +74,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     crowd::TESTS,
     net::TESTS,
     scope::TESTS,
+    destinations::TESTS,
     narrow::TESTS,
     sockets::TESTS,
     budgets::TESTS,

@@ -1,8 +1,11 @@
 //! Which addresses a session may reach.
 
-use super::scene::{Fifo, only, reach, report};
+use super::{
+    scene::{Fifo, only, reach, report},
+    sockets::FAMILIES,
+};
 use crate::harness::{
-    capture::{add_address, own_network, set},
+    capture::{Capture, add_address, own_network, set},
     prelude::*,
     server::Server,
     wait::in_guest,
@@ -23,6 +26,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("net::metadata-address", WHEREVER, metadata),
     Test::sharing("net::daemonised-child", WHEREVER, daemonised),
     Test::sharing("net::observe-lets-through-and-records", WHEREVER, observe),
+    Test::sharing("net::in-a-namespace-that-a-member-made", WHEREVER, namespace),
     Test::sharing("net::what-the-network-lacks", WHEREVER, lacking),
 ];
 
@@ -112,38 +116,84 @@ fn reconnect(s: &mut Sandbox) -> Result<()> {
 
 fn port_range(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (good, member) = (Server::tcp("127.0.0.1")?, s.program("member")?);
-    let (low, high) = (good.port() - 1, good.port().saturating_add(1));
-    let bad = until("a server outside the range", patience(), || {
-        let server = Server::tcp("127.0.0.1")?;
-        Ok((!(low..=high).contains(&server.port())).then_some(server))
-    })?;
-    let policy = only(&member).to("range", "127.0.0.0/8", format!("{low}-{high}"));
-    reach(s, &policy, &member, &format!("connect tcp {}", bad.words()))?.was_refused(s, &bad, "default")?;
-    reach(s, &policy, &member, &format!("connect tcp {}", good.words()))?.arrived(s, &good, "range")
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let good = Server::tcp(address)?;
+        let (low, high) = (good.port() - 1, good.port().saturating_add(1));
+        let bad = until("a server outside the range", patience(), || {
+            let server = Server::tcp(address)?;
+            Ok((!(low..=high).contains(&server.port())).then_some(server))
+        })?;
+        let policy = only(&member).to("range", prefix, format!("{low}-{high}"));
+        reach(s, &policy, &member, &format!("connect tcp {}", bad.words()))?.was_refused(s, &bad, "default")?;
+        reach(s, &policy, &member, &format!("connect tcp {}", good.words()))?.arrived(s, &good, "range")?;
+    }
+    Ok(())
 }
 
-/// A rule for TCP does not open UDP.
+/// A rule for TCP does not open UDP, nor one for UDP TCP.
 fn protocol(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (tcp, udp, member) = (Server::tcp("127.0.0.1")?, Server::udp("127.0.0.1")?, s.program("member")?);
-    let policy = only(&member).by_protocol("tcp-only", "127.0.0.1/32", "tcp");
-    reach(s, &policy, &member, &format!("send {}", udp.words()))?.was_refused(s, &udp, "default")?;
-    reach(s, &policy, &member, &format!("connect tcp {}", tcp.words()))?.arrived(s, &tcp, "tcp-only")
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let stream = |server: &Server| format!("connect tcp {}", server.words());
+        let datagram = |server: &Server| format!("send {}", server.words());
+        let (tcp, udp) = (Server::tcp(address)?, Server::udp(address)?);
+        let policy = only(&member).by_protocol("tcp-only", prefix, "tcp");
+        reach(s, &policy, &member, &datagram(&udp))?.was_refused(s, &udp, "default")?;
+        reach(s, &policy, &member, &stream(&tcp))?.arrived(s, &tcp, "tcp-only")?;
+        let (tcp, udp) = (Server::tcp(address)?, Server::udp(address)?);
+        let policy = only(&member).by_protocol("udp-only", prefix, "udp");
+        reach(s, &policy, &member, &stream(&tcp))?.was_refused(s, &tcp, "default")?;
+        reach(s, &policy, &member, &datagram(&udp))?.arrived(s, &udp, "udp-only")?;
+    }
+    Ok(())
 }
 
 /// A denial holds whether it is the wider rule or the narrower one.
 fn deny_beats_allow(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (good, bad, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.2")?, s.program("member")?);
-    let connect = |to: &Server| format!("connect tcp {}", to.words());
-    let narrow = only(&member).to("all", "127.0.0.0/8", "").not_to("not-two", "127.0.0.2/32", "");
-    reach(s, &narrow, &member, &connect(&bad))?.was_refused(s, &bad, "not-two")?;
-    reach(s, &narrow, &member, &connect(&good))?.arrived(s, &good, "all")?;
-    let (good, bad) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
-    let wide = only(&member).to("one", "127.0.0.1/32", "").not_to("not-all", "127.0.0.0/8", bad.port());
-    reach(s, &wide, &member, &connect(&bad))?.was_refused(s, &bad, "not-all")?;
-    reach(s, &wide, &member, &connect(&good))?.arrived(s, &good, "one")
+    let member = s.program("member")?;
+    own_network(&["fd00:44::1", "fd00:44::2"])?;
+    for (good, bad, all) in [("127.0.0.1", "127.0.0.2", "127.0.0.0/8"), ("fd00:44::1", "fd00:44::2", "fd00:44::/64")] {
+        let connect = |to: &Server| format!("connect tcp {}", to.words());
+        let (one, two) = (Server::tcp(good)?, Server::tcp(bad)?);
+        let narrow = only(&member).to("all", all, "").not_to("not-two", bad, "");
+        reach(s, &narrow, &member, &connect(&two))?.was_refused(s, &two, "not-two")?;
+        reach(s, &narrow, &member, &connect(&one))?.arrived(s, &one, "all")?;
+        let (open, closed) = (Server::tcp(good)?, Server::tcp(good)?);
+        let wide = only(&member).to("one", good, "").not_to("not-all", all, closed.port());
+        reach(s, &wide, &member, &connect(&closed))?.was_refused(s, &closed, "not-all")?;
+        reach(s, &wide, &member, &connect(&open))?.arrived(s, &open, "one")?;
+    }
+    Ok(())
+}
+
+/// The same scope holds in a network of a member's own: of what is refused nothing leaves there.
+fn namespace(s: &mut Sandbox) -> Result<()> {
+    const PORTS: [u16; 2] = [7777, 7778];
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let policy = s.policy(&only(&member).to("good", prefix, PORTS[1]).privileges("capabilities"))?;
+        for (port, answer, verdict, rule) in
+            [(PORTS[0], "errno 1", "deny", "default"), (PORTS[1], "ok", "allow", "good")]
+        {
+            let (pid, go) = (s.file("pid"), s.file("go"));
+            let line = format!("unshare net loopback pid {pid} await {go} connect tcp {address} {port}");
+            let running = s.run(&policy, &member, &line)?;
+            let session = running.session(s)?;
+            let inside = s.pid_in(&pid)?;
+            let (server, wire) = (Server::tcp_within(inside, address, port)?, Capture::within(inside)?);
+            std::fs::write(&go, "")?;
+            running.wait()?.said(&format!("{answer}\nexit 0"))?;
+            s.saw_connect(&session, &server.address(), verdict, rule)?;
+            let left = wire.left()?.iter().filter(|packet| packet.to_port == port).count();
+            server.accepted(usize::from(verdict == "allow"))?;
+            ensure!((left > 0) == (verdict == "allow"), "{left} packets left for {}", server.address());
+        }
+    }
+    Ok(())
 }
 
 /// Connecting a UDP socket sends nothing, so this is safe where the address answers; TCP is tried where no network is.

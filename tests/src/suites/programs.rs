@@ -29,10 +29,11 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("programs::replaced-files-are-looked-at-again", WHEREVER, replaced),
     Test::sharing("programs::a-folder-on-the-way-is-swapped", WHEREVER, swapped),
     Test::sharing("programs::a-rule-never-gets-another-rules-file", WHEREVER, borrowed),
-    Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted).agents_own(),
+    Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted),
     Test::new("programs::nothing-left-to-watch-with", WHEREVER, unwatched).guests_only("takes every inotify instance"),
     Test::sharing("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
     Test::sharing("programs::rules-that-name-nothing", WHEREVER, bad_rules).agents_own(),
+    Test::sharing("programs::ten-thousand-rules-and-odd-names", WHEREVER, many_rules),
 ];
 
 /// More than a test can need.
@@ -463,8 +464,13 @@ fn bad_rules(s: &mut Sandbox) -> Result<()> {
         "is a directory; write dir",
         "rule nothing allows nothing",
     ])?;
-    // as many rules as anybody writes, the last as good as the first
-    let good = s.program("good")?;
+    Ok(())
+}
+
+/// As many rules as anybody writes, the last as good as the first; names that are not text.
+fn many_rules(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good, bin) = (s.program("member")?, s.program("good")?, s.bin());
     let many = (0..9_998).fold(only(&member), |policy, n| policy.allow(&format!("r{n}"), format!("{bin}/gone-{n}")));
     let many = many.allow("last", &good);
     attempt(s, &many, &member, "spawn", &s.program("bad")?)?.was_refused(s, "default")?;

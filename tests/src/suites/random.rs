@@ -22,20 +22,28 @@ pub(super) const TESTS: &[Test] = &[Test::sharing("random::kernel-does-what-a-po
 /// Policies, on this machine and in a guest, where each takes much longer.
 const POLICIES: (u32, u32) = (12, 6);
 /// Says which random numbers are drawn, as a failure told.
-const SEED: &str = "TIPSTAFF_TEST_SEED";
+pub(super) const SEED: &str = "TIPSTAFF_TEST_SEED";
 
 /// Xorshift.
-struct Dice(u64);
+pub(super) struct Dice(u64);
+
+/// Dice by the seed that was chosen, or by the clock's; and the seed.
+pub(super) fn rolled() -> Result<(u64, Dice)> {
+    let chosen = std::env::var(SEED).ok().and_then(|text| text.parse().ok());
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let seed = chosen.unwrap_or_else(|| u64::from(clock.subsec_nanos()) << 20 | 1);
+    Ok((seed, Dice(seed)))
+}
 
 impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         usize::try_from(self.0 >> 33).unwrap_or(0) % limit
     }
 
-    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    pub(super) fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len())]
     }
 }
@@ -363,10 +371,7 @@ fn agree(s: &mut Sandbox) -> Result<()> {
         Err(error) => return Err(error),
     };
     let world = World::new(format!("{disk}/world"))?;
-    let chosen = std::env::var(SEED).ok().and_then(|text| text.parse().ok());
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    let seed = chosen.unwrap_or_else(|| u64::from(clock.subsec_nanos()) << 20 | 1);
-    let mut dice = Dice(seed);
+    let (seed, mut dice) = rolled()?;
     let (begun, tries) = (Instant::now(), Try::all(&world.place));
     let (mut ran, mut refused) = (0, 0);
     for round in 0..if in_guest() { POLICIES.1 } else { POLICIES.0 } {

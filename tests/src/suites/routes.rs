@@ -5,6 +5,7 @@ use std::fs;
 use super::{
     attach::kill_all,
     scene::{Fifo, attempt, only, reach, refusal, refused_exec, report},
+    taken::is_enforced,
 };
 use crate::harness::{
     launch::bare,
@@ -160,12 +161,12 @@ fn swapped(s: &mut Sandbox) -> Result<()> {
     let policy = policy.to("own", "127.0.0.1/32", own.port());
     reach(s, &policy, &member, &line(&server))?.was_refused(s, &server, "default")?;
     reach(s, &policy, &member, &line(&own))?.arrived(s, &own, "own")?;
-    if s.tier == Tier::Full {
-        // a member of another session of the user is no more its own than an outsider
-        let acts = format!("privilege signal {0} + privilege ptrace {0}", other.pid());
-        s.run(&s.policy(&policy)?, &member, &acts)?.wait()?.said("errno 1\nerrno 1")?;
-        s.run(&s.policy(&only(&member).privileges("signal, ptrace"))?, &member, &acts)?.wait()?.said("ok\nerrno 14")?;
-    }
+    // a member of another session of the user is no more its own than an outsider
+    let acts = format!("privilege signal {0} + privilege ptrace {0}", other.pid());
+    let keeps = s.tier == Tier::Full || is_enforced(s, "landlock")?;
+    let signal = if keeps { "errno 1" } else { "ok" };
+    s.run(&s.policy(&policy)?, &member, &acts)?.wait()?.said(&format!("{signal}\nerrno 1"))?;
+    s.run(&s.policy(&only(&member).privileges("signal, ptrace"))?, &member, &acts)?.wait()?.said("ok\nerrno 14")?;
     ensure!(!gone(other.pid()), "the other session's end came with the first's");
     let exec = |r: &serde_json::Value| r["type"] == "exec" && r["session"] == other_session && r["path"] != member;
     ensure!(!s.evidence()?.iter().any(exec), "the other session has records of what was not its member's");

@@ -2,14 +2,19 @@
 
 use std::{fs, net::IpAddr};
 
-use super::scene::{only, reach};
+use super::{
+    scene::{only, reach},
+    sockets::FAMILIES,
+};
 use crate::harness::{prelude::*, server::Server};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("scope::names-need-the-resolver", WHEREVER, names),
+    Test::sharing("scope::loopback-needs-a-rule", WHEREVER, loopback),
     Test::sharing("scope::metadata-is-denied-in-every-kind", WHEREVER, metadata),
     Test::sharing("scope::ten-thousand-rules", WHEREVER, ten_thousand_rules),
     Test::sharing("scope::strict-asks-for-what-is-written", WHEREVER, strict),
+    Test::sharing("scope::the-same-network-twice", WHEREVER, twice),
     Test::sharing("scope::too-many-port-rules-name-the-network", WHEREVER, too_many_port_rules),
 ];
 
@@ -47,22 +52,50 @@ fn names(s: &mut Sandbox) -> Result<()> {
     other.was_refused_to(s, &other_to, "default")
 }
 
-/// As above, nothing is sent.
+/// Loopback is a destination as any other: closed by the kind, and by a denial where the kind is open; a rule for another
+/// address of loopback does not open it, its own does.
+fn loopback(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let connect = |to: &Server| format!("connect tcp {}", to.words());
+        for kind in ["service", "ci", "agent"] {
+            let (good, bad) = (Server::tcp(address)?, Server::tcp(address)?);
+            let closed = only(&member).kind(kind).to("other4", "127.0.0.2/32", "").to("other6", "::2/128", "");
+            reach(s, &closed, &member, &connect(&bad))?.was_refused(s, &bad, "default")?;
+            let open = closed.to("own", prefix, good.port());
+            reach(s, &open, &member, &connect(&good))?.arrived(s, &good, "own")?;
+        }
+        let (good, bad) = (Server::tcp(address)?, Server::tcp(address)?);
+        let open = only(&member).kind("operator").not_to("none", prefix, bad.port());
+        reach(s, &open, &member, &connect(&bad))?.was_refused(s, &bad, "none")?;
+        reach(s, &open, &member, &connect(&good))?.arrived(s, &good, "default")?;
+    }
+    Ok(())
+}
+
+/// Connecting a UDP socket sends nothing.
 fn metadata(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
-    for kind in ["ci", "operator"] {
+    for kind in ["service", "ci", "agent", "operator", "breakglass"] {
         let wide = only(&member).kind(kind).to("four", "0.0.0.0/0", "").to("link", "169.254.0.0/16", "");
+        let wide = wide.to("six", "::/0", "").to("near", "fd00:ec2::/32", "");
         let named = wide.clone().net("resolver: deny").to("cloud", "metadata", 80);
         for (address, shown) in [
             ("169.254.169.254", "169.254.169.254:80"),
             ("::ffff:169.254.169.254", "169.254.169.254:80"),
             ("100.100.100.200", "100.100.100.200:80"),
+            ("fd00:ec2::254", "[fd00:ec2::254]:80"),
+            ("fd20:ce::254", "[fd20:ce::254]:80"),
         ] {
             let line = format!("connect udp {address} 80");
             reach(s, &wide, &member, &line)?.was_refused_to(s, shown, "metadata")?;
             reach(s, &named, &member, &line)?.was_let_through(s, shown, "cloud")?;
         }
+        // what lies beside one is in its network
+        let beside = reach(s, &wide, &member, "connect udp fd00:ec2::253 80")?;
+        beside.was_let_through(s, "[fd00:ec2::253]:80", "near")?;
     }
     Ok(())
 }
@@ -112,6 +145,32 @@ fn strict(s: &mut Sandbox) -> Result<()> {
         } else {
             ran.ended(0)?.said("runs")?;
         }
+    }
+    Ok(())
+}
+
+/// Rules for one network add up, whatever their order; one that says what another does is noted and changes nothing; one
+/// that a denial covers is noted and allows nothing.
+fn twice(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let (one, two, bad) = (Server::tcp(address)?, Server::tcp(address)?, Server::tcp(address)?);
+        let policy = only(&member).to("one", prefix, one.port()).to("two", prefix, two.port());
+        let policy = policy.to("again", prefix, one.port()).to("lost", prefix, bad.port());
+        let policy = s.policy(&policy.not_to("not", prefix, bad.port()))?;
+        let notes =
+            ["rule again says what rule one says: keep one", "rule lost has no effect: rule not denies what it allows"];
+        let line = [&one, &two, &bad].map(|server| format!("connect tcp {}", server.words())).join(" + ");
+        let running = s.run(&policy, &member, &line)?;
+        let session = running.session(s)?;
+        running.wait()?.said("ok\nok\nerrno 1")?.complained(&notes)?;
+        for (server, verdict, rule) in [(&one, "allow", "one"), (&two, "allow", "two"), (&bad, "deny", "not")] {
+            s.saw_connect(&session, &server.address(), verdict, rule)?;
+        }
+        one.accepted(1)?;
+        two.accepted(1)?;
+        bad.untouched()?;
     }
     Ok(())
 }

@@ -31,7 +31,8 @@ const USER: u32 = 64_020;
 /// What tier no-lsm does not hold for root, whose files those are.
 const ROOTS_FILES: [&str; 2] = ["kernel-settings", "raw-devices"];
 
-fn is_enforced(s: &Sandbox, name: &str) -> Result<bool> {
+/// Whether a control is enforced, as all here are but for `landlock`, which older kernels lack.
+pub(super) fn is_enforced(s: &Sandbox, name: &str) -> Result<bool> {
     let probe = s.json(&["probe"])?;
     let all = probe["controls"].as_array().context("no controls")?;
     let control = all.iter().find(|control| control["control"] == name);

@@ -77,6 +77,20 @@ pub(super) fn serve(words: &[&str]) -> Result<u8> {
     Ok(run(rest))
 }
 
+/// `host ADDRESS FILE`: listens, writes the port to FILE, and answers every byte of whoever connects with that byte.
+pub(super) fn host(words: &[&str]) -> Result<u8> {
+    let (ip, rest) = one(words)?;
+    let (file, _) = one(rest)?;
+    let listener = listener(ip, file)?;
+    while let Ok((mut stream, _)) = listener.accept() {
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while stream.read(&mut byte).is_ok_and(|length| length == 1) && stream.write_all(&byte).is_ok() {}
+        });
+    }
+    idle()
+}
+
 /// `answer ADDRESS FILE FIFO`: listens, writes the port to FILE, accepts one connection, waits for the FIFO, sends three bytes
 /// on that connection, accepts another, and sends three on it.
 pub(super) fn answer(words: &[&str]) -> Result<u8> {

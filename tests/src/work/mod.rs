@@ -4,6 +4,7 @@
 //! followed by the rest: `daemonise report FILE connect tcp 127.0.0.1 80`. A `+` stands between actions that follow each
 //! other. An action prints one line: `ok`, `errno N`, or of a child `exit N` or `signal N`.
 
+mod argv;
 pub(crate) mod flows;
 mod guard;
 mod inform;
@@ -67,6 +68,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "spawn-by-descriptor" => process::spawn_by_descriptor(rest),
         "made" => process::made(rest),
         "many" => process::many(rest),
+        "flip-argv" => argv::flip(rest),
         "besiege" => process::besiege(rest),
         "tree" => process::tree(rest),
         "storm" => process::storm(rest),
@@ -111,6 +113,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "hold" => network::hold(rest),
         "open" => flows::open(rest),
         "serve" => flows::serve(rest),
+        "host" => flows::host(rest),
         "answer" => flows::answer(rest),
         "chat" => flows::chat(rest, SockType::Stream),
         "listen-to" => flows::chat(rest, SockType::Datagram),
@@ -132,11 +135,14 @@ fn act(words: &[&str]) -> Result<u8> {
         "take-flow" => sockets::take_flow(rest),
         "descriptor" => sockets::descriptor(rest),
         "early" => sockets::early(rest),
+        "beforehand" => sockets::beforehand(rest),
         "source-route" => sockets::source_route(rest),
         "raw-unspec" => sockets::raw_unspec(rest),
         "hear" => sockets::hear(rest),
         "connect-many" => sockets::connect_many(rest),
         "send-many" => sockets::send_many(rest),
+        "send-through" => sockets::send_through(rest),
+        "stream" => sockets::stream(rest),
         "privilege" => privilege::attempt(rest),
         "own-file" => privilege::own_file(rest),
         "signal-in" => privilege::signal_in(rest),

@@ -18,7 +18,11 @@ use nix::{
     sys::{
         memfd::{MFdFlags, memfd_create},
         sendfile::sendfile,
-        socket::{Backlog, MsgFlags, SockType, SockaddrIn, SockaddrIn6, bind, send},
+        socket::{
+            Backlog, MsgFlags, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, bind, recv, send, setsockopt,
+            sockopt,
+        },
+        time::TimeVal,
     },
 };
 
@@ -198,6 +202,35 @@ pub(super) fn early(words: &[&str]) -> Result<u8> {
     Ok(say_io(socket.send_to(b"x", to)))
 }
 
+/// `beforehand FILE FIFO ADDRESS PORT`: makes sockets, writes its number to FILE, and uses each in its own way when the
+/// FIFO can be read: connects one of UDP and one of TCP, binds one, listens on one, receives on one, which finds nothing.
+/// Then the same with new ones.
+pub(super) fn beforehand(words: &[&str]) -> Result<u8> {
+    let (file, rest) = one(words)?;
+    let (fifo, rest) = one(rest)?;
+    let (to, _) = address(rest)?;
+    let here = std::net::SocketAddr::new(to.ip(), 0);
+    let bind_to = |socket: OwnedFd| -> Result<OwnedFd> {
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(here))?;
+        Ok(socket)
+    };
+    let make = || -> Result<[OwnedFd; 5]> {
+        let (stream, datagram) = (|| open(SockType::Stream, &to), || open(SockType::Datagram, &to));
+        Ok([datagram()?, stream()?, stream()?, bind_to(stream()?)?, bind_to(datagram()?)?])
+    };
+    let before = make()?;
+    inform::write_pid(file)?;
+    File::open(fifo)?.read_exact(&mut [0])?;
+    for [datagram, stream, bound, listener, receiver] in [before, make()?] {
+        say(super::network::connect_to(&datagram, &to));
+        say(super::network::connect_to(&stream, &to));
+        say(bind(bound.as_raw_fd(), &SockaddrStorage::from(here)));
+        say(nix::sys::socket::listen(&listener, Backlog::new(1)?));
+        say(recv(receiver.as_raw_fd(), &mut [0; 8], MsgFlags::MSG_DONTWAIT).map(drop));
+    }
+    Ok(0)
+}
+
 /// `source-route HOP ADDRESS PORT`: sends a datagram by way of another IPv4 address (`IP_OPTIONS`, loose source route).
 pub(super) fn source_route(words: &[&str]) -> Result<u8> {
     let (hop, rest) = one(words)?;
@@ -281,6 +314,56 @@ pub(super) fn send_many(words: &[&str]) -> Result<u8> {
     }
     println!("{done} done {refused} refused");
     Ok(0)
+}
+
+/// `send-through SECONDS SIZE ADDRESS PORT`: as `send-many`, until it was refused and let go on again so many times.
+pub(super) fn send_through(words: &[&str]) -> Result<u8> {
+    let [seconds, size, rest @ ..] = words else { bail!("send-through needs a number and a size") };
+    let (to, _) = address(rest)?;
+    let socket = UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0))?;
+    socket.connect(to)?;
+    let (bytes, seconds) = (vec![b'x'; size.parse()?], seconds.parse::<u32>()?);
+    let (mut done, mut refused, mut again, mut over) = (0, 0, 0, false);
+    while again < seconds {
+        match socket.send(&bytes) {
+            Ok(_) => {
+                done += 1;
+                again += u32::from(over);
+                over = false;
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                refused += 1;
+                over = true;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    println!("{done} done {refused} refused");
+    Ok(0)
+}
+
+/// `stream BYTES ADDRESS PORT`: connects by TCP and sends so many bytes, as far as it is let; a send waits for a second.
+pub(super) fn stream(words: &[&str]) -> Result<u8> {
+    let (bytes, rest) = one(words)?;
+    let (to, _) = address(rest)?;
+    let socket = open(SockType::Stream, &to)?;
+    // little is kept of what does not leave
+    setsockopt(&socket, sockopt::SndBuf, &8192)?;
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(1, 0))?;
+    super::network::connect_to(&socket, &to)?;
+    let (bytes, chunk) = (bytes.parse::<usize>()?, [b'x'; 1000]);
+    let mut sent = 0;
+    let told = loop {
+        if sent >= bytes {
+            break Ok(());
+        }
+        match send(socket.as_raw_fd(), &chunk[..chunk.len().min(bytes - sent)], MsgFlags::MSG_NOSIGNAL) {
+            Ok(length) => sent += length,
+            Err(errno) => break Err(errno),
+        }
+    };
+    Ok(say(told))
 }
 
 fn say_io<T>(result: std::io::Result<T>) -> u8 {

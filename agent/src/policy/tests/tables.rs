@@ -332,6 +332,36 @@ fn rules_that_do_nothing_are_noted() {
     assert_eq!(notes, expected);
 }
 
+/// What rules say of it adds up, whatever their order; a denial of a part leaves the rest.
+#[test]
+fn one_network_in_several_rules() {
+    for (net_of, there) in [("10.4.0.0/16", "10.4.0.1"), ("'2001:db8:4::/48'", "2001:db8:4::1")] {
+        let rule = |rest: &str| format!("{{to: {net_of}, {rest}}}");
+        let scope = format!(
+            "{{net: {{allow: [{}, {}, {}, {}], deny: [{}]}}}}",
+            rule("ports: [80], id: web"),
+            rule("ports: [443], id: tls"),
+            rule("ports: [80], id: again"),
+            rule("ports: [53], proto: udp, id: names"),
+            rule("ports: [443], proto: udp, id: quic"),
+        );
+        let policy = policy("ci", &scope);
+        let notes: Vec<_> = compile(&policy, &Resolved::default()).expect("a plan").notes;
+        let notes: Vec<_> = notes.iter().map(ToString::to_string).collect();
+        assert_eq!(notes, ["rule again says what rule web says: keep one"]);
+        for (port, protocol, said) in [
+            (80, TCP, allowed("web")),
+            (443, TCP, allowed("tls")),
+            (443, UDP, denied("quic")),
+            (53, UDP, allowed("names")),
+            (53, TCP, denied("default")),
+            (81, TCP, denied("default")),
+        ] {
+            assert_eq!(net(&policy, there, port, protocol), said, "{there} {port}");
+        }
+    }
+}
+
 #[test]
 fn unix_sockets_are_places_files_directories_and_names() {
     let scope = concat!(
