@@ -5,7 +5,6 @@ use std::{
     fs, iter,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -21,20 +20,21 @@ use tracing::{info, warn};
 
 use crate::{
     api::{
-        server::{Gate, Listeners, Nesting, Standing},
-        wire::{self, ApiError},
+        server::{Listeners, Nesting},
+        wire,
     },
     cli::{Exit, Failure},
     config::{Attach, Config, cgroup2_mount},
     enforce::{FileWatch, SessionCgroup, Song, prove, prove_destroy},
     engine::{
-        self, Control, Engine, Parts, Past, RecoverError, Recovered, controls_from_song, flow_destroy, pidfd_of,
-        recover, see_others, wire_control,
+        self, Control, Engine, Parts, Past, RecoverError, Recovered, controls_from_song, flow_destroy, recover,
+        see_others, wire_control,
     },
     evidence::{self, Body, Log},
+    gate::gate,
     ground::{Ground, clean_up, unable, unexpected},
     host_events::{ClockSteps, ProcessorEvents},
-    kernel::{self, CgroupRoot, Kernel, KernelError, LabelReader, Options, Pins, Tier},
+    kernel::{self, CgroupRoot, Kernel, KernelError, Options, Pins, Tier},
     made::Made,
     pace::Pace,
     policy::delegates,
@@ -254,7 +254,8 @@ async fn serve(
     let (notes, mut noted) = mpsc::unbounded_channel();
     let (calls, mut called) = mpsc::channel(CALLS);
     let nesting = Nesting::default();
-    let gate = gate(kernel.label_reader().map_err(unable)?, nesting.clone());
+    let place = (ground.root.clone(), ground.mount.clone());
+    let gate = gate(kernel.label_reader().map_err(unable)?, place, nesting.clone());
     let mut terminate = signal(SignalKind::terminate()).map_err(unexpected)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unexpected)?;
     let timer = Timer::new()?;
@@ -354,22 +355,6 @@ fn record_start(log: &mut Log, (tier, attach): (Tier, Attach), controls: &[Contr
     };
     log.append_durable(&Body::AgentStart(start), engine::now()).map_err(unexpected)?;
     log.flush().map_err(unexpected)
-}
-
-/// Nobody who is governed may speak to the agent, but to ask for a session within its own where its policy lets it.
-fn gate(labels: LabelReader, nesting: Nesting) -> Gate {
-    Arc::new(move |peer, _| {
-        let refused = |error: std::io::Error| ApiError::Denied {
-            message: format!("cannot tell whether process {} is a member of a session: {error}", peer.pid),
-        };
-        let process = pidfd_of(peer)?;
-        match labels.label_of(process.as_fd()) {
-            Ok(None) => Ok(Standing::Free),
-            Ok(Some(session)) if nesting.has(session) => Ok(Standing::Nesting),
-            Ok(Some(_)) => Err(ApiError::Member {}),
-            Err(error) => Err(refused(error)),
-        }
-    })
 }
 
 fn watch_rings(engine: &Engine) -> Result<[Readable; 2], Failure> {

@@ -10,6 +10,7 @@ pub mod duration;
 pub mod enforce;
 pub mod engine;
 pub mod evidence;
+mod gate;
 mod given;
 mod ground;
 mod hex;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     sys::socket::{getsockopt, sockopt::PeerPidfd},
     time::{ClockId, clock_gettime},
 };
@@ -454,8 +455,12 @@ pub fn pidfd_of(peer: &Peer) -> Result<OwnedFd, ApiError> {
         let message = "the caller is in a pid namespace that the agent does not see: run the agent on the host".into();
         return Err(ApiError::Denied { message });
     }
-    if let Ok(process) = getsockopt(peer, PeerPidfd) {
-        return Ok(process);
+    match getsockopt(peer, PeerPidfd) {
+        Ok(process) => return Ok(process),
+        // before Linux 6.5
+        Err(Errno::ENOPROTOOPT) => {}
+        // its number may be another's by now
+        Err(_) => return Err(gone()),
     }
     let process = open_pidfd(peer.pid).map_err(|_gone| gone())?;
     if peer.still_connected() { Ok(process) } else { Err(gone()) }

@@ -43,6 +43,7 @@ use super::{
     Kernel, KernelError,
     error::with_sources,
     identity::open_path,
+    reader::LabelReader,
     ring::{self, DecodeError, Event},
     sys::{self, MappedArray},
 };
@@ -595,8 +596,9 @@ impl Kernel {
 
     /// A handle that answers "is this process labelled" from other threads.
     pub fn label_reader(&self) -> Result<LabelReader, KernelError> {
-        let map = self.labels()?.try_clone_to_owned().map_err(failed("share", "TASK_LABELS"))?;
-        Ok(LabelReader { map })
+        let labels = self.labels()?.try_clone_to_owned().map_err(failed("share", "TASK_LABELS"))?;
+        let mirror = self.maps.mirror.map().fd().as_fd().try_clone_to_owned().map_err(failed("share", "MIRROR"))?;
+        Ok(LabelReader::new(labels, mirror))
     }
 
     fn labels(&self) -> Result<BorrowedFd<'_>, KernelError> {
@@ -633,19 +635,5 @@ impl Kernel {
     /// Takes the rings back.
     pub fn return_rings(&mut self, rings: Rings) {
         self.maps.rings = Some(rings);
-    }
-}
-
-/// Answers whether a process is a member, without access to anything else.
-#[derive(Debug)]
-pub struct LabelReader {
-    map: OwnedFd,
-}
-
-impl LabelReader {
-    /// The session that the process's main thread carries a label of.
-    pub fn label_of(&self, task: BorrowedFd<'_>) -> io::Result<Option<SessionRef>> {
-        let label = sys::label_of(self.map.as_fd(), task)?;
-        Ok(label.map(|Label { slot, generation, .. }| SessionRef { slot, generation }))
     }
 }

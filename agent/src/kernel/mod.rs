@@ -17,6 +17,7 @@ mod maps;
 mod members;
 mod offsets;
 mod pins;
+mod reader;
 pub mod ring;
 mod sockets;
 mod sys;
@@ -28,9 +29,10 @@ pub use identity::{Seen, open_path};
 pub use lease::{has_lease, take_lease};
 pub use leftover::Leftover;
 pub use load::{Kernel, Options, Tier};
-pub use maps::{AddressRules, LabelReader, Revision, Rings};
+pub use maps::{AddressRules, Revision, Rings};
 pub use members::{Member, Walk};
 pub use pins::{Pins, lock_soon};
+pub use reader::LabelReader;
 pub use sockets::Socket;
 pub use sys::{
     Urgent, boot_now, descriptor_of, kill_pidfd, open_pidfd, protocol_of, signal_pidfd, trim_heap, wait_for_programs,

@@ -21,6 +21,8 @@ const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 /// A flag of an update: only where nothing is yet.
 const BPF_NOEXIST: u64 = 1;
+/// Since 5.6.
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// Since 5.6; for tries since 5.13.
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 /// The kernel's own errno for an operation that a type of map does not have (`include/linux/errno.h`).
@@ -189,6 +191,47 @@ pub fn update_batch<K: Pod, V: Pod>(map: &impl IterableMap<K, V>, keys: &[K], va
     match error.raw_os_error() {
         Some(libc::EINVAL | ENOTSUPP) => Ok(false),
         _ => Err(error),
+    }
+}
+
+/// Whether a hash with keys of 8 bytes has a value that is `wanted`. One that is there all the time is seen, whatever is put in
+/// and taken out meanwhile: the kernel copies bucket by bucket.
+///
+/// # Errors
+/// The map cannot be read, or not to its end.
+pub fn has_value<V: Pod + Default>(map: BorrowedFd<'_>, wanted: impl Fn(&V) -> bool) -> io::Result<bool> {
+    const AT_ONCE: usize = 1024;
+    let (mut keys, mut values) = (vec![0_u64; AT_ONCE], vec![V::default(); AT_ONCE]);
+    let mut place = None::<u32>;
+    loop {
+        let mut next = 0_u32;
+        let mut attribute = Batch {
+            in_batch: place.as_ref().map_or(0, |place| std::ptr::from_ref(place) as u64),
+            out_batch: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr().cast(),
+            values: values.as_mut_ptr().cast(),
+            count: AT_ONCE as u32,
+            map: map.as_raw_fd().cast_unsigned(),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the attribute and what it points to live through the call; the kernel writes at most `count` keys of 8
+        // bytes and values of the map's size, which is that of `V`, and how many these were into the attribute.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attribute, size_of::<Batch>()) };
+        let error = (result != 0).then(io::Error::last_os_error);
+        // the last part comes with this
+        let last = error.as_ref().is_some_and(|error| error.raw_os_error() == Some(libc::ENOENT));
+        if let (Some(error), false) = (error, last) {
+            return Err(error);
+        }
+        if values.iter().take(attribute.count as usize).any(&wanted) {
+            return Ok(true);
+        }
+        if last {
+            return Ok(false);
+        }
+        place = Some(next);
     }
 }
 
@@ -492,6 +535,21 @@ mod tests {
             assert_eq!(trie.get(&Key::new(32, [10, 1, 2, 3]), 0).ok(), Some(16));
             assert_eq!(trie.get(&Key::new(32, [10, 2, 2, 3]), 0).ok(), Some(8));
         }
+    }
+
+    #[test]
+    fn a_value_is_found_wherever_it_is() {
+        const ALL: u64 = 3000;
+        let Some(mut hash) = made(HashMap::<MapData, u64, u64>::create(4096, 0)) else { return };
+        let find = |hash: &HashMap<MapData, u64, u64>, what| has_value(hash.map().fd().as_fd(), |v: &u64| *v == what);
+        assert!(!find(&hash, 1).expect("an empty map"));
+        for key in 1..=ALL {
+            hash.insert(key << 6, key, 0).expect("an entry");
+        }
+        for value in [1, 1024, 1025, ALL] {
+            assert!(find(&hash, value).expect("a full map"), "{value}");
+        }
+        assert!(!find(&hash, 0).expect("a full map") && !find(&hash, ALL + 1).expect("a full map"));
     }
 
     #[test]

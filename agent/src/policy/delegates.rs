@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
-use tipstaff_common::{limits::UNIX_NAME, privilege::DELEGATES};
+use tipstaff_common::{
+    limits::{PROTECTED, UNIX_NAME},
+    privilege::DELEGATES,
+};
 
 use super::{
     compile::{Note, Resolved},
@@ -83,20 +86,35 @@ pub const FOLDERS: &[&str] = &[
     "/etc/cron.monthly",
     "/etc/systemd/system",
     "/etc/systemd/user",
+    "/etc/systemd/system.control",
+    "/etc/systemd/user.control",
+    "/etc/systemd/system.attached",
     "/etc/systemd/system-generators",
     "/run/systemd/system",
     "/run/systemd/user",
+    "/run/systemd/system.control",
+    "/run/systemd/user.control",
+    "/run/systemd/system.attached",
     "/run/systemd/transient",
+    "/run/systemd/generator",
+    "/run/systemd/generator.early",
+    "/run/systemd/generator.late",
     "/run/systemd/system-generators",
+    "/usr/local/lib/systemd/system",
+    "/usr/local/lib/systemd/user",
+    "/usr/local/lib/systemd/system-generators",
     "/usr/lib/systemd/system",
     "/usr/lib/systemd/user",
     "/usr/lib/systemd/system-generators",
     "/etc/udev/rules.d",
     "/run/udev/rules.d",
+    "/usr/local/lib/udev/rules.d",
     "/usr/lib/udev/rules.d",
 ];
 
 const _: () = assert!(SOCKETS.len() <= DELEGATES as usize);
+// the agent's own folders and files are in the same map
+const _: () = assert!(FOLDERS.len() + 16 <= PROTECTED as usize);
 
 /// Below it every user has a folder of their own.
 const USERS: &str = "/run/user/";

@@ -44,15 +44,19 @@ fn refuse_fork(child: *mut c_void, flags: u64) -> bool {
         denied => denied,
     };
     let decision = settle(decision, &session);
-    if !decision.refuses() {
+    let refuses = decision.refuses();
+    if !refuses {
         // observed only: the child is a member all the same
         if copy_label(&session, child).is_err() {
             session.count_fault();
         }
-        return false;
+        if decision.is_allow() || decision.rule != REASON_LEAVES {
+            // `task_newtask` comes to the same and records it
+            return false;
+        }
     }
-    emit::produce::<Fork>(&session, KIND_FORK, decision, |place| fill_fork(place, Task(0), flags));
-    true
+    emit::answer::<Fork>(&session, KIND_FORK, decision, |place| fill_fork(place, Task(0), flags));
+    refuses
 }
 
 /// A session that is over starts nothing.
@@ -132,7 +136,8 @@ fn on_newtask(child: *mut c_void, flags: u64, trespasses: impl Fn(&Session) -> b
         Err(fault) => of_fault(fault, &session),
     };
     let mut decision = settle(decision, &session);
-    if decision.refuses() {
+    let refused = decision.refuses();
+    if refused {
         // the fork cannot be refused any more: the forker dies, and the child at its first hook or by the agent
         decision.verdict = KILL;
         doom(child);
@@ -142,6 +147,18 @@ fn on_newtask(child: *mut c_void, flags: u64, trespasses: impl Fn(&Session) -> b
         }
     }
     report_fork(&session, task, flags, decision);
+    if !refused && flags & CLONE_INTO_CGROUP != 0 {
+        see_birthplace(&session, task);
+    }
+}
+
+/// A member's child that was born in another cgroup than the session's has moved: no move of it is ever told.
+#[inline(always)]
+fn see_birthplace(session: &Session, child: Task) {
+    let Ok(cgroup) = child.cgroup() else { return };
+    if !session::of_cgroup(cgroup).is_some_and(|s| s.slot == session.slot && s.generation == session.generation) {
+        report_move(session, child, cgroup, false);
+    }
 }
 
 /// A child of a task outside any session that was born into a session's cgroup (`CLONE_INTO_CGROUP`). False: it was not.
@@ -227,31 +244,31 @@ fn on_attach(to: Cgroup, moved: *mut c_void) {
         let _ = session::mirror(task, Label { exec_id: number, ..label });
     }
     let stays = there.is_some_and(|s| s.slot == label.slot && s.generation == label.generation);
-    match joined {
-        Ok(false) if stays => {}
-        Ok(fresh) => report_move(task, label, to, fresh && stays),
-        Err(_) => report_move(task, label, to, false),
-    }
+    let joined = match joined {
+        Ok(false) if stays => return,
+        Ok(fresh) => fresh && stays,
+        Err(_) => false,
+    };
+    report_move(&session::of_label(label), task, to, joined);
 }
 
 #[inline(always)]
 fn adopt(pointer: *mut c_void, task: Task, cgroup: Cgroup, found: SessionRef, flags: u32) {
     let label = Label { slot: found.slot, generation: found.generation, flags, exec_id: NEVER_JUDGED };
     match session::give(pointer, task, label) {
-        Ok(_) => report_move(task, label, cgroup, true),
+        Ok(_) => report_move(&session::of_label(label), task, cgroup, true),
         Err(_) => session::of_label(label).count_fault(),
     }
 }
 
 #[inline(always)]
-fn report_move(task: Task, label: Label, to: Cgroup, joined: bool) {
-    let session = session::of_label(label);
+fn report_move(session: &Session, task: Task, to: Cgroup, joined: bool) {
     let cgroup = to.id().unwrap_or(0);
     if !joined && let Some(counters) = session.counters() {
         // SAFETY: points into a map; the kind is below the number of kinds.
         emit::add(unsafe { &raw mut (*counters).violations[KIND_MOVE as usize] }, 1);
     }
-    emit::produce_of::<Move>(&session, KIND_MOVE, Who::task(task), Decision::allow(REASON_DEFAULT), |place| {
+    emit::produce_of::<Move>(session, KIND_MOVE, Who::task(task), Decision::allow(REASON_DEFAULT), |place| {
         // SAFETY: `place` has room for a `Move`.
         unsafe {
             (&raw mut (*place).cgroup).write(cgroup);

@@ -167,7 +167,7 @@ fn another_user(words: &[&str]) -> Result<u8> {
 }
 
 /// `file HOW PROGRAM PATH REST`: makes the program run from PATH as well, by `symlink`, `link`, `copy`, `move` of a copy
-/// over what is there, or `overwrite`; or names it another way: `root` (by /proc/self/root), `folder` (relative to a
+/// over what is there, or `overwrite`, also through a mapping (`overwrite-mapped`); or names it another way: `root` (by /proc/self/root), `folder` (relative to a
 /// descriptor of its folder), `place` (by a descriptor that is a place only). Then spawns it with the rest.
 fn file(words: &[&str]) -> Result<u8> {
     let [how, program, path, rest @ ..] = words else { bail!("file takes a way, a program, a path and the rest") };
@@ -179,6 +179,7 @@ fn file(words: &[&str]) -> Result<u8> {
             let copy = format!("{path}.copy");
             fs::copy(program, &copy).and_then(|_| fs::rename(&copy, path)).map(|()| (*path).to_owned())
         }
+        "overwrite-mapped" => overwrite_mapped(program, path).map(|()| (*path).to_owned()),
         "overwrite" => fs::read(program).and_then(|bytes| fs::write(path, bytes)).map(|()| (*path).to_owned()),
         "root" => Ok(format!("/proc/self/root{program}")),
         "folder" | "place" => {
@@ -199,6 +200,31 @@ fn file(words: &[&str]) -> Result<u8> {
         Ok(path) => Ok(work::run(&[&["spawn", &path], rest].concat())),
         Err(errno) => Ok(work::say(Err(errno))),
     }
+}
+
+/// Writes the program's bytes over those of a file by memory that it is mapped to: no call writes, and the file keeps its size.
+fn overwrite_mapped(program: &str, path: &str) -> std::io::Result<()> {
+    let bytes = fs::read(program)?;
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    if file.metadata()?.len() != bytes.len() as u64 {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at a place that the kernel chooses.
+    let place =
+        unsafe { libc::mmap(std::ptr::null_mut(), bytes.len(), protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    if place == libc::MAP_FAILED {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: the mapping is as long as the file and may be written; it goes when its bytes are there.
+    unsafe {
+        for page in (0..bytes.len()).step_by(4096) {
+            std::hint::black_box(place.cast::<u8>().add(page).read_volatile());
+        }
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), place.cast(), bytes.len());
+        libc::munmap(place, bytes.len());
+    }
+    Ok(())
 }
 
 /// `map FILE|-`: maps the file, or memory of its own, to be executed, and calls the code that lies there.

@@ -2,7 +2,7 @@
 
 use super::{
     attempt::{Attempt, Effect, Must, Silent},
-    known::{GIVEN, SCRIPT},
+    known::{GIVEN, MAPPED, SCRIPT},
 };
 
 pub(super) const ATTEMPTS: &[Attempt] = &[
@@ -22,6 +22,13 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
         "act file overwrite {program} {own} --work mark {mark}",
     )
     .twin("spawn {own} --work mark {mark}"),
+    Attempt::run(
+        "overwrite-mapped",
+        "its bytes in a file that is in scope, through a mapping",
+        "act file overwrite-mapped {program} {own} --work mark {mark}",
+    )
+    .twin("spawn {own} --work mark {mark}")
+    .open(&[MAPPED]),
     Attempt::run(
         "replace",
         "a copy moved over a file that is in scope",

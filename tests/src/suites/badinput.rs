@@ -375,6 +375,13 @@ fn member_calls(s: &mut Sandbox) -> Result<()> {
         );
         s.session_ended(&session, "completed")?;
     }
+    // whoever connected has ended, and its label with it
+    let line = format!("call-by-child {} dev.tipstaff.Ps", run.join("operate.sock").display());
+    let answer = s.run(&policy, &member, &line)?.wait()?.stdout;
+    ensure!(
+        ["dev.tipstaff.Denied", "dev.tipstaff.Failed"].iter().any(|error| answer.contains(error)),
+        "a member called by a child that had ended, and was answered {answer:?}"
+    );
     s.cli(&["ps"])?.ended(0)?;
     Ok(())
 }

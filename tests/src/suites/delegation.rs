@@ -92,12 +92,15 @@ fn sockets(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let mut hosts = Hosts::new();
-    for folder in ["/run/user/1000", "/run/systemd", "/run/containerd"] {
+    for folder in ["/run/user/1000", "/run/systemd", "/run/containerd", "/run/podman", "/run/dbus"] {
         hosts.folders(folder)?;
     }
     let bus = format!("@/tmp/dbus-{}", std::process::id());
     let places = [
+        ("/run/docker.sock", "/run/docker*"),
         ("/run/containerd/containerd.sock", "/run/containerd/*"),
+        ("/run/podman/podman.sock", "/run/podman/*"),
+        ("/run/dbus/system_bus_socket", "/run/dbus/*"),
         ("/run/systemd/private", "/run/systemd/private"),
         ("/run/user/1000/bus", "/run/user/*/bus"),
         (bus.as_str(), "@/tmp/dbus-*"),
@@ -165,22 +168,24 @@ fn folders(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
     let mut hosts = Hosts::new();
-    for folder in ["/etc/cron.d", "/var/spool/cron/crontabs", "/etc/systemd/system/x.wants", "/etc/other.d"] {
-        hosts.folders(folder)?;
-    }
     let job = "/var/spool/cron/crontabs/root";
-    for file in ["/etc/crontab", "/etc/cron.d/job", job, "/etc/systemd/system/x.wants/y.service", "/etc/other.d/job"] {
+    let places = [
+        ("/etc/cron.d/job", "/etc/cron.d"),
+        (job, "/var/spool/cron"),
+        ("/var/spool/at/a0001", "/var/spool/at"),
+        ("/etc/systemd/system/x.wants/y.service", "/etc/systemd/system"),
+        ("/etc/systemd/system.control/y.service.d/50.conf", "/etc/systemd/system.control"),
+        ("/run/systemd/generator.late/y.service", "/run/systemd/generator.late"),
+        ("/usr/local/lib/udev/rules.d/50.rules", "/usr/local/lib/udev/rules.d"),
+    ];
+    for file in places.iter().map(|(file, _)| *file).chain(["/etc/crontab", "/etc/other.d/job"]) {
+        hosts.folders(&Path::new(file).parent().unwrap_or(Path::new("/")).display().to_string())?;
         hosts.file(file)?;
     }
     let acts = |file: &str| {
         ["write", "make", "mkdir", "symlink", "link", "truncate", "chmod", "unlink", "rename"]
             .map(|act| format!("own-file {act} {file}"))
     };
-    let places = [
-        ("/etc/cron.d/job", "/etc/cron.d"),
-        (job, "/var/spool/cron"),
-        ("/etc/systemd/system/x.wants/y.service", "/etc/systemd/system"),
-    ];
     let mut all: Vec<(String, &str)> = Vec::new();
     for (file, place) in places {
         all.extend(acts(file).map(|act| (act, place)));

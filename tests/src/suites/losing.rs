@@ -9,6 +9,7 @@ use super::{
 };
 use crate::harness::{
     bpf::{Map, find, pidfd},
+    launch::bare,
     prelude::*,
     server::Server,
     wait::in_guest,
@@ -22,17 +23,25 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("faults::exec-not-seen", WHEREVER, unseen_exec),
 ];
 
-/// The label is taken out of task storage, then the mirror's entry too: "no label" is not "outside".
+/// What the agent answers a member.
+const AS_A_MEMBER: &str = r#"{"error":"dev.tipstaff.Member","parameters":{}}"#;
+
+/// The label is taken out of task storage, then the mirror's entry too: "no label" is not "outside", for the kernel's programs
+/// and for the agent.
 fn unlabelled(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
     let (open, closed) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
-    let policy = s.policy(&only(&member).allow("good", &good).to("open", "127.0.0.1/32", open.port()))?;
+    let policy = only(&member).allow("good", &good).to("open", "127.0.0.1/32", open.port());
+    let socket = s.runtime().join("operate.sock").display().to_string();
+    let policy = s.policy(&policy.scope(format!("unix: {{ allow: [{socket}] }}")))?;
+    // first, before anything gives the label back
+    let call = format!("call {socket} dev.tipstaff.Ps");
     let (labels, mirror, mark) = (Map::of(s, "TASK_LABELS")?, Map::of(s, "MIRROR")?, s.file("mark"));
     let mut fifos = [Fifo::new(s)?, Fifo::new(s)?, Fifo::new(s)?];
     let tries = |fifo: &Fifo| {
         format!(
-            "fifo {} connect tcp {} + connect tcp {} + spawn {bad} --work mark {mark} + spawn {good} --work nothing",
+            "fifo {} {call} + connect tcp {} + connect tcp {} + spawn {bad} --work mark {mark} + spawn {good} --work nothing",
             fifo.path,
             closed.words(),
             open.words()
@@ -50,7 +59,7 @@ fn unlabelled(s: &mut Sandbox) -> Result<()> {
             ensure!(mirror.remove_where_last_is(running.pid())? == 1, "the member has no entry in the mirror");
         }
         fifo.wake()?;
-        expected += &format!("errno 1\nok\n{}\nexit 0\n", refused_exec(s));
+        expected += &format!("{AS_A_MEMBER}\nerrno 1\nok\n{}\nexit 0\n", refused_exec(s));
         let said = until("the member to have tried all", patience(), || {
             Ok((running.said().len() >= expected.len()).then(|| running.said()))
         })?;
@@ -62,6 +71,26 @@ fn unlabelled(s: &mut Sandbox) -> Result<()> {
     s.saw_exec(&session, &bad, refusal(s), "default")?;
     let end = s.session_ended(&session, "completed")?;
     ensure!(end["members_left"] == 0, "{end}");
+    elsewhere_and_unlabelled(s, (&policy, &member), &call)
+}
+
+/// Of a member that is in another cgroup and has no label, only the mirror knows. Who is nobody's calls from there.
+fn elsewhere_and_unlabelled(s: &Sandbox, (policy, member): (&str, &str), call: &str) -> Result<()> {
+    let (elsewhere, mut fifo) = (s.part("elsewhere"), Fifo::new(s)?);
+    let running = s.run(policy, member, &format!("fifo {} {call}", fifo.path))?;
+    running.session(s)?;
+    let labels = Map::of(s, "TASK_LABELS")?;
+    labels.remove_of(pidfd(running.pid())?.as_fd())?;
+    elsewhere.take(running.pid())?;
+    fifo.wake()?;
+    running.wait()?.said(AS_A_MEMBER)?;
+    let mut outsider = bare(member.as_ref());
+    outsider.arg("--work").args(format!("fifo {} {call}", fifo.path).split_whitespace());
+    let outsider = Running::spawn(s, outsider, None)?;
+    elsewhere.take(outsider.pid())?;
+    fifo.wake()?;
+    let answer = outsider.wait()?.stdout;
+    ensure!(answer.contains(r#""sessions""#) && !answer.contains("error"), "an outsider was answered {answer:?}");
     Ok(())
 }
 

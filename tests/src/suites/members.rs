@@ -142,36 +142,91 @@ fn moved_by_root(s: &mut Sandbox) -> Result<()> {
 }
 
 /// A child that is said to be born in another cgroup; which one it is the program that could refuse it is not told, so that
-/// of the session's own it is refused too.
+/// of the session's own it is refused too. Where it is made, it is a member that moved if it is born elsewhere.
 fn clone_into(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, good, bad) = (s.program("member")?, s.program("good")?, s.program("bad")?);
     // without BPF LSM what lets nobody make a namespace leaves nobody clone3(2)
-    let policy = s.policy(&only(&member).allow("good", &good).privileges("namespaces"))?;
+    let policy = only(&member).allow("good", &good).privileges("namespaces");
     let elsewhere = s.part("elsewhere").path().display().to_string();
     for place in [&elsewhere, "own"] {
         let mark = s.file("mark");
         let line = |program: &str| format!("clone-into {place} spawn {program} --work mark {mark}");
-        let running = s.run(&policy, &member, &line(&bad))?;
+        let running = s.run(&s.policy(&policy)?, &member, &line(&bad))?;
         let session = running.session(s)?;
         let finished = running.wait()?;
         ensure!(!fs::exists(&mark)?, "a child that was born in {place} ran a program out of scope");
         if s.tier == Tier::Full {
             finished.said("errno 1")?;
-            let refused = |r: &serde_json::Value| r["type"] == "fork" && r["rule"] == "leaves";
+            let refused =
+                |r: &serde_json::Value| r["type"] == "fork" && r["verdict"] == "deny" && r["rule"] == "leaves";
             s.wait_evidence("the refusal", |r| r["session"] == session && refused(r))?;
-            continue;
+            no_birth_elsewhere(s, &session)?;
+        } else {
+            finished.said("signal 9\nexit 0")?;
+            s.saw_exec(&session, &bad, "kill", "default")?;
+            born(s, &session, place == elsewhere)?;
+            s.run(&s.policy(&policy)?, &member, &line(&good))?.wait()?.said("exit 0\nexit 0")?;
         }
-        finished.said("signal 9\nexit 0")?;
-        s.saw_exec(&session, &bad, "kill", "default")?;
-        s.run(&policy, &member, &line(&good))?.wait()?.said("exit 0\nexit 0")?;
+        clone_into_where_that_ends(s, (&policy, &member), place, place == elsewhere)?;
+        clone_into_observed(s, (&policy, &member), &line(&bad), place == elsewhere)?;
     }
     if s.tier == Tier::Full {
         // without that flag it is made
-        s.run(&policy, &member, &format!("cloned clone3 spawn {good} --work nothing"))?
+        s.run(&s.policy(&policy)?, &member, &format!("cloned clone3 spawn {good} --work nothing"))?
             .wait()?
             .said("exit 0\nexit 0")?;
     }
+    Ok(())
+}
+
+/// Under a policy that a move ends, a child that is born in another cgroup does; one that is refused or born at home does not.
+fn clone_into_where_that_ends(
+    s: &Sandbox,
+    (policy, member): (&Policy, &str),
+    place: &str,
+    elsewhere: bool,
+) -> Result<()> {
+    let policy = policy.clone().spec("on: { moved: end }");
+    let pid = s.file("pid");
+    let running = s.run(&s.policy(&policy)?, member, &format!("clone-into {place} say born + pid {pid} idle"))?;
+    let session = running.session(s)?;
+    if s.tier == Tier::NoLsm && elsewhere {
+        s.session_ended(&session, "violation")?;
+        return running.wait()?.ended(137).map(drop);
+    }
+    s.pid_in(&pid)?;
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
+    no_birth_elsewhere(s, &session)
+}
+
+/// Where the policy only observes, the child is made, a member, and what would have been refused is recorded.
+fn clone_into_observed(s: &Sandbox, (policy, member): (&Policy, &str), line: &str, elsewhere: bool) -> Result<()> {
+    let running = s.run(&s.policy(&policy.clone().observe())?, member, line)?;
+    let session = running.session(s)?;
+    running.wait()?.said("exit 0\nexit 0")?;
+    born(s, &session, elsewhere)?;
+    let forks = s.records(&session, "fork")?;
+    let would = forks.iter().filter(|r| r["verdict"] == "would-deny" && r["rule"] == "leaves").count();
+    ensure!(would == usize::from(s.tier == Tier::Full), "{would} of the forks would have been refused: {forks:?}");
+    Ok(())
+}
+
+/// The session's first child is recorded, and as one that moved if it was born `elsewhere`.
+fn born(s: &Sandbox, session: &str, elsewhere: bool) -> Result<()> {
+    s.session_ended(session, "completed")?;
+    let forks = s.records(session, "fork")?;
+    let child = forks.iter().find(|r| r["child"] != 0).context("no birth is recorded")?["child"].clone();
+    let moves = s.records(session, "move")?;
+    let moved = moves.iter().filter(|r| r["joined"] == false && r["pid"] == child).count();
+    ensure!(moved == usize::from(elsewhere), "{moved} moves of child {child}: {moves:?}");
+    Ok(())
+}
+
+fn no_birth_elsewhere(s: &Sandbox, session: &str) -> Result<()> {
+    let moves = s.records(session, "move")?;
+    ensure!(moves.iter().all(|r| r["joined"] == true), "a move is recorded: {moves:?}");
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 //! What comes to stand where a rule denies is denied from its first moment, whichever file it is and whether or not an agent
-//! looks.
+//! looks; and what comes to stand where a rule allows is, until one looked.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
@@ -16,6 +16,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("names::ten-thousand-places", WHEREVER, many),
     Test::new("names::a-digest-holds-for-its-place", WHEREVER, digest),
     Test::new("names::a-link-changed-while-no-agent-ran", WHEREVER, link),
+    Test::new("names::allowed-by-a-path-that-leads-elsewhere-by-now", WHEREVER, led_elsewhere).agents_own(),
 ];
 
 /// Bytes of a path that is recorded as a whole.
@@ -320,5 +321,51 @@ fn link(s: &mut Sandbox) -> Result<()> {
         std::thread::sleep(patience() / TRIES);
         Ok((run.next(2)? == format!("{refused}\n{refused}")).then_some(()))
     })?;
+    run.stop(s)
+}
+
+/// Allowed programs below a link that is swapped, and below a directory that another takes the place of, unseen by an agent that is
+/// stopped: the files that the paths led to run on, the new ones do not; once it looked, it is the other way round.
+fn led_elsewhere(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, bin) = (s.program("member")?, s.bin());
+    let place = |name: &str| format!("{bin}/{name}");
+    for name in ["releases/1/good", "releases/2/good", "house/tool", "fresh/tool"] {
+        s.program(name)?;
+    }
+    symlink("releases/1", place("current"))?;
+    let policy = only(&member).allow("good", place("current/good")).allow("tool", place("house/tool"));
+    let names = ["current/good", "releases/1/good", "releases/2/good", "house/tool", "was/tool"];
+    let tries = vec![names.map(place).to_vec(); TRIES as usize];
+    // who is not root cannot be the package manager
+    let user = Some((64_010, crate::harness::sandbox::OPERATORS));
+    let mut run = Tries::new(s, &s.policy(&policy)?, &member, &tries, user)?;
+    let (refused, runs) = (refused_exec(s), "exit 0");
+    let is = |answers: [&str; 5]| answers.join("\n");
+    let said = run.next(5)?;
+    ensure!(said == is([runs, runs, refused, runs, "errno 2"]), "before anything was changed: {said}");
+    s.signal_agent(Signal::SIGSTOP)?;
+    let mut unseen = || {
+        symlink("releases/2", place("next"))?;
+        fs::rename(place("next"), place("current"))?;
+        fs::rename(place("house"), place("was"))?;
+        fs::rename(place("fresh"), place("house"))?;
+        run.next(5)
+    };
+    let said = unseen();
+    s.signal_agent(Signal::SIGCONT)?;
+    let said = said?;
+    ensure!(said == is([refused, runs, refused, refused, runs]), "while the agent is stopped: {said}");
+    until("the agent to have looked", patience(), || {
+        std::thread::sleep(patience() / TRIES);
+        let said = run.next(5)?;
+        Ok((said == is([runs, refused, runs, runs, refused])).then_some(()))
+    })?;
+    let session = run.session().to_owned();
+    for name in ["current/good", "house/tool"] {
+        let refused = |r: &serde_json::Value| r["session"] == session && r["path"] == place(name);
+        s.wait_evidence("the refusal of what was not looked at", |r| refused(r) && r["verdict"] == refusal(s))?;
+        s.wait_evidence("the allowed one", |r| refused(r) && r["verdict"] == "allow")?;
+    }
     run.stop(s)
 }

@@ -121,6 +121,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "listen" => flows::listen(rest),
         "loopback" => flows::loopback(rest),
         "call" => network::call(rest),
+        "call-by-child" => network::call_by_child(rest),
         "begin" => network::begin(rest),
         "make" => sockets::make(rest),
         "make-sockets" => sockets::make_many(),

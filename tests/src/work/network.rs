@@ -16,10 +16,11 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{
-            AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6, recv, send as send_on, sendto,
-            setsockopt, socket, sockopt,
+            AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, recv, send as send_on,
+            sendto, setsockopt, socket, sockopt,
         },
         time::TimeVal,
+        wait::{WaitStatus, waitpid},
     },
 };
 
@@ -194,8 +195,27 @@ pub(super) fn begin(words: &[&str]) -> Result<u8> {
     process::exec(program)
 }
 
+/// `call-by-child SOCKET METHOD`: as `call`, over a connection that a child makes, which has ended by then.
+pub(super) fn call_by_child(words: &[&str]) -> Result<u8> {
+    let (path, rest) = one(words)?;
+    let (method, _) = one(rest)?;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let place = UnixAddr::new(path)?;
+    let child = process::in_child(|| u8::from(nix::sys::socket::connect(socket.as_raw_fd(), &place).is_err()))?;
+    let ended = waitpid(child, None)?;
+    if ended != WaitStatus::Exited(child, 0) {
+        bail!("the child did not connect to {path}: {ended:?}");
+    }
+    let answer = ask_on(UnixStream::from(socket), method, "{}");
+    println!("{}", answer.unwrap_or_else(|error| format!("errno {}", error.raw_os_error().unwrap_or(0))));
+    Ok(0)
+}
+
 fn ask(path: &str, method: &str, parameters: &str) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect(path)?;
+    ask_on(UnixStream::connect(path)?, method, parameters)
+}
+
+fn ask_on(mut stream: UnixStream, method: &str, parameters: &str) -> std::io::Result<String> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.write_all(format!("{{\"method\":\"{method}\",\"parameters\":{parameters}}}\0").as_bytes())?;
     let mut answer = Vec::new();
