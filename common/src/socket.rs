@@ -26,7 +26,8 @@ pub const SOCKET_ALL: u32 = (1 << 9) - 1;
 
 /// It was made by a task that was first seen below the confinement cgroup (`Settings::confine_cgroup`).
 pub const SOCKET_CONFINED: u32 = 1;
-/// It listens, or was accepted from a socket that listened: its peers came in, and are judged as such.
+/// It listens, or was accepted from a socket that listened: its peers came in, and are judged as such. Given once somebody may
+/// come, and taken when it connects.
 pub const SOCKET_PASSIVE: u32 = 1 << 1;
 /// It is from before an attachment, or was let through to a command: no program on Tipstaff's own cgroup sees it, and each
 /// use is judged.

@@ -29,6 +29,10 @@ const NEW: u64 = 1;
 const EXISTS: i32 = -17;
 /// Processors that can reset a window at the same moment before one of them gives up, which is a fault.
 const TRIES: u32 = 8;
+/// Bits of a second that a window keeps.
+const SECONDS: u64 = u64::MAX >> WINDOW_COUNT_BITS;
+/// Seconds by which a program can be behind the window: it was held up after it looked at its clock, or has the coarse one.
+const BEHIND: u64 = 8;
 
 /// Replaces the word where it still is `expected`; what it was.
 #[inline(always)]
@@ -42,27 +46,28 @@ fn swap(word: *mut u64, expected: u64, new: u64) -> u64 {
     before
 }
 
-/// Counts `by` in the second that runs. True: no more than `limit` in it.
+/// Counts `by` in the second that runs: the second that it was counted in, and whether there is no more than `limit` in it.
 #[inline(always)]
-fn within_second(word: *mut u64, by: u64, limit: u64, now: u64) -> Result<bool, Fault> {
-    let second = (now / SECOND) & (u64::MAX >> WINDOW_COUNT_BITS);
+fn within_second(word: *mut u64, by: u64, limit: u64, now: u64) -> Result<(u64, bool), Fault> {
+    let second = (now / SECOND) & SECONDS;
     for _ in 0..TRIES {
         let before = add(word, by);
-        if before >> WINDOW_COUNT_BITS == second {
-            return Ok((before & COUNT) + by <= limit);
+        let counted = before >> WINDOW_COUNT_BITS;
+        // another processor is in the next second already: its count is not thrown away for the one before
+        if counted.wrapping_sub(second) & SECONDS <= BEHIND {
+            return Ok((counted, (before & COUNT) + by <= limit));
         }
         let stale = before.wrapping_add(by);
         if swap(word, stale, second << WINDOW_COUNT_BITS | by) == stale {
-            return Ok(by <= limit);
+            return Ok((second, by <= limit));
         }
     }
     Err(Fault::Contended)
 }
 
-/// Takes back what was counted in the second that runs and does not happen.
+/// Takes back what was counted in a second and does not happen.
 #[inline(always)]
-fn take_back(word: *mut u64, by: u64, now: u64) {
-    let second = (now / SECOND) & (u64::MAX >> WINDOW_COUNT_BITS);
+fn take_back(word: *mut u64, by: u64, second: u64) {
     for _ in 0..TRIES {
         // SAFETY: points into the map. VERIFIER: volatile, because other processors change the word meanwhile.
         let before = unsafe { core::ptr::read_volatile(word) };
@@ -128,23 +133,30 @@ fn rate_and_destinations(
     target: &Target,
     allowed: Decision,
 ) -> Decision {
+    // SAFETY: points into the map.
+    let window = unsafe { &raw mut (*counters).connect_window };
+    let mut second = 0;
     if budgets.connects_per_second != 0 {
-        // SAFETY: points into the map.
-        let window = unsafe { &raw mut (*counters).connect_window };
-        match within_second(window, 1, budgets.connects_per_second, session.seen) {
-            Ok(true) => {}
-            Ok(false) => return used_up(session, counters, REASON_BUDGET_CONNECT_RATE),
+        // a packet's session bears no time
+        let now = if session.seen != 0 { session.seen } else { kernel::now() };
+        match within_second(window, 1, budgets.connects_per_second, now) {
+            Ok((counted, true)) => second = counted,
+            Ok((_, false)) => return used_up(session, counters, REASON_BUDGET_CONNECT_RATE),
             Err(fault) => return of_fault(fault, session),
         }
     }
-    if budgets.destinations != 0 {
-        return match visit(session, budgets.destinations, counters, target) {
-            Ok(true) => allowed,
-            Ok(false) => used_up(session, counters, REASON_BUDGET_DESTINATIONS),
-            Err(fault) => of_fault(fault, session),
-        };
+    if budgets.destinations == 0 {
+        return allowed;
     }
-    allowed
+    let refused = match visit(session, budgets.destinations, counters, target) {
+        Ok(true) => return allowed,
+        Ok(false) => used_up(session, counters, REASON_BUDGET_DESTINATIONS),
+        Err(fault) => of_fault(fault, session),
+    };
+    if budgets.connects_per_second != 0 {
+        take_back(window, 1, second);
+    }
+    refused
 }
 
 /// True: the session has been there, or may go to one more place.
@@ -179,14 +191,14 @@ pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u6
     let (total, window) = unsafe { (&raw mut (*counters).egress_bytes, &raw mut (*counters).egress_window) };
     let before = add(total, bytes);
     let Some(budgets) = of(session) else { return Ok(()) };
-    let (mut in_window, mut now) = (false, 0);
+    let (mut in_window, mut second) = (false, 0);
     let refused = if budgets.egress_bytes != 0 && before + bytes > budgets.egress_bytes {
         REASON_BUDGET_EGRESS
     } else if budgets.egress_bytes_per_second != 0 {
-        now = kernel::coarse_now();
-        match within_second(window, bytes, budgets.egress_bytes_per_second, now) {
-            Ok(true) => return Ok(()),
-            fits => in_window = fits.is_ok(),
+        match within_second(window, bytes, budgets.egress_bytes_per_second, kernel::coarse_now()) {
+            Ok((_, true)) => return Ok(()),
+            Ok((counted, false)) => (in_window, second) = (true, counted),
+            Err(_) => {}
         }
         REASON_BUDGET_EGRESS_RATE
     } else {
@@ -199,7 +211,7 @@ pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u6
     }
     add(total, bytes.wrapping_neg());
     if in_window {
-        take_back(window, bytes, now);
+        take_back(window, bytes, second);
     }
     Err((decision, add(refusals(counters, refused), 1) == 0))
 }

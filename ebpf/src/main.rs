@@ -8,6 +8,7 @@
 // BPF inline assembly, for the one instruction that rustc has no function for (see `emit::add`)
 #![feature(asm_experimental_arch)]
 
+mod answer;
 mod budget;
 mod emit;
 mod headers;

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use tipstaff_common::{
     fingerprint,
     label::CONFINED,
-    socket::{SOCKET_CONFINED, SOCKET_CROSSED, SocketLabel},
+    socket::{SOCKET_CONFINED, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel},
 };
 
 use crate::{
@@ -19,6 +19,8 @@ use crate::{
 
 /// `TCP_LISTEN` (`include/net/tcp_states.h`)
 pub const LISTEN: u8 = 10;
+/// `TCP_CLOSE`, as above: neither connected nor about to be, and not listening.
+pub const CLOSED: u8 = 7;
 
 /// The label of a socket; null: it has none.
 #[inline(always)]
@@ -58,6 +60,25 @@ pub fn is_own(label: *const SocketLabel, session: &Session) -> bool {
 pub fn has_crossed(label: *const SocketLabel) -> bool {
     // SAFETY: points into a socket's storage.
     !label.is_null() && unsafe { (*label).flags } & SOCKET_CROSSED != 0
+}
+
+/// Notes that a socket listens: who comes by it is judged as such.
+#[inline(always)]
+pub fn lets_in(label: *mut SocketLabel) {
+    if !label.is_null() {
+        // SAFETY: points into a socket's storage.
+        unsafe { (*label).flags |= SOCKET_PASSIVE };
+    }
+}
+
+/// Notes that a socket connects: from here on its peer is one that it went to, whatever it did before.
+#[inline(always)]
+pub fn goes_out(label: *mut SocketLabel) {
+    // SAFETY: points into a socket's storage. Written only where it says otherwise: others may write there meanwhile.
+    if !label.is_null() && unsafe { (*label).flags } & SOCKET_PASSIVE != 0 {
+        // SAFETY: as above.
+        unsafe { (*label).flags &= !SOCKET_PASSIVE };
+    }
 }
 
 /// Where a socket without a label comes from that a member uses.

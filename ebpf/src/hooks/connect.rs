@@ -20,11 +20,11 @@ use tipstaff_common::{
     label::TREE,
     rule::REASON_CROSSED,
     session::MODE_ENFORCE,
-    socket::{SOCKET_BEFORE, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel},
+    socket::{SOCKET_BEFORE, SOCKET_CROSSED, SocketLabel},
 };
 
 use crate::{
-    budget, emit,
+    answer, budget, emit,
     hooks::class,
     kernel::{self, Sock},
     rules::{self, Scope, Target},
@@ -162,10 +162,14 @@ fn refuse(context: &SockAddrContext, target: &Target, via: u8) -> bool {
     let decision = if unseen::is_unseen(&session, judged) {
         unseen::refusal()
     } else {
-        let Some(decision) = judge(&session, label, target, via) else { return false };
+        let asked = || Sock::of_context(context.as_ptr() as u64);
+        let Some(decision) = judge(&session, label, target, via, asked) else { return false };
         decision
     };
     let decision = settle(decision, &session);
+    if via != VIA_BIND && !decision.refuses() {
+        socket::goes_out(label);
+    }
     report(&session, target, via, decision, context.as_ptr());
     decision.refuses()
 }
@@ -196,9 +200,15 @@ fn origin(context: &SockAddrContext, session: &Session, via: u8) -> Origin {
     }
 }
 
-/// What is to be recorded of it; `None`: it goes where the last one went, which was.
+/// What is to be recorded of it; `None`: it goes where the last one went, which was. `asked` is the socket.
 #[inline(always)]
-fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -> Option<Decision> {
+fn judge(
+    session: &Session,
+    label: *mut SocketLabel,
+    target: &Target,
+    via: u8,
+    asked: impl FnOnce() -> Result<Sock, Fault>,
+) -> Option<Decision> {
     if let Some(over) = rules::over(session) {
         return Some(over);
     }
@@ -223,6 +233,7 @@ fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
     };
+    let decision = if via == VIA_BIND { decision } else { answer::or_answer(session, asked, target, decision) };
     // the load that does not speak neither counts nor remembers: its marks would be of another secret
     if via == VIA_BIND || !decision.is_allow() || !kernel::speaks() {
         return Some(decision);
@@ -230,13 +241,7 @@ fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -
     let decision = budget::charge_connect(session, target, decision);
     if decision.is_allow() && !label.is_null() {
         // SAFETY: points into the socket's storage.
-        unsafe {
-            (*label).judged = mark;
-            if (*label).flags & SOCKET_BEFORE != 0 {
-                // from here on its peer is one that it went to
-                (*label).flags &= !SOCKET_PASSIVE;
-            }
-        }
+        unsafe { (*label).judged = mark };
     }
     Some(decision)
 }

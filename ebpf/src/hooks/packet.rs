@@ -28,7 +28,7 @@ use crate::{
     rules::{self, Scope, Target},
     session::{self, Phase, Session},
     socket,
-    verdict::{CANARY, Decision, of_fault, settle},
+    verdict::{CANARY, Decision, Fault, of_fault, settle},
 };
 
 const DROP: i32 = 0;
@@ -36,6 +36,9 @@ const PASS: i32 = 1;
 
 /// `BPF_TCP_LISTEN`
 const LISTEN: u32 = 10;
+/// `SOCK_STREAM`
+const STREAM: u32 = 1;
+
 /// HOOK: `cgroup_skb/egress(struct __sk_buff *)`, since 4.10; on 6.1 only where the packet's socket is the sender's.
 #[cgroup_skb]
 pub fn egress(context: SkBuffContext) -> i32 {
@@ -86,7 +89,13 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
     };
     let flow = Flow { context, session, label, out };
     // neither IPv4 nor IPv6 comes here (`cgroup_skb` sits in those two), so what cannot be read is cut short
-    let Some(packet) = parse(context) else { return true };
+    let Some(packet) = parse(context) else {
+        let refused = settle(of_fault(Fault::Unreadable, &flow.session), &flow.session).refuses();
+        if refused {
+            flow.session.count_dropped_packet();
+        }
+        return refused;
+    };
     if flow.session.phase != Phase::Live || socket::has_crossed(label) {
         flow.drop_after_end(&packet)
     } else {
@@ -95,7 +104,7 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
 }
 
 impl Flow<'_> {
-    /// Whether the packet is of a TCP socket, and says no more than that the connection is gone.
+    /// Whether the packet is of a stream of TCP, and says no more than that the connection is gone.
     #[inline(always)]
     fn is_reset(&self, packet: &Packet) -> bool {
         if !self.out || !packet.is_bare_reset() {
@@ -112,8 +121,11 @@ impl Flow<'_> {
             return false;
         }
         // SAFETY: not null. VERIFIER: as in `drop`.
-        let protocol = unsafe { core::ptr::read_volatile(&raw const (*full).protocol) };
-        protocol == u32::from(TCP)
+        let (kind, protocol) = unsafe {
+            (core::ptr::read_volatile(&raw const (*full).type_), core::ptr::read_volatile(&raw const (*full).protocol))
+        };
+        // a raw socket has the protocol too, and its packets are the member's own making
+        kind == STREAM && protocol == u32::from(TCP)
     }
 
     /// A session that is over, or a socket that no member may use: nothing but the news that a connection is gone, so that
@@ -189,7 +201,11 @@ impl Flow<'_> {
             return passive && self.refuse_visitor(policy, packet, false);
         }
         if packet.protocol == TCP && passive {
-            return self.refuse_visitor(policy, packet, true);
+            if !packet.opens() {
+                return self.refuse_visitor(policy, packet, true);
+            }
+            // a connection that begins here is none that came in
+            socket::goes_out(self.label);
         }
         let peer = if self.out { packet.destination() } else { packet.source() };
         let mark = socket::fingerprint(&peer, policy.revision);
@@ -248,11 +264,6 @@ impl Flow<'_> {
     /// Somebody calls: the port must be one to listen on, and the caller one who may come.
     #[inline(always)]
     fn refuse_caller(&self, policy: &PolicyEntry, packet: &Packet) -> bool {
-        if !self.label.is_null() {
-            // the connection's own socket will be a copy
-            // SAFETY: points into the socket's storage.
-            unsafe { (*self.label).flags |= SOCKET_PASSIVE };
-        }
         let own = packet.destination();
         let listened = rules::by_rules(policy, Scope::Listen, &own);
         let (target, via, found) = match listened {
@@ -270,6 +281,9 @@ impl Flow<'_> {
         self.report(&target, via, decision);
         if decision.refuses() {
             self.session.count_dropped_packet();
+        } else if self.listens() {
+            // the connection's own socket will be a copy, which the kernel makes after this packet
+            socket::lets_in(self.label);
         }
         decision.refuses()
     }
@@ -300,6 +314,10 @@ impl Flow<'_> {
     /// listened for: a socket that was bound to no port was never asked.
     #[inline(always)]
     fn refuse_unless_visitor(&self, policy: &PolicyEntry, packet: &Packet, refusal: Decision, mark: u64) -> bool {
+        // on the way out a rule that denies it holds, whoever may come in
+        if self.out && refusal.rule != REASON_DEFAULT {
+            return self.refuse(packet, &packet.destination(), VIA_PACKET, refusal, mark);
+        }
         let visitor = packet.visitor(self.out);
         if packet.protocol != TCP || self.label.is_null() {
             if !self.out {

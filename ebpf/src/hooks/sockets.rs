@@ -24,17 +24,19 @@ use super::{
     connect::{write, write_act},
 };
 use crate::{
-    budget, emit,
+    answer, budget, emit,
     kernel::{self, Address, INET, INET6, Sock, sock_of},
     maps::POLICIES,
     rules::{self, Scope, Target},
     session::{self, Phase, Session},
-    socket::{self, LISTEN},
+    socket::{self, CLOSED, LISTEN},
     verdict::{Decision, Fault, of_fault, settle},
 };
 
 /// `AF_UNIX`
 const UNIX: u16 = 1;
+/// `SOCK_STREAM`
+const STREAM: u16 = 1;
 /// `SOCK_RAW`
 const RAW: u16 = 3;
 
@@ -371,13 +373,13 @@ fn read_target(sock: *mut c_void, address: Address, target: &mut Target) -> Resu
 }
 
 /// Whether a program on a cgroup sees this connect, send or bind: by where the socket was made, unless it sees all of them, and
-/// its protocol (measured: raw, ping, SCTP are not seen).
+/// its type and protocol (measured: raw, of whatever protocol, ping, SCTP are not seen).
 #[inline(always)]
 fn seen_by_cgroup(sock: *mut c_void) -> bool {
     const SEEN: [u16; 4] = [6, 17, 136, 262];
     let sock = Sock(sock as u64);
-    let Ok(protocol) = sock.protocol() else { return false };
-    if !(protocol == SEEN[0] || protocol == SEEN[1] || protocol == SEEN[2] || protocol == SEEN[3]) {
+    let (Ok(kind), Ok(protocol)) = (sock.kind(), sock.protocol()) else { return false };
+    if kind == RAW || !(protocol == SEEN[0] || protocol == SEEN[1] || protocol == SEEN[2] || protocol == SEEN[3]) {
         return false;
     }
     kernel::sees_others() || sock.cgroup().is_ok_and(|cgroup| session::of_cgroup(cgroup).is_some())
@@ -407,7 +409,7 @@ fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, 
     let decision = match read_target(sock, address, &mut target) {
         Ok(false) => return false,
         Ok(true) if via == VIA_BIND && target.port == 0 => return false,
-        Ok(true) => match by_rules(session, label, &target, via) {
+        Ok(true) => match by_rules(session, sock, label, &target, via) {
             None => return false,
             Some(decision) => decision,
         },
@@ -423,14 +425,9 @@ fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, 
         }
     }
     let decision = settle(decision, session);
-    if !decision.refuses() && via != VIA_BIND && !label.is_null() {
-        // from here on its peer is one that it went to
-        // SAFETY: points into the socket's storage: it is the session's own.
-        unsafe {
-            if (*label).flags & SOCKET_BEFORE != 0 {
-                (*label).flags &= !SOCKET_PASSIVE;
-            }
-        }
+    // what listens or is connected does not connect, whatever address it is given
+    if !decision.refuses() && via != VIA_BIND && Sock(sock as u64).state() == Ok(CLOSED) {
+        socket::goes_out(label);
     }
     // what the mode lets through, the cgroup program records
     if !decision.refuses() && !decision.is_allow() && seen_by_cgroup(sock) {
@@ -442,7 +439,13 @@ fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, 
 
 /// `None`: a message that goes where the last one went.
 #[inline(always)]
-fn by_rules(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -> Option<Decision> {
+fn by_rules(
+    session: &Session,
+    sock: *mut c_void,
+    label: *mut SocketLabel,
+    target: &Target,
+    via: u8,
+) -> Option<Decision> {
     if let Some(over) = rules::over(session) {
         return Some(over);
     }
@@ -450,20 +453,21 @@ fn by_rules(session: &Session, label: *mut SocketLabel, target: &Target, via: u8
         Ok(policy) => policy,
         Err(fault) => return Some(of_fault(fault, session)),
     };
-    let found = if via == VIA_BIND {
-        rules::by_rules(policy, Scope::Listen, target)
-    } else {
-        let mark = socket::fingerprint(target, policy.revision);
-        // SAFETY: points into the socket's storage: it is the session's own.
-        if via == VIA_SEND && !label.is_null() && unsafe { (*label).judged } == mark {
-            return None;
-        }
-        rules::to_destination(policy, target, mark)
-    };
-    Some(match found {
+    let (bind, mark) = (via == VIA_BIND, socket::fingerprint(target, policy.revision));
+    // SAFETY: points into the socket's storage: it is the session's own.
+    if via == VIA_SEND && !label.is_null() && unsafe { (*label).judged } == mark {
+        return None;
+    }
+    let found =
+        if bind { rules::by_rules(policy, Scope::Listen, target) } else { rules::to_destination(policy, target, mark) };
+    let decision = match found {
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
-    })
+    };
+    if bind {
+        return Some(decision);
+    }
+    Some(answer::or_answer(session, || Ok(Sock(sock as u64)), target, decision))
 }
 
 #[inline(always)]
@@ -522,10 +526,6 @@ fn refuse_listen(socket: *mut c_void) -> bool {
     if family != Ok(INET) && family != Ok(INET6) {
         return false;
     }
-    if !label.is_null() {
-        // SAFETY: points into the socket's storage: it is the session's own.
-        unsafe { (*label).flags |= SOCKET_PASSIVE };
-    }
     let mut target = Target { address: [0; 16], port: 0, protocol: 0 };
     if let Err(fault) = read_place(place, &mut target) {
         return settle(of_fault(fault, &session), &session).refuses();
@@ -533,6 +533,10 @@ fn refuse_listen(socket: *mut c_void) -> bool {
     let decision =
         if target.port == 0 { without_port(&session) } else { rules::judge(&session, Scope::Listen, &target) };
     let decision = settle(decision, &session);
+    // what is connected is refused by the kernel, and went where it went
+    if !decision.refuses() && place.kind() == Ok(STREAM) && place.state() == Ok(CLOSED) {
+        socket::lets_in(label);
+    }
     report(&session, &target, VIA_LISTEN, decision, sock);
     decision.refuses()
 }

@@ -113,16 +113,18 @@ impl Packet {
             _ => return None,
         };
         let ports = [6, 17, 33, 132, 136].contains(&protocol);
-        let port = |at: usize| if ports { word(&bytes, start + at) } else { Some(0) };
+        // of what is cut short nothing more is known
+        let port = |at: usize| word(&bytes, start + at).filter(|_| ports).unwrap_or(0);
         let tcp = i32::from(protocol) == libc::IPPROTO_TCP;
-        let header = if tcp { usize::from(bytes.get(start + 12)? >> 4) * 4 } else { 0 };
+        let of_tcp = |at: usize| bytes.get(start + at).copied().filter(|_| tcp).unwrap_or(0);
+        let header = usize::from(of_tcp(12) >> 4) * 4;
         Some(Self {
             from,
             to,
             protocol,
-            from_port: port(0)?,
-            to_port: port(2)?,
-            flags: if tcp { *bytes.get(start + 13)? } else { 0 },
+            from_port: port(0),
+            to_port: port(2),
+            flags: of_tcp(13),
             payload: total.saturating_sub(start + header),
             bytes,
         })

@@ -46,6 +46,13 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
             "ok\nok\nerrno 1\nok",
             "budget-destinations",
         ),
+        // what one budget refuses uses nothing of another up
+        (
+            "destinations: 1, connectsPerSecond: 2",
+            "connect udp 127.0.0.1 9 + connect-many 40 127.0.0.2 9 + connect udp 127.0.0.1 9",
+            "ok\n0 done 40 refused\nok",
+            "budget-destinations",
+        ),
         // 28 bytes of headers each
         ("egressBytes: 5120", "send-many 20 1000 127.0.0.1 9", "4 done 16 refused", "budget-egress"),
         // what was too large uses nothing up

@@ -3,8 +3,9 @@
 use std::{
     collections::BTreeSet,
     io::Read,
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
 };
 
 use nix::{
@@ -13,7 +14,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::scene::{only, report, stamps};
+use super::scene::{Fifo, only, report, stamps};
 use crate::harness::{
     prelude::*,
     server::Server,
@@ -28,6 +29,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("flows::agent-killed-and-back", WHEREVER, agent_killed).waiting().agents_own(),
     Test::sharing("flows::silenced-where-it-cannot-be-destroyed", WHEREVER, silenced),
     Test::sharing("flows::narrowing-cuts-what-is-out-of-scope", WHEREVER, narrowed),
+    Test::sharing("flows::answered-by-udp-while-it-may-come-in", WHEREVER, answered),
     Test::sharing("flows::listed-while-others-go", WHEREVER, listed),
     Test::new("flows::observed-session-keeps-its-flows", WHEREVER, observed),
 ];
@@ -297,26 +299,33 @@ fn listen_sctp(address: &SocketAddr) -> Result<(OwnedFd, u16), Errno> {
 }
 
 /// Of the open flows those that a narrower scope does not name are destroyed, their owner and the other end are told, and
-/// the others go on.
+/// the others go on: also where nobody may listen, and where everybody may.
 fn narrowed(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
-    for (address, prefix) in FAMILIES {
+    for ((address, prefix), listens) in FAMILIES.iter().flat_map(|family| [(*family, false), (*family, true)]) {
         let (stays, goes, udp) = (Server::tcp(address)?, Server::tcp(address)?, Server::udp(address)?);
         let policy = only(&member).to("stays", prefix, stays.port()).to("goes", prefix, goes.port());
-        let policy = policy.to("udp", prefix, udp.port());
+        let policy = policy.to("udp", prefix, udp.port()).net(if listens { "listen: allow" } else { "listen: deny" });
         let (kept, lost, lost_udp, pid) = (s.file("kept"), s.file("lost"), s.file("lost"), s.file("pid"));
+        let (listened, mut fifo, lost_late) = (s.file("port"), Fifo::new(s)?, s.file("lost"));
         let line = format!(
-            "background report {kept} chat {} + background report {lost} chat {} + background report {lost_udp} \
-             listen-to {} + pid {pid} idle",
+            "background report {kept} chat {} + background report {lost} chat {goes} + background report {lost_udp} \
+             listen-to {} + background report {lost_late} listen-first {listened} {} {goes} + pid {pid} idle",
             stays.words(),
-            goes.words(),
-            udp.words()
+            udp.words(),
+            fifo.path,
+            goes = goes.words(),
         );
         let running = s.run(&s.policy(&policy)?, &member, &line)?;
         let session = running.session(s)?;
         s.pid_in(&pid)?;
-        for (server, bytes) in [(&stays, 1), (&goes, 1), (&udp, 1)] {
+        let port = until("a member to have tried to listen", patience(), || {
+            Ok(std::fs::read_to_string(&listened).ok().and_then(|text| text.parse::<u16>().ok()))
+        })?;
+        call_listener(s, &session, address, port, listens)?;
+        fifo.wake()?;
+        for (server, bytes) in [(&stays, 1), (&goes, 2), (&udp, 1)] {
             until("the flows to be open", patience(), || Ok((server.received().len() >= bytes).then_some(())))?;
         }
         let before = boot_ns()?;
@@ -324,10 +333,12 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
         let told = |file: &str| Ok::<_, anyhow::Error>(report(file, 2)?.swap_remove(1));
         ensure!(told(&lost)? == format!("errno {}", libc::ECONNABORTED), "the owner was told {}", told(&lost)?);
         ensure!(told(&lost_udp)? == format!("errno {}", libc::ECONNABORTED), "UDP: {}", told(&lost_udp)?);
+        let late = told(&lost_late)?;
+        ensure!(late == format!("errno {}", libc::ECONNABORTED), "a socket that listened before: {late}");
         let receipts = receipts(s, &session)?;
-        all_destroyed(&receipts, 2)?;
+        all_destroyed(&receipts, 3)?;
         let to = |server: &Server| receipts.iter().filter(|r| r["to"] == server.address()).count();
-        ensure!((to(&goes), to(&udp), to(&stays)) == (1, 1, 0), "receipts: {receipts:?}");
+        ensure!((to(&goes), to(&udp), to(&stays)) == (2, 1, 0), "receipts: {receipts:?}");
         let cut = s.records(&session, "flows-cut")?.swap_remove(0);
         let at = receipts.iter().filter_map(|r| r["at_boot_ns"].as_u64()).max().context("no receipt says when")?;
         ensure!(at.saturating_sub(before) < 10_000_000_000, "cut {} ns after it was asked for", at - before);
@@ -335,6 +346,48 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
         stays.send(b"y")?;
         ensure!(told(&kept)? == "received 1", "the flow in scope: {}", told(&kept)?);
         s.cli(&["end", &session])?.ended(0)?;
+    }
+    Ok(())
+}
+
+/// Calls a member that tried to listen, where it could: it is let through where it may be.
+fn call_listener(s: &Sandbox, session: &str, address: &str, port: u16, allowed: bool) -> Result<()> {
+    let listens = allowed || s.tier == Tier::NoLsm;
+    ensure!((port != 0) == listens, "the member listens on port {port}");
+    if listens {
+        let to = SocketAddr::new(address.parse()?, port);
+        let came = TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok();
+        ensure!(came == allowed, "{to} answers: {came}");
+    }
+    let (via, verdict) = if listens && allowed { ("accept", "allow") } else { ("listen", "deny") };
+    let fits = |r: &Value| r["session"] == session && r["via"] == via && r["verdict"] == verdict;
+    s.wait_evidence("who listened", fits).map(drop)
+}
+
+/// A UDP socket that is connected to whom a rule lets come in goes on for as long as that rule is there.
+fn answered(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let policy =
+            only(&member).net("listen: allow").net(format!("inbound: [{{ from: \"{address}\", id: friends }}]"));
+        let policy = s.policy(&policy.to("other", prefix, 9))?;
+        for (removed, said, count) in [("other", "ok\nok", 0), ("friends", "ok\nerrno 103", 1)] {
+            let (caller, file) = (UdpSocket::bind((address, 0))?, s.file("port"));
+            caller.set_read_timeout(Some(patience()))?;
+            let running = s.run(&policy, &member, &format!("echo {file} {address} hold"))?;
+            let session = running.session(s)?;
+            let port = until("the member's port", patience(), || {
+                Ok(std::fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
+            })?;
+            caller.send_to(b"ask", (address, port))?;
+            ensure!(caller.recv(&mut [0; 8])? == 3, "another answer than what was asked");
+            s.cli(&["narrow", &session, "--remove", removed])?.ended(0)?;
+            // what is destroyed hears no more
+            caller.send_to(b"more", (address, port))?;
+            running.wait()?.said(said).with_context(|| format!("without {removed}, {address}"))?;
+            ensure!(receipts(s, &session)?.len() == count, "receipts of {session}: {:?}", receipts(s, &session)?);
+        }
     }
     Ok(())
 }

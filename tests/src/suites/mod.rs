@@ -31,6 +31,7 @@ mod net;
 mod privileges;
 mod programs;
 mod random;
+mod raw;
 mod received;
 mod restart;
 mod rings;
@@ -96,6 +97,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     cut::TESTS,
     crossed::TESTS,
     multipath::TESTS,
+    raw::TESTS,
     restart::TESTS,
     adopt::TESTS,
     losses::TESTS,

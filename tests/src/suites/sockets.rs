@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{IoSlice, Read as _},
+    io::{ErrorKind, IoSlice, Read as _},
     net::{TcpStream, UdpSocket},
     os::{
         fd::AsRawFd as _,
@@ -38,6 +38,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::bind-and-listen", WHEREVER, bind_and_listen),
     Test::sharing("sockets::who-may-come-in", WHEREVER, inbound),
     Test::sharing("sockets::datagrams-nobody-asked-for", WHEREVER, datagrams),
+    Test::sharing("sockets::who-came-in-is-answered", WHEREVER, answered),
     Test::sharing("sockets::unix", FULL, unix),
     Test::sharing("sockets::unix-by-name-alone", NO_LSM, unix_names)
         .since((6, 7), "hooks on the names of unix sockets"),
@@ -338,6 +339,40 @@ fn datagrams(s: &mut Sandbox) -> Result<()> {
                 let seen = s.wait_evidence("the datagram", |r| fits(r) && r["rule"] == "default")?;
                 ensure!(seen["protocol"] == "udp", "the datagram is recorded as {seen}");
             }
+        }
+    }
+    Ok(())
+}
+
+/// Who came in by a datagram is answered where a rule lets it come, and no rule is against it as a destination; that everybody
+/// may come in opens no way out.
+fn answered(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let open = || only(&member).net("listen: allow");
+        let by_rule = || open().net(format!("inbound: [{{ from: \"{address}\", id: friends }}]"));
+        let cases = [
+            (open(), Err("default")),
+            (by_rule(), Ok("friends")),
+            (by_rule().not_to("stop", prefix, ""), Err("stop")),
+            (open().to("server", prefix, ""), Ok("server")),
+        ];
+        for ((policy, rule), way) in cases.iter().flat_map(|case| [(case, "sendto"), (case, "connect")]) {
+            let (caller, file) = (UdpSocket::bind((address, 0))?, s.file("port"));
+            let running = s.run(&s.policy(policy)?, &member, &format!("echo {file} {address} {way}"))?;
+            let session = running.session(s)?;
+            let port = until("the member's port", patience(), || {
+                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
+            })?;
+            caller.send_to(b"ask", (address, port))?;
+            let (told, verdict) = if rule.is_ok() { ("ok", "allow") } else { ("errno 1", "deny") };
+            running.wait()?.said(told).with_context(|| format!("{way}, {rule:?}, {address}"))?;
+            caller.set_nonblocking(true)?;
+            let heard = caller.recv(&mut [0; 8]).map_err(|error| error.kind());
+            ensure!(heard == if rule.is_ok() { Ok(3) } else { Err(ErrorKind::WouldBlock) }, "{rule:?}: {heard:?}");
+            let (Ok(rule) | Err(rule)) = rule;
+            s.saw_connect(&session, &caller.local_addr()?.to_string(), verdict, rule)?;
         }
     }
     Ok(())

@@ -230,7 +230,10 @@ fn every_way(s: &mut Sandbox) -> Result<()> {
 fn classes(s: &mut Sandbox) -> Result<()> {
     let wire = wire(s)?;
     let rules = policy(&member(s)).scope("sockets: { allow: [sctp, dccp, ping] }");
+    // whoever may come in is no more to be reached than anybody, where a rule denies it
+    let visited = rules.clone().net("inbound: [{ from: 127.0.0.9 }, { from: \"fd00:77::9\" }]");
     echoes(s, &wire, &rules)?;
+    echoes(s, &wire, &visited)?;
     let mut ways = Vec::new();
     for (name, kind, protocol) in
         [("sctp", libc::SOCK_STREAM, libc::IPPROTO_SCTP), ("dccp", libc::SOCK_DCCP, libc::IPPROTO_DCCP)]
@@ -244,7 +247,8 @@ fn classes(s: &mut Sandbox) -> Result<()> {
         return Ok(());
     }
     without_rule(s, &ways)?;
-    associations(s, &wire, &rules, &ways)
+    associations(s, &wire, &rules, &ways)?;
+    associations(s, &wire, &visited, &ways)
 }
 
 /// Where no rule lets such a protocol go anywhere, its sockets are not made: a connect would wait in tier no-lsm.

@@ -10,14 +10,15 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
-    sys::socket::{MsgFlags, SockType, recv, send},
+    sys::socket::{Backlog, MsgFlags, SockType, listen as listen_on, recv, send},
 };
 
 use super::{
-    network::{address, connect_to, open as socket},
+    network::{address, connect_to, disconnect, open as socket},
     one,
     process::idle,
     run, say,
+    ways::publish,
 };
 use crate::harness::guest::raise_loopback;
 
@@ -59,9 +60,7 @@ pub(crate) fn sctp(address: &SocketAddr) -> Result<OwnedFd, Errno> {
 /// Listens on a port that the kernel picks, and writes it to `file`.
 fn listener(ip: &str, file: &str) -> Result<TcpListener> {
     let listener = TcpListener::bind(SocketAddr::new(ip.parse()?, 0))?;
-    let part = format!("{file}.part");
-    fs::write(&part, listener.local_addr()?.port().to_string())?;
-    fs::rename(part, file)?;
+    publish(file, &listener.local_addr()?.port().to_string())?;
     Ok(listener)
 }
 
@@ -110,8 +109,29 @@ pub(super) fn answer(words: &[&str]) -> Result<u8> {
 /// bytes, or an error.
 pub(super) fn chat(words: &[&str], kind: SockType) -> Result<u8> {
     let (address, _) = address(words)?;
-    let socket = socket(kind, &address)?;
-    connect_to(&socket, &address)?;
+    talk(&socket(kind, &address)?, &address)
+}
+
+/// `listen-first FILE FIFO ADDRESS PORT`: a socket listens on a port that the kernel picks, and writes to FILE which one, or 0
+/// where it may not; when the FIFO can be read it is taken back, and does as `chat`.
+pub(super) fn listen_first(words: &[&str]) -> Result<u8> {
+    let (file, rest) = one(words)?;
+    let (fifo, rest) = one(rest)?;
+    let (address, _) = address(rest)?;
+    let socket = socket(SockType::Stream, &address)?;
+    let port = match listen_on(&socket, Backlog::new(1)?) {
+        Ok(()) => TcpListener::from(socket.try_clone()?).local_addr()?.port(),
+        Err(Errno::EPERM) => 0,
+        Err(errno) => return Err(errno).context("listen"),
+    };
+    publish(file, &port.to_string())?;
+    fs::File::open(fifo)?.read_exact(&mut [0])?;
+    disconnect(&socket)?;
+    talk(&socket, &address)
+}
+
+fn talk(socket: &OwnedFd, address: &SocketAddr) -> Result<u8> {
+    connect_to(socket, address)?;
     say(send(socket.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL).map(drop));
     match recv(socket.as_raw_fd(), &mut [0; 8], MsgFlags::empty()) {
         Ok(length) => println!("received {length}"),

@@ -13,6 +13,7 @@ mod network;
 mod place;
 pub(crate) mod privilege;
 mod process;
+mod raw;
 pub(crate) mod ring;
 pub(crate) mod sockets;
 mod strive;
@@ -116,6 +117,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "host" => flows::host(rest),
         "answer" => flows::answer(rest),
         "chat" => flows::chat(rest, SockType::Stream),
+        "listen-first" => flows::listen_first(rest),
         "listen-to" => flows::chat(rest, SockType::Datagram),
         "unix" => flows::unix(rest),
         "listen" => flows::listen(rest),
@@ -140,6 +142,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "source-route" => sockets::source_route(rest),
         "raw-unspec" => sockets::raw_unspec(rest),
         "hear" => sockets::hear(rest),
+        "echo" => sockets::echo(rest),
         "connect-many" => sockets::connect_many(rest),
         "send-many" => sockets::send_many(rest),
         "send-through" => sockets::send_through(rest),

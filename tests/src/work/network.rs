@@ -99,12 +99,7 @@ pub(super) fn reconnect(words: &[&str]) -> Result<u8> {
     let (second, _) = address(rest)?;
     let socket = open(SockType::Datagram, &first)?;
     say(connect_to(&socket, &first));
-    // SAFETY: an all-zero sockaddr is one of family AF_UNSPEC, which disconnects; it outlives the call.
-    let done = unsafe {
-        let nowhere: libc::sockaddr = std::mem::zeroed();
-        libc::connect(socket.as_raw_fd(), &raw const nowhere, libc::socklen_t::try_from(size_of_val(&nowhere))?)
-    };
-    say(Errno::result(done).map(drop));
+    say(disconnect(&socket));
     Ok(say(connect_to(&socket, &second)))
 }
 
@@ -247,6 +242,16 @@ pub(super) fn connect_to(socket: &OwnedFd, address: &SocketAddr) -> Result<(), E
         SocketAddr::V4(v4) => nix::sys::socket::connect(fd, &SockaddrIn::from(*v4)),
         SocketAddr::V6(v6) => nix::sys::socket::connect(fd, &SockaddrIn6::from(*v6)),
     }
+}
+
+/// Takes a socket back: it is connected to nobody, and does not listen.
+pub(super) fn disconnect(socket: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: an all-zero sockaddr is one of family AF_UNSPEC, which disconnects; it outlives the call, and is 16 bytes.
+    let done = unsafe {
+        let nowhere: libc::sockaddr = std::mem::zeroed();
+        libc::connect(socket.as_raw_fd(), &raw const nowhere, 16)
+    };
+    Errno::result(done).map(drop)
 }
 
 fn send_to(socket: &OwnedFd, address: &SocketAddr, flags: MsgFlags) -> Result<(), Errno> {

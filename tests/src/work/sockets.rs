@@ -30,6 +30,7 @@ use super::{
     inform,
     network::{address, open},
     one, run, say,
+    ways::publish,
 };
 use crate::harness::descriptors;
 
@@ -278,6 +279,21 @@ pub(super) fn hear(words: &[&str]) -> Result<u8> {
     std::fs::write(file, socket.local_addr()?.port().to_string())?;
     println!("received {}", socket.recv_from(&mut [0; 64])?.0);
     Ok(0)
+}
+
+/// `echo FILE ADDRESS sendto|connect|hold`: by UDP on a port that the kernel picks, which it writes to FILE, sends back the first
+/// datagram that comes, without a connect or with one; `hold` then waits for another.
+pub(super) fn echo(words: &[&str]) -> Result<u8> {
+    let [file, ip, way] = words else { bail!("echo takes a file, an address and a way") };
+    let socket = UdpSocket::bind((ip.parse::<std::net::IpAddr>()?, 0))?;
+    publish(file, &socket.local_addr()?.port().to_string())?;
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    say_io(match *way {
+        "sendto" => socket.send_to(&buffer[..length], from),
+        _ => socket.connect(from).and_then(|()| socket.send(&buffer[..length])),
+    });
+    Ok(if *way == "hold" { say_io(socket.recv(&mut buffer)) } else { 0 })
 }
 
 /// `connect-many COUNT ADDRESS PORT`: as many UDP sockets connect; how many could, and what the others were told.

@@ -21,9 +21,10 @@ use nix::{
 };
 
 use super::{
-    network::{address, connect_to, open, send_bytes},
+    network::{address, connect_to, disconnect, open, send_bytes},
     one,
     process::idle,
+    raw,
     ring::{self, Doer, Request, Ring},
     say,
 };
@@ -53,6 +54,10 @@ pub(super) fn by(words: &[&str]) -> Result<u8> {
         "dccp" => made(&to, libc::SOCK_DCCP, libc::IPPROTO_DCCP).and_then(|socket| answered(&socket, &to, mark)),
         "ping-to" => ping(&to).and_then(|socket| send_bytes(&socket, &to, &echo(&to, mark), MsgFlags::empty())),
         "ping" => ping(&to).and_then(|socket| stream(&socket, &to, &echo(&to, mark))),
+        "raw-reset" => raw::reset(&to),
+        "raw-whole-tcp" => raw::whole(&to),
+        "raw-begin" => raw::begin(&to),
+        "raw-cut" => raw::cut(&to),
         "hop" => by_way_of(one(rest)?.0.parse().context("the hop is no address")?, &to, mark),
         _ => match way.split_once('-') {
             Some((doer, what)) if doer.starts_with("ring") => in_ring(doer, what, &to, mark)?,
@@ -84,7 +89,7 @@ fn message(socket: &OwnedFd, to: &SocketAddr, mark: &[u8], flags: MsgFlags) -> R
 }
 
 /// An address that these tests let everybody reach, of the same family.
-fn friend(to: &SocketAddr) -> SocketAddr {
+pub(super) fn friend(to: &SocketAddr) -> SocketAddr {
     let ip = if to.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { IpAddr::from(Ipv6Addr::LOCALHOST) };
     SocketAddr::new(ip, to.port())
 }
@@ -93,12 +98,7 @@ fn friend(to: &SocketAddr) -> SocketAddr {
 fn again(to: &SocketAddr, mark: &[u8]) -> Result<(), Errno> {
     let socket = open(SockType::Datagram, to).map_err(|_error| Errno::EMFILE)?;
     stream(&socket, &friend(to), BEFORE.as_bytes())?;
-    // SAFETY: an all-zero sockaddr is one of family AF_UNSPEC, which disconnects; it outlives the call.
-    let done = unsafe {
-        let nowhere: libc::sockaddr = std::mem::zeroed();
-        libc::connect(socket.as_raw_fd(), &raw const nowhere, 16)
-    };
-    Errno::result(done)?;
+    disconnect(&socket)?;
     stream(&socket, to, mark)
 }
 
@@ -138,7 +138,7 @@ fn open_connect(to: &SocketAddr, mark: &[u8]) -> Result<(), Errno> {
 }
 
 /// A socket of such a type and protocol. Where nothing answers it gives up after a second.
-fn made(to: &SocketAddr, kind: i32, protocol: i32) -> Result<OwnedFd, Errno> {
+pub(super) fn made(to: &SocketAddr, kind: i32, protocol: i32) -> Result<OwnedFd, Errno> {
     let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: no pointers.
     let socket = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
@@ -316,7 +316,7 @@ pub(crate) fn multipath(to: &SocketAddr, wait: Duration) -> Result<OwnedFd, Errn
 }
 
 /// Writes a file that is whole as soon as it is there.
-fn publish(file: &str, text: &str) -> Result<()> {
+pub(super) fn publish(file: &str, text: &str) -> Result<()> {
     let part = format!("{file}.part");
     fs::write(&part, text)?;
     Ok(fs::rename(part, file)?)

@@ -115,14 +115,24 @@ pub(super) fn find(namespaces: &Namespaces, registry: &mut Registry, look: &mut 
     let others = labelled.iter().filter(|row| is_open(row) && !known.contains(&row.cookie));
     found.extend(crossed(namespaces, registry, others));
     let labels: BTreeMap<u64, &Labelled> = labelled.iter().map(|row| (row.cookie, row)).collect();
-    let listening: BTreeSet<(u64, u16)> =
-        found.iter().filter(|f| f.socket.state == LISTEN).map(|f| (f.namespace, f.socket.local.port())).collect();
+    let place = |f: &Found| (f.namespace, f.socket.protocol, f.socket.local.port());
+    let listening: BTreeSet<(u64, u8, u16)> = found.iter().filter(|f| f.socket.state == LISTEN).map(place).collect();
     for one in &mut found {
         let label = labels.get(&one.socket.cookie);
-        one.passive = label.is_some_and(|l| l.passive) || listening.contains(&(one.namespace, one.socket.local.port()));
+        one.passive = came_in(one, label.copied(), listening.contains(&place(one)));
         one.socket.bytes = one.socket.bytes.or_else(|| label.map(|l| (l.received, l.sent)));
     }
     found
+}
+
+/// Whether a socket listens, or its peer came in; `beside`: another one listens at its port. A label says so of TCP, where
+/// what is accepted has a copy of its listener's; a port that a socket shares with a listener does not.
+fn came_in(one: &Found, label: Option<&Labelled>, beside: bool) -> bool {
+    match label {
+        _ if one.socket.state == LISTEN => true,
+        Some(label) if label.passive || i32::from(one.socket.protocol) == libc::IPPROTO_TCP => label.passive,
+        _ => beside,
+    }
 }
 
 /// The sockets that were made in these cgroups.
@@ -204,4 +214,56 @@ pub(super) fn present() -> Vec<i32> {
 
 pub(super) fn number(n: i32) -> u8 {
     u8::try_from(n).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+    use super::*;
+
+    const OPEN: u8 = 1;
+
+    fn found(protocol: i32, state: u8) -> Found {
+        let end = (IpAddr::from(Ipv4Addr::LOCALHOST), 80);
+        let ends = (SocketAddr::from(end), SocketAddr::from(end));
+        let socket = Socket::unlisted(number(libc::AF_INET), number(protocol), state, ends, 1);
+        Found { socket, namespace: 1, passive: false, crossed: false, hidden: None }
+    }
+
+    fn labelled(passive: bool) -> Labelled {
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        Labelled {
+            session: SessionRef::default(),
+            cookie: 1,
+            namespace: 1,
+            family: 2,
+            kind: 1,
+            protocol: 6,
+            state: 1,
+            local: nowhere,
+            remote: nowhere,
+            passive,
+            crossed: false,
+            sent: 0,
+            received: 0,
+        }
+    }
+
+    #[test]
+    fn a_label_says_of_tcp_whether_it_came_in_and_a_port_where_there_is_none() {
+        let (out, in_) = (labelled(false), labelled(true));
+        for (protocol, state, label, beside, came) in [
+            (libc::IPPROTO_TCP, OPEN, Some(&out), true, false),
+            (libc::IPPROTO_TCP, OPEN, Some(&in_), false, true),
+            (libc::IPPROTO_TCP, OPEN, None, true, true),
+            (libc::IPPROTO_TCP, OPEN, None, false, false),
+            (libc::IPPROTO_TCP, LISTEN, Some(&out), false, true),
+            // what it accepts is labelled at its first packet, which does not say who began
+            (libc::IPPROTO_SCTP, OPEN, Some(&out), true, true),
+            (libc::IPPROTO_SCTP, OPEN, Some(&out), false, false),
+        ] {
+            assert_eq!(came_in(&found(protocol, state), label, beside), came, "{protocol} {state} {label:?} {beside}");
+        }
+    }
 }
