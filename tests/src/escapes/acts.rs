@@ -202,11 +202,12 @@ fn file(words: &[&str]) -> Result<u8> {
     }
 }
 
-/// Writes the program's bytes over those of a file by memory that it is mapped to: no call writes, and the file keeps its size.
+/// Writes the program's bytes over those of a file by memory that it is mapped to: no call writes, and the file keeps its size, which
+/// must be as much as the program has.
 fn overwrite_mapped(program: &str, path: &str) -> std::io::Result<()> {
     let bytes = fs::read(program)?;
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    if file.metadata()?.len() != bytes.len() as u64 {
+    if file.metadata()?.len() < bytes.len() as u64 {
         return Err(std::io::ErrorKind::InvalidInput.into());
     }
     let protection = libc::PROT_READ | libc::PROT_WRITE;
