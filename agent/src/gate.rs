@@ -4,6 +4,7 @@
 //! the mirror and its cgroup all say so.
 
 use std::{
+    collections::HashSet,
     fs, io,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
@@ -52,7 +53,7 @@ fn is_outside(labels: &LabelReader, pid: u32, root: &CgroupRoot, mount: &Path) -
     Ok(!labels.mirrors_one_of(&threads_of(pid)?)?)
 }
 
-fn threads_of(pid: u32) -> io::Result<Vec<u32>> {
+fn threads_of(pid: u32) -> io::Result<HashSet<u32>> {
     let number = |entry: io::Result<fs::DirEntry>| -> io::Result<u32> {
         entry?.file_name().to_string_lossy().parse().map_err(io::Error::other)
     };
@@ -77,7 +78,7 @@ mod tests {
         let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
         let pidfd = crate::kernel::open_pidfd(child.id()).expect("a pidfd");
         runs(pidfd.as_fd()).expect("it waits for its input");
-        assert_eq!(threads_of(child.id()).expect("its threads"), [child.id()]);
+        assert_eq!(threads_of(child.id()).expect("its threads"), HashSet::from([child.id()]));
         drop(child.stdin.take());
         child.wait().expect("its end");
         assert!(runs(pidfd.as_fd()).is_err());

@@ -5,8 +5,8 @@ use crate::pod;
 
 /// 32-bit words that are hashed: four of the address, the revision, protocol and port.
 pub const WORDS: usize = 6;
-/// Random numbers that the hash is made with.
-pub const SECRETS: usize = 2 * WORDS;
+/// Random numbers that the hashes are made with.
+pub const SECRETS: usize = 2 * WORDS + 2;
 
 /// The fingerprint of six words; never 0, which stands for "none". `secret` gives the load's random numbers, by index below
 /// [`SECRETS`].
@@ -26,6 +26,15 @@ pub fn fingerprint(secret: impl Fn(usize) -> u64, words: [u32; WORDS]) -> u64 {
         at += 1;
     }
     (upper & !0xffff_ffff) | (lower >> 32) | 1
+}
+
+/// Which of `1 << bits` places is a fingerprint's, by a hash of its own: who finds out by the time that it takes which
+/// addresses share a place does not know bits of their fingerprints by that.
+#[inline(always)]
+pub fn place(secret: impl Fn(usize) -> u64, mark: u64, bits: u32) -> u32 {
+    let (upper, lower) = (mark >> 32, mark & 0xffff_ffff);
+    let sum = secret(2 * WORDS).wrapping_mul(upper).wrapping_add(secret(2 * WORDS + 1).wrapping_mul(lower));
+    (sum >> (u64::BITS - bits)) as u32
 }
 
 /// The value in `ANSWERS`: what the rules said of one destination. Both words are written without a lock: where they are not
@@ -51,7 +60,7 @@ pod!(Answer);
 
 #[cfg(test)]
 mod tests {
-    use super::{SECRETS, WORDS, fingerprint, seal};
+    use super::{SECRETS, WORDS, fingerprint, place, seal};
 
     /// A generator that is good enough for secrets of a test (splitmix64).
     fn secrets(seed: u64) -> [u64; SECRETS] {
@@ -90,6 +99,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_place_says_nothing_of_the_fingerprint() {
+        let (one, mut two) = (secrets(1), secrets(1));
+        two[2 * WORDS..].copy_from_slice(&secrets(2)[2 * WORDS..]);
+        let marks = (0..64).map(|n| [n, 0, 0, 0, 7, 53]);
+        let moved = marks.filter(|words| {
+            let mark = of(&one, *words);
+            assert_eq!(mark, of(&two, *words));
+            let [before, after] = [&one, &two].map(|secrets| place(|at| secrets[at], mark, 12));
+            assert!(before < 4096 && after < 4096);
+            before != after
+        });
+        assert!(moved.count() > 56);
     }
 
     #[test]

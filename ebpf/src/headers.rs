@@ -12,7 +12,7 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 const DCCP: u8 = 33;
 const SCTP: u8 = 132;
-pub const UDPLITE: u8 = 136;
+const UDPLITE: u8 = 136;
 /// Bits of TCP's flags.
 const SYN: u8 = 2;
 const RST: u8 = 4;

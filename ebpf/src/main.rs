@@ -8,7 +8,6 @@
 // BPF inline assembly, for the one instruction that rustc has no function for (see `emit::add`)
 #![feature(asm_experimental_arch)]
 
-mod answer;
 mod budget;
 mod emit;
 mod headers;

@@ -3,16 +3,16 @@
 //! one look away. What a revision says does not change, and no two of a load have the same number.
 
 use tipstaff_common::{
-    fingerprint::{Answer, seal},
+    fingerprint::{self, Answer, seal},
     limits,
 };
 
-use crate::{maps::ANSWERS, verdict::Decision};
+use crate::{kernel, maps::ANSWERS, verdict::Decision};
 
-/// Which entry is a fingerprint's: its highest bits say. Another destination may have it.
+/// Which entry is a fingerprint's. Another destination may have it.
 #[inline(always)]
-const fn place(mark: u64) -> u32 {
-    (mark >> (u64::BITS - limits::ANSWERS.ilog2())) as u32
+fn place(mark: u64) -> u32 {
+    fingerprint::place(kernel::secret, mark, limits::ANSWERS.ilog2())
 }
 const _: () = assert!(limits::ANSWERS.is_power_of_two());
 

@@ -165,19 +165,7 @@ fn in_scope(plan: &Plan, found: &Found) -> bool {
         (_, true) => plan.judge_inbound(remote.ip(), local.port(), protocol),
         (_, false) => plan.judge_net(remote.ip(), remote.port(), protocol),
     };
-    decision.verdict != policy::Effect::Deny || !found.passive && answers(plan, found, decision)
-}
-
-/// Whether a datagram socket is connected to somebody whom no rule names as a destination, and a rule lets come in to a port
-/// that may be listened on: who comes so may be answered.
-fn answers(plan: &Plan, found: &Found, said: policy::Decision) -> bool {
-    let (local, remote, protocol) = (found.socket.local, found.socket.remote, found.socket.protocol);
-    let datagrams = matches!(i32::from(protocol), libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
-    let by_rule = |decision: policy::Decision| decision.verdict == policy::Effect::Allow && decision.is_by_rule();
-    datagrams
-        && !said.is_by_rule()
-        && plan.judge_listen(local.ip(), local.port(), protocol).verdict == policy::Effect::Allow
-        && by_rule(plan.judge_inbound(remote.ip(), local.port(), protocol))
+    decision.verdict != policy::Effect::Deny
 }
 
 /// The sockets that carry a label.

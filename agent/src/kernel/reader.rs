@@ -1,6 +1,7 @@
 //! Who is a member by what it carries, asked from other threads than the engine's.
 
 use std::{
+    collections::HashSet,
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
@@ -29,7 +30,7 @@ impl LabelReader {
     }
 
     /// Whether one of these threads has an entry in the mirror: it is a member, also where its label found no memory.
-    pub fn mirrors_one_of(&self, threads: &[u32]) -> io::Result<bool> {
+    pub fn mirrors_one_of(&self, threads: &HashSet<u32>) -> io::Result<bool> {
         sys::has_value(self.mirror.as_fd(), |entry: &Mirrored| threads.contains(&entry.tid))
     }
 }

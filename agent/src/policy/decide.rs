@@ -41,12 +41,6 @@ impl Decision {
     const fn by_default(verdict: Effect) -> Self {
         Self { verdict, rule: rule::REASON_DEFAULT }
     }
-
-    /// False: no rule speaks of it, and the default decided.
-    #[must_use]
-    pub const fn is_by_rule(self) -> bool {
-        self.rule != rule::REASON_DEFAULT
-    }
 }
 
 /// Directories that a `dir` rule is looked for in.

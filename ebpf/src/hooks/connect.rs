@@ -24,7 +24,7 @@ use tipstaff_common::{
 };
 
 use crate::{
-    answer, budget, emit,
+    budget, emit,
     hooks::class,
     kernel::{self, Sock},
     rules::{self, Scope, Target},
@@ -162,8 +162,7 @@ fn refuse(context: &SockAddrContext, target: &Target, via: u8) -> bool {
     let decision = if unseen::is_unseen(&session, judged) {
         unseen::refusal()
     } else {
-        let asked = || Sock::of_context(context.as_ptr() as u64);
-        let Some(decision) = judge(&session, label, target, via, asked) else { return false };
+        let Some(decision) = judge(&session, label, target, via) else { return false };
         decision
     };
     let decision = settle(decision, &session);
@@ -200,15 +199,9 @@ fn origin(context: &SockAddrContext, session: &Session, via: u8) -> Origin {
     }
 }
 
-/// What is to be recorded of it; `None`: it goes where the last one went, which was. `asked` is the socket.
+/// What is to be recorded of it; `None`: it goes where the last one went, which was.
 #[inline(always)]
-fn judge(
-    session: &Session,
-    label: *mut SocketLabel,
-    target: &Target,
-    via: u8,
-    asked: impl FnOnce() -> Result<Sock, Fault>,
-) -> Option<Decision> {
+fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -> Option<Decision> {
     if let Some(over) = rules::over(session) {
         return Some(over);
     }
@@ -233,7 +226,6 @@ fn judge(
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
     };
-    let decision = if via == VIA_BIND { decision } else { answer::or_answer(session, asked, target, decision) };
     // the load that does not speak neither counts nor remembers: its marks would be of another secret
     if via == VIA_BIND || !decision.is_allow() || !kernel::speaks() {
         return Some(decision);

@@ -284,6 +284,10 @@ impl Flow<'_> {
         } else if self.listens() {
             // the connection's own socket will be a copy, which the kernel makes after this packet
             socket::lets_in(self.label);
+            // it may go somewhere by now
+            if !self.listens() {
+                socket::goes_out(self.label);
+            }
         }
         decision.refuses()
     }

@@ -24,7 +24,7 @@ use super::{
     connect::{write, write_act},
 };
 use crate::{
-    answer, budget, emit,
+    budget, emit,
     kernel::{self, Address, INET, INET6, Sock, sock_of},
     maps::POLICIES,
     rules::{self, Scope, Target},
@@ -409,7 +409,7 @@ fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, 
     let decision = match read_target(sock, address, &mut target) {
         Ok(false) => return false,
         Ok(true) if via == VIA_BIND && target.port == 0 => return false,
-        Ok(true) => match by_rules(session, sock, label, &target, via) {
+        Ok(true) => match by_rules(session, label, &target, via) {
             None => return false,
             Some(decision) => decision,
         },
@@ -439,13 +439,7 @@ fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, 
 
 /// `None`: a message that goes where the last one went.
 #[inline(always)]
-fn by_rules(
-    session: &Session,
-    sock: *mut c_void,
-    label: *mut SocketLabel,
-    target: &Target,
-    via: u8,
-) -> Option<Decision> {
+fn by_rules(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -> Option<Decision> {
     if let Some(over) = rules::over(session) {
         return Some(over);
     }
@@ -453,21 +447,20 @@ fn by_rules(
         Ok(policy) => policy,
         Err(fault) => return Some(of_fault(fault, session)),
     };
-    let (bind, mark) = (via == VIA_BIND, socket::fingerprint(target, policy.revision));
+    let mark = socket::fingerprint(target, policy.revision);
     // SAFETY: points into the socket's storage: it is the session's own.
     if via == VIA_SEND && !label.is_null() && unsafe { (*label).judged } == mark {
         return None;
     }
-    let found =
-        if bind { rules::by_rules(policy, Scope::Listen, target) } else { rules::to_destination(policy, target, mark) };
-    let decision = match found {
+    let found = if via == VIA_BIND {
+        rules::by_rules(policy, Scope::Listen, target)
+    } else {
+        rules::to_destination(policy, target, mark)
+    };
+    Some(match found {
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
-    };
-    if bind {
-        return Some(decision);
-    }
-    Some(answer::or_answer(session, || Ok(Sock(sock as u64)), target, decision))
+    })
 }
 
 #[inline(always)]
@@ -536,6 +529,10 @@ fn refuse_listen(socket: *mut c_void) -> bool {
     // what is connected is refused by the kernel, and went where it went
     if !decision.refuses() && place.kind() == Ok(STREAM) && place.state() == Ok(CLOSED) {
         socket::lets_in(label);
+        // it may be connected by another thread meanwhile
+        if !matches!(place.state(), Ok(CLOSED | LISTEN)) {
+            socket::goes_out(label);
+        }
     }
     report(&session, &target, VIA_LISTEN, decision, sock);
     decision.refuses()

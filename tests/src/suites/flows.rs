@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     io::Read,
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpStream},
     os::fd::{AsRawFd, OwnedFd},
     time::Duration,
 };
@@ -29,7 +29,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("flows::agent-killed-and-back", WHEREVER, agent_killed).waiting().agents_own(),
     Test::sharing("flows::silenced-where-it-cannot-be-destroyed", WHEREVER, silenced),
     Test::sharing("flows::narrowing-cuts-what-is-out-of-scope", WHEREVER, narrowed),
-    Test::sharing("flows::answered-by-udp-while-it-may-come-in", WHEREVER, answered),
     Test::sharing("flows::listed-while-others-go", WHEREVER, listed),
     Test::new("flows::observed-session-keeps-its-flows", WHEREVER, observed),
 ];
@@ -362,34 +361,6 @@ fn call_listener(s: &Sandbox, session: &str, address: &str, port: u16, allowed: 
     let (via, verdict) = if listens && allowed { ("accept", "allow") } else { ("listen", "deny") };
     let fits = |r: &Value| r["session"] == session && r["via"] == via && r["verdict"] == verdict;
     s.wait_evidence("who listened", fits).map(drop)
-}
-
-/// A UDP socket that is connected to whom a rule lets come in goes on for as long as that rule is there.
-fn answered(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let member = s.program("member")?;
-    for (address, prefix) in FAMILIES {
-        let policy =
-            only(&member).net("listen: allow").net(format!("inbound: [{{ from: \"{address}\", id: friends }}]"));
-        let policy = s.policy(&policy.to("other", prefix, 9))?;
-        for (removed, said, count) in [("other", "ok\nok", 0), ("friends", "ok\nerrno 103", 1)] {
-            let (caller, file) = (UdpSocket::bind((address, 0))?, s.file("port"));
-            caller.set_read_timeout(Some(patience()))?;
-            let running = s.run(&policy, &member, &format!("echo {file} {address} hold"))?;
-            let session = running.session(s)?;
-            let port = until("the member's port", patience(), || {
-                Ok(std::fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-            })?;
-            caller.send_to(b"ask", (address, port))?;
-            ensure!(caller.recv(&mut [0; 8])? == 3, "another answer than what was asked");
-            s.cli(&["narrow", &session, "--remove", removed])?.ended(0)?;
-            // what is destroyed hears no more
-            caller.send_to(b"more", (address, port))?;
-            running.wait()?.said(said).with_context(|| format!("without {removed}, {address}"))?;
-            ensure!(receipts(s, &session)?.len() == count, "receipts of {session}: {:?}", receipts(s, &session)?);
-        }
-    }
-    Ok(())
 }
 
 /// Each end of a session lists sockets, while two members make labelled ones and let them go as fast as they can.

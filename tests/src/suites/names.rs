@@ -13,9 +13,9 @@ use crate::harness::{disk::on_disk, mounts::Mounted, prelude::*};
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("names::what-takes-a-denied-place-is-denied-unseen", WHEREVER, unseen),
-    Test::sharing("names::ten-thousand-places", WHEREVER, many),
-    Test::new("names::a-digest-holds-for-its-place", WHEREVER, digest),
-    Test::new("names::a-link-changed-while-no-agent-ran", WHEREVER, link),
+    Test::sharing("names::ten-thousand-places", WHEREVER, many).agents_own(),
+    Test::new("names::a-digest-holds-for-its-place", WHEREVER, digest).agents_own(),
+    Test::new("names::a-link-changed-while-no-agent-ran", WHEREVER, link).agents_own(),
     Test::new("names::allowed-by-a-path-that-leads-elsewhere-by-now", WHEREVER, led_elsewhere).agents_own(),
 ];
 

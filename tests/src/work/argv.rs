@@ -2,6 +2,7 @@
 
 use std::{
     ffi::{CString, c_char},
+    hint::spin_loop,
     ptr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
@@ -12,6 +13,9 @@ use nix::{
     sys::wait::{WaitStatus, waitpid},
     unistd::Pid,
 };
+
+/// Turns of a loop for which a word stands.
+const DWELL: u32 = 64;
 
 /// `flip-argv TIMES PROGRAM ONE OTHER REST…`: starts the program so often, as `vspawn` does, out of the memory of this
 /// process, in which another thread writes ONE and OTHER over the first argument all the while. How many ended by
@@ -27,8 +31,13 @@ pub(super) fn flip(words: &[&str]) -> Result<u8> {
     let mut counts = [0; 3];
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                words.iter().for_each(|word| argument.store(*word, Ordering::Relaxed));
+            for word in words.iter().cycle() {
+                argument.store(*word, Ordering::Relaxed);
+                // each for a while: an emulator stops a processor only where its code branches, which was always after OTHER
+                (0..DWELL).for_each(|_| spin_loop());
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
             }
         });
         let ended = (0..times).try_for_each(|_| -> Result<()> {

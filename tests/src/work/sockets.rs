@@ -281,19 +281,18 @@ pub(super) fn hear(words: &[&str]) -> Result<u8> {
     Ok(0)
 }
 
-/// `echo FILE ADDRESS sendto|connect|hold`: by UDP on a port that the kernel picks, which it writes to FILE, sends back the first
-/// datagram that comes, without a connect or with one; `hold` then waits for another.
+/// `echo FILE ADDRESS sendto|connect`: by UDP on a port that the kernel picks, which it writes to FILE, sends back the first
+/// datagram that comes, without a connect or with one.
 pub(super) fn echo(words: &[&str]) -> Result<u8> {
     let [file, ip, way] = words else { bail!("echo takes a file, an address and a way") };
     let socket = UdpSocket::bind((ip.parse::<std::net::IpAddr>()?, 0))?;
     publish(file, &socket.local_addr()?.port().to_string())?;
     let mut buffer = [0; 64];
     let (length, from) = socket.recv_from(&mut buffer)?;
-    say_io(match *way {
+    Ok(say_io(match *way {
         "sendto" => socket.send_to(&buffer[..length], from),
         _ => socket.connect(from).and_then(|()| socket.send(&buffer[..length])),
-    });
-    Ok(if *way == "hold" { say_io(socket.recv(&mut buffer)) } else { 0 })
+    }))
 }
 
 /// `connect-many COUNT ADDRESS PORT`: as many UDP sockets connect; how many could, and what the others were told.
