@@ -20,7 +20,7 @@ pub fn fingerprint(secret: impl Fn(usize) -> u64, words: [u32; WORDS]) -> u64 {
     let (mut upper, mut lower) = (0_u64, 0_u64);
     let mut at = 0;
     while at < WORDS {
-        let word = words[at] as u64;
+        let word = u64::from(words[at]);
         upper = upper.wrapping_add(secret(at).wrapping_mul(word));
         lower = lower.wrapping_add(secret(WORDS + at).wrapping_mul(word));
         at += 1;

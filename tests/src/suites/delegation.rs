@@ -179,7 +179,7 @@ fn folders(s: &mut Sandbox) -> Result<()> {
         ("/usr/local/lib/udev/rules.d/50.rules", "/usr/local/lib/udev/rules.d"),
     ];
     for file in places.iter().map(|(file, _)| *file).chain(["/etc/crontab", "/etc/other.d/job"]) {
-        hosts.folders(&Path::new(file).parent().unwrap_or(Path::new("/")).display().to_string())?;
+        hosts.folders(&Path::new(file).parent().unwrap_or_else(|| Path::new("/")).display().to_string())?;
         hosts.file(file)?;
     }
     let acts = |file: &str| {
