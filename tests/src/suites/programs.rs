@@ -29,11 +29,11 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("programs::replaced-files-are-looked-at-again", WHEREVER, replaced),
     Test::sharing("programs::a-folder-on-the-way-is-swapped", WHEREVER, swapped),
     Test::sharing("programs::a-rule-never-gets-another-rules-file", WHEREVER, borrowed),
-    Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted),
+    Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted).agents_own(),
     Test::new("programs::nothing-left-to-watch-with", WHEREVER, unwatched).guests_only("takes every inotify instance"),
     Test::sharing("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
     Test::sharing("programs::rules-that-name-nothing", WHEREVER, bad_rules).agents_own(),
-    Test::sharing("programs::ten-thousand-rules-and-odd-names", WHEREVER, many_rules),
+    Test::sharing("programs::ten-thousand-rules-and-odd-names", WHEREVER, many_rules).agents_own(),
 ];
 
 /// More than a test can need.

@@ -12,7 +12,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("scope::names-need-the-resolver", WHEREVER, names),
     Test::sharing("scope::loopback-needs-a-rule", WHEREVER, loopback).agents_own(),
     Test::sharing("scope::metadata-is-denied-in-every-kind", WHEREVER, metadata).agents_own(),
-    Test::sharing("scope::ten-thousand-rules", WHEREVER, ten_thousand_rules),
+    Test::sharing("scope::ten-thousand-rules", WHEREVER, ten_thousand_rules).agents_own(),
     Test::sharing("scope::strict-asks-for-what-is-written", WHEREVER, strict),
     Test::sharing("scope::the-same-network-twice", WHEREVER, twice),
     Test::sharing("scope::too-many-port-rules-name-the-network", WHEREVER, too_many_port_rules),
