@@ -37,8 +37,8 @@ pub fn place(secret: impl Fn(usize) -> u64, mark: u64, bits: u32) -> u32 {
     (sum >> (u64::BITS - bits)) as u32
 }
 
-/// The value in `ANSWERS`: what the rules said of one destination. Both words are written without a lock: where they are not
-/// of one writer they do not fit each other.
+/// The value in `ANSWERS`: what the rules said of one destination. Both words are written without a lock: those of two writers
+/// do not fit each other, unless both said the same.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answer {

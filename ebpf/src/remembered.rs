@@ -21,7 +21,7 @@ const _: () = assert!(limits::ANSWERS.is_power_of_two());
 pub fn answer(mark: u64) -> Option<Decision> {
     let entry: *const Answer = ANSWERS.get_ptr_mut(place(mark))?;
     // SAFETY: points into the map. VERIFIER: volatile, because other processors write the words meanwhile; those of two
-    // writers do not fit each other.
+    // writers do not fit each other, unless both said the same.
     let (said, sealed) = unsafe {
         (core::ptr::read_volatile(&raw const (*entry).said), core::ptr::read_volatile(&raw const (*entry).seal))
     };
