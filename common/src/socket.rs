@@ -47,8 +47,9 @@ pub struct SocketLabel {
     pub generation: u32,
     /// `SOCKET_*` flags.
     pub flags: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// 1: a packet was refused because all bytes out are used up. Of a stream nothing more will leave: it would be sent again,
+    /// and refused again.
+    pub spent: u32,
     /// Fingerprint of the last destination that was allowed, and of the revision that allowed it; 0: none. One word, so
     /// that it is never read half written (see `fingerprint`).
     pub judged: u64,

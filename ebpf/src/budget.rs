@@ -217,13 +217,13 @@ pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u6
 }
 
 /// What becomes of a message of so many bytes by the total of bytes out: a stream's sender is told before its packets are
-/// dropped.
+/// dropped; where one was (the kernel joins what is sent to packets that are larger than a message), once it is `spent`.
 #[inline(always)]
-pub fn judge_message(session: &Session, bytes: u64) -> Decision {
+pub fn judge_message(session: &Session, bytes: u64, spent: bool) -> Decision {
     let (Some(budgets), Some(counters)) = (of(session), session.counters()) else { return Decision::allow(0) };
     // SAFETY: points into the map.
     let sent = unsafe { core::ptr::read_volatile(&raw const (*counters).egress_bytes) };
-    if budgets.egress_bytes == 0 || sent.saturating_add(bytes) <= budgets.egress_bytes {
+    if budgets.egress_bytes == 0 || (!spent && sent.saturating_add(bytes) <= budgets.egress_bytes) {
         return Decision::allow(0);
     }
     settle(used_up(session, counters, REASON_BUDGET_EGRESS), session)

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use tipstaff_common::{
     event::{Connect, KIND_CONNECT, VIA_ACCEPT, VIA_LISTEN, VIA_PACKET},
-    rule::{ALLOW, DENY, REASON_DEFAULT},
+    rule::{ALLOW, DENY, REASON_BUDGET_EGRESS},
     session::{MODE_OBSERVE, PolicyEntry},
     socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SocketLabel},
 };
@@ -186,6 +186,10 @@ impl Flow<'_> {
         }
         if decision.refuses() {
             self.session.count_dropped_packet();
+            if decision.rule == REASON_BUDGET_EGRESS && !self.label.is_null() {
+                // SAFETY: points into the socket's storage.
+                unsafe { (*self.label).spent = 1 };
+            }
         }
         decision.refuses()
     }
@@ -314,35 +318,25 @@ impl Flow<'_> {
         }
     }
 
-    /// Not a place to go to; but datagrams are answered to whoever a rule lets come, and taken from them where they may be
-    /// listened for: a socket that was bound to no port was never asked.
+    /// Not a place to go to: nothing goes there, whoever may come in. Datagrams are taken from whoever a rule lets come, where
+    /// they may be listened for: a socket that was bound to no port was never asked.
     #[inline(always)]
     fn refuse_unless_visitor(&self, policy: &PolicyEntry, packet: &Packet, refusal: Decision, mark: u64) -> bool {
-        // on the way out a rule that denies it holds, whoever may come in
-        if self.out && refusal.rule != REASON_DEFAULT {
+        if self.out {
             return self.refuse(packet, &packet.destination(), VIA_PACKET, refusal, mark);
         }
-        let visitor = packet.visitor(self.out);
-        if packet.protocol != TCP || self.label.is_null() {
-            if !self.out {
-                let own = packet.destination();
-                match rules::by_rules(policy, Scope::Listen, &own) {
-                    Ok(decision) if decision.verdict == ALLOW => {}
-                    Ok(decision) => return self.refuse(packet, &own, VIA_LISTEN, decision, mark),
-                    Err(fault) => return settle(of_fault(fault, &self.session), &self.session).refuses(),
-                }
-            }
-            match rules::by_rules(policy, Scope::Inbound, &visitor) {
-                // on the way out a rule must say so: a default that lets everybody in lets nothing out
-                Ok(decision) if decision.verdict == ALLOW && !(self.out && decision.rule == REASON_DEFAULT) => {
-                    return false;
-                }
-                Ok(decision) if !self.out => return self.refuse(packet, &visitor, VIA_ACCEPT, decision, mark),
-                Ok(_) => {}
-                Err(fault) => return settle(of_fault(fault, &self.session), &self.session).refuses(),
-            }
+        let own = packet.destination();
+        match rules::by_rules(policy, Scope::Listen, &own) {
+            Ok(decision) if decision.verdict == ALLOW => {}
+            Ok(decision) => return self.refuse(packet, &own, VIA_LISTEN, decision, mark),
+            Err(fault) => return settle(of_fault(fault, &self.session), &self.session).refuses(),
         }
-        self.refuse(packet, &packet.destination(), VIA_PACKET, refusal, mark)
+        let visitor = packet.visitor(false);
+        match rules::by_rules(policy, Scope::Inbound, &visitor) {
+            Ok(decision) if decision.verdict == ALLOW => false,
+            Ok(decision) => self.refuse(packet, &visitor, VIA_ACCEPT, decision, mark),
+            Err(fault) => settle(of_fault(fault, &self.session), &self.session).refuses(),
+        }
     }
 
     /// Refuses, and records the first packet to or from such an address. A connection that is taken down says so.

@@ -406,22 +406,26 @@ fn refuse_address(socket: *mut c_void, address: Address, via: u8) -> bool {
 #[inline(always)]
 fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, address: Address, via: u8) -> bool {
     let mut target = Target { address: [0; 16], port: 0, protocol: 0 };
-    let decision = match read_target(sock, address, &mut target) {
+    let found = match read_target(sock, address, &mut target) {
         Ok(false) => return false,
         Ok(true) if via == VIA_BIND && target.port == 0 => return false,
         Ok(true) => match by_rules(session, label, &target, via) {
             None => return false,
-            Some(decision) => decision,
+            Some(found) => found,
         },
-        Err(fault) => of_fault(fault, session),
+        Err(fault) => (of_fault(fault, session), 0),
     };
-    let mut decision = decision;
+    let (mut decision, mark) = found;
     if decision.is_allow() {
         if seen_by_cgroup(sock) {
             return false;
         }
         if via != VIA_BIND && kernel::speaks() {
             decision = budget::charge_connect(session, &target, decision);
+            if decision.is_allow() && !label.is_null() {
+                // SAFETY: points into the socket's storage: it is the session's own.
+                unsafe { (*label).judged = mark };
+            }
         }
     }
     let decision = settle(decision, session);
@@ -437,15 +441,15 @@ fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, 
     decision.refuses()
 }
 
-/// `None`: a message that goes where the last one went.
+/// What the rules say, and the word for the address; `None`: a message that goes where the last one went.
 #[inline(always)]
-fn by_rules(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -> Option<Decision> {
+fn by_rules(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -> Option<(Decision, u64)> {
     if let Some(over) = rules::over(session) {
-        return Some(over);
+        return Some((over, 0));
     }
     let policy = match rules::policy(session) {
         Ok(policy) => policy,
-        Err(fault) => return Some(of_fault(fault, session)),
+        Err(fault) => return Some((of_fault(fault, session), 0)),
     };
     let mark = socket::fingerprint(target, policy.revision);
     // SAFETY: points into the socket's storage: it is the session's own.
@@ -458,8 +462,8 @@ fn by_rules(session: &Session, label: *mut SocketLabel, target: &Target, via: u8
         rules::to_destination(policy, target, mark)
     };
     Some(match found {
-        Ok(decision) => decision,
-        Err(fault) => of_fault(fault, session),
+        Ok(decision) => (decision, mark),
+        Err(fault) => (of_fault(fault, session), 0),
     })
 }
 
@@ -481,7 +485,9 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
     if family != Ok(INET) && family != Ok(INET6) {
         return false;
     }
-    let decision = budget::judge_message(&session, size & 0xffff_ffff);
+    // SAFETY: points into the socket's storage.
+    let spent = !label.is_null() && unsafe { (*label).spent } != 0 && Sock(sock as u64).kind() == Ok(STREAM);
+    let decision = budget::judge_message(&session, size & 0xffff_ffff, spent);
     if decision.refuses() {
         report(&session, &peer(Sock(sock as u64)), VIA_SEND, decision, sock);
         return true;

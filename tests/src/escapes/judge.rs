@@ -154,7 +154,8 @@ impl<'a> Judge<'a> {
                 Some(format!("{} where {} was expected: {}", found.name(), must.name(), told()))
             }
             Cell::As(_) if !attempt.is_silent_in(self.tier) && !known && !self.is_recorded(number, who) => {
-                Some(format!("{} and no record says so: {}", cell.text(), told()))
+                let nearest = self.nearest_refusal(number, who);
+                Some(format!("{} and no record says so (the nearest: {nearest:?}): {}", cell.text(), told()))
             }
             Cell::As(_) => None,
         }
@@ -165,6 +166,13 @@ impl<'a> Judge<'a> {
         let Some(seen) = self.of(number, who, false) else { return false };
         let time = seen.outcome.begun..=seen.outcome.ended + AFTER_NS;
         self.refusals.get(who.name()).is_some_and(|all| all.iter().any(|at| time.contains(at)))
+    }
+
+    /// The times of the session's refusals that are nearest to the attempt's beginning, before and after it.
+    fn nearest_refusal(&self, number: usize, who: Who) -> [Option<u64>; 2] {
+        let begun = self.of(number, who, false).map_or(0, |seen| seen.outcome.begun);
+        let all = || self.refusals.get(who.name()).into_iter().flatten().copied();
+        [all().filter(|at| *at < begun).max(), all().filter(|at| *at >= begun).min()]
     }
 
     fn note(&self, attempt: &Attempt, number: usize, who: Who, cell: &Cell) -> Option<String> {

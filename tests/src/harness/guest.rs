@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io::Read as _,
-    os::unix::fs::{OpenOptionsExt as _, symlink},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt, symlink},
     path::Path,
     process::{Command, ExitCode},
 };
@@ -59,6 +59,8 @@ fn set_up() -> Result<()> {
         mount(Some("none"), path, Some(kind), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("{kind} cannot be mounted at {path}"))?;
     }
+    // as on every host: nobody but root puts anything there
+    fs::set_permissions("/run", PermissionsExt::from_mode(0o755))?;
     let console = File::options().read(true).write(true).open("/dev/console").context("/dev/console")?;
     dup2_stdin(&console)?;
     dup2_stdout(&console)?;

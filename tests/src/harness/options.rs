@@ -8,7 +8,7 @@ use super::{registry::Tier, shared::Shared, wait::in_guest};
 use crate::faults::Form;
 
 const USAGE: &str = "usage: tipstaff-tests [--list] [--filter SUBSTRING] [--tier full|no-lsm|old|auto] [--agent FILE] \
-                     [--jobs N] [--agents-own K/N] [--faults short|long [--seed N] [--soak SECONDS]]";
+                     [--jobs N] [--agents-own K/N] [--share K/N] [--faults short|long [--seed N] [--soak SECONDS]]";
 
 /// What the runner was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) jobs: usize,
     /// Of the tests that need one kernel of each tier only, which part, of how many.
     pub(crate) agents_own: Part,
+    /// Of the others that a kernel outside of guests can run, which part, of how many.
+    pub(crate) share: Part,
     /// The agent that the one test is to use.
     pub(crate) shared: Option<Shared>,
     /// The rows of the fault matrix instead of the tests: those of the short form, or all.
@@ -77,6 +79,7 @@ impl Options {
             agent: None,
             jobs: default_jobs(),
             agents_own: Part::ALL,
+            share: Part::ALL,
             shared: None,
             faults: None,
             seed: None,
@@ -94,11 +97,8 @@ impl Options {
                     let text = value()?;
                     options.shared = Some(Shared::parse(text).with_context(|| format!("--shared {text:?}; {USAGE}"))?);
                 }
-                "--agents-own" => {
-                    let text = value()?;
-                    let part = Part::parse(text);
-                    options.agents_own = part.with_context(|| format!("--agents-own {text:?} is no part; {USAGE}"))?;
-                }
+                "--agents-own" => options.agents_own = part(word, value()?)?,
+                "--share" => options.share = part(word, value()?)?,
                 "--filter" => options.filter = Some(value()?.clone()),
                 "--tier" => {
                     let name = value()?;
@@ -126,6 +126,10 @@ impl Options {
     pub(crate) fn agent(&self) -> Result<PathBuf> {
         agent(self.agent.as_ref())
     }
+}
+
+fn part(word: &str, text: &str) -> Result<Part> {
+    Part::parse(text).with_context(|| format!("{word} {text:?} is no part; {USAGE}"))
 }
 
 fn number(word: &str, text: &str) -> Result<u64> {
@@ -163,16 +167,17 @@ mod tests {
 
     #[test]
     fn reads_every_option() {
-        let options = parse("--filter exec --tier no-lsm --agent /a --jobs 2 --agents-own 2/3").expect("it is right");
+        let options = parse("--filter exec --tier no-lsm --agent /a --jobs 2 --agents-own 2/3 --share 0/1").expect("it is right");
         assert_eq!(options.task, Task::Run);
         assert_eq!(options.filter.as_deref(), Some("exec"));
         assert_eq!(options.tier, Some(Tier::NoLsm));
         assert_eq!(options.agent, Some(PathBuf::from("/a")));
         assert_eq!((options.jobs, options.agents_own), (2, Part { one: 2, of: 3 }));
+        assert_eq!(options.share, Part { one: 0, of: 1 });
         let options = parse("--faults long --seed 7 --soak 60").expect("it is right");
         assert_eq!((options.faults, options.seed, options.soak), (Some(Form::Long), Some(7), Some(60)));
         let options = parse("--tier auto").expect("it is right");
-        assert_eq!((options.tier, options.agents_own), (None, Part::ALL));
+        assert_eq!((options.tier, options.agents_own, options.share), (None, Part::ALL, Part::ALL));
     }
 
     #[test]
@@ -191,6 +196,7 @@ mod tests {
             "--agents-own 2",
             "--agents-own 3/2",
             "--agents-own 0/0",
+            "--share 1",
             "--faults some",
             "--seed x",
             "--tier half",

@@ -77,8 +77,12 @@ fn selected(options: &Options) -> impl Iterator<Item = &'static Test> {
         None => Box::new(registry::all()),
     };
     let named = |test: &&Test| options.filter.as_ref().is_none_or(|part| test.name.contains(part.as_str()));
-    let mut agents_own = 0..;
-    let here = move |test: &&Test| !test.agents_own || agents_own.next().is_some_and(|at| options.agents_own.has(at));
+    let (mut agents_own, mut others) = (0.., 0..);
+    let here = move |test: &&Test| match (test.agents_own, test.guests) {
+        (true, _) => agents_own.next().is_some_and(|at| options.agents_own.has(at)),
+        (false, None) => others.next().is_some_and(|at| options.share.has(at)),
+        (false, Some(_)) => true,
+    };
     tests.filter(here).filter(named)
 }
 

@@ -181,7 +181,7 @@ impl Sandbox {
     /// Waits until an agent that was started answers, and keeps it.
     pub(crate) fn ready(&mut self, agent: Agent) -> Result<()> {
         // in a guest its programs take the verifier seconds, and other tests have the processors too
-        self.ready_within(agent, 2 * patience())
+        self.ready_within(agent, 4 * patience())
     }
 
     fn ready_within(&mut self, mut agent: Agent, limit: Duration) -> Result<()> {

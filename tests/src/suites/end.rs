@@ -22,7 +22,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("end::leftovers-have-their-grace", WHEREVER, leftovers).waiting().agents_own(),
     Test::sharing("end::stopped-traced-moved-and-hidden-members", WHEREVER, scattered),
     Test::sharing("end::fork-bomb", WHEREVER, bomb),
-    Test::new("end::uninterruptible-sleep-is-reported", WHEREVER, uninterruptible),
+    Test::new("end::uninterruptible-sleep-is-reported", WHEREVER, uninterruptible).agents_own(),
     Test::sharing("end::clock-goes-with-a-start-that-fails", WHEREVER, failed_start),
     Test::sharing("end::clock-ticks-while-sessions-live-and-no-longer", WHEREVER, ticks),
     Test::new("end::clock-comes-back-with-its-processor", WHEREVER, hotplug).guests_only("takes a processor offline"),

@@ -97,7 +97,7 @@ struct Rule {
     target: Target,
     /// First arguments; none: whatever they are.
     words: Vec<&'static str>,
-    /// It asks for a digest: that of all files here, or another.
+    /// It asks for a digest: that of all programs here, or another.
     digest: Option<bool>,
 }
 
@@ -293,7 +293,9 @@ fn look(kind: &str, rules: &[Rule], tried: &Try, word: Option<&'static str>) -> 
     if !denied.is_empty() {
         return is(false, denied);
     }
-    if rules.iter().any(|rule| rule.digest == Some(false) && names(rule)) {
+    // the script is not made of what all others are
+    let other = |rule: &Rule| rule.digest.is_some_and(|right| !right || tried.file == Some(SCRIPT));
+    if rules.iter().any(|rule| other(rule) && names(rule)) {
         return is(false, vec!["digest".to_owned()]);
     }
     let denied = found(&|rule: &Rule| !rule.allow && rule.covers(place));

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::wire::{FAMILIES, RST, member, policy, wire};
+use super::wire::{ACK, FAMILIES, RST, SYN, member, policy, wire};
 use crate::harness::{prelude::*, server::Server};
 
 pub(super) const TESTS: &[Test] = &[
@@ -72,10 +72,10 @@ fn cut(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// What a packet begins is one of the connects of its second, and gives none of them back. A second may end on the way: then it is
-/// tried again.
+/// What a packet begins is one of the connects of its second, once, and gives none of them back. A second may end on the way:
+/// then it is tried again.
 fn counted(s: &mut Sandbox) -> Result<()> {
-    let _wire = wire(s)?;
+    let wire = wire(s)?;
     let member = member(s);
     for family in &FAMILIES {
         let server = Server::udp(family.good)?;
@@ -92,6 +92,13 @@ fn counted(s: &mut Sandbox) -> Result<()> {
                 Ok((finished.stdout.starts_with(first) && finished.stdout.ends_with(last)).then_some(()))
             })?;
         }
+        wire.left()?;
+        let policy = policy(&member).scope("sockets: { allow: [raw] }").spec("budgets: { connects: 1 }");
+        let running = s.run(&s.policy(&policy)?, &member, &format!("by raw-begin nothing {words}"))?;
+        running.wait()?.said("ok")?;
+        let (good, left): (IpAddr, _) = (family.good.parse()?, wire.left()?);
+        let begun = left.iter().filter(|packet| packet.to == good && packet.flags & (SYN | ACK) == SYN).count();
+        ensure!(begun == 1, "{begun} packets of a connection's beginning left for {good}: {left:?}");
     }
     Ok(())
 }

@@ -51,6 +51,9 @@ pub(super) const FAMILIES: [Family; 2] = [
     Family { good: "::1", bad: "fd00:77::9", allows: "good6", denies: "bad6", hop: "fd00:77::2", allows_hop: "near6" },
 ];
 
+/// The rule by which the bad address of a family is refused.
+type Denial = fn(&Family) -> &'static str;
+
 /// A namespace with all these addresses, and what leaves in it.
 pub(super) fn wire(s: &mut Sandbox) -> Result<Capture> {
     s.start()?;
@@ -159,8 +162,9 @@ impl Tried {
 }
 
 const TCP: u8 = 6;
-const SYN: u8 = 2;
+pub(super) const SYN: u8 = 2;
 pub(super) const RST: u8 = 4;
+pub(super) const ACK: u8 = 16;
 
 fn tcp(name: &'static str) -> Result<Way> {
     Ok(Way { name, server: Server::tcp("::")? })
@@ -229,11 +233,17 @@ fn every_way(s: &mut Sandbox) -> Result<()> {
 /// Protocols whose sockets a policy allows by their class: their addresses are judged all the same.
 fn classes(s: &mut Sandbox) -> Result<()> {
     let wire = wire(s)?;
-    let rules = policy(&member(s)).scope("sockets: { allow: [sctp, dccp, ping] }");
-    // whoever may come in is no more to be reached than anybody, where a rule denies it
-    let visited = rules.clone().net("inbound: [{ from: 127.0.0.9 }, { from: \"fd00:77::9\" }]");
-    echoes(s, &wire, &rules)?;
-    echoes(s, &wire, &visited)?;
+    let rules = policy(&member(s));
+    // whoever may come in is no more to be reached than anybody, where a rule denies it and where none lets members go there
+    let visited = |policy: &Policy| policy.clone().net("inbound: [{ from: 127.0.0.9 }, { from: \"fd00:77::9\" }]");
+    let unnamed = only(&member(s)).to("good4", "127.0.0.1/32", "").to("good6", "::1/128", "");
+    let unnamed = visited(&unnamed.scope("sockets: { allow: [sctp, dccp, ping] }"));
+    let rules = rules.scope("sockets: { allow: [sctp, dccp, ping] }");
+    let (named, by_none): (Denial, Denial) = (|family| family.denies, |_family| "default");
+    let cases = [(&rules, named), (&visited(&rules), named), (&unnamed, by_none)];
+    for (rules, denial) in cases {
+        echoes(s, &wire, rules, denial)?;
+    }
     let mut ways = Vec::new();
     for (name, kind, protocol) in
         [("sctp", libc::SOCK_STREAM, libc::IPPROTO_SCTP), ("dccp", libc::SOCK_DCCP, libc::IPPROTO_DCCP)]
@@ -247,8 +257,7 @@ fn classes(s: &mut Sandbox) -> Result<()> {
         return Ok(());
     }
     without_rule(s, &ways)?;
-    associations(s, &wire, &rules, &ways)?;
-    associations(s, &wire, &visited, &ways)
+    cases.into_iter().try_for_each(|(rules, denial)| associations(s, &wire, rules, denial, &ways))
 }
 
 /// Where no rule lets such a protocol go anywhere, its sockets are not made: a connect would wait in tier no-lsm.
@@ -270,12 +279,12 @@ fn without_rule(s: &Sandbox, ways: &[Way]) -> Result<()> {
 }
 
 /// Without BPF LSM no hook sees a connect of SCTP and DCCP: their packets are dropped, and the connect comes to nothing.
-fn associations(s: &Sandbox, wire: &Capture, rules: &Policy, ways: &[Way]) -> Result<()> {
+fn associations(s: &Sandbox, wire: &Capture, rules: &Policy, denial: Denial, ways: &[Way]) -> Result<()> {
     let refused = attempt(s, wire, rules, ways, |family| family.bad)?;
     for (way, family, answer) in refused.each(ways) {
         let silent = s.tier == Tier::NoLsm && answer == format!("errno {}", libc::EINPROGRESS);
         ensure!(answer == "errno 1" || silent, "{} to {}: {answer}", way.name, family.bad);
-        s.saw_connect(&refused.session, &at(family.bad, way.server.port())?, "deny", family.denies)?;
+        s.saw_connect(&refused.session, &at(family.bad, way.server.port())?, "deny", denial(family))?;
     }
     refused.nothing_left(ways)?;
     let allowed = attempt(s, wire, rules, ways, |family| family.good)?;
@@ -287,7 +296,7 @@ fn associations(s: &Sandbox, wire: &Capture, rules: &Policy, ways: &[Way]) -> Re
 }
 
 /// ICMP echo, with a connect and without: an answer says that it arrived.
-fn echoes(s: &Sandbox, wire: &Capture, rules: &Policy) -> Result<()> {
+fn echoes(s: &Sandbox, wire: &Capture, rules: &Policy, denial: Denial) -> Result<()> {
     let (member, policy) = (member(s), s.policy(rules)?);
     for family in &FAMILIES {
         // the kernel tells nobody that an echo request of IPv6 was dropped
@@ -302,7 +311,7 @@ fn echoes(s: &Sandbox, wire: &Capture, rules: &Policy) -> Result<()> {
             if address == family.bad {
                 let out = left.iter().find(|p| p.to == ip || p.has("one-") || p.has("two-"));
                 ensure!(out.is_none(), "an echo request left for {ip}: {out:?}");
-                s.saw_connect(&session, &at(address, 0)?, "deny", family.denies)?;
+                s.saw_connect(&session, &at(address, 0)?, "deny", denial(family))?;
                 continue;
             }
             for mark in [format!("one-{address}"), format!("two-{address}")] {

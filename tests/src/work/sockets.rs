@@ -368,13 +368,15 @@ pub(super) fn stream(words: &[&str]) -> Result<u8> {
     setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(1, 0))?;
     super::network::connect_to(&socket, &to)?;
     let (bytes, chunk) = (bytes.parse::<usize>()?, [b'x'; 1000]);
-    let mut sent = 0;
+    let (mut sent, mut stalled) = (0, false);
     let told = loop {
         if sent >= bytes {
             break Ok(());
         }
         match send(socket.as_raw_fd(), &chunk[..chunk.len().min(bytes - sent)], MsgFlags::MSG_NOSIGNAL) {
-            Ok(length) => sent += length,
+            Ok(length) => (sent, stalled) = (sent + length, false),
+            // who waited for room is told by the next one
+            Err(Errno::EAGAIN) if !stalled => stalled = true,
             Err(errno) => break Err(errno),
         }
     };
