@@ -47,8 +47,8 @@ pub struct SocketLabel {
     pub generation: u32,
     /// `SOCKET_*` flags.
     pub flags: u32,
-    /// 1: a packet was refused because all bytes out are used up. Of a stream nothing more will leave: it would be sent again,
-    /// and refused again.
+    /// 1: the last packet that carried data was refused because all bytes out are used up. A stream sends it again, and
+    /// nothing before it.
     pub spent: u32,
     /// Fingerprint of the last destination that was allowed, and of the revision that allowed it; 0: none. One word, so
     /// that it is never read half written (see `fingerprint`).

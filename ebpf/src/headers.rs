@@ -70,6 +70,12 @@ impl Packet {
         self.protocol == TCP && self.flags & (SYN | ACK) == SYN
     }
 
+    /// Whether it carries what was written to a connection of TCP.
+    #[inline(always)]
+    pub const fn carries_data(&self) -> bool {
+        self.protocol == TCP && self.payload != 0
+    }
+
     /// Whether it says that a connection of TCP is gone, and no more.
     #[inline(always)]
     pub const fn is_bare_reset(&self) -> bool {

@@ -123,11 +123,27 @@ impl<'a> Table<'a> {
         self.attempts.iter().copied().filter(|attempt| attempt.0 == promise).collect()
     }
 
+    /// What an attempt came to, for everybody and on every kernel.
+    fn cells(&self, attempt: (&str, &str, &str)) -> Vec<&'a str> {
+        let rows = self.rows.iter().filter(|row| (&*row.promise, &*row.name) == (attempt.0, attempt.1));
+        rows.flat_map(|row| row.cells.values()).map(String::as_str).collect()
+    }
+
+    /// Whether nobody could make it anywhere: it shows nothing.
+    fn is_nobodys(&self, attempt: (&str, &str, &str)) -> bool {
+        self.cells(attempt).iter().all(|cell| *cell == "-")
+    }
+
+    /// Whether somebody made it somewhere, and it is known of everybody who did that nothing came of it.
+    fn is_held(&self, attempt: (&str, &str, &str)) -> bool {
+        let failed = |cell: &&str| cell.starts_with("OPEN") || *cell == "unclear";
+        !self.is_nobodys(attempt) && !self.cells(attempt).iter().any(failed)
+    }
+
     /// The numbers under which an attempt is open somewhere; `?` for one that is not known.
     fn open(&self, attempt: (&str, &str, &str)) -> BTreeSet<String> {
-        let rows = self.rows.iter().filter(|row| (&*row.promise, &*row.name) == (attempt.0, attempt.1));
-        let cells = rows.flat_map(|row| row.cells.values());
-        cells
+        self.cells(attempt)
+            .into_iter()
             .filter_map(|cell| cell.strip_prefix("OPEN"))
             .map(|number| match number.trim() {
                 "" => "?".to_owned(),
@@ -136,19 +152,21 @@ impl<'a> Table<'a> {
             .collect()
     }
 
-    /// By promise: how many attempts, how many that held everywhere, and under which numbers the others are open.
+    /// By promise: how many attempts, how many that held wherever they were made, how many that nobody could make, and under
+    /// which numbers the others are open.
     fn summary(&self) -> String {
-        let mut lines = vec![["what is attempted", "attempts", "held", "open"].map(str::to_owned)];
+        let mut lines = vec![["what is attempted", "attempts", "held", "made by nobody", "open"].map(str::to_owned)];
         for (promise, what) in PROMISES {
             let attempts = self.of_promise(promise);
-            let open: Vec<BTreeSet<String>> = attempts.iter().map(|one| self.open(*one)).collect();
-            let held = open.iter().filter(|numbers| numbers.is_empty()).count();
-            let mut numbers: Vec<String> = open.into_iter().flatten().collect::<BTreeSet<_>>().into_iter().collect();
+            let held = attempts.iter().filter(|one| self.is_held(**one)).count();
+            let nobodys = attempts.iter().filter(|one| self.is_nobodys(**one)).count();
+            let open = attempts.iter().flat_map(|one| self.open(*one));
+            let mut numbers: Vec<String> = open.collect::<BTreeSet<_>>().into_iter().collect();
             numbers.sort_by_key(|number| (number.len(), number.clone()));
             let text = |count: usize| count.to_string();
             let numbers = if numbers.is_empty() { "–".to_owned() } else { numbers.join(", ") };
             if !attempts.is_empty() {
-                lines.push([what.to_owned(), text(attempts.len()), text(held), numbers]);
+                lines.push([what.to_owned(), text(attempts.len()), text(held), text(nobodys), numbers]);
             }
         }
         markdown(&lines.iter().map(|line| line.to_vec()).collect::<Vec<_>>())
@@ -191,9 +209,10 @@ impl<'a> Table<'a> {
 
     fn document(&self) -> Result<String> {
         let open = self.attempts.iter().filter(|attempt| !self.open(**attempt).is_empty()).count();
+        let nobodys = self.attempts.iter().filter(|attempt| self.is_nobodys(**attempt)).count();
         Ok(format!(
             "# What it withstands\n\nWritten by `cargo xtask escapes --output docs/escapes.md` on \
-             {}\n\n{PREFACE}\n{}\n{} attempts, {open} of them open somewhere.\n\n{}",
+             {}\n\n{PREFACE}\n{}\n{} attempts, {open} of them open somewhere, {nobodys} made by nobody.\n\n{}",
             matrix::made_on(&self.columns)?,
             self.summary(),
             self.attempts.len(),
@@ -212,7 +231,8 @@ program works.\n\n\
 | dropped | the caller was told nothing, and nothing came of it |\n\
 | attributed | it came to pass, and whoever did it is a member still: what it tried then was refused |\n\
 | OPEN O*n* | it succeeds; the number is that in [`threat-model.md`](threat-model.md), which says why |\n\
-| – | nobody of these could do it outside of a session either, or the kernel lacks it |\n";
+| - | nobody of these could do it outside of a session either, or the kernel lacks it |\n\
+| (empty) | not made there: it changes the whole machine, and is made in guests only |\n";
 
 #[cfg(test)]
 mod tests {
@@ -250,7 +270,23 @@ mod tests {
         assert_eq!(table.field(table.attempts[1], table.columns[1]), "");
         let summary = table.summary();
         let squeezed = summary.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(squeezed.contains("| to run what is out of scope | 2 | 1 | O9 |"), "{summary}");
+        assert!(squeezed.contains("| to run what is out of scope | 2 | 0 | 1 | O9 |"), "{summary}");
         assert!(Table::of(&[]).is_err());
+    }
+
+    #[test]
+    fn what_nobody_could_make_or_is_not_clear_is_not_held() {
+        let rows = [
+            row("6.1", "nobodys", ["-", "-", "-"]),
+            row("6.12", "nobodys", ["-", "-", "-"]),
+            row("6.1", "one", ["-", "-", "-"]),
+            row("6.12", "one", ["-", "-", "denied"]),
+            row("6.1", "unclear", ["denied", "unclear", "denied"]),
+            row("6.1", "open", ["denied", "OPEN", "-"]),
+        ];
+        let table = Table::of(&rows).unwrap();
+        let summary = table.summary();
+        let squeezed = summary.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(squeezed.contains("| to run what is out of scope | 4 | 1 | 1 | ? |"), "{summary}");
     }
 }

@@ -65,7 +65,7 @@ pub(crate) struct Row {
     name: String,
     what: String,
     holds: String,
-    /// `held`, `FAILED`, or `-`: this machine lacks what it needs.
+    /// `held`, `FAILED`, or `-`: this machine lacks what it needs, or it is of the other tier.
     result: String,
     /// Records that the evidence says it has not.
     lost: u64,
@@ -177,8 +177,8 @@ impl<'a> Table<'a> {
         let count = |result: &str| self.rows.iter().filter(|row| row.result == result).count();
         let longest = self.rows.iter().filter_map(|row| row.whole_ms).max().unwrap_or(0);
         format!(
-            "{} rows, kernels: {}. {} held, {} failed, {} for which the machine lacks something. The longest time until all \
-             was as before is {} ms.\n",
+            "{} results, kernels: {}. {} held, {} failed, {} for which the machine lacks something, or which are of the \
+             other tier. The longest time until all was as before is {} ms.\n",
             self.rows.len(),
             self.columns.len(),
             count("held"),
@@ -228,7 +228,7 @@ evidence adds up.\n\n\
 | held | what must hold did |\n\
 | nothing lost, *n* counted | records that the evidence has not, and says so |\n\
 | *n* ms | how long it took until all was as before, at the longest: mostly until the next agent answers |\n\
-| – | this machine lacks what the fault needs; the notes say what |\n\
+| – | this machine lacks what the fault needs, or it is of the other tier; the notes say which |\n\
 | (empty) | not run there: the short form leaves out what tests do in every boot, and what takes many minutes |\n\n\
 An agent is killed at system calls that change something outside of it, openat(2) with `O_CREAT` among them. What is stored into \
 mapped memory is\nno call: between two such stores nobody is killed.\n";
@@ -260,7 +260,7 @@ mod tests {
         let text = table.text().split_whitespace().collect::<Vec<_>>().join(" ");
         let line = "| one | so | that | held, nothing lost, 12 ms | held, 3 counted | – |";
         assert!(text.contains(line), "{text}");
-        assert!(text.contains("3 rows, kernels: 3. 2 held, 0 failed, 1 for which"), "{text}");
+        assert!(text.contains("3 results, kernels: 3. 2 held, 0 failed, 1 for which"), "{text}");
         assert!(text.contains("- 6.12 full, one: because"), "{text}");
         assert!(Table::of(&[]).is_err());
     }

@@ -43,7 +43,7 @@ const GUESTS: [(&str, Lsm); 6] = [
 /// Of these the one whose verifier takes longest: 11 s of an emulated processor for all programs, on 6.1 4.5 s.
 const SLOW: &str = "unstable";
 
-/// So many tests at a time in a guest. With one more, a start of the agent waits for four others.
+/// So many tests at a time in a guest. With four, agents of 7.2 took more than two minutes to start beside each other.
 const JOBS_OF_GUEST: &str = "3";
 
 /// Options of `test`.

@@ -190,7 +190,7 @@ fn privileges(tier: Tier, without_hooks: &[&str], song: &Song) -> Control {
         let why = format!(
             "`run` takes capabilities, no_new_privs and calls away, with which the canary was refused: {tried}; not from \
              who is attached, and not root's own files (kernel-settings, raw-devices); signals only where control landlock \
-             is enforced"
+             is enforced; delegation only by the names of sockets, and what comes in a message is not looked at"
         );
         return control(name, ControlState::BestEffort, &why);
     }

@@ -130,6 +130,10 @@ fn scope_of(policy: &Policy, host: &Resolved, ends: &Ends) -> Option<Way> {
     if decide_net(policy, host, to.ip(), to.port(), protocol).verdict == Effect::Allow {
         return Some(Way::Out);
     }
+    // who came in by anything else is answered by who may go there
+    if ends.protocol != libc::IPPROTO_TCP {
+        return None;
+    }
     let came = decide_inbound(policy, host, to.ip(), from.port(), protocol);
     (came.verdict == Effect::Allow && came.rule != REASON_DEFAULT).then_some(Way::In)
 }

@@ -38,6 +38,8 @@ const PASS: i32 = 1;
 const LISTEN: u32 = 10;
 /// `SOCK_STREAM`
 const STREAM: u32 = 1;
+/// `SOCK_RAW`
+const RAW: u32 = 3;
 
 /// HOOK: `cgroup_skb/egress(struct __sk_buff *)`, since 4.10; on 6.1 only where the packet's socket is the sender's.
 #[cgroup_skb]
@@ -104,28 +106,30 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
 }
 
 impl Flow<'_> {
-    /// Whether the packet is of a stream of TCP, and says no more than that the connection is gone.
+    /// Type and protocol of the packet's socket; zeros where there is no full one.
     #[inline(always)]
-    fn is_reset(&self, packet: &Packet) -> bool {
-        if !self.out || !packet.is_bare_reset() {
-            return false;
-        }
+    fn kind(&self) -> (u32, u32) {
         // SAFETY: as in `drop`.
         let pointer = unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).__bindgen_anon_2.sk) };
         if pointer.is_null() {
-            return false;
+            return (0, 0);
         }
         // SAFETY: the helper takes what the verifier knows as a socket; null where it is no full one.
         let full = unsafe { bpf_sk_fullsock(pointer) };
         if full.is_null() {
-            return false;
+            return (0, 0);
         }
         // SAFETY: not null. VERIFIER: as in `drop`.
-        let (kind, protocol) = unsafe {
+        unsafe {
             (core::ptr::read_volatile(&raw const (*full).type_), core::ptr::read_volatile(&raw const (*full).protocol))
-        };
+        }
+    }
+
+    /// Whether the packet is of a stream of TCP, and says no more than that the connection is gone.
+    #[inline(always)]
+    fn is_reset(&self, packet: &Packet) -> bool {
         // a raw socket has the protocol too, and its packets are the member's own making
-        kind == STREAM && protocol == u32::from(TCP)
+        self.out && packet.is_bare_reset() && self.kind() == (STREAM, u32::from(TCP))
     }
 
     /// A session that is over, or a socket that no member may use: nothing but the news that a connection is gone, so that
@@ -174,6 +178,10 @@ impl Flow<'_> {
             unsafe {
                 let place = if self.out { &raw mut (*self.label).sent } else { &raw mut (*self.label).received };
                 add(place, bytes);
+                // another's packet may have been in the way for a moment, or a smaller one fits
+                if self.out && (*self.label).spent != 0 && packet.carries_data() {
+                    (*self.label).spent = 0;
+                }
             }
         }
         false
@@ -186,7 +194,8 @@ impl Flow<'_> {
         }
         if decision.refuses() {
             self.session.count_dropped_packet();
-            if decision.rule == REASON_BUDGET_EGRESS && !self.label.is_null() {
+            // not of a listener: who comes in gets a copy of its label
+            if decision.rule == REASON_BUDGET_EGRESS && !self.label.is_null() && packet.carries_data() {
                 // SAFETY: points into the socket's storage.
                 unsafe { (*self.label).spent = 1 };
             }
@@ -222,8 +231,7 @@ impl Flow<'_> {
                 if self.label.is_null() || !self.out || !kernel::speaks() {
                     return false;
                 }
-                // SAFETY: as above.
-                if packet.opens() && unsafe { (*self.label).judged } == 0 && self.refuse_path(&peer, decision) {
+                if packet.opens() && self.begins_unseen(&peer, policy.revision) && self.refuse_path(&peer, decision) {
                     return true;
                 }
                 // SAFETY: as above.
@@ -235,8 +243,17 @@ impl Flow<'_> {
         }
     }
 
-    /// A connection that no program saw begin: a further path of MPTCP, which a worker of the kernel connects. It is recorded
-    /// and counted here.
+    /// Whether no program was asked about what a packet begins: there was no connect, and of a raw socket no message to this
+    /// address, whatever the packet says of itself.
+    #[inline(always)]
+    fn begins_unseen(&self, peer: &Target, revision: u32) -> bool {
+        // SAFETY: points into the socket's storage: the caller asked.
+        let judged = unsafe { (*self.label).judged };
+        judged == 0 || (self.kind().0 == RAW && judged != socket::fingerprint(&Target { port: 0, ..*peer }, revision))
+    }
+
+    /// A connection that no program saw begin: a further path of MPTCP, which a worker of the kernel connects, or a raw socket's.
+    /// It is recorded and counted here.
     #[inline(always)]
     fn refuse_path(&self, peer: &Target, allowed: Decision) -> bool {
         let decision = settle(budget::charge_connect(&self.session, peer, allowed), &self.session);

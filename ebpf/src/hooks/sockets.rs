@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     budget, emit,
+    headers::TCP,
     kernel::{self, Address, INET, INET6, Sock, sock_of},
     maps::POLICIES,
     rules::{self, Scope, Target},
@@ -283,8 +284,8 @@ pub struct Held {
     came_in: u32,
 }
 
-/// 1: the session could make such a socket, and it is connected to nobody, or to whom the rules let a member go or let come
-/// in. Where it is not known that the peer came in, a rule must say so: a default that lets everybody in lets nobody be
+/// 1: the session could make such a socket, and it is connected to nobody, or to whom the rules let a member go or, by TCP, let
+/// come in. Where it is not known that the peer came in, a rule must say so: a default that lets everybody in lets nobody be
 /// talked to.
 ///
 /// VERIFIER: as `rules::rules_on_address`: verified by itself, once for each program.
@@ -313,6 +314,10 @@ pub extern "C" fn scope_has_socket(held: *const Held) -> u32 {
     }
     if rules::by_rules(policy, Scope::Destination, &to).is_ok_and(Decision::is_allow) {
         return 1;
+    }
+    // who came in by anything else is answered by who may go there
+    if to.protocol != TCP {
+        return 0;
     }
     to.port = sock.local_port().unwrap_or(0);
     let found = rules::by_rules(policy, Scope::Inbound, &to);

@@ -38,7 +38,7 @@ use crate::harness::{
     wait::in_guest,
 };
 
-pub(crate) const TESTS: &[Test] = &[Test::sharing("escapes::matrix", WHEREVER, matrix).lasting(240)];
+pub(crate) const TESTS: &[Test] = &[Test::sharing("escapes::matrix", WHEREVER, matrix).lasting(240).each_kernel()];
 
 /// Every attempt but those on time, by the promise that it attacks.
 const ATTEMPTS: [&[Attempt]; 5] =

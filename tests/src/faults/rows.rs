@@ -59,7 +59,7 @@ const TESTS: &[Fault] = &[
     test("shown", "modules-unlisted", "the list of security modules cannot be read", "the canary tells", "badinput::no-list-of-security-modules"),
     test("shown", "needs-not-there", "no root, no BTF, no cgroup2", "it does not start, and names what is missing", "badinput::what-an-agent-needs-is-not-there"),
     test("shown", "memory-locked", "RLIMIT_MEMLOCK cannot be raised", "it starts", "badinput::locked-memory-cannot-be-raised"),
-    test("shown", "nothing-to-watch-with", "no inotify instance is left", "a replaced file is denied, and it is said", "programs::nothing-left-to-watch-with"),
+    test("shown", "nothing-to-watch-with", "no inotify instance is left", "it starts, says so, and judges as ever", "programs::nothing-left-to-watch-with"),
     test("input", "second-agent", "an agent beside one that holds the places", "it does not start, and changes nothing", "badinput::refused-agents-change-nothing"),
     test("input", "nonsense", "bytes that are no request", "they are refused, the agent goes on", "badinput::nonsense-on-the-socket"),
 ];

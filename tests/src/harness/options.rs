@@ -24,7 +24,7 @@ pub(crate) struct Options {
     pub(crate) jobs: usize,
     /// Of the tests that need one kernel of each tier only, which part, of how many.
     pub(crate) agents_own: Part,
-    /// Of the others that a kernel outside of guests can run, which part, of how many.
+    /// Of the others that a kernel outside of guests can run, and that are the same on each, which part, of how many.
     pub(crate) share: Part,
     /// The agent that the one test is to use.
     pub(crate) shared: Option<Shared>,
@@ -167,7 +167,8 @@ mod tests {
 
     #[test]
     fn reads_every_option() {
-        let options = parse("--filter exec --tier no-lsm --agent /a --jobs 2 --agents-own 2/3 --share 0/1").expect("it is right");
+        let options =
+            parse("--filter exec --tier no-lsm --agent /a --jobs 2 --agents-own 2/3 --share 0/1").expect("it is right");
         assert_eq!(options.task, Task::Run);
         assert_eq!(options.filter.as_deref(), Some("exec"));
         assert_eq!(options.tier, Some(Tier::NoLsm));

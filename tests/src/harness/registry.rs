@@ -80,6 +80,8 @@ pub(crate) struct Test {
     pub(crate) waits: bool,
     /// Whether what it shows is the agent's own doing, whatever the kernel: one of each tier is enough.
     pub(crate) agents_own: bool,
+    /// Whether what it finds is another thing on each kernel: no other can stand for it.
+    pub(crate) each_kernel: bool,
     /// Seconds that it needs by its nature, beside what any test may take.
     pub(crate) lasts: u64,
     pub(crate) run: fn(&mut Sandbox) -> Result<()>,
@@ -96,6 +98,7 @@ impl Test {
             alone: false,
             waits: false,
             agents_own: false,
+            each_kernel: false,
             lasts: 0,
             run,
         }
@@ -138,6 +141,12 @@ impl Test {
     /// run.
     pub(crate) const fn agents_own(mut self) -> Self {
         self.agents_own = true;
+        self
+    }
+
+    /// It finds what this kernel is like: `--share` leaves it in.
+    pub(crate) const fn each_kernel(mut self) -> Self {
+        self.each_kernel = true;
         self
     }
 

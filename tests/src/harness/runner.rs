@@ -26,7 +26,7 @@ use super::{
     sweep,
     wait::{ended, in_guest},
 };
-use crate::faults;
+use crate::faults::{self, Fault};
 
 /// Lines of the agent's log and of the evidence that a failure shows.
 const TAIL: usize = 25;
@@ -78,10 +78,13 @@ fn selected(options: &Options) -> impl Iterator<Item = &'static Test> {
     };
     let named = |test: &&Test| options.filter.as_ref().is_none_or(|part| test.name.contains(part.as_str()));
     let (mut agents_own, mut others) = (0.., 0..);
-    let here = move |test: &&Test| match (test.agents_own, test.guests) {
+    let here = move |test: &&Test| match (
+        test.agents_own,
+        test.each_kernel || test.guests.is_some() || test.since.is_some(),
+    ) {
         (true, _) => agents_own.next().is_some_and(|at| options.agents_own.has(at)),
-        (false, None) => others.next().is_some_and(|at| options.share.has(at)),
-        (false, Some(_)) => true,
+        (false, true) => true,
+        (false, false) => others.next().is_some_and(|at| options.share.has(at)),
     };
     tests.filter(here).filter(named)
 }
@@ -94,11 +97,18 @@ fn run(options: &Options) -> Result<ExitCode> {
     let agent = options.agent()?;
     let tier = settle_tier(options.tier, &agent)?;
     let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
-    let tests: Vec<&Test> = selected(options).filter(|test| test.tiers.contains(&tier)).collect();
-    ensure!(!tests.is_empty(), "no test of tier {} has that name: see --list", tier.name());
+    let (tests, others): (Vec<&Test>, Vec<&Test>) = selected(options).partition(|test| test.tiers.contains(&tier));
+    let mut report = Report::new(tier, release.clone());
+    // a row of the fault matrix has its place in the table there too
+    let rows = of_other_tiers(&others);
+    for (test, fault, why) in &rows {
+        report.add(test, &Outcome::Skip(why.clone()), 0);
+        fault.lacks(tier, &release, why);
+    }
+    ensure!(!tests.is_empty() || !rows.is_empty(), "no test of tier {} has that name: see --list", tier.name());
     let (alone, beside): (Vec<&Test>, Vec<&Test>) = tests.into_iter().partition(|test| test.alone);
     let beside = spread(beside);
-    let report = Mutex::new(Report::new(tier, release.clone()));
+    let report = Mutex::new(report);
     let further = further(options);
     let worker = || Worker { tier, agent: &agent, release: &release, host: None, further: &further };
     let next = AtomicUsize::new(0);
@@ -113,6 +123,15 @@ fn run(options: &Options) -> Result<ExitCode> {
     worker().work(alone.into_iter(), &report);
     let well = report.into_inner().unwrap_or_else(PoisonError::into_inner).close();
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Those of the fault matrix, and why they are not run.
+fn of_other_tiers<'t>(tests: &[&'t Test]) -> Vec<(&'t Test, &'static Fault, String)> {
+    let why = |test: &Test| {
+        let tiers: Vec<&str> = test.tiers.iter().map(|tier| tier.name()).collect();
+        format!("not in this tier: it is of tier {}", tiers.join(", "))
+    };
+    tests.iter().filter_map(|test| Some((*test, faults::named(test.name)?, why(test)))).collect()
 }
 
 /// What the rows of the fault matrix are told.
@@ -305,6 +324,17 @@ fn version(release: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_of_the_fault_matrix_that_are_of_another_tier_say_so() {
+        let others: Vec<&Test> = faults::all().filter(|test| !test.tiers.contains(&Tier::Full)).collect();
+        let rows = of_other_tiers(&others);
+        assert!(!rows.is_empty() && rows.len() == others.len());
+        assert!(rows.iter().all(|(_, _, why)| why == "not in this tier: it is of tier no-lsm"));
+        // a test of a boot is no row of a table
+        let tests: Vec<&Test> = registry::all().filter(|test| !test.tiers.contains(&Tier::Full)).collect();
+        assert!(!tests.is_empty() && of_other_tiers(&tests).is_empty());
+    }
 
     #[test]
     fn versions_are_compared_as_numbers() {

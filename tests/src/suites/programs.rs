@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
+    io::Write as _,
     os::unix::{
         ffi::OsStringExt,
         fs::{MetadataExt, PermissionsExt, symlink},
@@ -27,6 +28,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("programs::real-loader", WHEREVER, real_loader),
     Test::sharing("programs::the-right-file-or-none", WHEREVER, identities),
     Test::sharing("programs::replaced-files-are-looked-at-again", WHEREVER, replaced),
+    Test::sharing("programs::what-changed-is-no-program-of-roots-session", WHEREVER, changed),
     Test::sharing("programs::a-folder-on-the-way-is-swapped", WHEREVER, swapped),
     Test::sharing("programs::a-rule-never-gets-another-rules-file", WHEREVER, borrowed),
     Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted).agents_own(),
@@ -130,6 +132,7 @@ fn classes(s: &mut Sandbox) -> Result<()> {
     attempt(s, &policy, &member, "spawn", &s.program("other/good")?)?.was_refused(s, "default")?;
     for (program, class) in [(&busybox, "multi-call"), (&loader, "loader")] {
         attempt(s, &policy, &member, "spawn", program)?.was_refused(s, class)?;
+        attempt(s, &policy.clone().kind("agent"), &member, "spawn", program)?.was_refused(s, class)?;
         let open = policy.clone().exec_rule("allow", &format!("{{ class: {class}, id: open }}"));
         attempt(s, &open, &member, "spawn", program)?.ran(s, "tools")?;
     }
@@ -292,6 +295,45 @@ fn replaced(s: &mut Sandbox) -> Result<()> {
     fs::set_permissions(&good, PermissionsExt::from_mode(0o755))?;
     run.until(|[good, ..]| Ok(good == "exit 0"))?;
     run.stop(s)
+}
+
+/// Root could have changed a file in the session that it started, so that session has it no more, also when the agent has looked
+/// again; one that starts later has it.
+fn changed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, linked, written) = (s.program("member")?, s.program("linked")?, s.program("written")?);
+    let (moved, sentinel) = (s.program("moved")?, s.program("sentinel")?);
+    let all = [&linked, &written, &moved].map(String::clone).to_vec();
+    let policy = only(&member).allow("linked", &linked).allow("written", &written).allow("moved", &moved);
+    let policy = policy.allow("sentinel", &sentinel);
+    let rounds = vec![all; TRIES as usize];
+    let mut run = Tries::new(s, &s.policy(&policy)?, &member, &rounds, None)?;
+    // who is not root has its rules looked at again: that the sentinel runs there tells that the agent looked
+    let user = Some((64_010, crate::harness::sandbox::OPERATORS));
+    let seen = vec![vec![sentinel.clone(); 3]; TRIES as usize];
+    let mut users = Tries::new(s, &s.policy(&policy)?, &member, &seen, user)?;
+    ensure!(run.three()? == ["exit 0", "exit 0", "exit 0"], "before anything was changed");
+    tick_after(s, &sentinel)?;
+    fs::hard_link(&linked, format!("{}/another-name", s.bin()))?;
+    fs::File::options().append(true).open(&written)?.write_all(b"x")?;
+    let away = format!("{}/away", s.bin());
+    fs::rename(&moved, &away)?;
+    fs::rename(&away, &moved)?;
+    let refused = [refused_exec(s); 3];
+    ensure!(run.three()? == refused, "what was changed ran");
+    fs::rename(s.program("new/sentinel")?, &sentinel)?;
+    users.until(|said| Ok(said[0] == "exit 0"))?;
+    ensure!(run.three()? == refused, "what was changed ran once the agent had looked");
+    let session = run.session().to_owned();
+    run.stop(s)?;
+    users.stop(s)?;
+    let execs = s.records(&session, "exec")?;
+    let rules: Vec<_> = execs.iter().filter(|r| r["verdict"] == refusal(s)).map(|r| &r["rule"]).collect();
+    ensure!(rules.len() == 6 && rules.iter().all(|rule| *rule == "changed"), "the rules were {rules:?}");
+    for (rule, program) in [("linked", &linked), ("written", &written), ("moved", &moved)] {
+        attempt(s, &policy, &member, "spawn", program)?.ran(s, rule)?;
+    }
+    Ok(())
 }
 
 /// As releases are put in place: a link to a folder is swapped.

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::wire::{ACK, FAMILIES, RST, SYN, member, policy, wire};
-use crate::harness::{prelude::*, server::Server};
+use super::wire::{ACK, FAMILIES, Family, RST, SYN, member, policy, wire};
+use crate::harness::{capture::Capture, prelude::*, server::Server};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("wire::raw-sockets-are-no-streams", WHEREVER, resets),
@@ -99,6 +99,28 @@ fn counted(s: &mut Sandbox) -> Result<()> {
         let (good, left): (IpAddr, _) = (family.good.parse()?, wire.left()?);
         let begun = left.iter().filter(|packet| packet.to == good && packet.flags & (SYN | ACK) == SYN).count();
         ensure!(begun == 1, "{begun} packets of a connection's beginning left for {good}: {left:?}");
+        elsewhere(s, &wire, family)?;
+    }
+    Ok(())
+}
+
+/// It counts where the packet goes, not where the message was said to go.
+fn elsewhere(s: &Sandbox, wire: &Capture, family: &Family) -> Result<()> {
+    let (member, hop) = (member(s), family.hop.parse::<IpAddr>()?);
+    let line = format!("by raw-begin nothing {} {PORT} + by raw-begin-elsewhere nothing {hop} {PORT}", family.good);
+    for (destinations, count) in [(1, 0), (2, 1)] {
+        let policy = policy(&member).scope("sockets: { allow: [raw] }");
+        let policy = policy.spec(format!("budgets: {{ destinations: {destinations} }}"));
+        wire.left()?;
+        let running = s.run(&s.policy(&policy)?, &member, &line)?;
+        let session = running.session(s)?;
+        running.wait()?.ended(0)?;
+        s.session_ended(&session, "completed")?;
+        let left = wire.left()?;
+        let begun = left.iter().filter(|packet| packet.to == hop && packet.flags & (SYN | ACK) == SYN).count();
+        ensure!(begun == count, "of {destinations}: {begun} packets left for {hop}: {left:?}");
+        let (verdict, rule) = if count == 0 { ("deny", "budget-destinations") } else { ("allow", family.allows_hop) };
+        s.saw_connect(&session, &SocketAddr::new(hop, PORT).to_string(), verdict, rule)?;
     }
     Ok(())
 }

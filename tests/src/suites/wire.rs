@@ -24,7 +24,7 @@ use crate::{
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("wire::every-way-to-send", WHEREVER, every_way),
-    Test::sharing("wire::protocols-of-a-class", WHEREVER, classes),
+    Test::sharing("wire::protocols-of-a-class", WHEREVER, classes).each_kernel(),
     Test::sharing("wire::other-ways-to-the-same-address", WHEREVER, hops),
     Test::sharing("wire::a-verdict-is-kept-for-its-address-alone", WHEREVER, alike),
 ];

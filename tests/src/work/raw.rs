@@ -74,6 +74,14 @@ pub(super) fn whole(to: &SocketAddr) -> Result<(), Errno> {
     send_bytes(&socket, &friend, &packet(friend.ip(), to.ip(), &bytes), MsgFlags::empty())
 }
 
+/// The first packet of a connection, with the header of IP, in a message to a friend.
+pub(super) fn begin_elsewhere(to: &SocketAddr) -> Result<(), Errno> {
+    let socket = made(to, libc::SOCK_RAW, libc::IPPROTO_TCP)?;
+    include_header(&socket, to)?;
+    let friend = bare(&friend(to));
+    send_bytes(&socket, &friend, &packet(friend.ip(), to.ip(), &header(to.port(), SYN)), MsgFlags::empty())
+}
+
 /// A packet that says it is of TCP, and ends there.
 pub(super) fn cut(to: &SocketAddr) -> Result<(), Errno> {
     let socket = made(to, libc::SOCK_RAW, libc::IPPROTO_RAW)?;

@@ -57,6 +57,7 @@ pub(super) fn by(words: &[&str]) -> Result<u8> {
         "raw-reset" => raw::reset(&to),
         "raw-whole-tcp" => raw::whole(&to),
         "raw-begin" => raw::begin(&to),
+        "raw-begin-elsewhere" => raw::begin_elsewhere(&to),
         "raw-cut" => raw::cut(&to),
         "hop" => by_way_of(one(rest)?.0.parse().context("the hop is no address")?, &to, mark),
         _ => match way.split_once('-') {
