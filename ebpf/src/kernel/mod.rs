@@ -20,7 +20,7 @@ mod task;
 
 pub use file::{Dentry, File, Inode, Mode, root_of_mount, setattr_says_ids};
 pub use sock::{Address, INET, INET6, Sock, UnixSock, cookie, mapped, sock_of, words};
-pub use task::{Binprm, Cgroup, Rights, Task};
+pub use task::{Binprm, Cgroup, Task};
 
 /// One constant of this load: a field of [`SETTINGS`].
 #[inline(always)]
