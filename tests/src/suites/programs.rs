@@ -304,7 +304,7 @@ fn changed(s: &mut Sandbox) -> Result<()> {
     let (member, linked, written) = (s.program("member")?, s.program("linked")?, s.program("written")?);
     let (moved, sentinel) = (s.program("moved")?, s.program("sentinel")?);
     let all = [&linked, &written, &moved].map(String::clone).to_vec();
-    let policy = only(&member).allow("linked", &linked).allow("written", &written).allow("moved", &moved);
+    let policy = only(&member).allow("link", &linked).allow("write", &written).allow("move", &moved);
     let policy = policy.allow("sentinel", &sentinel);
     let rounds = vec![all; TRIES as usize];
     let mut run = Tries::new(s, &s.policy(&policy)?, &member, &rounds, None)?;
@@ -330,7 +330,7 @@ fn changed(s: &mut Sandbox) -> Result<()> {
     let execs = s.records(&session, "exec")?;
     let rules: Vec<_> = execs.iter().filter(|r| r["verdict"] == refusal(s)).map(|r| &r["rule"]).collect();
     ensure!(rules.len() == 6 && rules.iter().all(|rule| *rule == "changed"), "the rules were {rules:?}");
-    for (rule, program) in [("linked", &linked), ("written", &written), ("moved", &moved)] {
+    for (rule, program) in [("link", &linked), ("write", &written), ("move", &moved)] {
         attempt(s, &policy, &member, "spawn", program)?.ran(s, rule)?;
     }
     Ok(())
