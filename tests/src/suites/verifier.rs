@@ -11,7 +11,8 @@ use crate::harness::{
     prelude::*,
 };
 
-pub(super) const TESTS: &[Test] = &[Test::sharing("verifier::walks-as-far-as-is-written", WHEREVER, cost).each_kernel()];
+pub(super) const TESTS: &[Test] =
+    &[Test::sharing("verifier::walks-as-far-as-is-written", WHEREVER, cost).each_kernel()];
 
 /// What was measured when it was last written.
 const WRITTEN: &str = include_str!("../../../docs/verifier.md");
