@@ -12,7 +12,8 @@ use super::{
 };
 use crate::harness::{prelude::*, runner::running_kernel, wait::in_guest};
 
-/// How long after an attempt its record may say that it was, nanoseconds: what is dropped in the end is tried again.
+/// How long after an attempt its record may say that it was, nanoseconds: what is dropped in the end is tried again. Never
+/// longer than until the next attempt of the same session begins, whose record would be taken for this one's.
 const AFTER_NS: u64 = 50_000_000;
 
 /// An attempt, or a twin, as it went.
@@ -164,7 +165,10 @@ impl<'a> Judge<'a> {
     /// Whether the session's evidence has a refusal from the time of the attempt.
     fn is_recorded(&self, number: usize, who: Who) -> bool {
         let Some(seen) = self.of(number, who, false) else { return false };
-        let time = seen.outcome.begun..=seen.outcome.ended + AFTER_NS;
+        let (begun, ended) = (seen.outcome.begun, seen.outcome.ended);
+        let own = self.seen.iter().filter(|((_, name, _), _)| *name == who.name());
+        let next = own.map(|(_, other)| other.outcome.begun).filter(|at| *at >= ended).min();
+        let time = begun..next.unwrap_or(u64::MAX).min(ended + AFTER_NS);
         self.refusals.get(who.name()).is_some_and(|all| all.iter().any(|at| time.contains(at)))
     }
 

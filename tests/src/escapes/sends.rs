@@ -53,9 +53,13 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
     )
     .family(Family::Six)
     .must(Must::Dropped, Must::Dropped),
-    Attempt::send("raw-udp", "UDP that it made itself, by a raw socket", "act raw-udp {text} {ip} {port}").outside(),
+    // without LSM it is the capability that is missing: the kernel refuses before it asks any program
+    Attempt::send("raw-udp", "UDP that it made itself, by a raw socket", "act raw-udp {text} {ip} {port}")
+        .outside()
+        .silent(Silent::NoLsm),
     Attempt::send("raw-whole", "a packet with all its headers, by a raw socket", "act raw-whole {text} {ip} {port}")
-        .outside(),
+        .outside()
+        .silent(Silent::NoLsm),
     Attempt::send("packet", "a packet handed to an interface (AF_PACKET)", "act packet {text} {ip} {port}")
         .outside()
         .silent(Silent::NoLsm),
