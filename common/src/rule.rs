@@ -230,8 +230,11 @@ pub struct ProgramEntry {
     pub words: u32,
     /// Pinned: what the file was when the agent looked at it.
     pub content: Content,
+    /// `Place::names` of where it stood then, if it has no other name: allowed by its own rules it is there only. 0: wherever
+    /// it stands.
+    pub place: u64,
 }
-const _: () = assert!(size_of::<ProgramEntry>() == 32);
+const _: () = assert!(size_of::<ProgramEntry>() == 40);
 
 /// Value of an inner map of `UNIX_RULES`.
 #[repr(C)]

@@ -1,5 +1,6 @@
 //! What a policy's rules say of where a program stands, whichever file stands there: by all names from the root of its file
-//! system down, and for directories by those that lead to each of them.
+//! system down, and for directories by those that lead to each of them. And whether a file that is allowed for where its rule's
+//! path led still stands there.
 
 use core::{arch::asm, ffi::c_void};
 
@@ -19,11 +20,11 @@ use crate::{
 };
 
 /// The denial of the place where an allowed `file` stands, as [`word`] has it, or a fault in the place of the verdict; 0: it is
-/// not denied.
+/// not denied. `own` is not 0 where it may stand nowhere else than when the agent looked at it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn rules_on_place(policy: u32, file: u64) -> u64 {
-    match by_place(policy, File(file)) {
+pub extern "C" fn rules_on_place(policy: u32, file: u64, own: u32) -> u64 {
+    match by_place(policy, File(file), own != 0) {
         Ok(None) => 0,
         Ok(Some(denied)) => word(denied),
         Err(Fault::NoEntry) => u64::from(NO_ENTRY) << 32,
@@ -32,9 +33,9 @@ pub extern "C" fn rules_on_place(policy: u32, file: u64) -> u64 {
 }
 
 #[inline(always)]
-fn by_place(policy: u32, file: File) -> Result<Option<Decision>, Fault> {
+fn by_place(policy: u32, file: File, own: bool) -> Result<Option<Decision>, Fault> {
     let policy: &PolicyEntry = POLICIES.get(policy).ok_or(Fault::NoEntry)?;
-    if policy.flags & HAS_PLACES == 0 {
+    if policy.flags & HAS_PLACES == 0 && !own {
         return Ok(None);
     }
     // SAFETY: the inner map lives at least until the program ends (RCU).
@@ -49,15 +50,19 @@ fn by_place(policy: u32, file: File) -> Result<Option<Decision>, Fault> {
         // a file that is its own root was opened by a handle and hangs in no directory that is known
         return Err(Fault::Unreadable);
     }
+    let known = entry(rules, ExecKey { file: inode.identity()?, kind: KIND_FILE, pad: 0 });
     if let Some(found) = entry(rules, place_key(way.place, KIND_PLACE)) {
         if found.flags & KNOWN_ONLY == 0 {
             return Ok(Some(of_entry(found)));
         }
         // one that is strict and allowed is what it was when the agent looked
-        let own = entry(rules, ExecKey { file: inode.identity()?, kind: KIND_FILE, pad: 0 });
-        if own.is_none_or(|own| own.flags & (STRICT | NO_RULE) != STRICT) {
+        if known.is_none_or(|known| known.flags & (STRICT | NO_RULE) != STRICT) {
             return Ok(Some(Decision::deny(REASON_CHANGED)));
         }
+    }
+    // a directory above it was renamed: its rule's path leads elsewhere by now
+    if own && known.is_none_or(|known| known.place != way.place.names) {
+        return Ok(Some(Decision::deny(REASON_CHANGED)));
     }
     if policy.flags & HAS_PLACE_DIRECTORIES == 0 {
         return Ok(None);

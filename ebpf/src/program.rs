@@ -8,7 +8,7 @@ use tipstaff_common::{
     limits::DEPTH,
     rule::{
         ALLOW, CLASS_BY_DESCRIPTOR, CLASS_DELETED, CLASS_LOADER, CLASS_MEMFD, CLASS_MULTI_CALL, CLASS_WRITTEN, CLASSES,
-        ExecKey, KIND_DIRECTORY, KIND_FILE, NO_RULE, PINNED, ProgramEntry, REASON_CHANGED, REASON_DEFAULT,
+        DENY, ExecKey, KIND_DIRECTORY, KIND_FILE, NO_RULE, PINNED, ProgramEntry, REASON_CHANGED, REASON_DEFAULT,
         REASON_FAULT, REASON_UNRESOLVED, STRICT, WORD_BYTES, WORDS, WORDS_ONLY, class_key, word_key,
     },
     session::{HAS_DIRECTORIES, PolicyEntry, ROOT_WRITES},
@@ -58,11 +58,14 @@ pub fn judge_running(session: &Session, file: File) -> Result<Decision, Fault> {
 /// VERIFIER: one after the other: one within the other, their frames and those of whoever asks are more than 512 bytes.
 #[inline(always)]
 fn whole(session: &Session, file: File, asked: u32) -> Result<Decision, Fault> {
-    let decision = decided(rules_on_program(session.policy, session.slot, file.0, asked))?;
+    let found = rules_on_program(session.policy, session.slot, file.0, asked);
+    // a fault's word has all these bits
+    let own = (found >> 32) as u32 == ALLOW | OWN;
+    let decision = if own { Decision::allow(found as u32) } else { decided(found)? };
     if decision.verdict != ALLOW {
         return Ok(decision);
     }
-    let denied = rules_on_place(session.policy, file.0);
+    let denied = rules_on_place(session.policy, file.0, u32::from(own));
     if denied == 0 { Ok(decision) } else { decided(denied) }
 }
 
@@ -70,9 +73,9 @@ fn whole(session: &Session, file: File, asked: u32) -> Result<Decision, Fault> {
 #[inline(always)]
 fn decided(found: u64) -> Result<Decision, Fault> {
     match (found >> 32) as u32 {
+        verdict @ (ALLOW | DENY) => Ok(Decision { verdict, rule: found as u32 }),
         UNREADABLE => Err(Fault::Unreadable),
-        NO_ENTRY => Err(Fault::NoEntry),
-        verdict => Ok(Decision { verdict, rule: found as u32 }),
+        _ => Err(Fault::NoEntry),
     }
 }
 
@@ -90,12 +93,15 @@ pub const UNREADABLE: u32 = u32::MAX;
 /// In the place of a verdict: a map has no entry.
 pub const NO_ENTRY: u32 = u32::MAX - 1;
 
+/// Beside [`ALLOW`]: it is of a rule on the file itself, and nothing else would allow it.
+const OWN: u32 = 1 << 16;
+
 /// Verdict and rule in one word.
 pub const fn word(decision: Decision) -> u64 {
     (decision.verdict as u64) << 32 | decision.rule as u64
 }
 
-/// What the rules say, as [`word`] has it, or a fault in the place of the verdict.
+/// What the rules say, as [`word`] has it, with [`OWN`], or a fault in the place of the verdict.
 ///
 /// VERIFIER: as `rules::rules_on_address`, and the same for the two functions below. Inlined, each of three programs is
 /// verified along every path that leads to it, and took 160 ms instead of 5 (6.18, measured).
@@ -103,16 +109,17 @@ pub const fn word(decision: Decision) -> u64 {
 #[inline(never)]
 pub extern "C" fn rules_on_program(policy: u32, slot: u32, file: u64, asked: u32) -> u64 {
     match by_rules(policy, slot, File(file), asked) {
-        Ok(decision) => word(decision),
+        Ok((decision, own)) => word(decision) | if own { u64::from(OWN) << 32 } else { 0 },
         Err(Fault::Unreadable | Fault::TooDeep) => u64::from(UNREADABLE) << 32,
         Err(_) => u64::from(NO_ENTRY) << 32,
     }
 }
 
 /// Deny beats allow, whether the rule names the program or a directory above it; no rule means the policy's default. What
-/// is allowed so can still be of a class that is denied.
+/// is allowed so can still be of a class that is denied. With it, whether it is for what [`OWN`] says.
 #[inline(always)]
-fn by_rules(policy: u32, slot: u32, file: File, asked: u32) -> Result<Decision, Fault> {
+fn by_rules(policy: u32, slot: u32, file: File, asked: u32) -> Result<(Decision, bool), Fault> {
+    let refused = |decision: Decision| Ok((decision, false));
     let identity = file.identity()?;
     let policy: &PolicyEntry = POLICIES.get(policy).ok_or(Fault::NoEntry)?;
     // SAFETY: the inner map lives at least until the program ends (RCU).
@@ -122,7 +129,7 @@ fn by_rules(policy: u32, slot: u32, file: File, asked: u32) -> Result<Decision, 
     if inode.is_nowhere()? {
         // no rule but one on its class can name it
         let class = entry(rules, class_key(CLASS_MEMFD));
-        return Ok(class.map_or(default, of_entry));
+        return refused(class.map_or(default, of_entry));
     }
     let mut named = ProgramEntry { flags: NO_RULE, ..ProgramEntry::default() };
     if let Some(found) = entry(rules, ExecKey { file: identity, kind: KIND_FILE, pad: 0 }) {
@@ -131,42 +138,47 @@ fn by_rules(policy: u32, slot: u32, file: File, asked: u32) -> Result<Decision, 
     let mut stale = false;
     if named.flags & PINNED != 0 && !stands(inode, &named)? {
         if named.flags & STRICT != 0 {
-            return Ok(Decision::deny(REASON_CHANGED));
+            return refused(Decision::deny(REASON_CHANGED));
         }
         stale = true;
         named.flags |= NO_RULE;
     }
-    let mut best = default;
+    let (mut best, mut own) = (default, false);
     if named.flags & NO_RULE == 0 {
         if named.verdict != ALLOW {
-            return Ok(of_entry(named));
+            return refused(of_entry(named));
         }
         if named.flags & WORDS_ONLY == 0 {
             best = of_entry(named);
+            own = true;
         }
     }
     if policy.flags & HAS_DIRECTORIES != 0 {
+        let before = best.rule;
         best = by_directories(rules, file, best)?;
         if best.verdict != ALLOW && best.rule != REASON_DEFAULT {
-            return Ok(best);
+            return refused(best);
         }
+        own = own && best.rule == before;
     }
     if named.flags & (WORDS | NO_RULE) == WORDS {
         // of a script the interpreter alone is seen later
         if asked & (BEFORE | SCRIPT) == BEFORE | SCRIPT {
-            return Ok(Decision::deny(REASON_UNRESOLVED));
+            return refused(Decision::deny(REASON_UNRESOLVED));
         }
         if asked & BEFORE == 0 {
             if let Some(word) = by_word(rules, named.words)? {
                 best = of_entry(word);
+                own = true;
             }
         } else if named.rule != REASON_DEFAULT {
             // rules that only deny some first arguments allow nothing
             best = of_entry(named);
+            own = true;
         }
     }
     if best.verdict != ALLOW {
-        return Ok(if stale && best.rule == REASON_DEFAULT { Decision::deny(REASON_CHANGED) } else { best });
+        return refused(if stale && best.rule == REASON_DEFAULT { Decision::deny(REASON_CHANGED) } else { best });
     }
     let vetted = named.flags & (PINNED | NO_RULE) == PINNED;
     let descriptor = if asked & BY_DESCRIPTOR != 0 { 1 << CLASS_BY_DESCRIPTOR } else { 0 };
@@ -176,7 +188,10 @@ fn by_rules(policy: u32, slot: u32, file: File, asked: u32) -> Result<Decision, 
         return Err(Fault::Unreadable);
     }
     let denied = class_that_is_denied(policy.revision, classes);
-    Ok(if denied == 0 { best } else { Decision { verdict: (denied >> 32) as u32, rule: denied as u32 } })
+    if denied != 0 {
+        return refused(Decision { verdict: (denied >> 32) as u32, rule: denied as u32 });
+    }
+    Ok((best, own && named.place != 0 && default.verdict != ALLOW))
 }
 
 #[inline(always)]
@@ -265,9 +280,11 @@ struct Name {
 }
 
 /// Bytes of the program's own name that are read at once.
-const STEP: usize = 64;
+///
+/// VERIFIER: no more, because the frames of a program on the names of unix sockets, of the rules and of this walk are 512 bytes.
+const STEP: usize = 32;
 /// Steps: more than `PATH_MAX` bytes of it.
-const STEPS: u32 = 66;
+const STEPS: u32 = 134;
 
 /// What the rules say of the first argument after the program's name; `None`: nothing, or there is none.
 #[inline(always)]
@@ -381,6 +398,6 @@ extern "C" fn climb(step: u32, context: *mut c_void) -> i64 {
 pub fn entry(rules: &ExecRules, key: ExecKey) -> Option<ProgramEntry> {
     // SAFETY: copied out at once; the inner map is never written after its revision is in force.
     let found = *unsafe { rules.get(key) }?;
-    // SAFETY: 32 bytes that the agent wrote as a `ProgramEntry`, integers all of them.
-    Some(unsafe { core::mem::transmute::<[u64; 4], ProgramEntry>(found) })
+    // SAFETY: 40 bytes that the agent wrote as a `ProgramEntry`, integers all of them.
+    Some(unsafe { core::mem::transmute::<[u64; 5], ProgramEntry>(found) })
 }

@@ -248,9 +248,13 @@ fn program(resolved: &mut Resolved, rule: &ExecRule, index: usize, (path, found)
         }
         return;
     }
-    let Seen { id, content, .. } = found.seen;
+    let Seen { id, content, way } = found.seen;
     resolved.files[index].push(id);
     resolved.contents.insert(id, content);
+    // by its other names it may be started too
+    if let (Some(way), 1) = (way, found.links) {
+        resolved.stood.insert(id, way.place.names);
+    }
     classed(resolved, path, Some(found));
 }
 
@@ -271,6 +275,9 @@ fn stays(resolved: &mut Resolved, before: Option<Before<'_>>, index: usize, id: 
     let Some(content) = before.host.contents.get(&id) else { return };
     resolved.files[index].push(id);
     resolved.contents.entry(id).or_insert(*content);
+    if let Some(place) = before.host.stood.get(&id) {
+        resolved.stood.entry(id).or_insert(*place);
+    }
 }
 
 /// A file is of the classes of its own name and of the link's that led to it: `ld-linux-x86-64.so.2` to `ld-2.31.so`,
@@ -343,6 +350,8 @@ pub(super) struct Found {
     pub(super) seen: Seen,
     /// It is a directory.
     directory: bool,
+    /// How many names it has.
+    links: u64,
     /// Its own path, without links.
     name: PathBuf,
 }
@@ -397,7 +406,7 @@ fn look_once(
             continue;
         }
         let name = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
-        found[place] = Some(Found { seen, directory: metadata.is_dir(), name });
+        found[place] = Some(Found { seen, directory: metadata.is_dir(), links: metadata.nlink(), name });
     }
     Ok(moved)
 }

@@ -37,6 +37,8 @@ pub struct Resolved {
     pub places: Vec<Vec<Place>>,
     /// What the programs among them were when they were looked at.
     pub contents: BTreeMap<FileId, Content>,
+    /// `Place::names` of where those among them stood that have one name only.
+    pub stood: BTreeMap<FileId, u64>,
     /// Ids of rules whose `path` leads to a directory, and of those whose `dir` leads to a file.
     pub mistaken: BTreeSet<String>,
     /// Programs that are of a class by what they are called, a bit each (`ProgramClass::bit`).
@@ -127,7 +129,10 @@ impl Resolved {
             *found = places.remove(rule.id.as_str()).unwrap_or_default();
         }
         let files = self.contents.keys().chain(self.files.iter().flatten());
-        self.contents = files.filter_map(|file| Some((*file, then(file)?.content))).collect();
+        let files: Vec<(FileId, ProgramEntry)> = files.filter_map(|file| Some((*file, then(file)?))).collect();
+        self.contents = files.iter().map(|(file, then)| (*file, then.content)).collect();
+        let held = files.iter().filter(|(_, then)| then.place != 0);
+        self.stood = held.map(|(file, then)| (*file, then.place)).collect();
         for (key, entry) in plan.exec.iter().filter(|(key, _)| key.kind == rule::KIND_FILE) {
             let classes = entry.flags & ((1 << rule::CLASSES) - 1);
             if classes != 0 {

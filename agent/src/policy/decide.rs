@@ -108,13 +108,24 @@ pub fn decide_exec(policy: &Policy, host: &Resolved, program: &Program<'_>) -> D
         (verdict == Effect::Deny).then_some(Decision { verdict, rule })
     });
     let looked_at = strict && host.contents.contains_key(&program.file);
-    denied.or_else(|| by_place(policy, host, program, looked_at)).unwrap_or(decision)
+    // by nothing but rules on the file itself, of which none denies some of its arguments
+    let by_directory = first(&|rule| rule.effect == Effect::Allow && is_dir(rule)).is_some();
+    let own = vetted && default.verdict == Effect::Deny && (by_word.is_some() || !by_directory);
+    let held = own && first(&denies_words).is_none();
+    let stood = host.stood.get(&program.file).filter(|_| held);
+    denied.or_else(|| by_place(policy, host, program, (looked_at, stood))).unwrap_or(decision)
 }
 
 /// What rules that are about places say of where a program stands that is allowed: of the file first, then of the directories
-/// above it. `looked_at`: its own rules hold it to what it was when the agent looked.
-fn by_place(policy: &Policy, host: &Resolved, program: &Program<'_>, looked_at: bool) -> Option<Decision> {
-    if host.places.iter().all(Vec::is_empty) {
+/// above it. `looked_at`: its own rules hold it to what it was when the agent looked; `stood`: and to where it stood then, or
+/// their paths lead elsewhere by now.
+fn by_place(
+    policy: &Policy,
+    host: &Resolved,
+    program: &Program<'_>,
+    (looked_at, stood): (bool, Option<&u64>),
+) -> Option<Decision> {
+    if host.places.iter().all(Vec::is_empty) && stood.is_none() {
         return None;
     }
     if program.ancestors.len() > depth() {
@@ -130,7 +141,8 @@ fn by_place(policy: &Policy, host: &Resolved, program: &Program<'_>, looked_at: 
     if let Some(denied) = first(&|rule| !is_dir(rule) && rule.denies_places(), own) {
         return Some(denied);
     }
-    if !looked_at && first(&|rule| !is_dir(rule) && !rule.denies_places(), own).is_some() {
+    let known_only = first(&|rule| !is_dir(rule) && !rule.denies_places(), own).is_some();
+    if known_only && !looked_at || stood.is_some_and(|then| *then != own.names) {
         return Some(Decision::CHANGED);
     }
     above.iter().find_map(|place| first(&is_dir, place))
@@ -279,26 +291,31 @@ impl Plan {
             named.flags |= NO_RULE;
         }
         let mut best = default;
+        let mut own = false;
         if named.flags & NO_RULE == 0 {
             if effect(named.verdict) == Effect::Deny {
                 return of_entry(named);
             }
             if named.flags & WORDS_ONLY == 0 {
                 best = of_entry(named);
+                own = true;
             }
         }
+        let before = best.rule;
         best = match self.by_directories(program.ancestors, best) {
             Ok(best) => best,
             Err(denied) => return denied,
         };
+        own = own && best.rule == before;
         if named.flags & (WORDS | NO_RULE) == WORDS {
             match program.word {
                 None if program.script => return Decision::UNRESOLVED,
                 None if named.rule == rule::REASON_DEFAULT => {}
-                None => best = of_entry(named),
+                None => (best, own) = (of_entry(named), true),
                 Some(word) => {
                     let key = word.and_then(word_bytes).map(|bytes| word_key(bytes, named.words));
-                    best = key.and_then(|key| self.exec_entry(key)).map_or(best, of_entry);
+                    let found = key.and_then(|key| self.exec_entry(key)).map(of_entry);
+                    (best, own) = found.map_or((best, own), |found| (found, true));
                 }
             }
         }
@@ -314,12 +331,13 @@ impl Plan {
             (found.verdict == Effect::Deny).then_some(found)
         });
         let known = named.flags & (STRICT | NO_RULE) == STRICT;
-        denied.or_else(|| self.by_place(program, known)).unwrap_or(best)
+        let stood = if own && default.verdict == Effect::Deny { named.place } else { 0 };
+        denied.or_else(|| self.by_place(program, known, stood)).unwrap_or(best)
     }
 
-    /// As the kernel's `rules_on_place`.
-    fn by_place(&self, program: &Program<'_>, known: bool) -> Option<Decision> {
-        if self.flags & HAS_PLACES == 0 {
+    /// As the kernel's `rules_on_place`; `stood`: where alone it is allowed to be, or 0.
+    fn by_place(&self, program: &Program<'_>, known: bool, stood: u64) -> Option<Decision> {
+        if self.flags & HAS_PLACES == 0 && stood == 0 {
             return None;
         }
         if program.ancestors.len() > depth() {
@@ -329,6 +347,7 @@ impl Plan {
         match self.exec_entry(place_key(*own, rule::KIND_PLACE)) {
             Some(found) if found.flags & KNOWN_ONLY == 0 => return Some(of_entry(found)),
             Some(_) if !known => return Some(Decision::CHANGED),
+            _ if stood != 0 && stood != own.names => return Some(Decision::CHANGED),
             _ => {}
         }
         above.iter().find_map(|place| self.exec_entry(place_key(*place, rule::KIND_PLACE_DIRECTORY)).map(of_entry))

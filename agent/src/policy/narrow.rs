@@ -229,8 +229,10 @@ fn wider_exec(old: &Plan, new: &Candidate<'_>) -> Option<Wider> {
 /// Whether the new plan lets a program that it names do more: with any first argument, or none, or once it has changed.
 fn wider_program(old: &Plan, new: &Plan, key: &ExecKey, entry: &ProgramEntry, above: &[FileId]) -> bool {
     let strict = |entry: &ProgramEntry| entry.flags & STRICT;
-    // a file that changed since is denied now, and would be allowed as it is
-    let changed = |before: &ProgramEntry| before.flags & PINNED != 0 && before.content != entry.content;
+    // a file that changed since, or is elsewhere, is denied now, and would be allowed as it is
+    let moved = |before: &ProgramEntry| before.place != 0 && before.place != entry.place;
+    let changed =
+        |before: &ProgramEntry| before.flags & PINNED != 0 && (before.content != entry.content || moved(before));
     if old.exec.get(key).is_some_and(|before| strict(before) & !strict(entry) != 0 || changed(before)) {
         return true;
     }

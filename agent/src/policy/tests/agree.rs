@@ -108,8 +108,10 @@ fn known() -> impl Strategy<Value = Resolved> {
     ];
     let contents = prop::collection::btree_map(file(), content(), 0..20);
     let classes = prop::collection::btree_map(file(), (0..2u32).prop_map(|class| 1 << class), 0..3);
-    (contents, classes, prop::collection::btree_map(file(), hashed, 0..20))
-        .prop_map(|(contents, classes, digests)| Resolved { contents, classes, digests, ..Resolved::default() })
+    let stood = prop::collection::btree_map(file(), 1u64..4, 0..20);
+    (contents, classes, prop::collection::btree_map(file(), hashed, 0..20), stood).prop_map(
+        |(contents, classes, digests, stood)| Resolved { contents, classes, digests, stood, ..Resolved::default() },
+    )
 }
 
 /// A program as the hooks see it, but for its file and the directories above it.
