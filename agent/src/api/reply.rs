@@ -371,6 +371,9 @@ pub struct Status {
     /// How often all tasks of the host were walked for members since the start.
     #[serde(default)]
     pub walks: u64,
+    /// How often a file was hashed for a rule with its digest since the start.
+    #[serde(default)]
+    pub hashed: u64,
     /// The evidence file.
     pub evidence: EvidenceInfo,
     /// What the next agent will know.

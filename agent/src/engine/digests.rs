@@ -36,6 +36,8 @@ pub(super) struct Digests {
     held: BTreeMap<FileId, Held>,
     /// Files that had another digest than their rule asks for. No lease is kept on them: at worst they stay denied.
     others: BTreeMap<FileId, (Content, FileDigest)>,
+    /// How often a file's bytes were read for it.
+    taken: u64,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,7 @@ impl Digests {
         if file.metadata().map_or(true, |metadata| metadata.len() > LARGEST) {
             return not("is not hashed: it is larger than 1 GiB".into());
         }
+        self.taken += 1;
         let digest = match digest(&file) {
             Ok(digest) => digest,
             Err(error) => return not(format!("cannot be read: {error}")),
@@ -125,6 +128,11 @@ impl Digests {
         }
         self.held.insert(id, Held { file, content: seen.content, digest });
         Ok((Hashed::As(digest), Some(seen.content)))
+    }
+
+    /// How often a digest was taken.
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Files that somebody waits to write.

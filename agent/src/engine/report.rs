@@ -129,6 +129,7 @@ impl Engine {
             foreign: complain("counting foreign tasks", self.parts.kernel.foreign()).unwrap_or(0),
             ends: wire_ends(&self.ends),
             walks: self.parts.kernel.walks(),
+            hashed: self.digests.taken(),
             evidence: wire::EvidenceInfo {
                 path: self.parts.log.path().display().to_string(),
                 n: self.parts.log.last(),

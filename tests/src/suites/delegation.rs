@@ -25,6 +25,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("delegation::sockets-by-name-alone", NO_LSM, sockets)
         .since((6, 7), "hooks on the names of unix sockets")
         .guests_only(HOSTS),
+    Test::sharing("delegation::abstract-socket-by-name-alone", NO_LSM, abstract_socket)
+        .since((6, 7), "hooks on the names of unix sockets"),
     Test::sharing("delegation::folders", FULL, folders).guests_only(HOSTS),
     Test::sharing("delegation::login", WHEREVER, login),
 ];
@@ -161,6 +163,52 @@ fn sockets(s: &mut Sandbox) -> Result<()> {
         "notes: {checked}"
     );
     Ok(())
+}
+
+/// Where nothing of the host's may be made: a bus with a name of its own that is no file, and what only looks like one.
+fn abstract_socket(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let own = std::process::id();
+    let names = [format!("@/tmp/dbus-{own}"), format!("@/tmp/dbus{own}")];
+    let letters = names.each_ref().map(|name| format!("{name}-letters"));
+    let mut streams = Vec::new();
+    for (name, letters) in names.iter().zip(&letters) {
+        let (stream, post) =
+            (UnixListener::bind_addr(&unix_address(name)?)?, UnixDatagram::bind_addr(&unix_address(letters)?)?);
+        stream.set_nonblocking(true)?;
+        post.set_nonblocking(true)?;
+        streams.push((stream, post));
+    }
+    let line =
+        names.iter().zip(&letters).map(|(name, letters)| format!("unix-to stream {name} + unix-to datagram {letters}"));
+    let line = line.collect::<Vec<_>>().join(" + ");
+    let all: Vec<String> = names.iter().chain(&letters).map(|name| format!("\"{name}\"")).collect();
+    let named = |kind: &'static str| only(&member).kind(kind).scope(format!("unix: {{ allow: [{}] }}", all.join(", ")));
+    let open = |kind: &'static str| named(kind).privileges("delegation");
+    let (refused, reached) = ("errno 1\nerrno 1\nok\nok", "ok\nok\nok\nok");
+    let cases = [
+        ("an agent's", named("agent"), refused, "deny"),
+        ("a pipeline's", named("ci"), refused, "deny"),
+        ("observed", named("ci").observe(), reached, "would-deny"),
+        ("an agent's, and it is allowed", open("agent"), reached, ""),
+        ("a pipeline's, and it is allowed", open("ci"), reached, ""),
+    ];
+    for (what, policy, said, verdict) in cases {
+        let (finished, session) = tried(s, &policy, &member, &line)?;
+        finished.said(said).context(what)?;
+        let answers: Vec<bool> = said.lines().map(|said| said == "ok").collect();
+        for ((stream, post), answers) in streams.iter().zip(answers.chunks(2)) {
+            let came = [stream.accept().is_ok(), post.recv(&mut [0; 8]).is_ok()];
+            ensure!(came == answers, "{what}: at the sockets {came:?} came, the member was told {answers:?}");
+        }
+        let expected =
+            if verdict.is_empty() { Vec::new() } else { vec![format!("{verdict} privilege @/tmp/dbus-*"); 2] };
+        ensure!(recorded(s, &session)? == expected, "{what}: recorded {:?}", recorded(s, &session)?);
+    }
+    // the class alone opens nothing
+    let class = only(&member).privileges("delegation");
+    tried(s, &class, &member, &line)?.0.said("errno 1\nerrno 1\nerrno 1\nerrno 1").map(drop)
 }
 
 /// What lies where schedulers and service managers look is changed by no member, and read by all.

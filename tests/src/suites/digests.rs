@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Seek, Write},
+    io::{Read as _, Seek, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
@@ -22,6 +22,7 @@ use crate::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("digests::hold-for-the-bytes", WHEREVER, hold),
     Test::sharing("digests::a-mapping-outlives-its-descriptor", WHEREVER, mapped),
+    Test::sharing("digests::taken-once", WHEREVER, once).agents_own(),
     Test::sharing("digests::memory-keeps-no-promise", WHEREVER, in_memory),
 ];
 
@@ -126,6 +127,53 @@ fn mapped(s: &mut Sandbox) -> Result<()> {
     ensure!(sha256(&tool)? == right, "the file is not what it was");
     again(&mut run)?;
     run.stop(s)
+}
+
+/// As long as a session lives that needs it, a file is hashed once, however many come after it; when it changed it is hashed
+/// again, once for all. (The lease is what says that it did not: when nobody needs it any more, the next session has it hashed.)
+fn once(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let mut mounts = Mounted::default();
+    let disk = on_disk(s, &mut mounts)?;
+    let (member, good) = (s.program("member")?, copy(&disk, "good")?);
+    let pinned = |id: &str| -> Result<Policy> {
+        let rule = format!("{{ path: \"{good}\", sha256: \"{}\", id: {id} }}", sha256(&good)?);
+        Ok(only(&member).exec_rule("allow", &rule))
+    };
+    let count = || s.json(&["status"])?["hashed"].as_u64().context("status does not tell what was hashed");
+    let before = count()?;
+    let taken = |times: u64, when: &str| {
+        let now = count()? - before;
+        ensure!(now == times, "{when} a file was hashed {now} times where {times} were expected");
+        Ok(())
+    };
+    let tries = vec![vec![good.clone()]; TRIES as usize];
+    let mut first = Tries::new(s, &s.policy(&pinned("first")?)?, &member, &tries, None)?;
+    ensure!(first.next(1)? == "exit 0", "the file has its digest");
+    taken(1, "by the first session")?;
+    // by the same policy and by another, beside the first and one after the other
+    for id in ["first", "second", "second"] {
+        attempt(s, &pinned(id)?, &member, "spawn", &good)?.ran(s, id)?;
+        taken(1, "by another session")?;
+    }
+    // the same byte in its place: the bytes are what they were, and the file is not
+    let mut file = fs::File::options().read(true).write(true).open(&good)?;
+    let mut byte = [0];
+    file.seek(std::io::SeekFrom::Start(UNUSED as u64))?;
+    file.read_exact(&mut byte)?;
+    file.seek(std::io::SeekFrom::Start(UNUSED as u64))?;
+    file.write_all(&byte)?;
+    drop(file);
+    until("the program to be hashed again", patience(), || {
+        std::thread::sleep(patience() / TRIES);
+        Ok((first.next(1)? == "exit 0").then_some(()))
+    })?;
+    taken(2, "after it was written")?;
+    attempt(s, &pinned("second")?, &member, "spawn", &good)?.ran(s, "second")?;
+    taken(2, "by a session after that")?;
+    first.stop(s)?;
+    attempt(s, &pinned("second")?, &member, "spawn", &good)?.ran(s, "second")?;
+    taken(3, "when no session needed it any more")
 }
 
 /// In memory a file's bytes are changed by who has neither descriptor nor mapping any more, while a lease says that nobody

@@ -27,6 +27,7 @@ mod memory;
 mod multipath;
 mod names;
 mod narrow;
+mod neighbours;
 mod net;
 mod privileges;
 mod programs;
@@ -70,6 +71,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     digests::TESTS,
     unresolved::TESTS,
     members::TESTS,
+    neighbours::TESTS,
     routes::TESTS,
     attach::TESTS,
     crowd::TESTS,
