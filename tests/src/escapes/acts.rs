@@ -26,7 +26,7 @@ use nix::{
     unistd::{Pid, pipe, setsid, write},
 };
 
-use super::{send, unix};
+use super::{gifts, send, unix};
 use crate::{
     harness::{bpf::pidfd, mounts},
     work,
@@ -46,6 +46,7 @@ pub(crate) fn act(words: &[&str]) -> Result<u8> {
         "another-user" => return another_user(rest),
         "file" => return file(rest),
         "ask" => return unix::ask(rest),
+        "use-passed" => return gifts::use_passed(rest),
         "map" => map(rest)?,
         "signal-group" => killpg(pid(rest)?, Signal::SIGURG),
         "signal-by-pidfd" => by_pidfd(rest, |fd| {

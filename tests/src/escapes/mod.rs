@@ -8,6 +8,7 @@ mod acts;
 mod attempt;
 mod driver;
 mod elf;
+mod gifts;
 mod govern;
 mod judge;
 mod known;

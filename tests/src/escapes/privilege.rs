@@ -2,7 +2,7 @@
 
 use super::{
     attempt::{Attempt, Effect, Must},
-    known::{CGROUPS, MEMORY, ROOTS_FILES, ROOTS_RIGHTS, SIGNALS, STANDING, TAKING_IN, TYPED, UNSEEN},
+    known::{CGROUPS, MEMORY, PASSED, ROOTS_FILES, ROOTS_RIGHTS, SIGNALS, STANDING, TAKING_IN, TYPED, UNSEEN},
 };
 
 pub(super) const ATTEMPTS: &[Attempt] = &[
@@ -70,6 +70,34 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
         "a descriptor of a process outside (pidfd_getfd)",
         "act take-descriptor {victim}",
     ),
+    Attempt::privilege(
+        "passed-setting",
+        "a setting that somebody outside passed in, open to write",
+        "act use-passed {gifts} setting",
+    )
+    .refused_by(&["none"])
+    .open(&[PASSED]),
+    Attempt::privilege(
+        "passed-device",
+        "a disk that somebody outside passed in, open to write",
+        "act use-passed {gifts} device",
+    )
+    .refused_by(&["none"])
+    .open(&[PASSED]),
+    Attempt::privilege(
+        "passed-event",
+        "a performance event that somebody outside passed in",
+        "act use-passed {gifts} event",
+    )
+    .refused_by(&["none"])
+    .open(&[PASSED]),
+    Attempt::privilege(
+        "passed-faults",
+        "a userfaultfd that somebody outside passed in",
+        "act use-passed {gifts} faults",
+    )
+    .refused_by(&["none"])
+    .open(&[PASSED]),
     Attempt::privilege("bpf", "bpf(2)", "privilege bpf 11"),
     Attempt::privilege("module", "a kernel module", "privilege modules").done("errno 8"),
     Attempt::privilege("kexec", "another kernel", "privilege kexec").done("errno 22"),

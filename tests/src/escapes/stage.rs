@@ -26,6 +26,7 @@ use nix::{
 use super::{
     CODE,
     attempt::{Attempt, EVERYBODY, Effect, Family, Twin, Who},
+    gifts,
     victim::Victim,
 };
 use crate::{
@@ -99,7 +100,7 @@ impl<'a> Stage<'a> {
         let addresses = parts.flat_map(|part| [part.address(Family::Six, true), part.address(Family::Six, false)]);
         let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
         own_network(&addresses.iter().map(String::as_str).collect::<Vec<_>>())?;
-        set("ipv4/tcp_fastopen", "519")?;
+        set(gifts::SETTING.0, gifts::SETTING.1)?;
         set("ipv4/ping_group_range", "0 2147483647")?;
         let member = s.program("member")?;
         let made = |name: &str| program(s, name);
@@ -140,7 +141,7 @@ impl<'a> Stage<'a> {
         format!("{}/{name}", self.s.bin())
     }
 
-    /// Unix sockets of every kind, in scope (`near`) and not (`far`), and one that passes sockets on.
+    /// Unix sockets of every kind, in scope (`near`) and not (`far`), and those that pass descriptors on.
     fn unix_sockets(&mut self) -> Result<()> {
         for side in ["near", "far"] {
             let plain = self.place(side);
@@ -171,6 +172,9 @@ impl<'a> Stage<'a> {
                 let _ = sendmsg::<()>(stream.as_raw_fd(), &parts, &passed, MsgFlags::empty(), None);
             }
         });
+        let gifts = self.place("gifts");
+        gifts::give(UnixListener::bind(&gifts)?);
+        fs::set_permissions(&gifts, fs::Permissions::from_mode(0o666))?;
         Ok(())
     }
 
@@ -180,7 +184,7 @@ impl<'a> Stage<'a> {
 
     /// What a member may, whoever it is: the twin of each attempt that has one inside.
     pub(super) fn policy(&self, who: Who) -> Policy {
-        let near = ["near", "near-packets", "near-datagrams", "giver"].map(|name| self.place(name));
+        let near = ["near", "near-packets", "near-datagrams", "giver", "gifts"].map(|name| self.place(name));
         let (read, operate) = self.agents_sockets();
         let allowed: Vec<String> = near
             .into_iter()
@@ -302,6 +306,7 @@ impl<'a> Stage<'a> {
             ("datagrams", socket("-datagrams")),
             ("abstract", self.abstract_name(side)),
             ("giver", self.place("giver")),
+            ("gifts", self.place("gifts")),
             ("read", read),
             ("operate", operate),
             ("elsewhere", self.s.part("elsewhere").path().display().to_string()),
