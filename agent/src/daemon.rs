@@ -19,10 +19,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    api::{
-        server::{Listeners, Nesting},
-        wire,
-    },
+    api::{door::Sessions, refused::Refused, server::Listeners, wire},
     cli::{Exit, Failure},
     config::{Attach, Config, cgroup2_mount},
     enforce::{FileWatch, SessionCgroup, Song, prove, prove_destroy},
@@ -253,9 +250,10 @@ async fn serve(
 ) -> Result<(), Failure> {
     let (notes, mut noted) = mpsc::unbounded_channel();
     let (calls, mut called) = mpsc::channel(CALLS);
-    let nesting = Nesting::default();
+    let (known, refused) = (Sessions::default(), Refused::default());
     let place = (ground.root.clone(), ground.mount.clone());
-    let gate = gate(kernel.label_reader().map_err(unable)?, place, nesting.clone());
+    let count = (refused.clone(), notes.clone());
+    let gate = gate(kernel.label_reader().map_err(unable)?, place, known.clone(), count);
     let mut terminate = signal(SignalKind::terminate()).map_err(unexpected)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unexpected)?;
     let timer = Timer::new()?;
@@ -279,7 +277,8 @@ async fn serve(
         store: ground.store,
         files,
         notes,
-        nesting,
+        known,
+        refused,
     };
     let root = parts.root.path.clone();
     let mut engine = Engine::new(parts);

@@ -18,7 +18,8 @@ use std::{
 
 use tipstaff::{
     api::{
-        server::{Incoming, Listeners, Standing},
+        door::{Gate, Standing},
+        server::{Incoming, Listeners},
         wire::{ApiError, Reply, Request, Run, Started},
     },
     evidence::Text,
@@ -69,7 +70,8 @@ fn agent(refuse: bool) -> Agent {
                     answer(call, refuse).into_iter().for_each(|run| sender.send(run).unwrap());
                 }
             };
-            tokio::join!(listeners.serve(Arc::new(|_, _| Ok(Standing::Free)), calls), engine).0
+            let gate = Gate { ask: Arc::new(|_, _| Ok(Standing::Free)), count: Arc::new(drop) };
+            tokio::join!(listeners.serve(gate, calls), engine).0
         })
     });
     Agent { directory, runs }

@@ -1,14 +1,16 @@
 //! The agent's local sockets: `read.sock` for what only looks, `operate.sock` for what changes something.
 //!
-//! Owns the wire types, the framing, the client and the listeners. It knows nothing of sessions: calls are handed to
-//! the engine with who sent them, and whether the sender is itself governed is asked of a gate that the engine gives.
+//! Owns the wire types, the framing, the client and the listeners. Of sessions it knows ids and labels, as the engine says
+//! them: calls are handed to the engine with who sent them, and whether the sender is itself governed is asked of a gate.
 #![forbid(unsafe_code)]
 
 pub mod answer;
 pub mod client;
+pub mod door;
 pub mod error;
 pub mod frame;
 mod places;
+pub mod refused;
 mod reply;
 pub mod server;
 mod socket;

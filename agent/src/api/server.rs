@@ -1,4 +1,5 @@
-//! The agent's end of the sockets: accepts, decodes, asks the gate, hands calls to the engine, writes what it answers.
+//! The agent's end of the sockets: accepts, decodes, asks the gate, hands calls to the engine, writes what it answers. A call
+//! that the gate refuses is counted, and never waits for that.
 //!
 //! Nothing here blocks the engine: a call waits on its own task, answers go into a bounded queue, and a reader that
 //! does not keep up is disconnected. Where the sockets are and who owns them is [`super::socket`]'s.
@@ -7,7 +8,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,6 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{MsgFlags, Shutdown, send, shutdown},
 };
-use tipstaff_common::label::SessionRef;
 use tokio::{
     io::AsyncWriteExt,
     net::{
@@ -29,11 +29,14 @@ use tokio::{
 pub use super::socket::ServerError;
 use super::{
     answer::{Answer, Outgoing, QUEUE},
+    door::{Gate, Refusal, Standing},
     frame::{self, Decoder, FrameError},
     places::{self, Place, Places},
+    refused::RefusedCall,
     socket::Bound,
     wire::{ApiError, Call, Request},
 };
+use crate::evidence::{CallRefusal, ControlSocket};
 
 /// How long a connection may take to say its first call.
 const FIRST: Duration = Duration::from_secs(10);
@@ -45,35 +48,6 @@ const WRITE: Duration = Duration::from_secs(10);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Replies that are written together.
 const BATCH: usize = 64;
-
-/// Decides whether a peer may speak at all. Called before every call, on the connection's task: it must not block.
-pub type Gate = Arc<dyn Fn(&Peer, BorrowedFd<'_>) -> Result<Standing, ApiError> + Send + Sync>;
-
-/// What a peer may ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Whatever its socket takes.
-    Free,
-    /// It is a member of a session: to start another within it, and nothing else.
-    Nesting,
-}
-
-/// The sessions whose members may ask for one within theirs. The engine says them, the door asks.
-#[derive(Clone, Debug, Default)]
-pub struct Nesting(Arc<RwLock<Vec<SessionRef>>>);
-
-impl Nesting {
-    /// Replaces them.
-    pub fn set(&self, sessions: Vec<SessionRef>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = sessions;
-    }
-
-    /// Whether this is one of them.
-    #[must_use]
-    pub fn has(&self, session: SessionRef) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&session)
-    }
-}
 
 /// Who is at the other end, as the kernel knew it at connect(2).
 #[derive(Clone, Debug)]
@@ -154,7 +128,7 @@ impl Listeners {
     /// # Errors
     /// Only if the sockets cannot be given to the runtime.
     pub async fn serve(&self, gate: Gate, calls: mpsc::Sender<Incoming>) -> Result<(), ServerError> {
-        let read = Door { operate: false, gate: Arc::clone(&gate), calls: calls.clone() };
+        let read = Door { operate: false, gate: gate.clone(), calls: calls.clone() };
         let operate = Door { operate: true, gate, calls: calls.clone() };
         let (read_from, operate_from) = (self.read.listener()?, self.operate.listener()?);
         tokio::select! {
@@ -177,15 +151,25 @@ struct Door {
 impl Door {
     /// Decodes a call and decides whether this peer may make it here.
     fn admit(&self, frame: &[u8], peer: &Peer) -> Result<Call, ApiError> {
-        let standing = (self.gate)(peer, peer.as_fd())?;
+        let standing = (self.gate.ask)(peer, peer.as_fd()).map_err(|refusal| self.refused(peer, refusal))?;
         let call = Call::decode(frame)?;
-        if standing == Standing::Nesting && !matches!(call.request, Request::Run(_)) {
-            return Err(ApiError::Member {});
+        if let (Standing::Nesting(session), false) = (standing, matches!(call.request, Request::Run(_))) {
+            let refusal = Refusal { reason: CallRefusal::Nesting, ..Refusal::member(Some(session)) };
+            return Err(self.refused(peer, refusal));
         }
         if call.request.operates() && !self.operate {
             return Err(ApiError::Denied { message: "read.sock only answers questions: use operate.sock".to_owned() });
         }
         Ok(call)
+    }
+
+    /// Counts a refusal, and gives what the peer is told.
+    fn refused(&self, peer: &Peer, refusal: Refusal) -> ApiError {
+        let Refusal { session, reason, error } = refusal;
+        let socket = if self.operate { ControlSocket::Operate } else { ControlSocket::Read };
+        let message = error.to_string();
+        (self.gate.count)(RefusedCall { session, pid: peer.pid, uid: peer.uid, socket, reason, message });
+        error
     }
 }
 

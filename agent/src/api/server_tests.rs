@@ -12,7 +12,10 @@ use std::{
 use serde_json::{Value, json, value::RawValue};
 
 use super::*;
-use crate::api::wire::{Event, Ps, Reply};
+use crate::{
+    api::wire::{Event, Ps, Reply},
+    session::SessionId,
+};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -42,7 +45,7 @@ fn agent(gate: Gate, mut engine: impl FnMut(Incoming) + Send + 'static) -> Agent
 }
 
 fn open_gate() -> Gate {
-    Arc::new(|_, _| Ok(Standing::Free))
+    Gate { ask: Arc::new(|_, _| Ok(Standing::Free)), count: Arc::new(|call| panic!("{call:?} was refused")) }
 }
 
 fn connect(path: PathBuf) -> StdStream {
@@ -90,19 +93,51 @@ fn what_changes_something_goes_through_the_operate_socket_only() {
     assert_eq!(taken["error"], "dev.tipstaff.NotFound");
 }
 
+/// A gate that answers like this, and whom it refused.
+fn counting(
+    ask: impl Fn() -> Result<Standing, Refusal> + Send + Sync + 'static,
+) -> (Gate, std_mpsc::Receiver<RefusedCall>) {
+    let (sent, refused) = std_mpsc::channel();
+    (Gate { ask: Arc::new(move |_, _| ask()), count: Arc::new(move |call| sent.send(call).unwrap()) }, refused)
+}
+
 #[test]
 fn the_gate_is_asked_before_every_call() {
     let closed = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let asked = Arc::clone(&closed);
-    let gate: Gate = Arc::new(move |_, _| {
-        if asked.load(std::sync::atomic::Ordering::SeqCst) { Err(ApiError::Member {}) } else { Ok(Standing::Free) }
+    let session = SessionId::from_random([7; 16]);
+    let (gate, refused) = counting(move || match asked.load(std::sync::atomic::Ordering::SeqCst) {
+        true => Err(Refusal::member(Some(session))),
+        false => Ok(Standing::Free),
     });
     let agent = agent(gate, empty_ps);
     let mut stream = connect(crate::api::read_socket(&agent.runtime));
     let ps = json!({"method": "dev.tipstaff.Ps", "parameters": {}});
     assert!(call(&mut stream, &ps)["error"].is_null());
+    assert!(refused.try_recv().is_err(), "a call that was answered is counted");
     closed.store(true, std::sync::atomic::Ordering::SeqCst);
     assert_eq!(call(&mut stream, &ps), json!({"error": "dev.tipstaff.Member", "parameters": {}}));
+    let (uid, pid) = (nix::unistd::geteuid().as_raw(), std::process::id());
+    let (socket, reason) = (ControlSocket::Read, CallRefusal::Member);
+    let message = "a member of a session cannot speak to the agent".to_owned();
+    let told = RefusedCall { session: Some(session), pid, uid, socket, reason, message };
+    assert_eq!(refused.recv_timeout(DEADLINE).unwrap(), told);
+    assert!(refused.try_recv().is_err(), "a call is counted twice");
+}
+
+#[test]
+fn a_member_that_may_start_a_session_is_refused_all_else_and_counted() {
+    let session = SessionId::from_random([7; 16]);
+    let (gate, refused) = counting(move || Ok(Standing::Nesting(session)));
+    let agent = agent(gate, empty_ps);
+    let mut stream = connect(crate::api::operate_socket(&agent.runtime));
+    let command = json!({"path": "/x", "argv": ["x"], "argv_cut": false});
+    let run = json!({"policy": "", "policy_source": "", "command": command, "cwd": "/"});
+    assert!(call(&mut stream, &json!({"method": "dev.tipstaff.Run", "parameters": run}))["error"].is_null());
+    assert!(refused.try_recv().is_err(), "a call that was answered is counted");
+    assert_eq!(call(&mut stream, &json!({"method": "dev.tipstaff.Ps"}))["error"], "dev.tipstaff.Member");
+    let told = refused.recv_timeout(DEADLINE).unwrap();
+    assert_eq!((told.session, told.socket, told.reason), (Some(session), ControlSocket::Operate, CallRefusal::Nesting));
 }
 
 #[test]

@@ -70,6 +70,10 @@ fn details(kind: &str, record: &Map<String, Value>) -> String {
         "fork" => format!("pid {} -> {}", get("pid"), get("child")),
         "exit" => format!("pid {}, {}", get("pid"), wait_status(record)),
         "refused" => format!("{}: {}", command(record.get("command")), get("message")),
+        "calls-refused" => {
+            let (count, socket, reason) = (get("count"), get("socket"), get("reason"));
+            format!("{count} on {socket}.sock, {reason}, pid {}, uid {}", get("pid"), get("uid"))
+        }
         "flows-cut" => flows_cut(record),
         "session-end" => session_end(record),
         _ => others(record),
@@ -201,6 +205,11 @@ mod tests {
         assert_eq!(
             line(&format!(r#""type":"state",{id},"from":"active","to":"ending","cause":"ttl""#)),
             format!("{start}state          active -> ending (ttl)")
+        );
+        let calls = r#""count":3,"pid":9,"uid":0,"socket":"read","reason":"member","message":"no""#;
+        assert_eq!(
+            line(&format!(r#""type":"calls-refused",{id},{calls}"#)),
+            format!("{start}calls-refused  3 on read.sock, member, pid 9, uid 0")
         );
         let end = r#""reason":"ttl","rounds":[{"killed":2,"left":0,"ms":1}],"members_left":0,"lost":{"exec":1},"packets_dropped":4"#;
         assert_eq!(

@@ -131,6 +131,7 @@ impl Engine {
                 self.drain_some();
             }
             self.account_for(id);
+            self.record_refused_calls_of(id);
             self.tell_outer(id, boot_now());
             self.sessions.values_mut().for_each(|live| drop(live.doings_within.remove(&id)));
             let Some(live) = self.sessions.remove(&id) else { continue };
@@ -146,6 +147,7 @@ impl Engine {
             };
             written.push((id, live, ended));
         }
+        self.tell_door();
         // before the store forgets them: a session that is recorded always has an end, whoever writes it
         self.flush();
         self.free(&written.iter().map(|(id, live, ended)| (*id, live, ended.members_left)).collect::<Vec<_>>());

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod attach;
+mod calls;
 mod control;
 mod controls;
 mod credentials;
@@ -70,7 +71,9 @@ use self::{
 use crate::{
     api::{
         answer::Answer,
-        server::{Incoming, Nesting, Peer},
+        door::Sessions,
+        refused::Refused,
+        server::{Incoming, Peer},
         wire::{self, ApiError, Reply, Request},
     },
     config::Config,
@@ -119,8 +122,10 @@ pub struct Parts {
     pub files: FileWatch,
     /// Where the engine's helpers tell it what they saw.
     pub notes: mpsc::UnboundedSender<Note>,
-    /// Tells the sockets whose members may ask for a session within theirs.
-    pub nesting: Nesting,
+    /// Tells the sockets which sessions live, and whose members may ask for one within theirs.
+    pub known: Sessions,
+    /// What the sockets refused.
+    pub refused: Refused,
 }
 
 /// What was in the rings.
@@ -144,6 +149,8 @@ pub enum Note {
     Refused(SessionId),
     /// A session's first process did not lay down what it was told to: what it kept.
     Kept(SessionId, String),
+    /// Members called the agent, or whoever may be one, and the first of those calls was not recorded yet.
+    CallsRefused,
     /// A follower of the evidence has been sent the records up to this number.
     CaughtUp(Answer, u64),
 }
@@ -452,6 +459,7 @@ impl Engine {
             Note::Moved(id) => self.moved(id),
             Note::Refused(id) => self.end_if_refused(id),
             Note::Kept(id, what) => self.kept_more(id, what),
+            Note::CallsRefused => self.record_refused_calls(boot_now()),
             Note::CaughtUp(follower, sent) if sent >= self.parts.log.last() => self.followers.push(follower),
             Note::CaughtUp(follower, sent) => self.send_records(follower, sent, true),
         }
@@ -480,6 +488,7 @@ impl Engine {
         }
         self.look_for_stale(now);
         self.look_at_refusals(now);
+        self.record_refused_calls(now);
         self.pay(now);
     }
 
@@ -495,10 +504,11 @@ impl Engine {
     /// When [`Engine::tick`] is needed next, `CLOCK_BOOTTIME` nanoseconds.
     #[must_use]
     pub fn next_tick(&mut self) -> Option<u64> {
-        let (owed, stale, refusals) = (self.owed_due(), self.stale_due(), self.refusals_due());
+        let looks = [self.owed_due(), self.stale_due(), self.refusals_due(), self.parts.refused.due()];
         let sessions = self.sessions.values().flat_map(|s| [s.machine.wakes_at(), s.next_round]);
         sessions
-            .chain([self.flush_due, self.removal_due, self.linger_due, self.refresh.due(), owed, stale, refusals])
+            .chain([self.flush_due, self.removal_due, self.linger_due, self.refresh.due()])
+            .chain(looks)
             .flatten()
             .min()
     }
@@ -507,6 +517,7 @@ impl Engine {
     pub fn stop(&mut self, reason: &str) {
         self.drain_some();
         self.account();
+        self.record_all_refused_calls();
         self.append(&Body::AgentStop(crate::evidence::AgentStop { reason: reason.into() }));
         self.flush();
     }

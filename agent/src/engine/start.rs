@@ -89,7 +89,7 @@ impl Engine {
         }
         let first = pidfd_of(peer)?;
         // the gate was asked before this call waited its turn
-        let outer = self.outer(first.as_fd())?;
+        let outer = self.outer(first.as_fd(), peer)?;
         let home = cgroup_of(peer.pid, &self.parts.mount).map_err(failed)?;
         self.check_confinement(peer, &home)?;
         let principal = principal(peer);
@@ -117,7 +117,6 @@ impl Engine {
         self.feed(id, Input::Labelled);
         self.record_reuse(id, &BTreeSet::new());
         self.watch_files();
-        self.tell_door();
         info!("session {id} started for uid {} pid {}", peer.uid, peer.pid);
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         Ok(Started { session: id.to_string(), deadline_boot_ns: deadline, ttl_ms, notes, close, shed })
@@ -207,6 +206,7 @@ impl Engine {
         }
         self.append_durable(&Body::SessionStart(Box::new(live.start.clone())));
         self.sessions.insert(id, live);
+        self.tell_door();
         self.watch_within(id, true);
         notes.sort();
         Ok(Begun { id, deadline, notes })

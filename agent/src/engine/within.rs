@@ -12,7 +12,7 @@ use super::{
     start::{Checked, failed},
 };
 use crate::{
-    api::wire::ApiError,
+    api::{server::Peer, wire::ApiError},
     duration,
     kernel::boot_now,
     policy::Candidate,
@@ -38,14 +38,14 @@ impl Engine {
     /// The session that the caller is a member of; `None`: it is in none.
     ///
     /// # Errors
-    /// Its members may start no other.
-    pub(super) fn outer(&mut self, caller: BorrowedFd<'_>) -> Result<Option<SessionId>, ApiError> {
+    /// Its members may start no other. That is counted as at the door, which the caller passed a moment ago.
+    pub(super) fn outer(&mut self, caller: BorrowedFd<'_>, peer: &Peer) -> Result<Option<SessionId>, ApiError> {
         let Some(label) = self.parts.kernel.label_of(caller).map_err(failed)? else { return Ok(None) };
         let outer = self.sessions.iter().find(|(_, live)| live.reference == label);
         let may = outer.filter(|(_, live)| {
             live.policy.nested && live.machine.state() == State::Active && live.start.attached.is_none()
         });
-        may.map(|(id, _)| Some(*id)).ok_or(ApiError::Member {})
+        may.map(|(id, _)| Some(*id)).ok_or_else(|| self.refuse_member(peer, outer.map(|(id, _)| *id)))
     }
 
     /// Holds what was checked to the session that it is to be within.
@@ -227,11 +227,5 @@ impl Engine {
             self.shorten_within(id);
             self.end_wider_within(id);
         }
-    }
-
-    /// Says at the door whose members may ask for a session within theirs.
-    pub(super) fn tell_door(&self) {
-        let may = self.sessions.values().filter(|live| live.policy.nested && live.machine.reason().is_none());
-        self.parts.nesting.set(may.map(|live| live.reference).collect());
     }
 }

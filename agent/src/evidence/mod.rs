@@ -26,12 +26,12 @@ pub use head::HeadFile;
 pub use log::{Log, Recovery, log_file};
 pub use read::{Records, read};
 pub use record::{
-    Act, AgentStart, AgentStop, Attached, Attachment, Body, Command, Connect, Context, Control, ControlState,
-    CredentialReuse, CutCause, CutOutcome, Disarm, Exec, Exit, FileRef, FlowsCut, Fork, Gap, GapCause,
-    InheritedDescriptor, InheritedSocket, InheritedUnix, Lift, Mark, Moment, Move, PolicyRef, Principal, PrincipalGone,
-    Privilege, RECEIPTS_MAX, Receipt, Receipts, Record, Refused, Revoke, SessionEnd, SessionNarrowed, SessionStart,
-    Socket, SocketReceipt, StartLimits, StayRef, Stuck, StuckTask, Taken, Terminate, Tier, Transition, Unix, User,
-    Verdict, Via, Warning,
+    Act, AgentStart, AgentStop, Attached, Attachment, Body, CallRefusal, CallsRefused, Command, Connect, Context,
+    Control, ControlSocket, ControlState, CredentialReuse, CutCause, CutOutcome, Disarm, Exec, Exit, FileRef, FlowsCut,
+    Fork, Gap, GapCause, InheritedDescriptor, InheritedSocket, InheritedUnix, Lift, Mark, Moment, Move, PolicyRef,
+    Principal, PrincipalGone, Privilege, RECEIPTS_MAX, Receipt, Receipts, Record, Refused, Revoke, SessionEnd,
+    SessionNarrowed, SessionStart, Socket, SocketReceipt, StartLimits, StayRef, Stuck, StuckTask, Taken, Terminate,
+    Tier, Transition, Unix, User, Verdict, Via, Warning,
 };
 pub use report::{Damage, NotedGap, Report, Soundness};
 pub use text::Text;

@@ -6,6 +6,7 @@
 mod activity;
 mod agent;
 mod attach;
+mod calls;
 mod control;
 mod flows;
 mod life;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use activity::{Act, Connect, Exec, Exit, FileRef, Fork, Move, Privilege, Socket, Unix, Verdict, Via};
 pub use agent::{AgentStart, AgentStop, Control, ControlState, Disarm, Gap, GapCause, Tier};
 pub use attach::{Attached, Attachment, InheritedDescriptor, InheritedSocket, InheritedUnix};
+pub use calls::{CallRefusal, CallsRefused, ControlSocket};
 pub use control::{Command, CredentialReuse, Lift, Revoke, StayRef, Stuck, StuckTask, Terminate, Warning};
 pub use flows::{CutCause, CutOutcome, FlowsCut, SocketReceipt};
 pub use life::{
@@ -56,7 +58,8 @@ pub struct Record {
 }
 
 impl Record {
-    /// When what it tells of happened: by the kernel's word where the record is the kernel's, else when it was written.
+    /// When what it tells of happened, where it says so: as the kernel's records do, and those of refused calls. Else when it
+    /// was written.
     #[must_use]
     pub fn happened(&self) -> Moment {
         let written = Moment { time: self.time, boot_ns: self.boot_ns };
@@ -116,6 +119,8 @@ pub enum Body {
     Lift(Lift),
     /// A session was asked for and refused.
     Refused(Refused),
+    /// The agent did not speak to who called it.
+    CallsRefused(CallsRefused),
     /// Receipts of a session's end that have no room in its last record.
     Receipts(Receipts),
     /// Sockets of a session were cut.
@@ -155,6 +160,7 @@ impl Body {
             Self::Revoke(_) => "revoke",
             Self::Lift(_) => "lift",
             Self::Refused(_) => "refused",
+            Self::CallsRefused(_) => "calls-refused",
             Self::Receipts(_) => "receipts",
             Self::FlowsCut(_) => "flows-cut",
             Self::SessionEnd(_) => "session-end",
@@ -162,7 +168,7 @@ impl Body {
         }
     }
 
-    /// When the kernel says that it happened, `CLOCK_BOOTTIME` nanoseconds.
+    /// When it happened, `CLOCK_BOOTTIME` nanoseconds, where that may be before it was written.
     fn at_boot_ns(&self) -> Option<u64> {
         let at = match self {
             Self::Exec(body) => body.at_boot_ns,
@@ -173,6 +179,7 @@ impl Body {
             Self::Socket(body) => body.at_boot_ns,
             Self::Unix(body) => body.at_boot_ns,
             Self::Privilege(body) => body.at_boot_ns,
+            Self::CallsRefused(body) => body.at_boot_ns,
             _ => 0,
         };
         (at != 0).then_some(at)
@@ -204,6 +211,7 @@ impl Body {
             Self::PrincipalGone(body) => Some(body.session),
             Self::CredentialReuse(body) => Some(body.session),
             Self::Gap(body) => body.session,
+            Self::CallsRefused(body) => body.session,
             Self::AgentStart(_) | Self::AgentStop(_) | Self::Refused(_) | Self::Disarm(_) => None,
             Self::Revoke(_) | Self::Lift(_) => None,
         }

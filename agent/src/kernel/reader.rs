@@ -29,8 +29,10 @@ impl LabelReader {
         Ok(label.map(|Label { slot, generation, .. }| SessionRef { slot, generation }))
     }
 
-    /// Whether one of these threads has an entry in the mirror: it is a member, also where its label found no memory.
-    pub fn mirrors_one_of(&self, threads: &HashSet<u32>) -> io::Result<bool> {
-        sys::has_value(self.mirror.as_fd(), |entry: &Mirrored| threads.contains(&entry.tid))
+    /// The session that one of these threads has an entry in the mirror of: it is a member, also where its label found no
+    /// memory.
+    pub fn mirrored(&self, threads: &HashSet<u32>) -> io::Result<Option<SessionRef>> {
+        let entry = sys::find_value(self.mirror.as_fd(), |entry: &Mirrored| threads.contains(&entry.tid))?;
+        Ok(entry.map(|Mirrored { slot, generation, .. }| SessionRef { slot, generation }))
     }
 }

@@ -194,12 +194,12 @@ pub fn update_batch<K: Pod, V: Pod>(map: &impl IterableMap<K, V>, keys: &[K], va
     }
 }
 
-/// Whether a hash with keys of 8 bytes has a value that is `wanted`. One that is there all the time is seen, whatever is put in
-/// and taken out meanwhile: the kernel copies bucket by bucket.
+/// A value that is `wanted` of a hash with keys of 8 bytes. One that is there all the time is seen, whatever is put in and taken
+/// out meanwhile: the kernel copies bucket by bucket.
 ///
 /// # Errors
 /// The map cannot be read, or not to its end.
-pub fn has_value<V: Pod + Default>(map: BorrowedFd<'_>, wanted: impl Fn(&V) -> bool) -> io::Result<bool> {
+pub fn find_value<V: Pod + Default>(map: BorrowedFd<'_>, wanted: impl Fn(&V) -> bool) -> io::Result<Option<V>> {
     const AT_ONCE: usize = 1024;
     let (mut keys, mut values) = (vec![0_u64; AT_ONCE], vec![V::default(); AT_ONCE]);
     let mut place = None::<u32>;
@@ -225,11 +225,9 @@ pub fn has_value<V: Pod + Default>(map: BorrowedFd<'_>, wanted: impl Fn(&V) -> b
         if let (Some(error), false) = (error, last) {
             return Err(error);
         }
-        if values.iter().take(attribute.count as usize).any(&wanted) {
-            return Ok(true);
-        }
-        if last {
-            return Ok(false);
+        let found = values.iter().take(attribute.count as usize).find(|value| wanted(value));
+        if found.is_some() || last {
+            return Ok(found.copied());
         }
         place = Some(next);
     }
@@ -541,15 +539,17 @@ mod tests {
     fn a_value_is_found_wherever_it_is() {
         const ALL: u64 = 3000;
         let Some(mut hash) = made(HashMap::<MapData, u64, u64>::create(4096, 0)) else { return };
-        let find = |hash: &HashMap<MapData, u64, u64>, what| has_value(hash.map().fd().as_fd(), |v: &u64| *v == what);
-        assert!(!find(&hash, 1).expect("an empty map"));
+        let find = |hash: &HashMap<MapData, u64, u64>, what| find_value(hash.map().fd().as_fd(), |v: &u64| *v == what);
+        assert_eq!(find(&hash, 1).expect("an empty map"), None);
         for key in 1..=ALL {
             hash.insert(key << 6, key, 0).expect("an entry");
         }
         for value in [1, 1024, 1025, ALL] {
-            assert!(find(&hash, value).expect("a full map"), "{value}");
+            assert_eq!(find(&hash, value).expect("a full map"), Some(value));
         }
-        assert!(!find(&hash, 0).expect("a full map") && !find(&hash, ALL + 1).expect("a full map"));
+        for value in [0, ALL + 1] {
+            assert_eq!(find(&hash, value).expect("a full map"), None);
+        }
     }
 
     #[test]

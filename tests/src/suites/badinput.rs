@@ -19,8 +19,8 @@ use nix::{
 
 use serde_json::{Value, json};
 
-use super::scene::only;
-use crate::harness::{mounts, prelude::*, sandbox::READERS};
+use super::scene::{Fifo, only, refused_calls};
+use crate::harness::{launch::Finished, mounts, prelude::*, sandbox::READERS};
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("badinput::what-an-agent-needs-is-not-there", WHEREVER, lacking),
@@ -37,7 +37,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("badinput::agent-not-running", WHEREVER, no_agent).agents_own(),
     Test::sharing("badinput::unknown-session", WHEREVER, unknown_session).agents_own(),
     Test::new("badinput::unknown-flag", WHEREVER, unknown_flag).agents_own(),
-    Test::sharing("badinput::member-cannot-call-the-agent", WHEREVER, member_calls),
+    Test::new("badinput::member-cannot-call-the-agent", WHEREVER, member_calls),
     Test::sharing("badinput::nonsense-on-the-socket", WHEREVER, nonsense).agents_own(),
 ];
 
@@ -357,6 +357,7 @@ fn unknown_flag(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
+/// A member is refused on both sockets, with a record; who is in no session is answered, and leaves none.
 fn member_calls(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
@@ -364,17 +365,24 @@ fn member_calls(s: &mut Sandbox) -> Result<()> {
     // where unix sockets are judged, the agent's are out of scope as any other; it answers for itself where they are not
     let scope = format!("unix: {{ allow: [{0}/read.sock, {0}/operate.sock] }}", run.display());
     let policy = s.policy(&only(&member).scope(scope))?;
-    for (socket, method) in [("read.sock", "Ps"), ("operate.sock", "Ps"), ("operate.sock", "Disarm")] {
-        let path = run.join(socket);
+    let own = nix::unistd::geteuid().as_raw();
+    for (socket, method) in [("read", "Ps"), ("operate", "Ps"), ("operate", "Disarm")] {
+        let path = run.join(format!("{socket}.sock"));
         let running = s.run(&policy, &member, &format!("call {} dev.tipstaff.{method}", path.display()))?;
         let session = running.session(s)?;
-        let answer = running.wait()?.stdout;
+        let Finished { pid, stdout: answer, .. } = running.wait()?;
         ensure!(
             answer.contains("dev.tipstaff.Member"),
-            "a member called {method} on {socket} and was answered {answer:?}"
+            "a member called {method} on {socket}.sock and was answered {answer:?}"
         );
-        s.session_ended(&session, "completed")?;
+        let end = s.session_ended(&session, "completed")?;
+        let (records, calls) = refused_calls(s, &session)?;
+        ensure!(calls == 1 && records[0]["n"].as_u64() < end["n"].as_u64(), "{method} on {socket}.sock: {records:?}");
+        let expected = json!([pid, own, socket, "member"]);
+        let told = ["pid", "uid", "socket", "reason"].map(|key| records[0][key].clone());
+        ensure!(json!(told) == expected, "not {expected}: {}", records[0]);
     }
+    calls_in_a_loop(s, &policy, &member)?;
     // whoever connected has ended, and its label with it
     let line = format!("call-by-child {} dev.tipstaff.Ps", run.join("operate.sock").display());
     let answer = s.run(&policy, &member, &line)?.wait()?.stdout;
@@ -382,7 +390,50 @@ fn member_calls(s: &mut Sandbox) -> Result<()> {
         ["dev.tipstaff.Denied", "dev.tipstaff.Failed"].iter().any(|error| answer.contains(error)),
         "a member called by a child that had ended, and was answered {answer:?}"
     );
+    let nobodys = |r: &Value| r["type"] == "calls-refused" && r["session"].is_null();
+    let record = s.wait_evidence("a call of who had ended", nobodys)?;
+    let fits = record["reason"] == "unknown" && record["socket"] == "operate" && record["uid"] == own;
+    ensure!(fits && record["count"] == 1, "{record}");
+    outsider_calls(s, &member)
+}
+
+/// The first refusal is told at once, and all the others of a minute in one record, at the latest with the session's end.
+fn calls_in_a_loop(s: &Sandbox, policy: &str, member: &str) -> Result<()> {
+    const MORE: usize = 40;
+    let mut fifo = Fifo::new(s)?;
+    let call = format!("call {} dev.tipstaff.Ps", s.runtime().join("read.sock").display());
+    let line = format!("{call} + fifo {} {}", fifo.path, vec![call.as_str(); MORE].join(" + "));
+    let running = s.run(policy, member, &line)?;
+    let session = running.session(s)?;
+    let first = s.wait_evidence("a refused call", |r| r["type"] == "calls-refused" && r["session"] == session)?;
+    ensure!(first["count"] == 1, "it waits for the others: {first}");
+    fifo.wake()?;
+    let answers = running.wait()?.stdout;
+    ensure!(answers.matches("dev.tipstaff.Member").count() == MORE + 1, "answered {answers:?}");
+    let end = s.session_ended(&session, "completed")?;
+    let (records, calls) = refused_calls(s, &session)?;
+    ensure!(calls == MORE as u64 + 1, "{calls} of {} calls are recorded: {records:?}", MORE + 1);
+    let time = |record: &Value| record["boot_ns"].as_u64().unwrap_or_default();
+    let minutes = (time(&end) - time(&first)) / 60_000_000_000;
+    ensure!(records.len() as u64 <= 2 + minutes, "a record for each call: {records:?}");
+    Ok(())
+}
+
+/// Who is in no session is answered on both sockets, and that is no refusal.
+fn outsider_calls(s: &Sandbox, member: &str) -> Result<()> {
+    let mut pids = Vec::new();
+    for socket in ["read.sock", "operate.sock"] {
+        let mut command = crate::harness::launch::bare(Path::new(member));
+        command.args(["--work", "call"]).arg(s.runtime().join(socket)).arg("dev.tipstaff.Ps");
+        let Finished { pid, stdout: answer, .. } = Running::spawn(s, command, None)?.wait()?;
+        ensure!(answer.contains(r#""sessions""#), "an outsider called {socket} and was answered {answer:?}");
+        pids.push(pid);
+    }
+    // once it has answered this, it has written what it had to of the calls before
     s.cli(&["ps"])?.ended(0)?;
+    let of_outsiders = |r: &Value| r["type"] == "calls-refused" && pids.iter().any(|pid| r["pid"] == *pid);
+    let recorded = s.evidence()?.into_iter().find(of_outsiders);
+    ensure!(recorded.is_none(), "a call that was answered is recorded as refused: {recorded:?}");
     Ok(())
 }
 

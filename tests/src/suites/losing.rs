@@ -5,7 +5,7 @@ use std::{fs, os::fd::AsFd as _};
 
 use super::{
     privileges::tried,
-    scene::{Fifo, attempt, only, refusal, refused_exec},
+    scene::{Fifo, attempt, only, refusal, refused_calls, refused_exec},
 };
 use crate::harness::{
     bpf::{Map, find, pidfd},
@@ -69,8 +69,10 @@ fn unlabelled(s: &mut Sandbox) -> Result<()> {
     closed.untouched()?;
     running.wait()?.ended(0)?;
     s.saw_exec(&session, &bad, refusal(s), "default")?;
-    let end = s.session_ended(&session, "completed")?;
-    ensure!(end["members_left"] == 0, "{end}");
+    s.session_ended(&session, "completed")?;
+    // known by its cgroup
+    let (records, calls) = refused_calls(s, &session)?;
+    ensure!(calls == fifos.len() as u64, "{calls} calls were refused: {records:?}");
     elsewhere_and_unlabelled(s, (&policy, &member), &call)
 }
 
@@ -78,12 +80,15 @@ fn unlabelled(s: &mut Sandbox) -> Result<()> {
 fn elsewhere_and_unlabelled(s: &Sandbox, (policy, member): (&str, &str), call: &str) -> Result<()> {
     let (elsewhere, mut fifo) = (s.part("elsewhere"), Fifo::new(s)?);
     let running = s.run(policy, member, &format!("fifo {} {call}", fifo.path))?;
-    running.session(s)?;
+    let session = running.session(s)?;
     let labels = Map::of(s, "TASK_LABELS")?;
     labels.remove_of(pidfd(running.pid())?.as_fd())?;
     elsewhere.take(running.pid())?;
     fifo.wake()?;
     running.wait()?.said(AS_A_MEMBER)?;
+    s.session_ended(&session, "completed")?;
+    let (records, calls) = refused_calls(s, &session)?;
+    ensure!(calls == 1, "{calls} calls were refused: {records:?}");
     let mut outsider = bare(member.as_ref());
     outsider.arg("--work").args(format!("fifo {} {call}", fifo.path).split_whitespace());
     let outsider = Running::spawn(s, outsider, None)?;

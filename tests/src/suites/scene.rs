@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::{mount::MsFlags, sys::stat::Mode};
+use serde_json::Value;
 
 use crate::harness::{
     prelude::*,
@@ -157,6 +158,14 @@ pub(crate) fn report(file: &str, lines: usize) -> Result<Vec<String>> {
         let found: Vec<String> = text.lines().map(str::to_owned).collect();
         Ok((found.len() >= lines).then_some(found))
     })
+}
+
+/// What the agent says of a session whose members it did not speak to: the records, and how many calls they stand for. Whole
+/// once the session has ended.
+pub(crate) fn refused_calls(s: &Sandbox, session: &str) -> Result<(Vec<Value>, u64)> {
+    let records = s.records(session, "calls-refused")?;
+    let calls = records.iter().filter_map(|record| record["count"].as_u64()).sum();
+    Ok((records, calls))
 }
 
 /// Times, as workloads write and send them.

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::scene::{Fifo, only, report};
+use super::scene::{Fifo, only, refused_calls, report};
 use crate::harness::{
     prelude::*,
     server::Server,
@@ -136,6 +136,10 @@ fn nothing_else(s: &mut Sandbox) -> Result<()> {
     ensure!(!finished.stdout.contains("exit 0"), "a member was answered: {finished:?}");
     finished.complained(&["a member of a session"])?;
     s.session_ended(&session, "completed")?;
+    // a verb may try both sockets, where the policy's rules on them do not hold
+    let (records, calls) = refused_calls(s, &session)?;
+    let all = calls >= 4 && records.iter().all(|r| r["reason"] == "nesting" && r["uid"] == 0);
+    ensure!(all, "{calls} calls were refused: {records:?}");
     // a session within, whose policy does not say so, starts no third
     let third = start(s, &only(&member), &format!("{member} --work say third"))?;
     let second = nesting(s, &member)?.spec("reviewBy: 2099-01-01");
