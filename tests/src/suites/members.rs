@@ -24,7 +24,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("members::new-namespaces", WHEREVER, namespaces),
     Test::sharing("members::two-sessions-of-one-user", WHEREVER, two_sessions),
     Test::sharing("members::outsiders-pay-nothing", WHEREVER, outsiders),
-    Test::new("members::callers-outside-the-confinement", WHEREVER, confinement).agents_own(),
+    Test::new("members::callers-outside-the-confinement", WHEREVER, confinement),
 ];
 
 fn daemonised(s: &mut Sandbox) -> Result<()> {

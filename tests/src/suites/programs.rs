@@ -31,11 +31,11 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("programs::what-changed-is-no-program-of-roots-session", WHEREVER, changed),
     Test::sharing("programs::a-folder-on-the-way-is-swapped", WHEREVER, swapped),
     Test::sharing("programs::a-rule-never-gets-another-rules-file", WHEREVER, borrowed),
-    Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted).agents_own(),
+    Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted),
     Test::new("programs::nothing-left-to-watch-with", WHEREVER, unwatched).guests_only("takes every inotify instance"),
     Test::sharing("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
-    Test::sharing("programs::rules-that-name-nothing", WHEREVER, bad_rules).agents_own(),
-    Test::sharing("programs::ten-thousand-rules-and-odd-names", WHEREVER, many_rules).agents_own(),
+    Test::sharing("programs::rules-that-name-nothing", WHEREVER, bad_rules),
+    Test::sharing("programs::ten-thousand-rules-and-odd-names", WHEREVER, many_rules),
 ];
 
 /// More than a test can need.
