@@ -3,20 +3,28 @@
 
 use std::{os::unix::net::UnixStream, time::Instant};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use super::{Asked, By, Fault, Form, watch::Watch};
 use crate::{
     harness::{
         prelude::*,
         wait::{all_gone, gone, in_guest},
     },
-    suites::scene::{Wall, only},
+    suites::{
+        attach::workload,
+        scene::{Wall, only},
+    },
 };
 
 #[rustfmt::skip]
 pub(super) const ROWS: &[Fault] = &[Fault {
     promise: "restart",
     name: "every-stage",
-    what: "SIGKILL at each system call that changes something: of a start, a run, a narrowing, a freeze, a thaw, a renewal, an end",
+    what: "SIGKILL at each system call that changes something: of a start, a run, an attachment, a narrowing, a freeze, a thaw, a renewal, a revocation, an end, a stop",
     holds: "what is refused stays refused; the session is whole or ended; the next agent does the rest",
     by: By::Row { run: every_stage, lasts: 3000, guests: None, long: false },
 }];
@@ -26,14 +34,30 @@ pub(super) const ROWS: &[Fault] = &[Fault {
 enum Deed {
     Start,
     Run,
+    Attach,
     Narrow,
     Freeze,
     Thaw,
     Renew,
+    Revoke,
     End,
+    Stop,
 }
 
-const DEEDS: [Deed; 7] = [Deed::Start, Deed::Run, Deed::Narrow, Deed::Freeze, Deed::Thaw, Deed::Renew, Deed::End];
+const DEEDS: [Deed; 10] = [
+    Deed::Start,
+    Deed::Run,
+    Deed::Attach,
+    Deed::Narrow,
+    Deed::Freeze,
+    Deed::Thaw,
+    Deed::Renew,
+    Deed::Revoke,
+    Deed::End,
+    Deed::Stop,
+];
+/// The name of the policy that is revoked.
+const REVOKED: &str = "red";
 /// How often one member is woken before it gives way to another.
 const WAKES: usize = 40;
 
@@ -41,6 +65,8 @@ const WAKES: usize = 40;
 struct Scene {
     member: String,
     policy: String,
+    /// As `policy`, but for its name.
+    red: String,
     wall: Wall,
     wakes: usize,
     watch: Watch,
@@ -51,11 +77,12 @@ struct Scene {
 fn every_stage(s: &mut Sandbox, asked: Asked) -> Result<Vec<String>> {
     let member = s.program("member")?;
     let other = s.program("other")?;
-    let policy = s.policy(&only(&member).allow("other", &other))?;
+    let policy = only(&member).allow("other", &other);
+    let (policy, red) = (s.policy(&policy)?, s.policy(&policy.clone().name(REVOKED))?);
     let (agent, watch) = Watch::start(s, None)?;
     s.ready(agent)?;
     let wall = Wall::new(s, WAKES)?;
-    let mut scene = Scene { member, policy, wall, wakes: 0, watch, kills: 0 };
+    let mut scene = Scene { member, policy, red, wall, wakes: 0, watch, kills: 0 };
     let mut notes = Vec::new();
     for deed in DEEDS {
         let calls = scene.round(s, deed, None)?;
@@ -96,22 +123,26 @@ impl Scene {
         }
         let subject = match subject {
             Some(Some((running, session))) => {
-                order(s, deed, &session)?;
+                self.order(s, deed, (&running, &session))?;
                 Some(running)
             }
-            Some(None) => Some(self.run_one(s)?),
+            Some(None) => Some(self.run_one(s, &self.policy)?),
             None => None,
         };
         let made = if deed == Deed::Start { made } else { self.watch.made() - before };
         if deed != Deed::Start {
-            self.kills += usize::from(self.watch.killed());
-            s.kill_agent()?;
+            let killed = self.watch.killed();
+            self.kills += usize::from(killed);
+            if deed == Deed::Stop && !killed { s.agent_ends()? } else { s.kill_agent()? }
         }
         self.holds(s)?;
         self.next_agent(s)?;
         self.holds(s)?;
         if let Some(running) = subject {
-            is_over(s, running)?;
+            is_over(s, deed, running)?;
+        }
+        if deed == Deed::Revoke {
+            lift_all(s)?;
         }
         if self.wakes + 2 > WAKES {
             self.wall.is_ended(s)?;
@@ -153,12 +184,14 @@ impl Scene {
         self.wall.holds(s)
     }
 
-    /// The session that an order is about; none where the order is to start one.
+    /// The session that an order is about, or the workload that is in none; none where the order is to start one.
     fn begin(&self, s: &Sandbox, deed: Deed) -> Result<Option<(Running, String)>> {
-        if deed == Deed::Run {
-            return Ok(None);
-        }
-        let running = self.run_one(s)?;
+        let running = match deed {
+            Deed::Run => return Ok(None),
+            Deed::Attach => return Ok(Some((workload(s, &self.member, "idle")?, String::new()))),
+            Deed::Revoke => self.run_one(s, &self.red)?,
+            _ => self.run_one(s, &self.policy)?,
+        };
         let session = running.session(s)?;
         if deed == Deed::Thaw {
             s.cli(&["freeze", &session])?.ended(0)?;
@@ -166,31 +199,47 @@ impl Scene {
         Ok(Some((running, session)))
     }
 
-    fn run_one(&self, s: &Sandbox) -> Result<Running> {
-        let running = s.run(&self.policy, &self.member, "idle")?;
+    fn run_one(&self, s: &Sandbox, policy: &str) -> Result<Running> {
+        let running = s.run(policy, &self.member, "idle")?;
         let answered = || gone(running.pid()) || !running.is_a_caller(s);
         until("the start to be answered", 2 * patience(), || Ok((self.watch.killed() || answered()).then_some(())))?;
         Ok(running)
     }
+
+    /// Gives the order; an agent that dies over it does not answer.
+    fn order(&self, s: &Sandbox, deed: Deed, (running, session): (&Running, &str)) -> Result<()> {
+        let pid = running.pid().to_string();
+        let words: &[&str] = match deed {
+            Deed::Attach => &["attach", "--policy", &self.policy, "--pid", &pid],
+            Deed::Narrow => &["narrow", session, "--remove", "other"],
+            Deed::Freeze => &["freeze", session],
+            Deed::Thaw => &["thaw", session],
+            Deed::Renew => &["renew", session],
+            Deed::Revoke => &["revoke", "--policy", REVOKED],
+            Deed::End => &["end", session],
+            Deed::Start | Deed::Run => return Ok(()),
+            Deed::Stop => {
+                let agent = s.agent_pid()?;
+                s.signal_agent(Signal::SIGTERM)?;
+                return until("the agent to stop", 2 * patience(), || Ok(gone(agent).then_some(())));
+            }
+        };
+        let told = s.cli(words)?;
+        ensure!(matches!(told.code, 0 | 1 | 7), "{deed:?} was answered {told:?}");
+        Ok(())
+    }
 }
 
-/// Gives the order; an agent that dies over it does not answer.
-fn order(s: &Sandbox, deed: Deed, session: &str) -> Result<()> {
-    let words: &[&str] = match deed {
-        Deed::Narrow => &["narrow", session, "--remove", "other"],
-        Deed::Freeze => &["freeze", session],
-        Deed::Thaw => &["thaw", session],
-        Deed::Renew => &["renew", session],
-        Deed::End => &["end", session],
-        Deed::Start | Deed::Run => return Ok(()),
-    };
-    let told = s.cli(words)?;
-    ensure!(matches!(told.code, 0 | 1 | 7), "{deed:?} was answered {told:?}");
-    Ok(())
+/// Takes back what keeps a revoked policy from starting again.
+fn lift_all(s: &Sandbox) -> Result<()> {
+    let stays = s.json(&["revoke", "--list"])?;
+    let ids = stays["stays"].as_array().into_iter().flatten().filter_map(|stay| stay["id"].as_str());
+    ids.map(|id| s.cli(&["revoke", "--lift", id])?.ended(0).map(drop)).collect()
 }
 
-/// Ends what the deed was about, wherever it was cut short: nobody is left, and the evidence has one end of it.
-fn is_over(s: &Sandbox, running: Running) -> Result<()> {
+/// Ends what the deed was about, wherever it was cut short: nobody is left, and the evidence has one end of it. A workload that was
+/// not attached goes on, in no session: it is ended too.
+fn is_over(s: &Sandbox, deed: Deed, running: Running) -> Result<()> {
     let pid = running.pid();
     let all = s.evidence()?;
     let start = all.iter().rfind(|r| r["type"] == "session-start" && r["context"]["pid"] == pid);
@@ -201,6 +250,9 @@ fn is_over(s: &Sandbox, running: Running) -> Result<()> {
             r["type"] == "session-end" && r["session"] == session
         })?;
         ensure!(end["members_left"] == 0, "members are left: {end}");
+    }
+    if deed == Deed::Attach && !gone(pid) {
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
     }
     let code = running.wait()?.code;
     ensure!(matches!(code, 125 | 137), "the command ended with {code}");

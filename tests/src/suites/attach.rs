@@ -34,7 +34,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Starts a workload beside the sessions.
-pub(super) fn workload(s: &Sandbox, program: &str, line: &str) -> Result<Running> {
+pub(crate) fn workload(s: &Sandbox, program: &str, line: &str) -> Result<Running> {
     let mut command = bare(program.as_ref());
     command.arg("--work").args(line.split_whitespace());
     Running::spawn(s, command, None)

@@ -182,30 +182,31 @@ fn seconds(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// Of a stream that is over its session's bytes no more than the budget leaves, and its sender is told; without BPF LSM it
-/// stalls. What is within it arrives.
+/// Of a stream that is over its session's bytes no more than the budget leaves, and its sender is told, also where each message
+/// would fit and the kernel joins them; without BPF LSM it stalls. What is within it arrives.
 fn stream(s: &mut Sandbox) -> Result<()> {
     const BUDGET: usize = 60_000;
     s.start()?;
     let member = s.program("member")?;
     own_network(&[])?;
     let wire = Capture::new()?;
-    for (address, prefix) in FAMILIES {
+    let ways = FAMILIES.into_iter().flat_map(|family| ["", "joined "].map(|way| (family, way)));
+    for ((address, prefix), way) in ways {
         let (over, within) = (Server::tcp(address)?, Server::tcp(address)?);
         let policy = only(&member).to("over", prefix, over.port()).to("within", prefix, within.port());
         let policy = s.policy(&policy.spec(format!("budgets: {{ egressBytes: {BUDGET} }}")))?;
         wire.left()?;
-        let running = s.run(&policy, &member, &format!("stream {} {}", 4 * BUDGET, over.words()))?;
+        let running = s.run(&policy, &member, &format!("stream {} {way}{}", 4 * BUDGET, over.words()))?;
         let session = running.session(s)?;
         let told = if s.tier == Tier::Full { libc::EPERM } else { libc::EAGAIN };
-        running.wait()?.said(&format!("errno {told}"))?;
+        running.wait()?.said(&format!("errno {told}")).with_context(|| format!("{way}{address}"))?;
         s.session_ended(&session, "completed")?;
         s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-egress")?;
         let left: Vec<usize> =
             wire.left()?.iter().filter(|p| p.to_port == over.port() && p.payload > 0).map(|p| p.bytes.len()).collect();
         let (left, received) = (left.iter().sum::<usize>(), over.received().len());
         ensure!(received > 0 && received <= left && left <= BUDGET, "{left} bytes left, {received} arrived");
-        let running = s.run(&policy, &member, &format!("stream {} {}", BUDGET / 2, within.words()))?;
+        let running = s.run(&policy, &member, &format!("stream {} {way}{}", BUDGET / 2, within.words()))?;
         running.wait()?.said("ok")?;
         until("all to arrive", patience(), || Ok((within.received().len() == BUDGET / 2).then_some(())))?;
     }

@@ -2,7 +2,7 @@
 
 mod adopt;
 mod arguments;
-mod attach;
+pub(crate) mod attach;
 mod badinput;
 mod budgets;
 mod cli;

@@ -358,9 +358,14 @@ pub(super) fn send_through(words: &[&str]) -> Result<u8> {
     Ok(0)
 }
 
-/// `stream BYTES ADDRESS PORT`: connects by TCP and sends so many bytes, as far as it is let; a send waits for a second.
+/// `stream BYTES [joined] ADDRESS PORT`: connects by TCP and sends so many bytes, as far as it is let; a send waits for a second.
+/// `joined`: says each time that more will come, so that the kernel makes fewer packets of it.
 pub(super) fn stream(words: &[&str]) -> Result<u8> {
     let (bytes, rest) = one(words)?;
+    let (more, rest) = match rest {
+        ["joined", rest @ ..] => (MsgFlags::MSG_MORE, rest),
+        rest => (MsgFlags::empty(), rest),
+    };
     let (to, _) = address(rest)?;
     let socket = open(SockType::Stream, &to)?;
     // little is kept of what does not leave
@@ -373,7 +378,9 @@ pub(super) fn stream(words: &[&str]) -> Result<u8> {
         if sent >= bytes {
             break Ok(());
         }
-        match send(socket.as_raw_fd(), &chunk[..chunk.len().min(bytes - sent)], MsgFlags::MSG_NOSIGNAL) {
+        let last = sent + chunk.len() >= bytes;
+        let flags = MsgFlags::MSG_NOSIGNAL | if last { MsgFlags::empty() } else { more };
+        match send(socket.as_raw_fd(), &chunk[..chunk.len().min(bytes - sent)], flags) {
             Ok(length) => (sent, stalled) = (sent + length, false),
             // who waited for room is told by the next one
             Err(Errno::EAGAIN) if !stalled => stalled = true,
