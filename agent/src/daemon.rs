@@ -22,7 +22,7 @@ use crate::{
     api::{door::Sessions, refused::Refused, server::Listeners, wire},
     cli::{Exit, Failure},
     config::{Attach, Config, cgroup2_mount},
-    enforce::{FileWatch, SessionCgroup, Song, prove, prove_destroy},
+    enforce::{FileWatch, SessionCgroup, Song, prove, prove_destroy, remember_home},
     engine::{
         self, Control, Engine, Parts, Past, RecoverError, Recovered, controls_from_song, flow_destroy, recover,
         see_others, wire_control,
@@ -248,6 +248,7 @@ async fn serve(
     listeners: Listeners,
     (left, past): (Recovered, Past),
 ) -> Result<(), Failure> {
+    remember_home(&ground.mount).map_err(unexpected)?;
     let (notes, mut noted) = mpsc::unbounded_channel();
     let (calls, mut called) = mpsc::channel(CALLS);
     let (known, refused) = (Sessions::default(), Refused::default());

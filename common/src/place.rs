@@ -1,6 +1,6 @@
 //! Where a file stands: the names of all directories above it in its file system and its own, as one number. The kernel
 //! walks up from a file and the agent down to one; both come to the same. It is no digest: who finds another way with the same
-//! number has found one that is denied too.
+//! number (which is easy) has found one that is denied too, or to which an allowed file can be moved and run on.
 
 use crate::{
     pod,

@@ -168,13 +168,13 @@ fn by_rules(policy: u32, slot: u32, file: File, asked: u32) -> Result<(Decision,
         }
         if asked & BEFORE == 0 {
             if let Some(word) = by_word(rules, named.words)? {
+                own = own || best.verdict != ALLOW;
                 best = of_entry(word);
-                own = true;
             }
         } else if named.rule != REASON_DEFAULT {
             // rules that only deny some first arguments allow nothing
+            own = own || best.verdict != ALLOW;
             best = of_entry(named);
-            own = true;
         }
     }
     if best.verdict != ALLOW {

@@ -225,6 +225,9 @@ fn find_current() -> Option<Session> {
         }
         None => {
             let found = by_cgroup_id(kernel::current_ancestor())?;
+            if kernel::is_agent(kernel::current_ids().0) {
+                return None;
+            }
             Label { slot: found.slot, generation: found.generation, flags: CONFINED, exec_id: NEVER_JUDGED }
         }
     };
@@ -246,7 +249,7 @@ pub fn of_current_in_cgroup_program() -> Result<Option<(Session, u32)>, Fault> {
     if let Some(entry) = current_mirrored() {
         return Ok(Some((Session::load(entry.slot, entry.generation, entry.flags), entry.exec_id)));
     }
-    if !kernel::is_beneath(kernel::current_ancestor_at) {
+    if !kernel::is_beneath(kernel::current_ancestor_at) || kernel::is_agent(kernel::current_ids().0) {
         return Ok(None);
     }
     Ok(of_subtree(kernel::current_ancestor())?.map(|session| (session, NEVER_JUDGED)))

@@ -5,12 +5,26 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
+
+use tracing::warn;
 
 /// How long the kernel may take to let go of a cgroup whose tasks have ended.
 const PATIENCE: Duration = Duration::from_secs(5);
 const GLANCE: Duration = Duration::from_millis(1);
+
+/// The cgroup that the agent was started in.
+static HOME: OnceLock<PathBuf> = OnceLock::new();
+
+/// Remembers where the agent is, in the hierarchy mounted at `mount`.
+pub fn remember_home(mount: &Path) -> io::Result<()> {
+    let home = cgroup_of(std::process::id(), mount)?;
+    // who is asked twice was right the first time
+    let _ = HOME.set(home);
+    Ok(())
+}
 
 /// The cgroup of one session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,8 +80,33 @@ impl SessionCgroup {
         fs::write(self.path.join("cgroup.procs"), pid.to_string())
     }
 
-    /// Kills everything in it and below it, with one write (Linux 5.14).
+    /// Moves the agent out of it, where somebody moved it in: a member that is root can, and what ends, stops or starves who is
+    /// in there would reach the agent too.
+    pub fn step_out(&self) -> io::Result<()> {
+        let own = std::process::id();
+        if !processes_below(&self.path).contains(&own) {
+            return Ok(());
+        }
+        // a cgroup that hands controllers on takes no process
+        let places = HOME.get().map(PathBuf::as_path).into_iter().chain(self.path.ancestors().skip(1));
+        let mut refused = io::Error::from_raw_os_error(libc::ENOENT);
+        for procs in places.map(|place| place.join("cgroup.procs")) {
+            match fs::write(&procs, own.to_string()) {
+                Ok(()) => {
+                    warn!("the agent was moved to {}, and is out of it again", self.path.display());
+                    return Ok(());
+                }
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    /// Kills everything in it and below it, with one write (Linux 5.14); the agent too, where it cannot step out.
     pub fn kill(&self) -> io::Result<()> {
+        if let Err(problem) = self.step_out() {
+            warn!("the agent was moved to {} and cannot leave it: {problem}", self.path.display());
+        }
         match fs::write(self.path.join("cgroup.kill"), "1") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,

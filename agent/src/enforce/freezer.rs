@@ -15,6 +15,7 @@ const GLANCE: Duration = Duration::from_millis(1);
 impl SessionCgroup {
     /// Stops everything in it and below it. True: the kernel says that all of it stands still.
     pub fn freeze(&self) -> io::Result<bool> {
+        self.step_out()?;
         fs::write(self.path().join("cgroup.freeze"), "1")?;
         let start = Instant::now();
         while !self.is_frozen()? {

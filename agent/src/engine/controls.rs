@@ -189,8 +189,8 @@ fn privileges(tier: Tier, without_hooks: &[&str], song: &Song) -> Control {
     if tier == Tier::NoLsm {
         let why = format!(
             "`run` takes capabilities, no_new_privs and calls away, with which the canary was refused: {tried}; not from \
-             who is attached, and not root's own files (kernel-settings, raw-devices); signals only where control landlock \
-             is enforced; delegation only by the names of sockets, and what comes in a message is not looked at"
+             who is attached, and not root's own files (kernel-settings, raw-devices, the agent's, those of cgroups), nor \
+             limits and priorities; signals only where control landlock is enforced; delegation only by the names of sockets, and what comes in a message is not looked at"
         );
         return control(name, ControlState::BestEffort, &why);
     }

@@ -53,6 +53,9 @@ impl Engine {
         let began = matches!(event, Event::Exec(_)) && header.tgid == session.first_process.pid;
         let laid_down = session.to_lay_down.take_if(|_| began);
         let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
+        if matches!(event, Event::Move(_)) && header.tgid == std::process::id() {
+            complain("leaving a session's cgroup", session.cgroup.step_out());
+        }
         let (id, reference, cgroup) = (*id, session.reference, session.cgroup.path().to_owned());
         self.append(&body);
         if let Some(inner) = within {

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tipstaff_common::rule::FileId;
+use tipstaff_common::{place::Way, rule::FileId};
 use tracing::warn;
 
 use super::{digests::Digests, places};
@@ -196,7 +196,9 @@ fn resolve(
                     let admitted =
                         |found: &Found| before.is_none_or(|before| before.admits((*index, rule), path, found.seen));
                     match found {
-                        Some(found) if admitted(&found) => program(&mut resolved, rule, *index, (path, found)),
+                        Some(found) if admitted(&found) => {
+                            program(&mut resolved, (rule, *index), (path, found), &mounts);
+                        }
                         // it stays what it was, and is not that any more: the kernel says so
                         Some(found) => stays(&mut resolved, before, *index, found.seen.id),
                         None => {}
@@ -241,7 +243,12 @@ fn is_denied(policy: &Policy, path: &Path) -> bool {
 }
 
 /// What a rule names as a program.
-fn program(resolved: &mut Resolved, rule: &ExecRule, index: usize, (path, found): (&Path, Found)) {
+fn program(
+    resolved: &mut Resolved,
+    (rule, index): (&ExecRule, usize),
+    (path, found): (&Path, Found),
+    mounts: &BTreeSet<PathBuf>,
+) {
     if found.directory {
         if matches!(rule.target, ExecTarget::Path(_)) {
             resolved.mistaken.insert(rule.id.clone());
@@ -252,9 +259,8 @@ fn program(resolved: &mut Resolved, rule: &ExecRule, index: usize, (path, found)
     resolved.files[index].push(id);
     resolved.contents.insert(id, content);
     // by its other names it may be started too
-    if let (Some(way), 1) = (way, found.links) {
-        resolved.stood.insert(id, way.place.names);
-    }
+    let alone = found.links == 1 && way.is_some_and(|way| is_below_a_whole_mount(&found.name, way, mounts));
+    hold(resolved, id, way.filter(|_| alone).map_or(0, |way| way.place.names));
     classed(resolved, path, Some(found));
 }
 
@@ -275,9 +281,25 @@ fn stays(resolved: &mut Resolved, before: Option<Before<'_>>, index: usize, id: 
     let Some(content) = before.host.contents.get(&id) else { return };
     resolved.files[index].push(id);
     resolved.contents.entry(id).or_insert(*content);
-    if let Some(place) = before.host.stood.get(&id) {
-        resolved.stood.entry(id).or_insert(*place);
+    hold(resolved, id, before.host.stood.get(&id).copied().unwrap_or(0));
+}
+
+/// Holds a file to where it stands; where rules come to it in ways of which one may lead there from elsewhere, to no place.
+fn hold(resolved: &mut Resolved, id: FileId, names: u64) {
+    let held = resolved.stood.entry(id).or_insert(names);
+    if *held != names {
+        *held = 0;
     }
+}
+
+/// Whether a file has the names in its file system that its path has below the mount that it is in. Where that shows a part of
+/// a file system (a folder that is mounted elsewhere, a subvolume), a directory above the part can be renamed and the path leads
+/// where it led.
+fn is_below_a_whole_mount(path: &Path, way: Way, mounts: &BTreeSet<PathBuf>) -> bool {
+    let Some(mount) = path.ancestors().find(|above| mounts.contains(*above)) else { return false };
+    let names = path.strip_prefix(mount).unwrap_or(path).components();
+    let below = names.fold(Way::root(way.place.device), |way, name| way.below(name.as_os_str().as_encoded_bytes()));
+    below == way
 }
 
 /// A file is of the classes of its own name and of the link's that led to it: `ld-linux-x86-64.so.2` to `ld-2.31.so`,
@@ -313,7 +335,7 @@ pub(super) fn matching(pattern: &str) -> Vec<PathBuf> {
 }
 
 /// A directory and the roots of what is mounted below it.
-fn tree(path: &Path, mounts: &[PathBuf]) -> Vec<PathBuf> {
+fn tree(path: &Path, mounts: &BTreeSet<PathBuf>) -> Vec<PathBuf> {
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let below = mounts.iter().filter(|m| m.starts_with(&real) && **m != real).cloned();
     std::iter::once(path.to_owned()).chain(below).collect()
@@ -437,7 +459,7 @@ pub(super) fn interpreter(path: &Path) -> Option<PathBuf> {
 }
 
 /// Everything that is mounted, as the agent sees it.
-fn mount_points() -> Result<Vec<PathBuf>, KernelError> {
+fn mount_points() -> Result<BTreeSet<PathBuf>, KernelError> {
     let path = "/proc/self/mountinfo";
     let text = fs::read(path).map_err(KernelError::file("read", path))?;
     let lines = text.split(|b| *b == b'\n');

@@ -37,7 +37,8 @@ pub struct Resolved {
     pub places: Vec<Vec<Place>>,
     /// What the programs among them were when they were looked at.
     pub contents: BTreeMap<FileId, Content>,
-    /// `Place::names` of where those among them stood that have one name only.
+    /// `Place::names` of where those among them stood that can stand nowhere else for the paths of their rules to lead there. 0:
+    /// they can.
     pub stood: BTreeMap<FileId, u64>,
     /// Ids of rules whose `path` leads to a directory, and of those whose `dir` leads to a file.
     pub mistaken: BTreeSet<String>,

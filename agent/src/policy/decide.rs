@@ -108,11 +108,10 @@ pub fn decide_exec(policy: &Policy, host: &Resolved, program: &Program<'_>) -> D
         (verdict == Effect::Deny).then_some(Decision { verdict, rule })
     });
     let looked_at = strict && host.contents.contains_key(&program.file);
-    // by nothing but rules on the file itself, of which none denies some of its arguments
+    // by nothing but rules on the file itself
     let by_directory = first(&|rule| rule.effect == Effect::Allow && is_dir(rule)).is_some();
-    let own = vetted && default.verdict == Effect::Deny && (by_word.is_some() || !by_directory);
-    let held = own && first(&denies_words).is_none();
-    let stood = host.stood.get(&program.file).filter(|_| held);
+    let own = vetted && default.verdict == Effect::Deny && !by_directory;
+    let stood = host.stood.get(&program.file).filter(|names| own && **names != 0);
     denied.or_else(|| by_place(policy, host, program, (looked_at, stood))).unwrap_or(decision)
 }
 
@@ -311,11 +310,12 @@ impl Plan {
             match program.word {
                 None if program.script => return Decision::UNRESOLVED,
                 None if named.rule == rule::REASON_DEFAULT => {}
-                None => (best, own) = (of_entry(named), true),
+                None => (best, own) = (of_entry(named), own || best.verdict == Effect::Deny),
                 Some(word) => {
                     let key = word.and_then(word_bytes).map(|bytes| word_key(bytes, named.words));
                     let found = key.and_then(|key| self.exec_entry(key)).map(of_entry);
-                    (best, own) = found.map_or((best, own), |found| (found, true));
+                    own = own || found.is_some() && best.verdict == Effect::Deny;
+                    best = found.unwrap_or(best);
                 }
             }
         }

@@ -183,8 +183,7 @@ fn put_file(table: &mut Table, file: FileId, named: &Named, words: u32, host: &R
         flags,
         words: if named.words.is_empty() { 0 } else { words },
         content: content.copied().unwrap_or_default(),
-        // what some of its arguments are denied for is denied wherever it is moved
-        place: host.stood.get(&file).copied().filter(|_| content.is_some() && !denies_words).unwrap_or(0),
+        place: host.stood.get(&file).copied().filter(|_| content.is_some()).unwrap_or(0),
     };
     table.insert(key, entry);
     // denials come first

@@ -224,8 +224,13 @@ fn on_attach(to: Cgroup, moved: *mut c_void) {
     let there = session::of_cgroup(to);
     let pointer = TASK_LABELS.get(moved, false);
     if pointer.is_null() {
-        if let Some(found) = there {
-            adopt(moved, task, to, found, CONFINED | JOINED);
+        match there {
+            Some(found) if task.tgid().is_ok_and(kernel::is_agent) => {
+                let label = Label { slot: found.slot, generation: found.generation, flags: 0, exec_id: NEVER_JUDGED };
+                report_move(&session::of_label(label), task, to, false);
+            }
+            Some(found) => adopt(moved, task, to, found, CONFINED | JOINED),
+            None => {}
         }
         return;
     }

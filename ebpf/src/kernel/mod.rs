@@ -62,6 +62,12 @@ pub fn agent() -> u32 {
     setting(&SETTINGS.agent)
 }
 
+/// Whether a process is the agent. Whoever moves it to a session's cgroup makes no member of it.
+#[inline(always)]
+pub fn is_agent(process: u32) -> bool {
+    process != 0 && process == agent()
+}
+
 /// One of the random numbers that only this load knows; `at` is below `SECRETS`.
 #[inline(always)]
 pub fn secret(at: usize) -> u64 {

@@ -83,7 +83,13 @@ fn status_and_probe(s: &mut Sandbox) -> Result<()> {
     // without LSM nobody is asked: what `run` takes away is what is held, and the control says what that leaves
     let best_effort = state("privileges") == "best-effort";
     let why = probe["controls"].to_string();
-    let parts = ["who is attached", "root's own files", "delegation only by the names", "in a message"];
+    let parts = [
+        "who is attached",
+        "root's own files",
+        "limits and priorities",
+        "delegation only by the names",
+        "in a message",
+    ];
     let said = parts.iter().all(|part| why.contains(part));
     ensure!(s.tier == Tier::Full || (best_effort && said), "control privileges: {probe}");
     Ok(())

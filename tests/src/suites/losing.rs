@@ -16,7 +16,7 @@ use crate::harness::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::sharing("faults::what-is-skipped-is-counted", WHEREVER, skipped),
+    Test::sharing("faults::what-is-skipped-is-counted", WHEREVER, skipped).each_kernel(),
     Test::new("faults::label-not-found", WHEREVER, unlabelled),
     Test::new("faults::mirror-without-room", WHEREVER, full_mirror),
     Test::new("faults::birth-not-seen", WHEREVER, unseen_birth),

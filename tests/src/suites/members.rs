@@ -5,11 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::signal::Signal;
+
 use super::{
     attach::{members, threads_of, workload},
     scene::{Fifo, attempt, only, reach, refusal, refused_exec, report},
 };
-use crate::harness::{cgroup::Cgroup, launch::bare, mounts, prelude::*, server::Server};
+use crate::harness::{cgroup::Cgroup, launch::bare, mounts, prelude::*, server::Server, wait::all_gone};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("members::daemonised-child", WHEREVER, daemonised),
@@ -25,6 +27,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("members::two-sessions-of-one-user", WHEREVER, two_sessions),
     Test::sharing("members::outsiders-pay-nothing", WHEREVER, outsiders),
     Test::new("members::callers-outside-the-confinement", WHEREVER, confinement),
+    Test::new("members::agent-that-is-taken-in", WHEREVER, agent_taken_in),
 ];
 
 fn daemonised(s: &mut Sandbox) -> Result<()> {
@@ -120,6 +123,49 @@ fn moved_by_itself(s: &mut Sandbox) -> Result<()> {
     refused.was_refused(s, "default")?;
     ensure!(s.records(&refused.session, "move")?.iter().any(|r| r["joined"] == false), "the move is not recorded");
     attempt(s, &policy, &member, &how, &good)?.ran(s, "good")
+}
+
+/// A member that is root moves the agent to its session's cgroup, awake and stopped: it is no member, is out of it again, and what
+/// ends or stops the session does not reach it.
+fn agent_taken_in(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let agent = s.agent_pid()?;
+    let home = || fs::read_to_string(format!("/proc/{agent}/cgroup")).context("where the agent is");
+    let before = home()?;
+    let mut fifos = [Fifo::new(s)?, Fifo::new(s)?];
+    let take = format!("act join {agent}");
+    let line = format!("{take} + fifo {} {take} + fifo {} {take} + idle", fifos[0].path, fifos[1].path);
+    let running = s.run(&s.policy(&only(&member))?, &member, &line)?;
+    let session = running.session(s)?;
+    let told = |times: usize| {
+        until("the agent to be told", patience(), || {
+            let moves = s.records(&session, "move")?;
+            let own = moves.iter().filter(|r| r["pid"] == agent && r["joined"] == false);
+            Ok((own.count() >= times && home()? == before).then_some(()))
+        })
+    };
+    told(1)?;
+    let listed = s.json(&["inspect", &session])?["members"].to_string();
+    ensure!(!listed.contains(&format!("\"pid\":{agent},")), "the agent is a member: {listed}");
+    for (fifo, order) in fifos.iter_mut().zip(["freeze", "end"]) {
+        s.signal_agent(Signal::SIGSTOP)?;
+        let moved = fifo
+            .wake()
+            .and_then(|()| until("the agent to be moved", patience(), || Ok((home()? != before).then_some(()))));
+        s.signal_agent(Signal::SIGCONT)?;
+        moved?;
+        s.cli(&[order, &session])?.ended(0)?;
+        ensure!(home()? == before, "{order}: the agent is in {}", home()?);
+        if order == "freeze" {
+            told(2)?;
+            s.cli(&["thaw", &session])?.ended(0)?;
+        }
+    }
+    s.session_ended(&session, "operator")?;
+    all_gone(&[running.pid()])?;
+    ensure!(s.agent_pid()? == agent && s.cli(&["status"])?.code == 0, "the agent is another, or answers no more");
+    Ok(())
 }
 
 fn moved_by_root(s: &mut Sandbox) -> Result<()> {

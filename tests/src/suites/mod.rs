@@ -34,6 +34,7 @@ mod programs;
 mod random;
 mod raw;
 mod received;
+mod renamed;
 mod restart;
 mod rings;
 mod routes;
@@ -100,6 +101,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     crossed::TESTS,
     multipath::TESTS,
     raw::TESTS,
+    renamed::TESTS,
     restart::TESTS,
     adopt::TESTS,
     losses::TESTS,

@@ -17,7 +17,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("names::a-digest-holds-for-its-place", WHEREVER, digest),
     Test::new("names::a-link-changed-while-no-agent-ran", WHEREVER, link),
     Test::new("names::allowed-by-a-path-that-leads-elsewhere-by-now", WHEREVER, led_elsewhere),
-    Test::new("names::below-a-directory-that-was-renamed", WHEREVER, renamed),
 ];
 
 /// Bytes of a path that is recorded as a whole.
@@ -371,65 +370,5 @@ fn led_elsewhere(s: &mut Sandbox) -> Result<()> {
         s.wait_evidence("the refusal of what was not looked at", |r| refused(r) && r["verdict"] == refusal(s))?;
         s.wait_evidence("the allowed one", |r| refused(r) && r["verdict"] == "allow")?;
     }
-    run.stop(s)
-}
-
-/// Below a directory that was renamed a program is not the one that the path of its rule leads to, with the agent stopped and dead;
-/// where the directory is renamed back it is again. What a directory allows, and a file of two names, runs on.
-fn renamed(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let (member, bin) = (s.program("member")?, s.bin());
-    let place = |name: &str| format!("{bin}/{name}");
-    for name in ["house/tool", "pair/tool", "barn/box/tool"] {
-        s.program(name)?;
-    }
-    fs::create_dir(place("other"))?;
-    fs::hard_link(place("pair/tool"), place("other/alias"))?;
-    let policy = only(&member)
-        .allow("tool", place("house/tool"))
-        .allow("pair", place("pair/tool"))
-        .allow("box", place("barn/box/tool"))
-        .allow_dir("barn", place("barn"));
-    let names = ["house/tool", "was/tool", "pair/tool", "pear/tool", "other/alias", "barn/box/tool", "barn/crate/tool"];
-    let tries = vec![names.map(place).to_vec(); TRIES as usize];
-    let mut run = Tries::new(s, &s.policy(&policy)?, &member, &tries, None)?;
-    let (refused, runs, absent) = (refused_exec(s), "exit 0", "errno 2");
-    let is = |answers: [&str; 7]| answers.join("\n");
-    let (before, after) =
-        (is([runs, absent, runs, absent, runs, runs, absent]), is([absent, refused, absent, runs, runs, absent, runs]));
-    let moves = [("house", "was"), ("pair", "pear"), ("barn/box", "barn/crate")];
-    let forth = || moves.iter().try_for_each(|(from, to)| fs::rename(place(from), place(to)));
-    let back = || moves.iter().try_for_each(|(from, to)| fs::rename(place(to), place(from)));
-    let mut said = vec![run.next(7)?];
-    s.signal_agent(Signal::SIGSTOP)?;
-    let mut stopped = || -> Result<()> {
-        forth()?;
-        said.push(run.next(7)?);
-        back()?;
-        said.push(run.next(7)?);
-        Ok(())
-    };
-    let done = stopped();
-    s.signal_agent(Signal::SIGCONT)?;
-    done?;
-    s.kill_agent()?;
-    forth()?;
-    said.push(run.next(7)?);
-    ensure!(said == [&before, &after, &before, &after].map(String::as_str), "stopped, and without an agent: {said:?}");
-    s.start()?;
-    // what the paths lead to by now is nothing
-    let looked = is([absent, refused, absent, refused, refused, absent, runs]);
-    until("the next agent to have looked", patience(), || {
-        std::thread::sleep(patience() / TRIES);
-        Ok((run.next(7)? == looked).then_some(()))
-    })?;
-    let session = run.session().to_owned();
-    s.wait_evidence("the refusal of what moved", |r| {
-        r["session"] == session
-            && r["path"] == place("was/tool")
-            && r["verdict"] == refusal(s)
-            && r["rule"] == "changed"
-    })?;
-    s.saw_exec(&session, &place("house/tool"), "allow", "tool")?;
     run.stop(s)
 }

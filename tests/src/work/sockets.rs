@@ -363,7 +363,7 @@ pub(super) fn send_through(words: &[&str]) -> Result<u8> {
 pub(super) fn stream(words: &[&str]) -> Result<u8> {
     let (bytes, rest) = one(words)?;
     let (more, rest) = match rest {
-        ["joined", rest @ ..] => (MsgFlags::MSG_MORE, rest),
+        ["joined", rest @ ..] => (MsgFlags::from_bits_retain(libc::MSG_MORE), rest),
         rest => (MsgFlags::empty(), rest),
     };
     let (to, _) = address(rest)?;

@@ -108,7 +108,7 @@ fn known() -> impl Strategy<Value = Resolved> {
     ];
     let contents = prop::collection::btree_map(file(), content(), 0..20);
     let classes = prop::collection::btree_map(file(), (0..2u32).prop_map(|class| 1 << class), 0..3);
-    let stood = prop::collection::btree_map(file(), 1u64..4, 0..20);
+    let stood = prop::collection::btree_map(file(), 0u64..4, 0..20);
     (contents, classes, prop::collection::btree_map(file(), hashed, 0..20), stood).prop_map(
         |(contents, classes, digests, stood)| Resolved { contents, classes, digests, stood, ..Resolved::default() },
     )
