@@ -233,8 +233,8 @@ impl Scene {
 /// Takes back what keeps a revoked policy from starting again.
 fn lift_all(s: &Sandbox) -> Result<()> {
     let stays = s.json(&["revoke", "--list"])?;
-    let ids = stays["stays"].as_array().into_iter().flatten().filter_map(|stay| stay["id"].as_str());
-    ids.map(|id| s.cli(&["revoke", "--lift", id])?.ended(0).map(drop)).collect()
+    let mut ids = stays["stays"].as_array().into_iter().flatten().filter_map(|stay| stay["id"].as_str());
+    ids.try_for_each(|id| s.cli(&["revoke", "--lift", id])?.ended(0).map(drop))
 }
 
 /// Ends what the deed was about, wherever it was cut short: nobody is left, and the evidence has one end of it. A workload that was
