@@ -17,7 +17,7 @@
 //! | `userfaultfd` | none | userfaultfd |
 //! | `io-uring` | none | io_uring_setup, io_uring_enter, io_uring_register |
 //! | `kernel-settings` | none | none |
-//! | `delegation` | none | none |
+//! | `delegation` | none | ioctl with `TIOCSTI` and `TIOCLINUX` |
 //! | `raw-devices` | `SYS_RAWIO` | none |
 //! | sockets `raw`, `packet` | `NET_RAW` | none |
 
@@ -109,8 +109,7 @@ const WITHOUT_CALLS: u32 = privilege::PRIVILEGE_SETUID
     | privilege::PRIVILEGE_CAPABILITIES
     | privilege::PRIVILEGE_SIGNAL
     | privilege::PRIVILEGE_KERNEL_SETTINGS
-    | privilege::PRIVILEGE_RAW_DEVICES
-    | privilege::PRIVILEGE_DELEGATION;
+    | privilege::PRIVILEGE_RAW_DEVICES;
 
 /// What is laid down. All of it is inherited by whatever the process starts, and nothing gives it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

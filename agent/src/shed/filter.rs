@@ -22,6 +22,7 @@ const X32: u32 = 0x4000_0000;
 const NUMBER: u32 = 0;
 const ARCHITECTURE_AT: u32 = 4;
 const FIRST_ARGUMENT: u32 = 16;
+const SECOND_ARGUMENT: u32 = 24;
 
 /// Newer than the C library's list: the same number on every architecture.
 const OPEN_TREE_ATTR: libc::c_long = 467;
@@ -60,6 +61,9 @@ const CALLS: [(u32, &[libc::c_long]); 11] = [
 ];
 /// Refused where their first argument asks for a user namespace.
 const MAKE_NAMESPACES: [libc::c_long; 2] = [libc::SYS_unshare, libc::SYS_clone];
+/// Commands of ioctl(2) that type at a terminal in the place of who sits there: `TIOCSTI`, `TIOCLINUX`
+/// (`include/uapi/asm-generic/ioctls.h`). The kernel takes the low half of the argument.
+const TYPE: [u32; 2] = [0x5412, 0x541c];
 
 /// The filter that refuses the calls of these classes (`privilege::PRIVILEGE_*`) with `EPERM`; `None` where they have none.
 pub(super) fn filter(refuse: u32) -> Option<Vec<sock_filter>> {
@@ -68,7 +72,8 @@ pub(super) fn filter(refuse: u32) -> Option<Vec<sock_filter>> {
         .filter(|(class, _)| refuse & class != 0)
         .flat_map(|(_, calls)| calls.iter().copied().map(number))
         .collect();
-    if calls.is_empty() {
+    let types = refuse & privilege::PRIVILEGE_DELEGATION != 0;
+    if calls.is_empty() && !types {
         return None;
     }
     let mut program = vec![
@@ -94,6 +99,16 @@ pub(super) fn filter(refuse: u32) -> Option<Vec<sock_filter>> {
                 answer(SECCOMP_RET_ALLOW),
             ]);
         }
+    }
+    if types {
+        program.extend([
+            jump(BPF_JEQ, number(libc::SYS_ioctl), 0, 5),
+            load(SECOND_ARGUMENT),
+            jump(BPF_JEQ, TYPE[0], 1, 0),
+            jump(BPF_JEQ, TYPE[1], 0, 1),
+            answer(refusal(libc::EPERM)),
+            answer(SECCOMP_RET_ALLOW),
+        ]);
     }
     program.push(answer(SECCOMP_RET_ALLOW));
     Some(program)
@@ -132,7 +147,7 @@ mod tests {
     use super::*;
 
     /// What the kernel does with such a program.
-    fn run(program: &[sock_filter], architecture: u32, number: u32, argument: u32) -> u32 {
+    fn run(program: &[sock_filter], architecture: u32, number: u32, arguments: [u32; 2]) -> u32 {
         let (mut at, mut word) = (0, 0);
         loop {
             let sock_filter { code, jt, jf, k } = program[at];
@@ -144,7 +159,8 @@ mod tests {
                 word = match k {
                     NUMBER => number,
                     ARCHITECTURE_AT => architecture,
-                    FIRST_ARGUMENT => argument,
+                    FIRST_ARGUMENT => arguments[0],
+                    SECOND_ARGUMENT => arguments[1],
                     other => panic!("offset {other}"),
                 };
             } else {
@@ -155,12 +171,12 @@ mod tests {
     }
 
     fn of(refuse: u32, call: libc::c_long, argument: i32) -> u32 {
-        run(&filter(refuse).unwrap(), ARCHITECTURE, number(call), argument.cast_unsigned())
+        run(&filter(refuse).unwrap(), ARCHITECTURE, number(call), [argument.cast_unsigned(), 0])
     }
 
     #[test]
     fn whoever_is_to_have_a_filter_has_one() {
-        let with_calls = CALLS.iter().fold(0, |classes, (class, _)| classes | class);
+        let with_calls = CALLS.iter().fold(privilege::PRIVILEGE_DELEGATION, |classes, (class, _)| classes | class);
         assert_eq!(with_calls, crate::policy::Shed::of(0, 0).refuse);
     }
 
@@ -189,11 +205,26 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_typed_by_whoever_may_delegate() {
+        let ioctl = |refuse: u32, command: u32| {
+            run(&filter(refuse).unwrap(), ARCHITECTURE, number(libc::SYS_ioctl), [0, command])
+        };
+        for command in TYPE {
+            assert_eq!(ioctl(privilege::PRIVILEGE_DELEGATION, command), refusal(libc::EPERM));
+            assert_eq!(ioctl(privilege::PRIVILEGE_BPF, command), SECCOMP_RET_ALLOW);
+        }
+        for command in [0x5401, 0x5411, 0x5413, 0x541b, 0x541d] {
+            assert_eq!(ioctl(privilege::PRIVILEGE_DELEGATION, command), SECCOMP_RET_ALLOW, "{command:#x}");
+        }
+        assert_eq!(of(privilege::PRIVILEGE_DELEGATION, libc::SYS_write, 0x5412), SECCOMP_RET_ALLOW);
+    }
+
+    #[test]
     fn other_numbers_are_no_way_round() {
         const I386: u32 = 0x4000_0003;
         let program = filter(privilege::PRIVILEGE_BPF).unwrap();
-        assert_eq!(run(&program, I386, 20, 0), refusal(libc::EPERM));
-        assert_eq!(run(&program, ARCHITECTURE, X32 | number(libc::SYS_getpid), 0), refusal(libc::EPERM));
-        assert_eq!(run(&program, ARCHITECTURE, number(libc::SYS_getpid), 0), SECCOMP_RET_ALLOW);
+        assert_eq!(run(&program, I386, 20, [0; 2]), refusal(libc::EPERM));
+        assert_eq!(run(&program, ARCHITECTURE, X32 | number(libc::SYS_getpid), [0; 2]), refusal(libc::EPERM));
+        assert_eq!(run(&program, ARCHITECTURE, number(libc::SYS_getpid), [0; 2]), SECCOMP_RET_ALLOW);
     }
 }

@@ -38,7 +38,6 @@ pub(super) const TAKING_IN: Known = known(20, WHEREVER, ROOT);
 pub(super) const UNSEEN: Known = known(21, FULL, CAPABLE);
 pub(super) const GROUPS: Known = known(22, WHEREVER, &EVERYBODY);
 pub(super) const INTERFACES: Known = known(23, WHEREVER, CAPABLE);
-pub(super) const TYPED: Known = known(24, NO_LSM, &EVERYBODY);
 /// Descriptors that somebody outside passes in a message.
 pub(super) const PASSED: Known = known(25, NO_LSM, &EVERYBODY);
 /// On file systems in memory, as all of a guest's are.

@@ -2,7 +2,7 @@
 
 use super::{
     attempt::{Attempt, Effect, Must},
-    known::{CGROUPS, MEMORY, PASSED, ROOTS_FILES, ROOTS_RIGHTS, SIGNALS, STANDING, TAKING_IN, TYPED, UNSEEN},
+    known::{CGROUPS, MEMORY, PASSED, ROOTS_FILES, ROOTS_RIGHTS, SIGNALS, STANDING, TAKING_IN, UNSEEN},
 };
 
 pub(super) const ATTEMPTS: &[Attempt] = &[
@@ -129,6 +129,5 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
         "keys typed at a terminal in the user's name (TIOCSTI)",
         "act type-ahead {terminal}",
     )
-    .may_lack()
-    .open(&[TYPED]),
+    .may_lack(),
 ];
