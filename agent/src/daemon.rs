@@ -53,6 +53,8 @@ pub fn run(config: &Config, confine: Option<&Path>) -> Result<(), Failure> {
     Kernel::check_host().map_err(unable)?;
     let groups = (config.groups.read.gid()?, config.groups.operate.gid()?);
     let mount = cgroup2_mount()?;
+    // before anybody's programs can be told who this is
+    remember_home(&mount).map_err(unexpected)?;
     let confine = confine.map(|path| CgroupRoot::open(path, &mount)).transpose();
     let confine = confine.map_err(|e| if e.host_cannot() { unable(e) } else { Failure::new(Exit::Usage, e) })?;
     let (listeners, mut ground) = Ground::take_for_good(config, mount, confine.as_ref(), groups)?;
@@ -248,7 +250,6 @@ async fn serve(
     listeners: Listeners,
     (left, past): (Recovered, Past),
 ) -> Result<(), Failure> {
-    remember_home(&ground.mount).map_err(unexpected)?;
     let (notes, mut noted) = mpsc::unbounded_channel();
     let (calls, mut called) = mpsc::channel(CALLS);
     let (known, refused) = (Sessions::default(), Refused::default());

@@ -2,7 +2,8 @@
 //! first member is put and what `cgroup.kill` reaches.
 
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -15,15 +16,45 @@ use tracing::warn;
 const PATIENCE: Duration = Duration::from_secs(5);
 const GLANCE: Duration = Duration::from_millis(1);
 
-/// The cgroup that the agent was started in.
-static HOME: OnceLock<PathBuf> = OnceLock::new();
+/// Where the agent was started: where the hierarchy is mounted, and its cgroup there.
+static HOME: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
 
 /// Remembers where the agent is, in the hierarchy mounted at `mount`.
 pub fn remember_home(mount: &Path) -> io::Result<()> {
     let home = cgroup_of(std::process::id(), mount)?;
     // who is asked twice was right the first time
-    let _ = HOME.set(home);
+    let _ = HOME.set((mount.to_owned(), home));
     Ok(())
+}
+
+/// Moves the agent out of `cgroup` and what is below it, where somebody moved it in: a member that is root can, and what ends,
+/// stops or starves who is in there would reach the agent too. An agent that was started there stays.
+pub fn step_out(cgroup: &Path) -> io::Result<()> {
+    let Some((mount, home)) = HOME.get().filter(|(_, home)| !home.starts_with(cgroup)) else { return Ok(()) };
+    let own = std::process::id();
+    // a path that cannot be read may be one that somebody made too long
+    let is_inside = || cgroup_of(own, mount).map_or(true, |now| now.starts_with(cgroup));
+    if !is_inside() {
+        return Ok(());
+    }
+    let above = cgroup.ancestors().skip(1).take_while(|place| place.starts_with(mount));
+    let mut refused = io::Error::from_raw_os_error(libc::ENOENT);
+    for place in std::iter::once(home.as_path()).chain(above) {
+        // a cgroup that hands controllers on takes no process
+        match OpenOptions::new()
+            .write(true)
+            .open(place.join("cgroup.procs"))
+            .and_then(|mut procs| write!(procs, "{own}"))
+        {
+            Ok(()) if !is_inside() => {
+                warn!("the agent was moved to {}, and is out of it again", cgroup.display());
+                return Ok(());
+            }
+            Ok(()) => {}
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
 }
 
 /// The cgroup of one session.
@@ -80,31 +111,9 @@ impl SessionCgroup {
         fs::write(self.path.join("cgroup.procs"), pid.to_string())
     }
 
-    /// Moves the agent out of it, where somebody moved it in: a member that is root can, and what ends, stops or starves who is
-    /// in there would reach the agent too.
-    pub fn step_out(&self) -> io::Result<()> {
-        let own = std::process::id();
-        if !processes_below(&self.path).contains(&own) {
-            return Ok(());
-        }
-        // a cgroup that hands controllers on takes no process
-        let places = HOME.get().map(PathBuf::as_path).into_iter().chain(self.path.ancestors().skip(1));
-        let mut refused = io::Error::from_raw_os_error(libc::ENOENT);
-        for procs in places.map(|place| place.join("cgroup.procs")) {
-            match fs::write(&procs, own.to_string()) {
-                Ok(()) => {
-                    warn!("the agent was moved to {}, and is out of it again", self.path.display());
-                    return Ok(());
-                }
-                Err(error) => refused = error,
-            }
-        }
-        Err(refused)
-    }
-
     /// Kills everything in it and below it, with one write (Linux 5.14); the agent too, where it cannot step out.
     pub fn kill(&self) -> io::Result<()> {
-        if let Err(problem) = self.step_out() {
+        if let Err(problem) = step_out(&self.path) {
             warn!("the agent was moved to {} and cannot leave it: {problem}", self.path.display());
         }
         match fs::write(self.path.join("cgroup.kill"), "1") {

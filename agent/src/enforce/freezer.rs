@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::SessionCgroup;
+use super::{SessionCgroup, step_out};
 
 /// How long the kernel may take to stop them. A task in uninterruptible sleep stops when it wakes.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -15,7 +15,7 @@ const GLANCE: Duration = Duration::from_millis(1);
 impl SessionCgroup {
     /// Stops everything in it and below it. True: the kernel says that all of it stands still.
     pub fn freeze(&self) -> io::Result<bool> {
-        self.step_out()?;
+        step_out(self.path())?;
         fs::write(self.path().join("cgroup.freeze"), "1")?;
         let start = Instant::now();
         while !self.is_frozen()? {

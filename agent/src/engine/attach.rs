@@ -324,7 +324,8 @@ impl Taken {
         loop {
             let mut still = true;
             if let Target::Cgroup(path) = target {
-                for pid in processes_below(path) {
+                // one that was moved there by who is attached is no part of it
+                for pid in processes_below(path).into_iter().filter(|pid| *pid != std::process::id()) {
                     still &= !self.take(kernel, mount, (session, cgroup), pid)?;
                 }
             }

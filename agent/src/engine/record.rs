@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::{Engine, LAST_VERDICTS, Live, Note, complain, now};
 use crate::{
     api::wire,
-    enforce::cgroup_of,
+    enforce::{cgroup_of, step_out},
     evidence::{Act, Body, Connect, Exec, Exit, FileRef, Fork, Move, Privilege, Socket, Text, Unix, Verdict, Via},
     kernel::{
         kill_pidfd, open_pidfd,
@@ -32,6 +32,10 @@ impl Engine {
     /// Takes one record: counts it for its session and writes it into the evidence.
     pub(super) fn take(&mut self, event: &Event) {
         let header = *event.header();
+        if matches!(event, Event::Move(_)) && header.tgid == std::process::id() {
+            // of whichever session, also one that is over
+            complain("leaving a session's cgroup", step_out(&self.parts.root.path));
+        }
         let found = self
             .sessions
             .iter_mut()
@@ -53,9 +57,6 @@ impl Engine {
         let began = matches!(event, Event::Exec(_)) && header.tgid == session.first_process.pid;
         let laid_down = session.to_lay_down.take_if(|_| began);
         let doomed = (header.verdict == rule::KILL).then(|| doomed(event));
-        if matches!(event, Event::Move(_)) && header.tgid == std::process::id() {
-            complain("leaving a session's cgroup", session.cgroup.step_out());
-        }
         let (id, reference, cgroup) = (*id, session.reference, session.cgroup.path().to_owned());
         self.append(&body);
         if let Some(inner) = within {

@@ -260,7 +260,10 @@ fn program(
     resolved.contents.insert(id, content);
     // by its other names it may be started too
     let alone = found.links == 1 && way.is_some_and(|way| is_below_a_whole_mount(&found.name, way, mounts));
-    hold(resolved, id, way.filter(|_| alone).map_or(0, |way| way.place.names));
+    // a denial holds for the file wherever it is
+    if rule.effect == Effect::Allow {
+        hold(resolved, id, way.filter(|_| alone).map_or(0, |way| way.place.names));
+    }
     classed(resolved, path, Some(found));
 }
 

@@ -135,8 +135,9 @@ fn serve(listener: &OwnedFd, counts: &Counts, agent: Pid) -> Result<()> {
         };
         let made = counts.made.fetch_add(1, Ordering::SeqCst) + 1;
         if made >= counts.kill_at.load(Ordering::SeqCst) && counts.killed.load(Ordering::SeqCst) == 0 {
-            kill(agent, Signal::SIGKILL)?;
+            // before it is gone: who sees that asks why
             counts.killed.store(made, Ordering::SeqCst);
+            kill(agent, Signal::SIGKILL)?;
             // its children are asked for too, and hold what the kernel asks by: nobody else lets them go on
         }
         let mut answer = libc::seccomp_notif_resp {

@@ -38,6 +38,7 @@ mod renamed;
 mod restart;
 mod rings;
 mod routes;
+mod rules;
 mod run;
 pub(crate) mod scene;
 mod scope;
@@ -105,6 +106,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     restart::TESTS,
     adopt::TESTS,
     losses::TESTS,
+    rules::TESTS,
     run::TESTS,
     cli::TESTS,
     evidence::TESTS,

@@ -1,13 +1,9 @@
 //! Which file a program is, what it is made of, and how it is called.
 
 use std::{
-    ffi::OsString,
     fs,
     io::Write as _,
-    os::unix::{
-        ffi::OsStringExt,
-        fs::{MetadataExt, PermissionsExt, symlink},
-    },
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
 };
 
@@ -34,8 +30,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted),
     Test::new("programs::nothing-left-to-watch-with", WHEREVER, unwatched).guests_only("takes every inotify instance"),
     Test::sharing("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
-    Test::sharing("programs::rules-that-name-nothing", WHEREVER, bad_rules),
-    Test::sharing("programs::ten-thousand-rules-and-odd-names", WHEREVER, many_rules),
 ];
 
 /// More than a test can need.
@@ -479,49 +473,4 @@ fn subcommands(s: &mut Sandbox) -> Result<()> {
     attempt(s, &denies, &member, "spawn", &good)?.was_refused(s, "default")?;
     s.cli(&["policy", "check", &s.policy(&narrow)?])?.ended(0)?.told(&["subcommands --work, status", "kill"])?;
     Ok(())
-}
-
-fn bad_rules(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let member = s.program("member")?;
-    let bin = s.bin();
-    symlink("loop", format!("{bin}/loop"))?;
-    let policy = only(&member)
-        .allow("gone", format!("{bin}/gone"))
-        .allow("folder", &bin)
-        .allow("through", format!("{member}/gone"))
-        .allow("loop", format!("{bin}/loop"))
-        .allow("long", format!("{bin}/{}", "x".repeat(300)))
-        .allow_dir("file", &member)
-        .exec_rule("allow", &format!("{{ glob: \"{bin}/none-*\", id: nothing }}"));
-    let started = s.run(&s.policy(&policy)?, &member, "say here")?.wait()?;
-    started.ended(0)?.complained(&[
-        "rule gone allows nothing",
-        "rule through allows nothing",
-        "rule loop allows nothing",
-        "rule long allows nothing",
-        "rule file names no directory",
-        "is a file; write path",
-        "rule folder names no program",
-        "is a directory; write dir",
-        "rule nothing allows nothing",
-    ])?;
-    Ok(())
-}
-
-/// As many rules as anybody writes, the last as good as the first; names that are not text.
-fn many_rules(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let (member, good, bin) = (s.program("member")?, s.program("good")?, s.bin());
-    let many = (0..9_998).fold(only(&member), |policy, n| policy.allow(&format!("r{n}"), format!("{bin}/gone-{n}")));
-    let many = many.allow("last", &good);
-    attempt(s, &many, &member, "spawn", &s.program("bad")?)?.was_refused(s, "default")?;
-    attempt(s, &many, &member, "spawn", &good)?.ran(s, "last")?;
-    // names that are not text are no rule's, and a folder's all the same
-    let odd = OsString::from_vec([bin.as_bytes(), b"/odd\xff"].concat());
-    fs::copy(&good, &odd)?;
-    let link = format!("{bin}/link");
-    symlink(&odd, &link)?;
-    attempt(s, &only(&member), &member, "spawn", &link)?.was_refused(s, "default")?;
-    attempt(s, &only(&member).allow_dir("all", &bin), &member, "spawn", &link)?.ran(s, "all")
 }
