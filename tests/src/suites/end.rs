@@ -351,11 +351,19 @@ fn hotplug(s: &mut Sandbox) -> Result<()> {
     fs::write(switch, "0").context(switch)?;
     fs::write(switch, "1").context(switch)?;
     until("the clock to be armed anew", patience(), || Ok(armed(s).is_ok_and(|inode| inode != before).then_some(())))?;
-    // an agent that dies at any moment of it leaves that processor a pinned clock: the pin was only ever replaced
-    let seen = pins.read_events()?.into_iter().filter(|event| event.name.as_deref() == Some("link_clock1".as_ref()));
-    let seen: Vec<AddWatchFlags> = seen.map(|event| event.mask).collect();
-    let replaced = !seen.is_empty() && seen.iter().all(|mask| mask.contains(AddWatchFlags::IN_MOVED_TO));
-    ensure!(replaced, "the clock's pin: {seen:?}");
+    // an agent that dies at any moment of it leaves that processor a pinned clock: the pin was only ever replaced. The new
+    // number is seen before the kernel tells of the rename (`vfs_rename`, `fs/namei.c`)
+    let mut seen = Vec::new();
+    until("the clock's pin to be replaced", patience(), || {
+        let told = match pins.read_events() {
+            Err(nix::Error::EAGAIN) => return Ok(None),
+            told => told?,
+        };
+        seen.extend(told.into_iter().filter(|event| event.name.as_deref() == Some("link_clock1".as_ref())));
+        Ok((!seen.is_empty()).then_some(()))
+    })?;
+    let seen: Vec<AddWatchFlags> = seen.iter().map(|event| event.mask).collect();
+    ensure!(seen.iter().all(|mask| mask.contains(AddWatchFlags::IN_MOVED_TO)), "the clock's pin: {seen:?}");
     // the spinner lives there from now on
     let mut cpus = nix::sched::CpuSet::new();
     cpus.set(1)?;
