@@ -13,6 +13,7 @@ mod places;
 pub mod refused;
 mod reply;
 pub mod server;
+mod shown;
 mod socket;
 pub mod wire;
 

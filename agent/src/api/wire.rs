@@ -11,10 +11,12 @@ use serde_json::value::RawValue;
 pub use super::{
     error::{ApiError, Problem},
     reply::{
-        Attached, Context, Control, ControlState, Counters, Disarmed, Ended, EndingInfo, Ends, Event, EvidenceInfo,
-        Frozen, InheritedSocket, InheritedUnix, Inspect, LimitsInfo, Member, Narrowed, PolicyInfo, Principal, Probe,
-        Ps, Renewed, Reply, Revoked, RevokedRow, SessionRow, Spread, Started, Status, Stay, Stays, StoreInfo, Took,
-        Verdict,
+        Attached, Disarmed, Ended, Frozen, InheritedSocket, InheritedUnix, Narrowed, Renewed, Reply, Revoked,
+        RevokedRow, Started, Stay, Stays, Took,
+    },
+    shown::{
+        Context, Control, ControlState, Counters, EndingInfo, Ends, Event, EvidenceInfo, Inspect, LimitsInfo, Member,
+        PolicyInfo, Principal, Probe, Ps, SessionRow, Spread, Status, StoreInfo, Verdict,
     },
 };
 use crate::evidence::Text;

@@ -3,41 +3,34 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
-    path::Path,
+    os::fd::{AsFd as _, OwnedFd},
     rc::Rc,
     time::Duration,
 };
 
 use nix::unistd::{getegid, geteuid};
 use tipstaff_common::{
-    event::KINDS,
     label::SessionRef,
-    session::{STATE_ACTIVE, STATE_ENDED, STATE_FREE, STATE_UNDONE},
+    session::{STATE_ACTIVE, STATE_ENDED, STATE_UNDONE},
 };
 use tracing::{info, warn};
 
 use super::{
-    Engine, Live,
-    attach::undo,
-    complain,
+    Engine, Live, complain,
     crossed::Seen,
     history::History,
-    limits::{self, Doings},
-    now,
-    recover::{RecoverError, end_orphan, end_unknown, end_without_cgroup, members},
+    idle::Doings,
+    limits,
+    recover::RecoverError,
     resolve,
     stale::LastSeen,
     start::{started, watch},
+    taken::undo,
 };
 use crate::{
     enforce::{Flows, SessionCgroup, Sweep},
-    evidence::{Body, Command, Gap, GapCause, Log, Mark, Principal, Transition},
-    kernel::{AddressRules, KernelError, boot_now, open_pidfd},
+    evidence::{Body, Command, Gap, GapCause, Log, Principal, Transition},
+    kernel::{AddressRules, boot_now, open_pidfd},
     policy::{self, AgentLoss, Limits, NetKey, NetTable, Plan, Policy, Resolved},
     session::{Cause, Effect, EndReason, Input, Mode, SessionId, State},
     store::{Kept, Narrowed},
@@ -286,64 +279,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends what the kernel holds and no kept session explains, and frees what it held.
-    fn end_orphans(&mut self, kept: &[Kept], history: &mut History) -> Result<(), RecoverError> {
-        let known: Vec<Kept> = kept.iter().filter(|k| self.slots.is_taken(k.slot)).cloned().collect();
-        let unknown = |reference: &SessionRef| {
-            known.iter().all(|k| k.slot != reference.slot || k.generation != reference.generation)
-        };
-        for (inode, reference) in self.parts.kernel.session_cgroups() {
-            if !unknown(&reference) {
-                continue;
-            }
-            let Some(cgroup) = find_cgroup(&self.parts.root.path, inode) else {
-                let same = |k: &&Kept| (k.slot, k.generation) == (reference.slot, reference.generation);
-                if let Some(id) = kept.iter().find(same).map(|k| k.start.session) {
-                    end_without_cgroup(&mut self.parts.kernel, reference, id, &mut self.parts.log, history)?;
-                }
-                // who still has its label would be refused everything once the slot is another's: it stays theirs, and the
-                // next agent looks again
-                let left = members(&mut self.parts.kernel, reference)?;
-                if left.is_empty() || !self.slots.claim(reference) {
-                    self.parts.kernel.release(&[(reference, inode)])?;
-                }
-                continue;
-            };
-            let id = end_orphan(&mut self.parts.kernel, reference, &cgroup, &mut self.parts.log, history)?;
-            match id {
-                // it only observed: what is left of it runs on
-                Some(id) if cgroup.is_populated() && self.slots.claim(reference) => {
-                    self.linger(id, reference, cgroup);
-                }
-                _ => {
-                    self.parts.kernel.release(&[(reference, inode)])?;
-                    self.leaving.push(cgroup);
-                }
-            }
-        }
-        end_unknown(&mut self.parts.kernel, &known, &mut self.parts.log)?;
-        if !self.parts.kernel.is_first() {
-            self.sweep_tables()?;
-        }
-        self.remove_cgroups();
-        Ok(())
-    }
-
-    /// Takes out of the kernel's tables what an earlier agent left there and nobody uses.
-    fn sweep_tables(&mut self) -> Result<(), KernelError> {
-        let mut left = Vec::new();
-        for slot in (1..tipstaff_common::limits::SESSIONS).filter(|slot| !self.slots.is_taken(*slot)) {
-            let (generation, state) = self.parts.kernel.state(slot)?;
-            if state != STATE_FREE {
-                left.push((SessionRef { slot, generation }, 0));
-            }
-        }
-        if !left.is_empty() {
-            self.parts.kernel.release(&left)?;
-        }
-        self.policies.sweep(&mut self.parts.kernel)
-    }
-
     /// Lets a session go on from where it was. What its machine is to be told: of those that end, all ends are one.
     fn resume(&mut self, id: SessionId, first: Option<OwnedFd>, history: &mut History) -> Option<Input> {
         let said = history.of(id).state.unwrap_or(State::Starting);
@@ -446,39 +381,6 @@ impl Engine {
         warn!("{detail}");
         self.append(&Body::Gap(Gap { detail: Some(detail), ..Gap::new(GapCause::AgentAbsent) }));
     }
-
-    /// This moment, in this boot.
-    pub(super) fn mark(&self) -> Mark {
-        let moment = now();
-        Mark { time: moment.time, boot_ns: moment.boot_ns, boot: self.parts.store.boot().to_owned() }
-    }
-
-    /// Says what rings had no room for since it was last said.
-    pub(super) fn account(&mut self) {
-        let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
-        for id in ids {
-            self.account_for(id);
-        }
-    }
-
-    /// As [`Engine::account`], for one session.
-    pub(super) fn account_for(&mut self, id: SessionId) {
-        let mark = self.mark();
-        let Some(live) = self.sessions.get_mut(&id) else { return };
-        let Some(counters) = complain("reading counters", self.parts.kernel.counters(live.reference.slot)) else {
-            return;
-        };
-        let since = live.reported_at.replace(mark);
-        let fresh: [u64; KINDS] = std::array::from_fn(|k| counters.lost[k].saturating_sub(live.reported[k]));
-        live.reported = counters.lost;
-        let lost = fresh.iter().sum();
-        if lost > 0 {
-            let mut kinds = super::finish::named(fresh);
-            kinds.retain(|_, count| *count > 0);
-            let gap = Gap { lost: Some(lost), since, session: Some(id), kinds, ..Gap::new(GapCause::RingFull) };
-            self.append(&Body::Gap(gap));
-        }
-    }
 }
 
 /// The longest time to live and the limits that a session began under and was narrowed to.
@@ -500,11 +402,4 @@ fn find_first(kept: &Kept, is_member: impl Fn(std::os::fd::BorrowedFd<'_>) -> bo
 /// A trie as the kernel has it.
 fn net_table(rules: Vec<AddressRules>) -> NetTable {
     rules.into_iter().map(|(prefix_len, address, entry)| (NetKey { prefix_len, address }, entry)).collect()
-}
-
-/// The cgroup below `root` with this id.
-fn find_cgroup(root: &Path, id: u64) -> Option<SessionCgroup> {
-    let entries = fs::read_dir(root).ok()?.flatten().map(|e| e.path()).filter(|p| p.is_dir());
-    let found = entries.into_iter().find(|p| fs::metadata(p).is_ok_and(|m| m.ino() == id));
-    found.and_then(SessionCgroup::existing)
 }

@@ -9,47 +9,33 @@ use std::{
         unix::ffi::OsStringExt as _,
     },
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
-use tipstaff_common::label::SessionRef;
 use tracing::{info, warn};
 
 use super::{
-    Engine, complain,
+    Engine,
+    check::Checked,
+    complain,
     inherited::Inventory,
     judge,
-    start::{Begun, Checked, Subject, failed, login_uid, principal, watch},
+    start::{Begun, Subject, failed, login_uid, principal, watch},
+    taken::{Taken, undo},
 };
 use crate::{
     api::{
         server::Peer,
         wire::{self, ApiError, Reply},
     },
-    enforce::{Flows, Host, Refusal, SessionCgroup, Target, cgroup_named, cgroup_of, outside, processes_below, whom},
+    enforce::{Flows, Host, Refusal, Target, cgroup_named, cgroup_of, outside, processes_below, whom},
     evidence::{Attached, Attachment, Body, Principal, Text},
-    kernel::{Kernel, KernelError, Walk, open_pidfd, wait_for_programs},
+    kernel::open_pidfd,
     policy::{Inherited, Mode},
     session::{self, Input, SessionId},
 };
 
-/// How long a tree may go on growing faster than it is labelled.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long threads that find no room for their label are tried again. Where many processes are made at once, the
-/// kernel's store of memory for labels is empty for a moment, until it is filled behind its users' backs
-/// (`kernel/bpf/memalloc.c`, since 6.4).
-const ROOM: Duration = Duration::from_secs(1);
 /// Programs out of scope that the caller is told of.
 const NOTES: usize = 8;
-
-/// What was taken into a session.
-#[derive(Default)]
-struct Taken {
-    /// Walks over all tasks.
-    walks: u64,
-    /// Where each process that was moved was before.
-    homes: BTreeMap<u32, PathBuf>,
-}
 
 impl Engine {
     /// Makes running processes members of a new session, or refuses and changes nothing.
@@ -306,149 +292,12 @@ impl Engine {
     }
 }
 
-impl Taken {
-    fn fill(
-        &mut self,
-        kernel: &mut Kernel,
-        mount: &Path,
-        (session, cgroup): (SessionRef, &SessionCgroup),
-        target: &Target,
-        (first_pid, first): (u32, &OwnedFd),
-    ) -> Result<(), String> {
-        let text = |error: KernelError| error.to_string();
-        kernel
-            .label_tree(first.as_fd(), session)
-            .map_err(|e| format!("process {first_pid} cannot be labelled: {e}"))?;
-        let began = Instant::now();
-        let mut roomy = began;
-        loop {
-            let mut still = true;
-            if let Target::Cgroup(path) = target {
-                // one that was moved there by who is attached is no part of it
-                for pid in processes_below(path).into_iter().filter(|pid| *pid != std::process::id()) {
-                    still &= !self.take(kernel, mount, (session, cgroup), pid)?;
-                }
-            }
-            let walk = kernel.label_heirs().map_err(text)?;
-            self.walks += 1;
-            if walk.failed == 0 {
-                roomy = Instant::now();
-            } else if roomy.elapsed() > ROOM {
-                return Err(format!("{} threads cannot be labelled: the kernel has no room for more", walk.failed));
-            }
-            for member in kernel.members().map_err(text)? {
-                if member.slot == session.slot && member.generation == session.generation {
-                    still &= !self.relocate(mount, cgroup, member.tgid)?;
-                }
-            }
-            if walk == Walk::default() && still {
-                return Ok(());
-            }
-            if began.elapsed() > PATIENCE {
-                return Err(format!("it still grows after {} walks: stop or freeze it first", self.walks));
-            }
-        }
-    }
-
-    /// Labels and moves a process that is in the cgroup. False: that was done before, or it is gone.
-    fn take(
-        &mut self,
-        kernel: &mut Kernel,
-        mount: &Path,
-        (session, cgroup): (SessionRef, &SessionCgroup),
-        pid: u32,
-    ) -> Result<bool, String> {
-        if self.homes.contains_key(&pid) {
-            return Ok(false);
-        }
-        let Ok(process) = open_pidfd(pid) else { return Ok(false) };
-        match kernel.label_of(process.as_fd()) {
-            Ok(None) => {
-                kernel.label_tree(process.as_fd(), session).or_else(|e| if is_gone(pid) { Ok(()) } else { Err(e) })
-            }
-            Ok(Some(_)) => Ok(()),
-            Err(_) if is_gone(pid) => Ok(()),
-            Err(error) => Err(error),
-        }
-        .map_err(|e| format!("process {pid} cannot be labelled: {e}"))?;
-        self.relocate(mount, cgroup, pid)
-    }
-
-    /// Moves a member into the session's cgroup. False: it is there, or was moved before, or is gone.
-    fn relocate(&mut self, mount: &Path, cgroup: &SessionCgroup, pid: u32) -> Result<bool, String> {
-        if self.homes.contains_key(&pid) {
-            return Ok(false);
-        }
-        let Ok(home) = cgroup_of(pid, mount) else { return Ok(false) };
-        if home.starts_with(cgroup.path()) {
-            return Ok(false);
-        }
-        match cgroup.take(pid) {
-            Ok(()) => {
-                self.homes.insert(pid, home);
-                Ok(true)
-            }
-            Err(_) if is_gone(pid) => Ok(false),
-            Err(error) => Err(format!("process {pid} cannot be moved from {}: {error}", home.display())),
-        }
-    }
-}
-
 impl super::Live {
     /// Where its first process was before it was the session's.
     pub(super) fn home(&self) -> PathBuf {
         let home = self.start.attached.as_ref().map(|how| how.home.as_bytes().to_vec());
         PathBuf::from(std::ffi::OsString::from_vec(home.unwrap_or_default()))
     }
-}
-
-/// Takes every label of a session off again and moves everybody back: to where it was, or to the first process's home. Out
-/// of the cgroup first: what has no label in there is given one at its next call.
-pub(super) fn undo(
-    kernel: &mut Kernel,
-    (session, cgroup): (SessionRef, &SessionCgroup),
-    homes: &BTreeMap<u32, PathBuf>,
-    home: &Path,
-) {
-    complain("taking labels back", kernel.mark_undone(session));
-    let began = Instant::now();
-    let (mut stays, mut settled) = (BTreeSet::new(), false);
-    loop {
-        let inside = processes_below(cgroup.path());
-        let inside: Vec<u32> = inside.into_iter().filter(|pid| !stays.contains(pid)).collect();
-        for pid in &inside {
-            let home = homes.get(pid).map_or(home, PathBuf::as_path);
-            if !move_back(*pid, home) && !is_gone(*pid) {
-                warn!("process {pid} cannot be moved back to {}", home.display());
-                stays.insert(*pid);
-            }
-        }
-        let walk = complain("taking labels back", kernel.label_heirs()).unwrap_or_default();
-        if inside.is_empty() && walk.changed == 0 {
-            if settled {
-                return;
-            }
-            // a program that began before the mark may have given a label to who was walked past; none begins to any more
-            complain("waiting for programs that run", wait_for_programs());
-            settled = true;
-        }
-        if began.elapsed() > PATIENCE {
-            return warn!(
-                "processes of a session that never came to be still carry its label: it refuses them nothing"
-            );
-        }
-    }
-}
-
-/// Moves a process to where it was, or as near to it as there is still a cgroup.
-fn move_back(pid: u32, home: &Path) -> bool {
-    let mut places = home.ancestors().map(|path| path.join("cgroup.procs")).take_while(|procs| procs.exists());
-    places.any(|procs| fs::write(procs, pid.to_string()).is_ok())
-}
-
-fn is_gone(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
 /// The process that the session is known by: the one that was named, or the oldest of the cgroup.

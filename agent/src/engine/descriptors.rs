@@ -17,11 +17,7 @@ use nix::{
 };
 use tipstaff_common::rule::REASON_DEFAULT;
 
-use super::{
-    Engine,
-    crossed::Passed,
-    start::{Checked, failed},
-};
+use super::{Engine, check::Checked, crossed::Passed, start::failed};
 use crate::{
     api::wire::{self, ApiError},
     enforce::protocol_name,

@@ -8,7 +8,7 @@ use std::{
 
 use tipstaff_common::{place::Place, rule::FileId};
 
-use super::resolve;
+use super::look;
 use crate::{
     kernel::{Kernel, KernelError, Seen, Tier},
     policy::{Decision, Effect, Policy, Program, ProgramClass, Resolved, decide_exec},
@@ -33,7 +33,7 @@ pub(super) fn command(
     word: Option<Option<&[u8]>>,
 ) -> Result<Option<Refusal>, KernelError> {
     let seen = inside(root, path);
-    let script = resolve::interpreter(&seen);
+    let script = look::interpreter(&seen);
     let mut programs = Vec::new();
     // the script's own file is invisible to the tracepoints of tier no-lsm
     if script.is_none() || kernel.tier() == Tier::Full {
@@ -67,7 +67,7 @@ fn judge(
     let Ok(real) = fs::canonicalize(path) else { return Ok(None) };
     let mut paths: Vec<&Path> = vec![&real];
     paths.extend(real.ancestors().skip(1));
-    let mut found = resolve::look(kernel, &paths)?.into_iter().map(|found| found.map(|found| found.seen));
+    let mut found = look::look(kernel, &paths)?.into_iter().map(|found| found.map(|found| found.seen));
     let Some(seen) = found.next().flatten() else { return Ok(None) };
     // the kernel does not leave the program's file system on its way up
     let directories: Vec<Seen> =

@@ -2,23 +2,31 @@
 //! machine asks for. It runs on one task; nothing else touches a session.
 
 mod adopt;
+mod append;
 mod attach;
 mod calls;
+mod check;
 mod control;
 mod controls;
 mod credentials;
 mod crossed;
 mod descriptors;
 mod digests;
+mod dispatch;
 mod finish;
 mod flows;
 mod history;
+mod idle;
 mod inherited;
 mod judge;
 mod keeping;
 mod limits;
 mod linger;
+mod live;
+mod look;
+mod losses;
 mod narrow;
+mod orphans;
 mod places;
 mod record;
 mod recover;
@@ -31,21 +39,18 @@ mod slots;
 mod stale;
 mod start;
 mod stays;
+mod taken;
 mod together;
 mod verdict;
 mod within;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
-    io::{BufRead as _, BufReader},
-    os::fd::OwnedFd,
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::PathBuf,
-    rc::Rc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use jiff::Timestamp;
-use tipstaff_common::{event::KINDS, label::SessionRef};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -57,46 +62,34 @@ pub use start::pidfd_of;
 
 use self::{
     control::Revoking,
-    crossed::Seen,
     digests::Digests,
     history::LAST_VERDICTS,
     keeping::Owed,
-    limits::Doings,
     linger::Lingering,
+    live::{Disarming, Live},
     refresh::Refresh,
     slots::{Policies, Slots},
-    stale::{LastSeen, Users},
+    stale::Users,
     stays::Stay,
 };
 use crate::{
-    api::{
-        answer::Answer,
-        door::Sessions,
-        refused::Refused,
-        server::{Incoming, Peer},
-        wire::{self, ApiError, Reply, Request},
-    },
+    api::{answer::Answer, door::Sessions, refused::Refused},
     config::Config,
-    enforce::{FileWatch, Flows, Registry, SessionCgroup, Sweep},
-    evidence::{Body, Log, Mark, Moment, SessionStart},
+    enforce::{FileWatch, Registry, SessionCgroup},
+    evidence::{Body, Log, Moment},
     host_events::Processors,
     kernel::{
         CgroupRoot, Kernel, Pins, Urgent, boot_now,
         ring::{DecodeError, Event},
     },
-    policy::{Limits, Plan, Policy, Resolved, Shed},
-    session::{EndReason, Ending, Ends, Input, Session, SessionId},
-    store::{First, Store},
+    session::{Ends, Input, SessionId},
+    store::Store,
 };
 
 /// Records taken from the rings before anything else gets a turn.
 const BATCH: usize = 2048;
 /// Batches that are taken at once where the rings should be empty: more records than the rings hold.
 const BATCHES: usize = 64;
-/// Appended records are made durable at the latest after this long.
-const FLUSH: Duration = Duration::from_secs(1);
-/// After a flush that the disk refused.
-const FLUSH_AGAIN_NS: u64 = 1_000_000_000;
 
 /// What the engine needs to begin.
 pub struct Parts {
@@ -208,89 +201,6 @@ pub struct Engine {
     done: bool,
 }
 
-/// A disarm that waits for the last session's end.
-struct Disarming {
-    reply: Answer,
-    sessions: Vec<SessionId>,
-    principal: crate::evidence::Principal,
-}
-
-/// A session with what the host holds for it.
-struct Live {
-    machine: Session,
-    reference: SessionRef,
-    cgroup: SessionCgroup,
-    policy: Policy,
-    /// The text that `policy` was read from.
-    policy_text: String,
-    /// The text of the policy that it was started under.
-    start_text: String,
-    /// Where the policy was read.
-    source: String,
-    /// The rules of the text that were removed.
-    removed: Vec<String>,
-    /// The phase of its policy that it was narrowed to.
-    phase: Option<String>,
-    /// What the policy's rules name on this host.
-    host: Resolved,
-    plan: Rc<Plan>,
-    policy_slot: u32,
-    /// Policies that the session used before and that a program may still read.
-    retired: Vec<u32>,
-    /// How many scopes it has had.
-    revision: u32,
-    start: SessionStart,
-    /// Its limits at the start: they stay what they were, whatever becomes of its policy.
-    rules: Limits,
-    /// The longest time to live that its policy gave it.
-    longest: Duration,
-    /// Whose time to live is the shortest.
-    winner: &'static str,
-    started: u64,
-    /// Records read, by kind.
-    consumed: [u64; KINDS],
-    denied: u64,
-    verdicts: VecDeque<wire::Verdict>,
-    /// What it did, for its idle limit.
-    doings: Doings,
-    /// The same of the sessions within it.
-    doings_within: BTreeMap<SessionId, Doings>,
-    /// When it last did anything.
-    last_seen: LastSeen,
-    /// The user that it acts for is gone, and that was recorded.
-    user_gone: bool,
-    /// Frozen: whether the kernel says that all of it stands still.
-    still: Option<bool>,
-    sweep: Sweep,
-    flows: Flows,
-    /// Which of its members' sockets were looked at.
-    crossed: Seen,
-    /// Processes that ended after the session did and before a round reached them, with their names.
-    confirmed: BTreeMap<u32, Vec<u8>>,
-    /// When the next round of the end is due.
-    next_round: Option<u64>,
-    /// When its end was due, and when the kernel was told that it is over.
-    ending: Option<Ending>,
-    /// When no member was left, `CLOCK_BOOTTIME` nanoseconds.
-    empty: Option<u64>,
-    /// Processes that were reported as killed and still there.
-    stuck: Vec<u32>,
-    /// An earlier agent wrote that it is over.
-    said_over: bool,
-    /// Callers of `end` that wait.
-    waiting: Vec<Answer>,
-    /// Records that their ring had no room for, as far as the evidence says so.
-    reported: [u64; KINDS],
-    /// When that was looked at last.
-    reported_at: Option<Mark>,
-    /// The first process, which the label was given to, by number and start.
-    first_process: First,
-    /// The same as a descriptor; `None`: it is gone.
-    first: Option<OwnedFd>,
-    /// What it was told to lay down before its first program, until that was looked at.
-    to_lay_down: Option<Shed>,
-}
-
 impl Engine {
     /// An engine without sessions.
     #[must_use]
@@ -347,54 +257,6 @@ impl Engine {
     #[must_use]
     pub fn rings(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
         self.parts.kernel.ring_descriptors()
-    }
-
-    /// Carries out one call.
-    pub fn call(&mut self, incoming: Incoming) {
-        let Incoming { request, peer, reply, came } = incoming;
-        let waited = u64::try_from(came.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.asked = Some(boot_now().saturating_sub(waited));
-        self.carry_out_call(request, &peer, reply);
-        self.asked = None;
-    }
-
-    fn carry_out_call(&mut self, request: Request, peer: &Peer, reply: Answer) {
-        match request {
-            Request::Ps {} => reply.finish(self.ps()),
-            Request::Inspect(id) => reply.finish(self.find(&id.id).and_then(|id| self.inspect(id))),
-            Request::Status {} => reply.finish(Ok(self.status())),
-            Request::Probe {} => reply.finish(Ok(self.probe())),
-            Request::Events(follow) => self.send_records(reply, 0, follow.follow),
-            Request::Run(run) => {
-                let result = self.start(&run, peer);
-                let result = self.without_leases(result);
-                reply.finish(result.map(Reply::Started));
-            }
-            Request::Attach(attach) => {
-                let result = self.attach(&attach, peer);
-                reply.finish(self.without_leases(result));
-            }
-            Request::End(end) => self.end(&end, peer, reply),
-            Request::Renew(renew) => reply.finish(self.renew_for(&renew, peer)),
-            Request::Freeze(id) => reply.finish(self.freeze(&id.id, peer)),
-            Request::Thaw(id) => reply.finish(self.thaw(&id.id, peer)),
-            Request::Revoke(revoke) => self.revoke(&revoke, peer, reply),
-            Request::Stays {} => reply.finish(Ok(Reply::Stays(self.list_stays()))),
-            Request::Lift(lift) => reply.finish(self.lift(&lift, peer).map(Reply::Stays)),
-            Request::Narrow(narrow) => {
-                let result = self.narrow(&narrow, peer);
-                reply.finish(self.without_leases(result));
-            }
-            Request::Disarm {} => self.disarm(peer, reply),
-        }
-    }
-
-    /// What was refused keeps no lease on files that its policy asks digests of.
-    fn without_leases<T>(&mut self, result: Result<T, ApiError>) -> Result<T, ApiError> {
-        if result.is_err() {
-            self.let_leases_go();
-        }
-        result
     }
 
     /// Takes what the rings hold, up to a batch.
@@ -527,88 +389,6 @@ impl Engine {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let effects = session.machine.step(input);
         self.carry_out(id, effects);
-    }
-
-    /// Appends to the evidence and tells followers.
-    fn append(&mut self, body: &Body) {
-        match self.parts.log.append(body, now()) {
-            Ok(written) => {
-                if let Some(gap) = &written.gap {
-                    self.tell(gap);
-                }
-                self.tell(&written.line);
-                self.flush_due.get_or_insert_with(|| boot_now() + u64::try_from(FLUSH.as_nanos()).unwrap_or(0));
-            }
-            Err(problem) => error!("evidence is not written: {problem}"),
-        }
-    }
-
-    /// Appends what must survive a loss of power before the agent goes on; of ends that are one, with the last of them.
-    fn append_durable(&mut self, body: &Body) {
-        self.append(body);
-        if self.together.is_empty() {
-            self.flush();
-        }
-    }
-
-    fn flush(&mut self) {
-        self.flush_due = None;
-        let trouble = self.parts.log.flush().err().map(|problem| problem.to_string());
-        if let Some(problem) = &trouble {
-            self.flush_due = Some(boot_now().saturating_add(FLUSH_AGAIN_NS));
-            if self.evidence_trouble.as_ref() != Some(problem) {
-                error!("evidence is not on disk: {problem}");
-            }
-        }
-        self.evidence_trouble = trouble;
-    }
-
-    fn tell(&mut self, line: &str) {
-        if self.followers.is_empty() {
-            return;
-        }
-        let Ok(raw) = serde_json::value::RawValue::from_string(line.to_owned()) else { return };
-        self.followers.retain_mut(|f| f.try_item(Reply::Event(wire::Event { record: raw.clone() })).is_ok());
-    }
-
-    fn disarm(&mut self, peer: &Peer, reply: Answer) {
-        if self.disarming.is_some() {
-            return reply.finish(Err(ApiError::Busy { message: "a disarm is under way".into() }));
-        }
-        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
-        let principal = start::principal(peer);
-        self.disarming = Some(Disarming { reply, sessions: sessions.clone(), principal });
-        self.feed_all(sessions.into_iter().map(|id| (id, Input::End { reason: EndReason::Operator })));
-        self.finish_disarm();
-    }
-
-    /// Sends the records after `sent` on a task of their own; a follower comes back for what was appended meanwhile.
-    fn send_records(&self, mut reply: Answer, sent: u64, follow: bool) {
-        let (path, last) = (self.parts.log.path().to_owned(), self.parts.log.last());
-        let notes = self.parts.notes.clone();
-        tokio::spawn(async move {
-            let lines = match std::fs::File::open(&path) {
-                Ok(file) => BufReader::new(file).lines(),
-                Err(problem) => {
-                    let message = format!("cannot read {}: {problem}", path.display());
-                    return reply.finish(Err(ApiError::Failed { message }));
-                }
-            };
-            let place = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-            for line in lines.skip(place(sent)).take(place(last.saturating_sub(sent))) {
-                let raw = line.ok().and_then(|l| serde_json::value::RawValue::from_string(l).ok());
-                let Some(record) = raw else { continue };
-                if reply.item(Reply::Event(wire::Event { record })).await.is_err() {
-                    return;
-                }
-            }
-            if follow {
-                // the engine is gone only when the agent stops
-                let _ = notes.send(Note::CaughtUp(reply, last));
-            } else {
-                reply.finish(Ok(Reply::EndOfEvents {}));
-            }
-        });
     }
 }
 

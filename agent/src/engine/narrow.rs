@@ -14,7 +14,8 @@ use tracing::warn;
 use super::{
     Engine, Live, complain,
     limits::ending,
-    resolve::{self, identities},
+    look::identities,
+    resolve,
     start::{self, failed},
     stays,
 };

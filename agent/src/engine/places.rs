@@ -10,7 +10,7 @@ use std::{
 
 use tipstaff_common::place::{Place, Way};
 
-use super::resolve::{self, look};
+use super::{look::look, resolve};
 use crate::{
     enforce::walk,
     kernel::{Kernel, KernelError},

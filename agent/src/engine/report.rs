@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Engine, Live, complain, controls, finish::named, resolve};
+use super::{Engine, Live, complain, controls, finish::named, look};
 use crate::{
     api::wire::{self, ApiError, Reply},
     evidence::{Control, ControlState, Text},
@@ -185,7 +185,7 @@ impl Engine {
     }
 
     fn asked(&self, live: &Live) -> Vec<Control> {
-        let names = controls::asked(&live.policy, |path| resolve::interpreter(path).is_some());
+        let names = controls::asked(&live.policy, |path| look::interpreter(path).is_some());
         let asked = self.parts.controls.iter().filter(|c| names.contains(&c.control.as_str()));
         asked.map(|control| self.control_for(control, live.start.attached.is_some())).collect()
     }

@@ -2,30 +2,28 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    fs::{self, File},
-    io::{self, Read as _},
+    fs, io,
     net::IpAddr,
-    os::{
-        fd::AsRawFd as _,
-        unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
-    },
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use tipstaff_common::{place::Way, rule::FileId};
 use tracing::warn;
 
-use super::{digests::Digests, places};
+use super::{
+    digests::Digests,
+    look::{Found, look, mount_points},
+    places,
+};
 use crate::{
     enforce::{only_root_can_place, only_root_can_replace},
-    kernel::{Kernel, KernelError, Seen, open_path},
+    kernel::{Kernel, KernelError, Seen},
     policy::{
         self, Addresses, Effect, ExecRule, ExecTarget, Policy, ProgramClass, Resolved, UnixFound, UnixRule, UnixTarget,
     },
 };
 
-/// How often a path is looked at that leads to something else each time.
-const LOOKS: usize = 16;
 /// Places that a deny rule keeps of those to which links on its path led before.
 const LOST: usize = 1024;
 /// Files that are open at once.
@@ -367,154 +365,4 @@ fn own_addresses() -> Result<Vec<IpAddr>, KernelError> {
     };
     let own: BTreeSet<IpAddr> = found.filter_map(address).filter(|address| !address.is_loopback()).collect();
     Ok(own.into_iter().collect())
-}
-
-/// What a path leads to.
-pub(super) struct Found {
-    /// As the hooks see it.
-    pub(super) seen: Seen,
-    /// It is a directory.
-    directory: bool,
-    /// How many names it has.
-    links: u64,
-    /// Its own path, without links.
-    name: PathBuf,
-}
-
-/// Identities of paths, in their order; `None` where there is nothing.
-pub(super) fn identities(kernel: &mut Kernel, paths: &[&Path]) -> Result<Vec<Option<FileId>>, KernelError> {
-    Ok(look(kernel, paths)?.into_iter().map(|found| found.map(|found| found.seen.id)).collect())
-}
-
-/// What paths lead to, in their order; `None` where there is nothing. What it says of a file was so while the path led to it:
-/// what is replaced later is another file, or not as it was, and the kernel denies it.
-pub(super) fn look(kernel: &mut Kernel, paths: &[&Path]) -> Result<Vec<Option<Found>>, KernelError> {
-    let mut found: Vec<Option<Found>> = paths.iter().map(|_| None).collect();
-    let mut left: Vec<usize> = (0..paths.len()).collect();
-    for _ in 0..LOOKS {
-        left = look_once(kernel, paths, &left, &mut found)?;
-        if left.is_empty() {
-            return Ok(found);
-        }
-    }
-    let restless = io::Error::other("it is replaced faster than it can be looked at");
-    Err(KernelError::file("look at", paths[left[0]])(restless))
-}
-
-/// Looks at the paths in these places; the places of those that lead to something else by now.
-fn look_once(
-    kernel: &mut Kernel,
-    paths: &[&Path],
-    wanted: &[usize],
-    found: &mut [Option<Found>],
-) -> Result<Vec<usize>, KernelError> {
-    let mut files = Vec::new();
-    let mut places = Vec::new();
-    for &place in wanted {
-        match open_path(paths[place]) {
-            Ok(file) => {
-                files.push(file);
-                places.push(place);
-            }
-            Err(error) if absent(&error) => {}
-            Err(error) => return Err(KernelError::file("look at", paths[place])(error)),
-        }
-    }
-    let mut moved = Vec::new();
-    for ((place, file), seen) in places.into_iter().zip(&files).zip(kernel.see(&files)?) {
-        let path = paths[place];
-        // it is open, so it exists: without its identity a rule would silently name nothing
-        let seen = seen.ok_or_else(|| KernelError::Unlisted { path: path.into() })?;
-        let metadata = file.metadata().map_err(KernelError::file("look at", path))?;
-        if !leads_to(path, &metadata) {
-            moved.push(place);
-            continue;
-        }
-        let name = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
-        found[place] = Some(Found { seen, directory: metadata.is_dir(), links: metadata.nlink(), name });
-    }
-    Ok(moved)
-}
-
-/// Whether the path leads to this file now. The file is open, so that no other can have its number.
-fn leads_to(path: &Path, file: &fs::Metadata) -> bool {
-    let now = open_path(path).and_then(|now| now.metadata());
-    now.is_ok_and(|now| (now.dev(), now.ino()) == (file.dev(), file.ino()))
-}
-
-fn absent(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG))
-}
-
-/// The interpreter that a script names in its first line; `None` for what is no script. Only regular files are opened:
-/// the path is a caller's word, and a FIFO would keep the agent waiting.
-pub(super) fn interpreter(path: &Path) -> Option<PathBuf> {
-    let named = open_path(path).ok()?;
-    if !named.metadata().ok()?.is_file() {
-        return None;
-    }
-    let mut head = Vec::new();
-    let file = File::open(format!("/proc/self/fd/{}", named.as_raw_fd())).ok()?;
-    file.take(256).read_to_end(&mut head).ok()?;
-    let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?.trim_ascii();
-    let name = line.split(|b| b.is_ascii_whitespace()).next().filter(|name| !name.is_empty())?;
-    Some(std::ffi::OsString::from_vec(name.to_vec()).into())
-}
-
-/// Everything that is mounted, as the agent sees it.
-fn mount_points() -> Result<BTreeSet<PathBuf>, KernelError> {
-    let path = "/proc/self/mountinfo";
-    let text = fs::read(path).map_err(KernelError::file("read", path))?;
-    let lines = text.split(|b| *b == b'\n');
-    Ok(lines.filter_map(|l| l.split(|b| *b == b' ').nth(4)).map(unescape).collect())
-}
-
-/// The kernel writes space, tab, newline and backslash as three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let code = (*first == b'\\')
-            .then(|| tail.get(..3))
-            .flatten()
-            .and_then(|d| std::str::from_utf8(d).ok())
-            .and_then(|d| u8::from_str_radix(d, 8).ok());
-        match code {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(bytes).into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        assert_eq!(unescape(b"/a\\040b\\134c"), PathBuf::from("/a b\\c"));
-        assert_eq!(unescape(b"/plain\\09"), PathBuf::from("/plain\\09"));
-    }
-
-    #[test]
-    fn a_script_names_its_interpreter() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("script");
-        for (text, expected) in [
-            ("#!/bin/sh\necho", Some("/bin/sh")),
-            ("#! /usr/bin/env python3\n", Some("/usr/bin/env")),
-            ("#!\n", None),
-            ("echo", None),
-        ] {
-            fs::write(&file, text).unwrap();
-            assert_eq!(interpreter(&file), expected.map(PathBuf::from), "{text:?}");
-        }
-    }
 }

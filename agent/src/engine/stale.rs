@@ -13,7 +13,7 @@ use tipstaff_common::{
     session::SessionCounters,
 };
 
-use super::{Engine, Live, complain, limits::Doings, now};
+use super::{Engine, Live, complain, idle::Doings, now};
 use crate::{
     evidence::{Body, Principal, PrincipalGone, User},
     kernel::boot_now,

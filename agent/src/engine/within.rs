@@ -6,10 +6,12 @@ use tipstaff_common::{event::Header, label::SessionRef, limits, session::Session
 use tracing::info;
 
 use super::{
-    Engine, Live, complain,
-    limits::Doings,
+    Engine, Live,
+    check::Checked,
+    complain,
+    idle::Doings,
     narrow::{above, wider},
-    start::{Checked, failed},
+    start::failed,
 };
 use crate::{
     api::{server::Peer, wire::ApiError},

@@ -16,7 +16,7 @@ use tipstaff_common::session::HostRoot;
 use super::{
     KernelError,
     load::OBJECT,
-    sys::{self, Load},
+    programs::{Load, link_to_cgroup, load_program, load_types},
 };
 
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`
@@ -39,7 +39,7 @@ pub(super) fn attach<'p>(
         .map(|(name, attach_type)| Ok((*name, *attach_type, load(&object, &types, name, *attach_type)?)))
         .collect::<Result<_, KernelError>>()?;
     let link = |(name, attach_type, program): &(&'p str, u32, OwnedFd)| {
-        let link = sys::link_to_cgroup(program.as_fd(), cgroup.as_fd(), *attach_type);
+        let link = link_to_cgroup(program.as_fd(), cgroup.as_fd(), *attach_type);
         link.map(|link| (*name, link)).map_err(|e| KernelError::refused(format!("program {name}"), &e))
     };
     loaded.iter().map(link).collect()
@@ -52,7 +52,7 @@ fn types(object: &mut Object) -> Result<OwnedFd, KernelError> {
     let missing = || KernelError::Missing { what: "type information for programs".into(), hint: "" };
     let features = aya::features().btf().ok_or_else(missing)?;
     let types = object.fixup_and_sanitize_btf(features).map_err(|e| refused(&e))?.ok_or_else(missing)?.to_bytes();
-    sys::load_types(&types).map_err(|e| refused(&e))
+    load_types(&types).map_err(|e| refused(&e))
 }
 
 /// Puts descriptors of maps, and the functions that are called, into the programs.
@@ -98,7 +98,7 @@ fn load(object: &Object, types: &OwnedFd, name: &str, attach_type: u32) -> Resul
         line_count: count(&lines, line_info_rec_size),
         ..Load::default()
     };
-    sys::load_program(load).map_err(|e| KernelError::refused(format!("program {name}"), &e))
+    load_program(load).map_err(|e| KernelError::refused(format!("program {name}"), &e))
 }
 
 /// Where this process's paths begin. All 0 where its mounts are not those of the host's first process: the number of one

@@ -4,6 +4,7 @@
 //! No policy is decided here and no process is killed from here.
 
 mod adopt;
+mod attach;
 mod btf;
 mod by_hand;
 mod cgroup;
@@ -17,10 +18,14 @@ mod maps;
 mod members;
 mod offsets;
 mod pins;
+mod process;
+mod programs;
 mod reader;
 pub mod ring;
+mod sessions;
 mod sockets;
 mod sys;
+mod tables;
 mod verity;
 
 pub use cgroup::CgroupRoot;
@@ -29,14 +34,14 @@ pub use identity::{Seen, open_path};
 pub use lease::{has_lease, take_lease};
 pub use leftover::Leftover;
 pub use load::{Kernel, Options, Tier};
-pub use maps::{AddressRules, Revision, Rings};
+pub use maps::Rings;
 pub use members::{Member, Walk};
 pub use pins::{Pins, lock_soon};
+pub use process::{Urgent, boot_now, descriptor_of, kill_pidfd, open_pidfd, protocol_of, signal_pidfd, trim_heap};
 pub use reader::LabelReader;
 pub use sockets::Socket;
-pub use sys::{
-    Urgent, boot_now, descriptor_of, kill_pidfd, open_pidfd, protocol_of, signal_pidfd, trim_heap, wait_for_programs,
-};
+pub use sys::wait_for_programs;
+pub use tables::{AddressRules, Revision};
 pub use verity::measure_verity;
 
 /// Version of the running kernel, as uname(2) has it.

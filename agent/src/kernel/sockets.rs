@@ -14,7 +14,7 @@ use tipstaff_common::{
     socket::{SOCKET_CONFINED, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel, SocketRow},
 };
 
-use super::{Kernel, KernelError, load::OF_LABELS, maps::storage, sys};
+use super::{Kernel, KernelError, attach::OF_LABELS, maps::storage, programs, sys};
 
 /// A socket that carries a session's label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Kernel {
             .map_err(KernelError::file("share", "SOCKET_LABELS"))?;
         let program: &mut Iter = self.typed(OF_LABELS)?;
         let program = program.fd().map_err(|e| refused(&e))?;
-        let iterator = sys::iterate_map(program.as_fd(), map.as_fd()).map_err(|e| refused(&e))?;
+        let iterator = programs::iterate_map(program.as_fd(), map.as_fd()).map_err(|e| refused(&e))?;
         let mut rows = Vec::new();
         File::from(iterator).read_to_end(&mut rows).map_err(|e| refused(&e))?;
         Ok(decode_rows(&rows))

@@ -1,10 +1,10 @@
-//! The few system calls that neither aya nor nix has.
+//! The few system calls that neither aya nor nix has: those on maps and pins, and on who still uses them.
 
 use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -13,7 +13,6 @@ use std::{
 };
 
 use aya::{Pod, maps::IterableMap};
-use nix::sys::signal::Signal;
 use tipstaff_common::{label::Label, socket::SocketLabel};
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
@@ -27,16 +26,9 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 /// The kernel's own errno for an operation that a type of map does not have (`include/linux/errno.h`).
 const ENOTSUPP: i32 = 524;
-const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
-const BPF_BTF_LOAD: libc::c_long = 18;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_LINK_CREATE: libc::c_long = 28;
 /// `MEMBARRIER_CMD_GLOBAL` (`include/uapi/linux/membarrier.h`)
 const MEMBARRIER_GLOBAL: libc::c_long = 1;
-const BPF_ITER_CREATE: libc::c_long = 33;
-/// `enum bpf_attach_type`
-const BPF_TRACE_ITER: u32 = 28;
 
 /// `union bpf_attr` for operations on one element (`include/uapi/linux/bpf.h`, 6.18).
 #[repr(C)]
@@ -74,30 +66,6 @@ pub fn label_of(map: BorrowedFd<'_>, task: BorrowedFd<'_>) -> io::Result<Option<
     }
 }
 
-/// As `BPF_OBJ_GET_INFO_BY_FD` reads it.
-#[repr(C)]
-struct Information {
-    descriptor: u32,
-    length: u32,
-    at: u64,
-}
-
-/// How often the kernel did not run a program because a run of it was under way on that processor
-/// (`bpf_prog_info.recursion_misses`, the 27th word of 8 bytes, since 5.12). aya does not read it.
-pub fn skipped_runs(program: BorrowedFd<'_>) -> io::Result<u64> {
-    const WORD: usize = 26;
-    let mut words = [0_u64; WORD + 1];
-    let attribute = Information {
-        descriptor: program.as_raw_fd().cast_unsigned(),
-        length: size_of_val(&words) as u32,
-        at: (&raw mut words) as u64,
-    };
-    // SAFETY: the attribute and what it points to live through the call; the kernel writes at most `length` bytes.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attribute, size_of::<Information>()) };
-    if result == 0 { Ok(words[WORD]) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Labels the process's main thread.
 pub fn set_label(map: BorrowedFd<'_>, task: BorrowedFd<'_>, mut label: Label) -> io::Result<()> {
     element(BPF_MAP_UPDATE_ELEM, map, task, &mut label)
@@ -118,27 +86,6 @@ pub fn set_socket_label(map: BorrowedFd<'_>, socket: BorrowedFd<'_>, label: Sock
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const attribute, size_of::<Element>()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// A descriptor of this process for what `number` leads to in another (`pidfd_getfd`, since 5.6).
-pub fn descriptor_of(process: BorrowedFd<'_>, number: i32) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just made it, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
-}
-
-/// `IPPROTO_*` of a socket.
-pub fn protocol_of(socket: BorrowedFd<'_>) -> io::Result<i32> {
-    let (mut protocol, mut length) = (0_i32, size_of::<i32>() as libc::socklen_t);
-    let at = (&raw mut protocol).cast();
-    // SAFETY: the kernel writes at most `length` bytes of one integer.
-    let result =
-        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PROTOCOL, at, &raw mut length) };
-    if result == 0 { Ok(protocol) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Takes the label off the process's main thread; one that has none is left as it is.
@@ -295,166 +242,6 @@ impl Drop for MappedArray {
 // SAFETY: the memory is shared with the kernel and changed by atomics only, from whatever thread.
 unsafe impl Send for MappedArray {}
 
-/// Gives back what was allocated and is free again. The allocator keeps it for later otherwise, and the kernel's type
-/// information, which only the start reads, takes several times what the agent ever needs again.
-pub fn trim_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no pointers; only free memory is touched.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// A descriptor of a process, which cannot come to mean another one when the number is used again.
-pub fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers.
-    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    new_descriptor(descriptor)
-}
-
-/// Nanoseconds of `CLOCK_BOOTTIME`, which suspend does not stop and no clock step moves.
-#[must_use]
-pub fn boot_now() -> u64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
-    time.map_or(0, |t| t.tv_sec().cast_unsigned() * 1_000_000_000 + t.tv_nsec().cast_unsigned())
-}
-
-/// Kills the process that a pidfd names, whatever its number means by now.
-pub fn kill_pidfd(process: BorrowedFd<'_>) -> io::Result<()> {
-    signal_pidfd(process, Signal::SIGKILL)
-}
-
-/// Sends a signal to the process that a pidfd names.
-pub fn signal_pidfd(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
-    let nothing = std::ptr::null::<libc::siginfo_t>();
-    let (process, signal) = (process.as_raw_fd(), signal as libc::c_int);
-    // SAFETY: no memory is passed.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, signal, nothing, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// `union bpf_attr` of `BPF_LINK_CREATE` for an iterator (as `Element`).
-#[repr(C)]
-struct IteratorLink {
-    program: u32,
-    target: u32,
-    attach_type: u32,
-    flags: u32,
-    information: u64,
-    information_length: u32,
-    pad: u32,
-}
-
-/// Links an iterator program to one map: whoever reads the link's iterators reads that map's elements (aya has iterators
-/// without a map only).
-pub fn link_iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // `union bpf_iter_link_info`: the map's descriptor
-    let information = map.as_raw_fd();
-    let attribute = IteratorLink {
-        program: program.as_raw_fd().cast_unsigned(),
-        target: 0,
-        attach_type: BPF_TRACE_ITER,
-        flags: 0,
-        information: (&raw const information) as u64,
-        information_length: size_of_val(&information) as u32,
-        pad: 0,
-    };
-    // SAFETY: the attribute and what it points to live through the call.
-    new_descriptor(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const attribute, size_of_val(&attribute))
-    })
-}
-
-/// A file that an iterator program writes about one map's elements as it is read.
-pub fn iterate_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let link = link_iterator(program, map)?;
-    let attribute = [link.as_raw_fd(), 0];
-    // SAFETY: the kernel reads the link's descriptor and flags, four bytes each.
-    new_descriptor(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_ITER_CREATE, &raw const attribute, size_of_val(&attribute))
-    })
-}
-
-/// A program to load, as `union bpf_attr` has it for `BPF_PROG_LOAD`; all pointers live through the call.
-#[repr(C)]
-#[derive(Debug, Default)]
-pub struct Load {
-    /// `enum bpf_prog_type`
-    pub kind: u32,
-    /// How many instructions, of eight bytes each.
-    pub instruction_count: u32,
-    /// Where they are.
-    pub instructions: u64,
-    /// A C string.
-    pub license: u64,
-    /// What the verifier is to say: 0, nothing.
-    pub log_level: u32,
-    /// How many bytes there are for it.
-    pub log_size: u32,
-    /// Where.
-    pub log: u64,
-    /// Of no use since 5.0.
-    pub kernel_version: u32,
-    /// `BPF_F_*`
-    pub flags: u32,
-    /// A C string in place.
-    pub name: [u8; 16],
-    /// Of a device that runs it.
-    pub interface: u32,
-    /// `enum bpf_attach_type`
-    pub attach_type: u32,
-    /// The descriptor of its types.
-    pub types: u32,
-    /// Bytes of one entry of `functions`.
-    pub function_size: u32,
-    /// Where its functions are described.
-    pub functions: u64,
-    /// How many there are.
-    pub function_count: u32,
-    /// Bytes of one entry of `lines`.
-    pub line_size: u32,
-    /// Where its lines are described.
-    pub lines: u64,
-    /// How many there are.
-    pub line_count: u32,
-    /// Always 0.
-    pub pad: u32,
-}
-
-/// Loads a program for an attach type that aya does not know. Where the verifier refuses it, what it said is logged.
-pub fn load_program(mut load: Load) -> io::Result<OwnedFd> {
-    // SAFETY: the caller's pointers live through the call, as it promises; the kernel reads as much as the counts say.
-    let first =
-        new_descriptor(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) });
-    let Err(refused) = first else { return first };
-    let mut said = vec![0u8; 1 << 20];
-    (load.log, load.log_size, load.log_level) = (said.as_mut_ptr() as u64, 1 << 20, 1);
-    // SAFETY: as above; the kernel writes into the log as much as its size says.
-    let again =
-        new_descriptor(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) });
-    let end = said.iter().position(|byte| *byte == 0).unwrap_or(0);
-    tracing::debug!("the verifier: {}", String::from_utf8_lossy(&said[end.saturating_sub(2000)..end]));
-    again.map_err(|_again| refused)
-}
-
-/// Loads type information.
-pub fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
-    // where, no log, how many bytes, no log
-    let attribute = [types.as_ptr() as u64, 0, types.len() as u64, 0];
-    // SAFETY: the attribute and what it points to live through the call.
-    new_descriptor(unsafe { libc::syscall(libc::SYS_bpf, BPF_BTF_LOAD, &raw const attribute, size_of_val(&attribute)) })
-}
-
-/// Attaches a program to a cgroup.
-pub fn link_to_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
-    let number = |descriptor: BorrowedFd<'_>| descriptor.as_raw_fd().cast_unsigned();
-    let attribute = [number(program), number(cgroup), attach_type, 0];
-    // SAFETY: the attribute lives through the call.
-    new_descriptor(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const attribute, size_of_val(&attribute))
-    })
-}
-
 /// Pins what a descriptor leads to.
 pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
@@ -465,43 +252,13 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 }
 
 /// What a system call that makes a descriptor answered.
-fn new_descriptor(answer: libc::c_long) -> io::Result<OwnedFd> {
+pub(super) fn new_descriptor(answer: libc::c_long) -> io::Result<OwnedFd> {
     if answer < 0 {
         return Err(io::Error::last_os_error());
     }
     let descriptor = i32::try_from(answer).map_err(io::Error::other)?;
     // SAFETY: the kernel just made it, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-/// While it lives, this thread is scheduled before everything ordinary: what it ends may be a crowd that computes, and
-/// would else be asked for its processors first. Its children are scheduled as ever.
-#[derive(Debug)]
-pub struct Urgent(());
-
-impl Urgent {
-    /// Begins; where the host refuses (`CAP_SYS_NICE`), everything goes on as it is.
-    #[must_use]
-    pub fn begin() -> Self {
-        // the lowest real-time priority is above every ordinary one
-        schedule(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1);
-        Self(())
-    }
-}
-
-impl Drop for Urgent {
-    fn drop(&mut self) {
-        schedule(libc::SCHED_OTHER, 0);
-    }
-}
-
-fn schedule(policy: libc::c_int, priority: libc::c_int) {
-    let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: the kernel reads one sched_param, which outlives the call.
-    let done = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
-    if done != 0 {
-        tracing::debug!("the scheduling cannot be changed: {}", io::Error::last_os_error());
-    }
 }
 
 #[cfg(test)]

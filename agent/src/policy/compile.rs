@@ -1,16 +1,12 @@
 //! Policy and file identities → the tables that the kernel programs look up. Owns the folding that lets one look-up
 //! decide where deny must beat allow; puts nothing into the kernel.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    fmt,
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tipstaff_common::{
     limits::UNIX_NAME,
     place::{Place, place_of},
-    rule::{self, Content, ExecEntry, ExecKey, FileId, ProgramEntry, UnixKey, word_key},
+    rule::{self, ExecEntry, ExecKey, FileId, ProgramEntry, UnixKey},
     session::{
         HAS_DIRECTORIES, HAS_PLACE_DIRECTORIES, HAS_PLACES, HAS_UNIX_DENIALS, HAS_UNIX_DIRECTORIES, PolicyEntry,
     },
@@ -19,135 +15,13 @@ use tipstaff_common::{
 use super::{
     delegates,
     exec::exec_table,
-    programs::{FileDigest, word_bytes},
+    note::Note,
+    resolved::{Resolved, UnixFound},
     scope::SOCKET_CLASSES,
     table::{CompileProblem, Folded, NetTable, Rules},
     traffic::{Access, NetRule, UnixTarget},
-    types::{Effect, ExecRule, ExecTarget, Policy, reason_name},
+    types::{Effect, Policy, reason_name},
 };
-
-/// What the rules of a policy name on this host.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resolved {
-    /// In the order of `Policy::exec`: the program, or the directory and the roots of the mounts below it. None: it
-    /// does not exist.
-    pub files: Vec<Vec<FileId>>,
-    /// In the order of `Policy::exec`, of rules that are about places (`ExecRule::is_of_places`): where the file or directory
-    /// stands, or will. Others, and those beyond the last, have none.
-    pub places: Vec<Vec<Place>>,
-    /// What the programs among them were when they were looked at.
-    pub contents: BTreeMap<FileId, Content>,
-    /// `Place::names` of where those among them stood that can stand nowhere else for the paths of their rules to lead there. 0:
-    /// they can.
-    pub stood: BTreeMap<FileId, u64>,
-    /// Ids of rules whose `path` leads to a directory, and of those whose `dir` leads to a file.
-    pub mistaken: BTreeSet<String>,
-    /// Programs that are of a class by what they are called, a bit each (`ProgramClass::bit`).
-    pub classes: BTreeMap<FileId, u32>,
-    /// Of the files of rules that ask for a digest.
-    pub digests: BTreeMap<FileId, Hashed>,
-    /// In the order of `Policy::unix_rules`.
-    pub unix: Vec<UnixFound>,
-    /// The host's resolvers, not in mapped form.
-    pub resolvers: Vec<IpAddr>,
-    /// The host's own addresses, where the policy does not let members log in there; not in mapped form.
-    pub own: Vec<IpAddr>,
-}
-
-/// A file that was hashed, or could not be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hashed {
-    /// It was hashed, under a lease: what came out.
-    As(FileDigest),
-    /// Why not.
-    Not(String),
-    /// Why not: its file system does not tell whether a file is still the same, or has no fs-verity.
-    Unknown(String),
-}
-
-/// What a unix rule names on this host. An abstract name names nothing here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UnixFound {
-    /// The socket's file, if it is there, or the directory and the roots of the mounts below it.
-    pub files: Vec<FileId>,
-    /// Of a path: the directory in which the socket is or will be, and its name there.
-    pub place: Option<(FileId, Vec<u8>)>,
-    /// Of a path: nobody but root can change where it leads, and no rule denies what can be there.
-    pub trusted: bool,
-}
-
-impl Resolved {
-    /// The files of `Policy::exec[index]`.
-    #[must_use]
-    pub fn of(&self, index: usize) -> &[FileId] {
-        self.files.get(index).map_or(&[], Vec::as_slice)
-    }
-
-    /// Where what `Policy::exec[index]` names stands, or will.
-    #[must_use]
-    pub fn places_of(&self, index: usize) -> &[Place] {
-        self.places.get(index).map_or(&[], Vec::as_slice)
-    }
-
-    /// Takes back what became of the files of rules since the plan was put in force: rules that allow name what they named,
-    /// as it was, also a directory, whatever stands there now; what a rule denied stays denied.
-    pub fn as_pinned(&mut self, policy: &Policy, plan: &Plan) {
-        let entry = |file: &FileId| plan.exec.get(&ExecKey { file: *file, kind: rule::KIND_FILE, pad: 0 });
-        let then = |file: &FileId| {
-            entry(file).filter(|entry| entry.flags & (rule::PINNED | rule::NO_RULE) == rule::PINNED).copied()
-        };
-        let allowed = plan.allowed();
-        let named_by = |rule: &ExecRule, file: &FileId| {
-            let Some(entry) = then(file) else { return false };
-            let has = |word: &String| {
-                let word = word_bytes(word.as_bytes()).map(|word| word_key(word, entry.words));
-                word.is_none_or(|word| plan.exec.contains_key(&word))
-            };
-            if rule.is_plain() { entry.flags & rule::WORDS_ONLY == 0 } else { rule.subcommands.iter().all(has) }
-        };
-        let mut denied = plan.named();
-        for (files, rule) in self.files.iter_mut().zip(&policy.exec) {
-            let own = denied.remove(rule.id.as_str()).unwrap_or_default();
-            match (&rule.target, rule.effect) {
-                // of a denial too: what was found beyond it is not in force, and the next look has to tell
-                (ExecTarget::Dir(_), _) => *files = own.into_iter().collect(),
-                (_, Effect::Deny) => {
-                    let lost = own.into_iter().filter(|file| !files.contains(file)).collect::<Vec<_>>();
-                    files.extend(lost);
-                }
-                (_, Effect::Allow) => {
-                    // also those that the host did not show now
-                    let unseen = allowed.get(rule.id.as_str()).into_iter().flatten();
-                    let unseen: Vec<FileId> = unseen.filter(|file| !files.contains(file)).copied().collect();
-                    files.extend(unseen);
-                    files.retain(|file| named_by(rule, file));
-                }
-            }
-        }
-        let mut places = plan.places();
-        self.places.resize(policy.exec.len(), Vec::new());
-        for (found, rule) in self.places.iter_mut().zip(&policy.exec) {
-            *found = places.remove(rule.id.as_str()).unwrap_or_default();
-        }
-        let files = self.contents.keys().chain(self.files.iter().flatten());
-        let files: Vec<(FileId, ProgramEntry)> = files.filter_map(|file| Some((*file, then(file)?))).collect();
-        self.contents = files.iter().map(|(file, then)| (*file, then.content)).collect();
-        let held = files.iter().filter(|(_, then)| then.place != 0);
-        self.stood = held.map(|(file, then)| (*file, then.place)).collect();
-        for (key, entry) in plan.exec.iter().filter(|(key, _)| key.kind == rule::KIND_FILE) {
-            let classes = entry.flags & ((1 << rule::CLASSES) - 1);
-            if classes != 0 {
-                *self.classes.entry(key.file).or_default() |= classes;
-            }
-        }
-    }
-
-    /// What `Policy::unix_rules()[index]` names.
-    #[must_use]
-    pub fn of_unix(&self, index: usize) -> Option<&UnixFound> {
-        self.unix.get(index)
-    }
-}
 
 /// What the kernel needs to know of a policy. Equal plans can share a revision in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,7 +137,7 @@ impl Plan {
     }
 
     /// The directories, and the files that are denied, whatever their first argument or with some, by their rules' ids.
-    fn named(&self) -> BTreeMap<&str, BTreeSet<FileId>> {
+    pub(super) fn named(&self) -> BTreeMap<&str, BTreeSet<FileId>> {
         let with_words = self.exec.iter().filter(|(key, entry)| key.kind == rule::KIND_FILE && entry.words != 0);
         let words: BTreeMap<u32, FileId> = with_words.map(|(key, entry)| (entry.words, key.file)).collect();
         let mut named: BTreeMap<&str, BTreeSet<FileId>> = BTreeMap::new();
@@ -282,7 +156,7 @@ impl Plan {
     }
 
     /// The places that rules are about, by the rules' ids.
-    fn places(&self) -> BTreeMap<&str, Vec<Place>> {
+    pub(super) fn places(&self) -> BTreeMap<&str, Vec<Place>> {
         let mut places: BTreeMap<&str, Vec<Place>> = BTreeMap::new();
         for (key, entry) in self.exec.iter().filter(|(key, _)| is_place(key)) {
             places.entry(self.rule_name(entry.rule)).or_default().push(place_of(key));
@@ -291,7 +165,7 @@ impl Plan {
     }
 
     /// The files that are allowed, by the ids of the rules that their entries name.
-    fn allowed(&self) -> BTreeMap<&str, Vec<FileId>> {
+    pub(super) fn allowed(&self) -> BTreeMap<&str, Vec<FileId>> {
         let mut allowed: BTreeMap<&str, Vec<FileId>> = BTreeMap::new();
         let files = |(key, entry): &(&ExecKey, &ProgramEntry)| {
             key.kind == rule::KIND_FILE && entry.verdict == rule::ALLOW && entry.rule < rule::REASONS
@@ -307,110 +181,6 @@ impl Plan {
     pub fn rule_name(&self, code: u32) -> &str {
         let id = usize::try_from(code).ok().and_then(|index| self.rules.get(index));
         id.map_or_else(|| reason_name(code), String::as_str)
-    }
-}
-
-/// A rule that does less on this host than it seems to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// What the rule names does not exist here.
-    Missing {
-        /// The rule's id.
-        rule: String,
-        /// What it would do.
-        effect: Effect,
-        /// What it names, with its key.
-        target: String,
-    },
-    /// What the rule names as a program is a directory.
-    Directory {
-        /// The rule's id.
-        rule: String,
-        /// What it names, with its key.
-        target: String,
-    },
-    /// What the rule names as a directory is a file.
-    File {
-        /// The rule's id.
-        rule: String,
-        /// What it names, with its key.
-        target: String,
-    },
-    /// A file does not have the digest that its rule asks for, or could not be hashed.
-    Digest {
-        /// The rule's id.
-        rule: String,
-        /// What was found.
-        found: String,
-    },
-    /// Rules deny all that the rule on addresses allows.
-    Denied {
-        /// The allow rule's id.
-        rule: String,
-        /// The first deny rule's id.
-        by: String,
-    },
-    /// An earlier rule says the same of the same.
-    Repeated {
-        /// The rule's id.
-        rule: String,
-        /// The earlier rule's id.
-        first: String,
-    },
-    /// Everything that an allow rule names is named by deny rules too, perhaps by another path.
-    Overridden {
-        /// The allow rule's id.
-        rule: String,
-        /// What it names.
-        path: String,
-        /// The first deny rule's id.
-        by: String,
-    },
-    /// A class of sockets is allowed that no rule lets go anywhere, or be listened on.
-    Useless {
-        /// Its word.
-        class: &'static str,
-    },
-    /// An allow rule names who starts programs outside of sessions, and the policy does not allow that.
-    Delegation {
-        /// The allow rule's id.
-        rule: String,
-        /// What it names.
-        place: String,
-    },
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing { rule, effect: Effect::Allow, target } => {
-                write!(f, "rule {rule} allows nothing: {target} does not exist here now")
-            }
-            Self::Missing { rule, effect: Effect::Deny, target } => {
-                write!(f, "rule {rule} denies nothing yet: {target} does not exist here now")
-            }
-            Self::Directory { rule, target } => {
-                write!(f, "rule {rule} names no program: {target} is a directory; write dir for all below it")
-            }
-            Self::File { rule, target } => {
-                write!(f, "rule {rule} names no directory: {target} is a file; write path for it alone")
-            }
-            Self::Digest { rule, found } => write!(f, "rule {rule} denies what it names: {found}"),
-            Self::Denied { rule, by } => write!(f, "rule {rule} has no effect: rule {by} denies what it allows"),
-            Self::Repeated { rule, first } => write!(f, "rule {rule} says what rule {first} says: keep one"),
-            Self::Overridden { rule, path, by } => {
-                write!(f, "rule {rule} has no effect: rule {by} denies the same file as {path}")
-            }
-            Self::Useless { class } => write!(
-                f,
-                "sockets of class {class} are not made: no rule on addresses lets them go anywhere or be listened on"
-            ),
-            Self::Delegation { rule, place } => write!(
-                f,
-                "rule {rule} does not allow {place}: who is reached there starts programs outside of the session; add \
-                 delegation to spec.scope.privileges.allow, if that is meant"
-            ),
-        }
     }
 }
 

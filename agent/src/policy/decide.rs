@@ -15,10 +15,11 @@ use tipstaff_common::{
 };
 
 use super::{
-    compile::{Hashed, Plan, Resolved, unix_key},
+    compile::{Plan, unix_key},
     exec::{class_rule, without_digest},
     metadata,
     programs::{Program, ProgramClass, word_bytes},
+    resolved::{Hashed, Resolved},
     table::{NetKey, NetTable, is_login},
     traffic::{NetRule, UnixTarget},
     types::{Effect, ExecRule, ExecTarget, Policy, rule_number},

@@ -9,7 +9,8 @@ use tipstaff_common::{
 };
 
 use super::{
-    compile::{Note, Resolved},
+    note::Note,
+    resolved::Resolved,
     table::names_logins,
     traffic::UnixTarget,
     types::{Effect, Policy},

@@ -11,8 +11,9 @@ use tipstaff_common::{
 };
 
 use super::{
-    compile::{Hashed, Note, Resolved},
+    note::Note,
     programs::{ProgramClass, word_bytes},
+    resolved::{Hashed, Resolved},
     types::{Effect, ExecRule, ExecTarget, Policy, rule_number},
 };
 

@@ -11,9 +11,10 @@ use std::{
 use tipstaff_common::rule::{self, ExecKey, FileId, KNOWN_ONLY, NO_RULE, NetEntry, PINNED, ProgramEntry, STRICT};
 
 use super::{
-    compile::{Plan, Resolved, is_place},
+    compile::{Plan, is_place},
     decide::UnixSocket,
     programs::{Program, ProgramClass},
+    resolved::Resolved,
     scope::{PRIVILEGE_CLASSES, SOCKET_CLASSES},
     table::{NetKey, NetTable},
     traffic::{Protocol, UnixTarget},

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::{
-    compile::Resolved,
     delegates,
     phases::Phases,
+    resolved::Resolved,
     scope::{PRIVILEGE_CLASSES, SOCKET_CLASSES},
     traffic::{Budgets, NetRule},
     types::{Effect, Kind, Mode, Policy},

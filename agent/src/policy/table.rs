@@ -13,9 +13,9 @@ use tipstaff_common::{
 };
 
 use super::{
-    compile::Resolved,
     metadata,
     net::{MAPPED_BITS, loopbacks},
+    resolved::Resolved,
     traffic::{NetRule, PortRange},
     types::Effect,
 };

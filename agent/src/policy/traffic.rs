@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use tipstaff_common::session;
 
 use super::{
-    compile::Resolved,
     metadata,
     net::loopbacks,
+    resolved::Resolved,
     types::{Effect, Kind},
 };
 

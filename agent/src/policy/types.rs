@@ -14,10 +14,10 @@ use tipstaff_common::{privilege, rule};
 
 use super::{
     attach::{Descriptors, Inherited},
-    compile::Resolved,
     limits::Limits,
     phases::Phases,
     programs::{FileDigest, ProgramClass},
+    resolved::Resolved,
     scope::{Classes, Privileges},
     traffic::{Access, Budgets, NetRule, UnixRule},
 };

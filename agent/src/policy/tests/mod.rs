@@ -3,14 +3,18 @@
 mod agree;
 mod kinds;
 mod limits;
+mod networks;
 mod problems;
 mod robust;
 mod tables;
 
-use super::{Policy, parse};
+use super::{Effect, Policy, parse};
 
 /// The documented example.
 const EXAMPLE: &str = include_str!("../../../../docs/examples/agent.yaml");
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 /// A policy of `kind` with `scope` as its scope, in flow style.
 fn policy(kind: &str, scope: &str) -> Policy {
@@ -21,4 +25,12 @@ fn policy(kind: &str, scope: &str) -> Policy {
 /// A document with `spec` in line 4 from column 7.
 fn document(spec: &str) -> String {
     format!("apiVersion: tipstaff.dev/v1alpha1\nkind: SessionPolicy\nmetadata: {{name: test}}\nspec: {spec}\n")
+}
+
+fn denied(by: &str) -> (Effect, String) {
+    (Effect::Deny, by.to_owned())
+}
+
+fn allowed(by: &str) -> (Effect, String) {
+    (Effect::Allow, by.to_owned())
 }
