@@ -138,7 +138,7 @@ fn report(session: &Session, decision: Decision) {
 
 /// Records what was decided on the program that runs; `answer` is verdict and rule, 32 bits each. Always 0.
 ///
-/// VERIFIER: as `sockets::report_socket`.
+/// VERIFIER: as `record::report_socket`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn report_late(session: *const Session, answer: u64) -> u32 {

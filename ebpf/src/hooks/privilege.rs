@@ -208,7 +208,7 @@ fn report(session: &Session, class: u32, (target, detail): (u32, u32), decision:
 
 /// As [`report`]; `what` is class and detail, `answer` verdict and rule, 32 bits each. Always 0.
 ///
-/// VERIFIER: as `sockets::report_socket`.
+/// VERIFIER: as `record::report_socket`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn report_privilege(session: *const Session, what: u64, target: u32, answer: u64) -> u32 {

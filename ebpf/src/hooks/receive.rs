@@ -13,9 +13,9 @@ use tipstaff_common::privilege::{
 };
 
 use super::{
+    crossed::refuse_passed,
     own_files::{class_of_file, refuse_written},
     privilege::{protect, refuse_in},
-    sockets::refuse_passed,
 };
 use crate::{
     kernel::{self, Dentry, File, Inode},

@@ -7,39 +7,34 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{helpers::bpf_get_socket_cookie, macros::lsm, programs::LsmContext};
+use aya_ebpf::{macros::lsm, programs::LsmContext};
 use tipstaff_common::{
-    event::{
-        ACT_CREATE, ACT_OPTION, ACT_RECEIVE, ACT_USE, Connect, KIND_CONNECT, KIND_SOCKET, Socket, VIA_BIND,
-        VIA_CONNECT, VIA_LISTEN, VIA_SEND,
-    },
+    event::{ACT_CREATE, ACT_OPTION, ACT_USE, VIA_BIND, VIA_CONNECT, VIA_LISTEN, VIA_SEND},
     label::TREE,
-    rule::{DENY, REASON_CROSSED, REASON_DEFAULT, REASON_OPTION},
+    rule::{DENY, REASON_DEFAULT, REASON_OPTION},
     session::HAS_LISTEN_RULES,
-    socket::{SOCKET_BEFORE, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel},
+    socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SocketLabel},
 };
 
 use super::{
     class,
-    connect::{write, write_act},
+    crossed::{crossed, is_judged, peer},
+    record::{describe, report, report_act},
 };
 use crate::{
-    budget, emit,
+    budget,
     headers::TCP,
     kernel::{self, Address, INET, INET6, Sock, sock_of},
-    maps::POLICIES,
     rules::{self, Scope, Target},
-    session::{self, Phase, Session},
+    session::{self, Session},
     socket::{self, CLOSED, LISTEN},
     verdict::{Decision, Fault, of_fault, settle},
 };
 
-/// `AF_UNIX`
-const UNIX: u16 = 1;
 /// `SOCK_STREAM`
 const STREAM: u16 = 1;
 /// `SOCK_RAW`
-const RAW: u16 = 3;
+pub const RAW: u16 = 3;
 
 /// HOOK: `socket_create(int family, int type, int protocol, int kern)`, LSM since 5.7.
 #[lsm(hook = "socket_create")]
@@ -155,173 +150,6 @@ fn adopt_accepted(sock: *mut c_void) {
     if socket::give(sock, &session, SOCKET_PASSIVE | before).is_null() {
         session.count_fault();
     }
-}
-
-/// Records a connect, send, bind or listen.
-#[inline(always)]
-fn report(session: &Session, target: &Target, via: u8, decision: Decision, sock: *mut c_void) {
-    // SAFETY: the helper takes a socket that the verifier knows.
-    let cookie = unsafe { bpf_get_socket_cookie(sock) };
-    let answer = u64::from(decision.verdict) << 32 | u64::from(decision.rule);
-    report_address(core::ptr::from_ref(session), core::ptr::from_ref(target), via.into(), cookie, answer);
-}
-
-/// As [`report`]; `answer` is verdict and rule, 32 bits each. Always 0.
-///
-/// VERIFIER: as [`report_socket`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn report_address(
-    session: *const Session,
-    target: *const Target,
-    via: u32,
-    cookie: u64,
-    answer: u64,
-) -> u32 {
-    if session.is_null() || target.is_null() {
-        return 0;
-    }
-    // SAFETY: not null; the caller passes its own.
-    let (session, target) = unsafe { (*session, *target) };
-    let decision = Decision { verdict: (answer >> 32) as u32, rule: answer as u32 };
-    emit::answer::<Connect>(&session, KIND_CONNECT, decision, |place| write(place, &target, via as u8, cookie));
-    0
-}
-
-/// Records what was tried with a socket of such a family, type and protocol; `option` is level and name.
-#[inline(always)]
-fn report_act(session: &Session, act: u16, socket: (u32, u32, u32), option: (u32, u32), decision: Decision) {
-    let (family, kind, protocol) = (socket.0 as u16, socket.1 as u16, socket.2 as u16);
-    let what = u64::from(act) << 48 | u64::from(family) << 32 | u64::from(kind) << 16 | u64::from(protocol);
-    let option = u64::from(option.0) << 32 | u64::from(option.1);
-    report_socket(core::ptr::from_ref(session), what, option, decision.verdict, decision.rule);
-}
-
-/// As [`report_act`]; `what` is act, family, type and protocol, 16 bits each, `option` level and name. Always 0.
-///
-/// VERIFIER: as `session::session_of_current`; and it has a stack of its own, which is not there while rules are asked: 6.1
-/// counts 512 bytes for all that call each other.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn report_socket(session: *const Session, what: u64, option: u64, verdict: u32, rule: u32) -> u32 {
-    if session.is_null() {
-        return 0;
-    }
-    // SAFETY: not null; the caller passes its own.
-    let session = unsafe { *session };
-    let socket = ((what >> 32) as u32 & 0xffff, (what >> 16) as u32 & 0xffff, what as u32 & 0xffff);
-    emit::answer::<Socket>(&session, KIND_SOCKET, Decision { verdict, rule }, |place| {
-        write_act(place, (what >> 48) as u16, socket, ((option >> 32) as u32, option as u32));
-    });
-    0
-}
-
-/// Family, type and protocol, for a record.
-#[inline(always)]
-fn describe(sock: *mut c_void) -> (u32, u32, u32) {
-    let sock = Sock(sock as u64);
-    let (family, kind) = (sock.family().unwrap_or(0), sock.kind().unwrap_or(0));
-    (u32::from(family), u32::from(kind), u32::from(sock.protocol().unwrap_or(0)))
-}
-
-/// A member's socket that is judged: not the kernel's own, not one that a disk is behind (a member that reads a file may be
-/// the task that sends there), not of the unix family (a pair of those, or a standard stream
-/// that leads to a log, crosses by design; whom they connect to is judged in `unix.rs`).
-#[inline(always)]
-fn is_judged(sock: *mut c_void) -> bool {
-    let sock = Sock(sock as u64);
-    sock.family() != Ok(UNIX) && sock.is_kernels() != Ok(true) && sock.is_for_storage() != Ok(true)
-}
-
-/// Whether the socket was made outside the session, and the refusal that follows. What a workload held when it was
-/// attached, and what comes in over that, is used as far as the rules let it.
-#[inline(always)]
-fn crossed(session: &Session, sock: *mut c_void, label: *const SocketLabel, act: u16) -> Option<bool> {
-    let own = socket::is_own(label, session);
-    // SAFETY: points into the socket's storage: it is the session's own.
-    let flags = if own { unsafe { (*label).flags } } else { 0 };
-    if own && flags & (SOCKET_BEFORE | SOCKET_CROSSED) == 0 {
-        return None;
-    }
-    if !is_judged(sock) {
-        return Some(false);
-    }
-    let before = flags & SOCKET_CROSSED == 0 && (own || (label.is_null() && session.flags & TREE != 0));
-    if before && session.phase == Phase::Live {
-        let came_in = u32::from(flags & SOCKET_PASSIVE != 0);
-        let held = Held { sock: sock as u64, policy: session.policy, came_in };
-        if scope_has_socket(&raw const held) == 1 {
-            return None;
-        }
-    }
-    let decision = settle(Decision::deny(REASON_CROSSED), session);
-    report_act(session, act, describe(sock), (0, 0), decision);
-    if act == ACT_USE && decision.refuses() && label.is_null() && kernel::sees_others() {
-        // what it has queued is silent from here on; a listener has nothing queued, and others may listen with it
-        silence(session, sock);
-    }
-    Some(decision.refuses())
-}
-
-/// Marks an internet socket that a member was refused, unless it listens.
-#[inline(always)]
-fn silence(session: &Session, sock: *mut c_void) {
-    let place = Sock(sock as u64);
-    let family = place.family();
-    if (family == Ok(INET) || family == Ok(INET6)) && place.state() != Ok(LISTEN) {
-        socket::give(sock, session, SOCKET_CROSSED);
-    }
-}
-
-/// A socket that was made outside the session, and may be used in it as far as the rules let it.
-#[repr(C)]
-pub struct Held {
-    /// Its `struct sock`.
-    sock: u64,
-    /// The session's policy.
-    policy: u32,
-    /// 1: its peer is known to have come in.
-    came_in: u32,
-}
-
-/// 1: the session could make such a socket, and it is connected to nobody, or to whom the rules let a member go or, by TCP, let
-/// come in. Where it is not known that the peer came in, a rule must say so: a default that lets everybody in lets nobody be
-/// talked to.
-///
-/// VERIFIER: as `rules::rules_on_address`: verified by itself, once for each program.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn scope_has_socket(held: *const Held) -> u32 {
-    if held.is_null() {
-        return 0;
-    }
-    // SAFETY: not null; the caller passes its own. VERIFIER: volatile, so that the key is on the stack.
-    let (sock, policy, came_in) =
-        unsafe { ((*held).sock, core::ptr::read_volatile(&raw const (*held).policy), (*held).came_in) };
-    let Some(policy) = POLICIES.get(policy) else { return 0 };
-    let sock = Sock(sock);
-    let (Ok(family), Ok(kind), Ok(protocol)) = (sock.family(), sock.kind(), sock.protocol()) else { return 0 };
-    let class = class::class(u32::from(family), u32::from(kind), u32::from(protocol));
-    if class != 0 && policy.sockets & class == 0 {
-        return 0;
-    }
-    let mut to = peer(sock);
-    if kind == RAW {
-        to.port = 0; // the number beside a raw socket's address is no port
-    }
-    if to.port == 0 && (to.address == [0; 16] || to.address == kernel::mapped([0; 4])) {
-        return 1;
-    }
-    if rules::by_rules(policy, Scope::Destination, &to).is_ok_and(Decision::is_allow) {
-        return 1;
-    }
-    // who came in by anything else is answered by who may go there
-    if to.protocol != TCP {
-        return 0;
-    }
-    to.port = sock.local_port().unwrap_or(0);
-    let found = rules::by_rules(policy, Scope::Inbound, &to);
-    u32::from(found.is_ok_and(|found| found.is_allow() && (came_in != 0 || found.rule != REASON_DEFAULT)))
 }
 
 /// A session that is over uses no socket; and none uses what crossed.
@@ -504,16 +332,6 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
     }
 }
 
-/// What a socket is connected to.
-#[inline(always)]
-fn peer(sock: Sock) -> Target {
-    Target {
-        address: sock.remote().unwrap_or_default(),
-        port: sock.remote_port().unwrap_or(0),
-        protocol: sock.protocol().unwrap_or(0) as u8,
-    }
-}
-
 #[inline(always)]
 fn refuse_listen(socket: *mut c_void) -> bool {
     let Some(session) = session::of_current() else { return false };
@@ -606,11 +424,4 @@ fn refuse_option(socket: *mut c_void, level: u64, option: u64) -> bool {
     let decision = settle(Decision::deny(REASON_OPTION), &session);
     report_act(&session, ACT_OPTION, describe(sock), (level, option), decision);
     decision.refuses()
-}
-
-/// A member's socket that comes from another process does not arrive where it was made outside the session.
-#[inline(always)]
-pub fn refuse_passed(session: &Session, socket: *mut c_void) -> bool {
-    let sock = sock_of(socket);
-    !sock.is_null() && crossed(session, sock, socket::label(sock), ACT_RECEIVE) == Some(true)
 }
