@@ -6,6 +6,7 @@ pub(crate) mod attach;
 mod badinput;
 mod budgets;
 mod cli;
+mod clocks;
 mod control;
 mod crossed;
 mod crowd;
@@ -19,6 +20,7 @@ mod evidence;
 mod exec;
 mod faults;
 mod flows;
+mod inbound;
 mod limits;
 mod losing;
 mod losses;
@@ -36,6 +38,7 @@ mod raw;
 mod received;
 mod renamed;
 mod restart;
+mod revoke;
 mod rings;
 mod routes;
 mod rules;
@@ -82,6 +85,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     destinations::TESTS,
     narrow::TESTS,
     sockets::TESTS,
+    inbound::TESTS,
     budgets::TESTS,
     privileges::TESTS,
     received::TESTS,
@@ -90,7 +94,9 @@ pub(crate) const ALL: &[&[Test]] = &[
     time::TESTS,
     deadline::TESTS,
     limits::TESTS,
+    clocks::TESTS,
     control::TESTS,
+    revoke::TESTS,
     end::TESTS,
     faults::TESTS,
     losing::TESTS,

@@ -1,9 +1,9 @@
-//! Sockets whatever way they come: of every class, made by others, listening, of the unix family.
+//! Sockets whatever way they come: of every class, made by others, of the unix family.
 
 use std::{
     fs,
-    io::{ErrorKind, IoSlice, Read as _},
-    net::{TcpStream, UdpSocket},
+    io::IoSlice,
+    net::UdpSocket,
     os::{
         fd::AsRawFd as _,
         unix::{
@@ -12,7 +12,6 @@ use std::{
         },
     },
     path::PathBuf,
-    time::Duration,
 };
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -35,10 +34,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::passed-in", WHEREVER, passed_in),
     Test::sharing("sockets::moved-member-reaches-no-more", FULL, moved),
     Test::sharing("sockets::source-route", WHEREVER, source_route),
-    Test::sharing("sockets::bind-and-listen", WHEREVER, bind_and_listen),
-    Test::sharing("sockets::who-may-come-in", WHEREVER, inbound),
-    Test::sharing("sockets::datagrams-nobody-asked-for", WHEREVER, datagrams),
-    Test::sharing("sockets::answers-take-a-rule-for-the-way-out", WHEREVER, answered),
     Test::sharing("sockets::unix", FULL, unix),
     Test::sharing("sockets::unix-by-name-alone", NO_LSM, unix_names)
         .since((6, 7), "hooks on the names of unix sockets"),
@@ -47,7 +42,7 @@ pub(super) const TESTS: &[Test] = &[
 pub(super) const FAMILIES: [(&str, &str); 2] = [("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128")];
 
 /// Whether a record of a kind says so.
-fn said(s: &Sandbox, session: &str, kind: &str, rule: &str) -> Result<()> {
+pub(super) fn said(s: &Sandbox, session: &str, kind: &str, rule: &str) -> Result<()> {
     let fits = |r: &Value| r["session"] == session && r["type"] == kind && r["verdict"] == "deny" && r["rule"] == rule;
     s.wait_evidence(&format!("a {kind} that {rule} denies"), fits).map(drop)
 }
@@ -229,157 +224,6 @@ fn source_route(s: &mut Sandbox) -> Result<()> {
     let twin = Server::udp("127.0.0.1")?;
     let policy = only(&member).to("server", "127.0.0.1/32", twin.port());
     reach(s, &policy, &member, &format!("send {}", twin.words()))?.arrived(s, &twin, "server")
-}
-
-fn bind_and_listen(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let member = s.program("member")?;
-    for (address, _) in FAMILIES {
-        // a port that was free a moment ago
-        let port = std::net::TcpListener::bind((address, 0))?.local_addr()?.port();
-        let to = std::net::SocketAddr::new(address.parse()?, port).to_string();
-        let policy = only(&member).net(format!("listen: [{{ on: \"{address}\", ports: [{port}], id: own }}]"));
-        for protocol in ["tcp", "udp"] {
-            let line = format!("bind {protocol} {address} {port}");
-            reach(s, &only(&member), &member, &line)?.was_refused_to(s, &to, "default")?;
-            reach(s, &policy, &member, &line)?.was_let_through(s, &to, "own")?;
-        }
-    }
-    Ok(())
-}
-
-/// Who may come in is let in, nobody else; a listener out of scope is as good as none.
-fn inbound(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let member = s.program("member")?;
-    for (address, _) in FAMILIES {
-        let closed = only(&member).net("listen: allow").net("inbound: deny");
-        let open = only(&member).net("listen: allow").net(format!("inbound: [{{ from: \"{address}\", id: friends }}]"));
-        let strangers = if address == "::1" { "2001:db8::/32" } else { "192.0.2.0/24" };
-        let others = only(&member).net("listen: allow").net(format!("inbound: [{{ from: \"{strangers}\" }}]"));
-        for (policy, rule) in [(closed, None), (others, None), (open, Some("friends"))] {
-            let (file, mut fifo) = (s.file("port"), Fifo::new(s)?);
-            let line = format!("serve {address} {file} fifo {} nothing", fifo.path);
-            let running = s.run(&s.policy(&policy)?, &member, &line)?;
-            let session = running.session(s)?;
-            let port = until("the member to listen", patience(), || {
-                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-            })?;
-            let to = std::net::SocketAddr::new(address.parse()?, port);
-            let came = TcpStream::connect_timeout(&to, Duration::from_millis(700));
-            if rule.is_some() {
-                came?.read_exact(&mut [0; 3])?;
-                // not before: the end resets what is still open, and the caller would see that
-                fifo.wake()?;
-                running.wait()?.said("ok")?;
-            } else {
-                ensure!(came.is_err(), "{to} was reached");
-                s.cli(&["end", &session])?.ended(0)?;
-            }
-            let (verdict, rule) = rule.map_or(("deny", "default"), |rule| ("allow", rule));
-            let fits = |r: &Value| r["session"] == session && r["via"] == "accept" && r["rule"] == rule;
-            let seen = s.wait_evidence("who came", fits)?;
-            ensure!(seen["verdict"] == verdict, "who came is recorded as {seen}");
-        }
-        no_listener(s, &member, address)?;
-    }
-    Ok(())
-}
-
-/// Where nothing may be listened on, a port that the kernel picks is none either, whoever may come in.
-fn no_listener(s: &Sandbox, member: &str, address: &str) -> Result<()> {
-    let policy = s.policy(&only(member).net("inbound: allow"))?;
-    let file = s.file("port");
-    let running = s.run(&policy, member, &format!("serve {address} {file} nothing"))?;
-    let session = running.session(s)?;
-    if s.tier == Tier::Full {
-        running.wait()?.complained(&["Operation not permitted"])?;
-        ensure!(!std::path::Path::new(&file).exists(), "the member listens");
-    } else {
-        let port = until("the member to listen", patience(), || {
-            Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-        })?;
-        let to = std::net::SocketAddr::new(address.parse()?, port);
-        ensure!(TcpStream::connect_timeout(&to, Duration::from_millis(700)).is_err(), "{to} was reached");
-        s.cli(&["end", &session])?.ended(0)?;
-    }
-    let fits = |r: &Value| r["session"] == session && r["via"] == "listen" && r["verdict"] == "deny";
-    s.wait_evidence("the listener that is none", fits).map(drop)
-}
-
-/// To a port that the kernel picked comes what was asked for, and nothing else unless the rules let it be listened on.
-fn datagrams(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let member = s.program("member")?;
-    for (address, prefix) in FAMILIES {
-        let (asked, outsider) = (UdpSocket::bind((address, 0))?, UdpSocket::bind((address, 0))?);
-        let to = asked.local_addr()?;
-        let policy = only(&member).to("server", prefix, to.port());
-        let strangers = if address == "::1" { "2001:db8::/32" } else { "192.0.2.0/24" };
-        let from = |who: &str| policy.clone().net("listen: allow").net(format!("inbound: [{{ from: \"{who}\" }}]"));
-        let cases = [
-            (policy.clone(), "received 2", Some("listen")),
-            (policy.clone().net("listen: allow"), "received 7", None),
-            // who may be sent to may answer, whoever may come in
-            (from(strangers), "received 2", Some("accept")),
-            (from(address), "received 7", None),
-        ];
-        for (policy, heard, refused) in cases {
-            let file = s.file("port");
-            let running = s.run(&s.policy(&policy)?, &member, &format!("hear {file} {address} {}", to.port()))?;
-            let session = running.session(s)?;
-            let port = until("the member's port", patience(), || {
-                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-            })?;
-            outsider.send_to(b"outside", (address, port))?;
-            asked.send_to(b"in", (address, port))?;
-            running.wait()?.said(heard)?;
-            if let Some(via) = refused {
-                let fits = |r: &Value| r["session"] == session && r["via"] == via && r["verdict"] == "deny";
-                let seen = s.wait_evidence("the datagram", |r| fits(r) && r["rule"] == "default")?;
-                ensure!(seen["protocol"] == "udp", "the datagram is recorded as {seen}");
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Who came in by a datagram is answered by who may go there: a rule that lets it come in opens no way out.
-fn answered(s: &mut Sandbox) -> Result<()> {
-    s.start()?;
-    let member = s.program("member")?;
-    for (address, prefix) in FAMILIES {
-        let open = || only(&member).net("listen: allow");
-        let by_rule = || open().net(format!("inbound: [{{ from: \"{address}\", id: friends }}]"));
-        let cases = [
-            (open(), Err("default")),
-            (by_rule(), Err("default")),
-            (by_rule().not_to("stop", prefix, ""), Err("stop")),
-            (open().to("server", prefix, ""), Ok("server")),
-        ];
-        for ((policy, rule), way) in cases.iter().flat_map(|case| [(case, "sendto"), (case, "connect")]) {
-            let (caller, file) = (UdpSocket::bind((address, 0))?, s.file("port"));
-            let running = s.run(&s.policy(policy)?, &member, &format!("echo {file} {address} {way}"))?;
-            let session = running.session(s)?;
-            let port = until("the member's port", patience(), || {
-                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-            })?;
-            caller.send_to(b"ask", (address, port))?;
-            let (told, verdict) = if rule.is_ok() { ("ok", "allow") } else { ("errno 1", "deny") };
-            running.wait()?.said(told).with_context(|| format!("{way}, {rule:?}, {address}"))?;
-            // what is sent on a loaded machine may come later; what is refused never was on its way
-            if rule.is_ok() {
-                caller.set_read_timeout(Some(patience()))?
-            } else {
-                caller.set_nonblocking(true)?
-            }
-            let heard = caller.recv(&mut [0; 8]).map_err(|error| error.kind());
-            ensure!(heard == if rule.is_ok() { Ok(3) } else { Err(ErrorKind::WouldBlock) }, "{rule:?}: {heard:?}");
-            let (Ok(rule) | Err(rule)) = rule;
-            s.saw_connect(&session, &caller.local_addr()?.to_string(), verdict, rule)?;
-        }
-    }
-    Ok(())
 }
 
 /// By path, by place, by directory and by abstract name; streams and datagrams.

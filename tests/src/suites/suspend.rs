@@ -10,7 +10,8 @@ use nix::{
 };
 
 use super::{
-    limits::{Step, clock, now},
+    clocks::Step,
+    limits::{clock, now},
     scene::{Fifo, only, refused_exec, stamps},
     time::deadline,
 };
