@@ -158,18 +158,26 @@ fn tree(s: &mut Sandbox) -> Result<()> {
 fn holds(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
-    let scope = |open: &Server| only(&member).to("open", "127.0.0.1/32", open.port()).listening();
-    for (how, gone) in [("judge", [false, true]), ("keep", [false; 2]), ("destroy", [true; 2])] {
-        let (open, closed) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    let scope = |open: &Server, prefix: &str| only(&member).to("open", prefix, open.port()).listening();
+    let (four, six) = (("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128"));
+    let cases = [
+        ("judge", four, [false, true]),
+        ("judge", six, [false, true]),
+        ("keep", six, [false; 2]),
+        ("destroy", four, [true; 2]),
+        ("destroy", six, [true; 2]),
+    ];
+    for (how, (address, prefix), gone) in cases {
+        let (open, closed) = (Server::tcp(address)?, Server::tcp(address)?);
         let (pid, port, unix) = (s.file("pid"), s.file("port"), s.file("socket"));
         let line = format!(
-            "open 1 tcp {} open 1 tcp {} listen 127.0.0.1 {port} unix {unix} pid {pid} idle",
+            "open 1 tcp {} open 1 tcp {} listen {address} {port} unix {unix} pid {pid} idle",
             open.words(),
             closed.words()
         );
         let running = workload(s, &member, &line)?;
         s.pid_in(&pid)?;
-        let policy = s.policy(&scope(&open).spec(format!("attach: {{ sockets: {how} }}")))?;
+        let policy = s.policy(&scope(&open, prefix).spec(format!("attach: {{ sockets: {how} }}")))?;
         let session = session_of(&attach(s, &policy, running.pid())?)?;
         let record = s.wait_evidence("the attachment", |r| r["type"] == "attached" && r["session"] == session)?;
         let to = |server: &Server| {
@@ -178,7 +186,7 @@ fn holds(s: &mut Sandbox) -> Result<()> {
         };
         let (good, bad) = (to(&open).context("no open")?, to(&closed).context("no closed")?);
         ensure!(good["destroyed"] == gone[0] && bad["destroyed"] == gone[1], "{how}: {record}");
-        let listening = format!("127.0.0.1:{}", fs::read_to_string(&port)?);
+        let listening = SocketAddr::new(address.parse()?, fs::read_to_string(&port)?.parse()?).to_string();
         let has = |list: &str, key: &str, value: &str| {
             record[list].as_array().into_iter().flatten().any(|socket| socket[key] == value)
         };
@@ -203,7 +211,7 @@ fn holds(s: &mut Sandbox) -> Result<()> {
     let pid = s.file("pid");
     let running = workload(s, &member, &format!("open 1 tcp {} pid {pid} idle", open.words()))?;
     s.pid_in(&pid)?;
-    let policy = s.policy(&scope(&open).spec("attach: { sockets: refuse }"))?;
+    let policy = s.policy(&scope(&open, "127.0.0.1/32").spec("attach: { sockets: refuse }"))?;
     let refused = s.cli(&["attach", "--policy", &policy, "--pid", &running.pid().to_string()])?;
     refused.ended(3)?.complained(&["holds a tcp socket", &open.address(), "refuses that"])?;
     ensure!(!gone(running.pid()), "who was refused was ended");

@@ -22,6 +22,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("exec::run-refuses-a-command-out-of-scope", WHEREVER, run_refuses),
     Test::sharing("exec::script-is-judged", FULL, script),
     Test::sharing("exec::interpreter-is-judged", WHEREVER, interpreter),
+    Test::sharing("exec::script-whose-interpreter-is-a-script", WHEREVER, script_of_a_script),
 ];
 
 fn by_path(s: &mut Sandbox) -> Result<()> {
@@ -224,4 +225,33 @@ fn interpreter(s: &mut Sandbox) -> Result<()> {
     let (said, ran, session) = spawn_script(s, &policy, &member, &script, &mark)?;
     ensure!(said == "exit 0" && ran, "an interpreter in scope: {said}, ran: {ran}");
     judged(&session, "allow", "interpreter")
+}
+
+/// The kernel starts an interpreter that is a script by that one's interpreter (`exec_binprm`, `fs/exec.c`): tier full judges each
+/// of the three.
+fn script_of_a_script(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, interpreter) = (s.program("member")?, s.program("interpreter")?);
+    let (outer, inner) = (format!("{}/outer", s.bin()), format!("{}/inner", s.bin()));
+    let files = [("outer", &outer), ("inner", &inner), ("interpreter", &interpreter)];
+    for missing in ["outer", "inner", "interpreter", "none"] {
+        let mark = s.file("mark");
+        write_script(&inner, &interpreter, &mark)?;
+        write_script(&outer, &inner, &mark)?;
+        let named = files.iter().filter(|(name, _)| *name != missing);
+        let policy = named.fold(only(&member), |policy, (name, path)| policy.allow(name, path));
+        let (said, ran, session) = spawn_script(s, &policy, &member, &outer, &mark)?;
+        let unseen = s.tier == Tier::NoLsm && missing != "interpreter";
+        if missing == "none" || unseen {
+            ensure!(said == "exit 0" && ran, "{missing} out of scope: {said}, ran: {ran}");
+            s.saw_exec(&session, &outer, "allow", "interpreter")?;
+            continue;
+        }
+        let refused = if missing == "interpreter" { super::scene::refused_exec(s) } else { "errno 1" };
+        ensure!(said == refused && !ran, "{missing} out of scope: {said}, ran: {ran}");
+        let record = s.saw_exec(&session, &outer, refusal(s), "default")?;
+        let (_, judged) = files.iter().find(|(name, _)| *name == missing).context("no such file")?;
+        ensure!(record["file"]["inode"] == fs::metadata(judged)?.ino(), "not {missing}: {record}");
+    }
+    Ok(())
 }

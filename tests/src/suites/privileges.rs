@@ -145,6 +145,7 @@ fn classes(s: &mut Sandbox) -> Result<()> {
     let (ci, operator) = (only(&member), only(&member).kind("operator"));
     let cases = [
         ("nothing is said", ci.clone(), &[][..], "deny"),
+        ("an agent's", only(&member).kind("agent"), &[], "deny"),
         ("all are allowed", ci.clone().scope(all), &names, ""),
         ("observed", ci.clone().observe(), &[], "would-deny"),
         ("an operator's is empty", operator.scope("privileges: { allow: [] }"), &[], "deny"),

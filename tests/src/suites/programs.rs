@@ -152,10 +152,15 @@ fn classes(s: &mut Sandbox) -> Result<()> {
     for (how, class) in [("memfd", "memfd"), ("deleted", "deleted"), ("copy", "written")] {
         let line = |mark: &str| format!("made {how} {good} {} --work mark {mark}", s.file("made"));
         let (closed, open) = (s.file("mark"), s.file("mark"));
-        let said = s.run(&s.policy(&all)?, &member, &line(&closed))?.wait()?;
-        said.said(refused_exec(s)).with_context(|| format!("{how} refused"))?;
-        ensure!(!Path::new(&closed).exists(), "{how}: a program of a denied class ran");
-        s.wait_evidence("its refusal", |r| r["type"] == "exec" && r["rule"] == class && r["verdict"] == refusal(s))?;
+        for kind in ["ci", "agent"] {
+            let running = s.run(&s.policy(&all.clone().kind(kind))?, &member, &line(&closed))?;
+            let session = running.session(s)?;
+            running.wait()?.said(refused_exec(s)).with_context(|| format!("{how} refused, kind {kind}"))?;
+            ensure!(!Path::new(&closed).exists(), "{how}: a program of a denied class ran, kind {kind}");
+            s.wait_evidence("its refusal", |r| {
+                r["session"] == session && r["type"] == "exec" && r["rule"] == class && r["verdict"] == refusal(s)
+            })?;
+        }
         let mut policy = all.clone();
         for class in ["memfd", "deleted", "written", "by-descriptor"] {
             policy = policy.exec_rule("allow", &format!("{{ class: {class}, id: {class}-open }}"));

@@ -129,7 +129,9 @@ fn nothing_else(s: &mut Sandbox) -> Result<()> {
     let member = s.program("member")?;
     let tipstaff = s.tipstaff_for_members()?;
     let asks = |words: &str| format!("spawn {tipstaff} {words}");
-    let line = [asks("ps"), asks("status"), asks("end 0 --reason operator"), asks("disarm --yes")].join(" + ");
+    let attach = format!("attach --pid {} --policy {}", std::process::id(), s.policy(&only(&member))?);
+    let all = ["ps", "status", "end 0 --reason operator", "disarm --yes", &attach];
+    let line = all.map(asks).join(" + ");
     let running = s.run(&s.policy(&nesting(s, &member)?)?, &member, &line)?;
     let session = running.session(s)?;
     let finished = running.wait()?;
@@ -138,7 +140,7 @@ fn nothing_else(s: &mut Sandbox) -> Result<()> {
     s.session_ended(&session, "completed")?;
     // a verb may try both sockets, where the policy's rules on them do not hold
     let (records, calls) = refused_calls(s, &session)?;
-    let all = calls >= 4 && records.iter().all(|r| r["reason"] == "nesting" && r["uid"] == 0);
+    let all = calls >= 5 && records.iter().all(|r| r["reason"] == "nesting" && r["uid"] == 0);
     ensure!(all, "{calls} calls were refused: {records:?}");
     // a session within, whose policy does not say so, starts no third
     let third = start(s, &only(&member), &format!("{member} --work say third"))?;
