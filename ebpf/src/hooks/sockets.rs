@@ -23,7 +23,6 @@ use super::{
 };
 use crate::{
     budget,
-    headers::TCP,
     kernel::{self, Address, INET, INET6, Sock, sock_of},
     rules::{self, Scope, Target},
     session::{self, Session},
