@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long the tests may take on one kernel, and the unit tests in all.
-const LIMIT: Duration = Duration::from_secs(2400);
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// So many black-box tests at a time on this kernel, at most: some wait for a time to pass, and measure it.
 const JOBS: usize = 3;

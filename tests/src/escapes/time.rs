@@ -90,7 +90,7 @@ fn begin(s: &Sandbox, stage: &Stage<'_>, who: Who, first: usize) -> Result<Timed
         format!("background pid {} {}", files[index], stage.words(attempt, part(index)))
     };
     let line: Vec<String> = ATTEMPTS.iter().enumerate().map(one).chain(["idle".to_owned()]).collect();
-    let policy = stage.policy(who).ttl(if in_guest() { "10s" } else { "3s" });
+    let policy = stage.policy(who).ttl(if in_guest() { "30s" } else { "6s" });
     let mut launch = s.launch(&s.policy(&policy)?, &stage.member, &line.join(" + "));
     if who == Who::User {
         launch = launch.user(USER.0, USER.1);

@@ -23,7 +23,7 @@ pub(super) fn ask(words: &[&str]) -> Result<u8> {
     let [path, method] = words else { bail!("ask takes a socket and a method") };
     let said = io((|| {
         let mut stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(25)))?;
         stream.write_all(format!("{{\"method\":\"{method}\",\"parameters\":{{}}}}\0").as_bytes())?;
         let mut bytes = Vec::new();
         let mut byte = [0];

@@ -4,7 +4,6 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -73,7 +72,7 @@ impl Cgroup {
     /// Kills everything in it and below, and removes it.
     pub(crate) fn remove(&self) -> Result<()> {
         let what = format!("{} to be empty", self.0.display());
-        wait::until(&what, Duration::from_secs(10), || {
+        wait::until(&what, wait::patience(), || {
             self.kill();
             Ok(self.processes().is_empty().then_some(()))
         })?;
@@ -94,7 +93,7 @@ impl Cgroup {
 
     fn rmdir(&self) -> Result<()> {
         // a cgroup whose last task is just being reaped is busy for a moment
-        wait::until(&format!("{} to be removable", self.0.display()), Duration::from_secs(5), || {
+        wait::until(&format!("{} to be removable", self.0.display()), wait::patience(), || {
             match fs::remove_dir(&self.0) {
                 Ok(()) => Ok(Some(())),
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(())),

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::registry::Lacking;
+
 /// Mount points of this mount namespace with their file system type, in the order in which they were mounted.
 fn list() -> Result<Vec<(PathBuf, String)>> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo cannot be read")?;
@@ -25,6 +27,14 @@ pub(crate) fn all_of(kind: &str) -> Result<Vec<PathBuf>> {
 /// Whether `path` is the mount point of a file system of type `kind`.
 pub(crate) fn is(path: &Path, kind: &str) -> Result<bool> {
     Ok(list()?.iter().rev().find(|(at, _)| at == path).is_some_and(|(_, found)| found == kind))
+}
+
+/// For tests of what a chroot does not show: there the root directory is no mount.
+pub(crate) fn root_is_a_mount() -> Result<()> {
+    if list()?.iter().any(|(at, _)| at == Path::new("/")) {
+        return Ok(());
+    }
+    Err(Lacking("the root directory is no mount here (chroot)".to_owned()).into())
 }
 
 /// The mount points at or below `path`, the last mounted first.

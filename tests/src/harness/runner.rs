@@ -249,7 +249,7 @@ fn in_child(words: &[&str], agent: &Path, lasts: u64) -> Result<String> {
     let mut command = Command::new("/proc/self/exe");
     command.args(words).arg("--agent").arg(agent).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("a test's process cannot be started")?;
-    let limit = Duration::from_secs(lasts + if in_guest() { 360 } else { 120 });
+    let limit = Duration::from_secs(lasts + if in_guest() { 900 } else { 120 });
     let status = wait_or_kill(&mut child, limit);
     let swept = sweep::one(&sweep::name(child.id()));
     let mut said = String::new();

@@ -424,10 +424,16 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Waits for that: the agent tries again where the kernel still counts a task that has ended.
+    pub(super) fn sessions_leave_nothing(&self) -> Result<()> {
+        let gone = || Ok(self.nothing_of_sessions_is_left().is_ok().then_some(()));
+        until("the sessions' cgroups to be gone", patience(), gone).or_else(|_late| self.nothing_of_sessions_is_left())
+    }
+
     /// Fails where a process, a session's cgroup or a pin is left.
     pub(crate) fn nothing_is_left(&self) -> Result<()> {
         self.empty(&self.cgroup)?;
-        self.nothing_of_sessions_is_left()?;
+        self.sessions_leave_nothing()?;
         let pins = files_below(&self.pins);
         ensure!(pins.is_empty(), "left over: {pins:?}");
         Ok(())

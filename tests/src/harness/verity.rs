@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 
-use super::registry::Lacking;
+use super::{
+    registry::Lacking,
+    wait::{patience, until},
+};
 
 /// The empty file system, without the zeros at its end, and its size.
 const EMPTY: &str = "/ext4";
@@ -76,10 +79,6 @@ pub(crate) fn disk(image: &Path) -> Result<String> {
         Ok(control) => control,
         Err(_) => return Err(Lacking("the kernel has no loop devices".to_owned()).into()),
     };
-    // SAFETY: the descriptor is open, and the command takes no argument.
-    let number = Errno::result(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) })?;
-    let path = format!("/dev/loop{number}");
-    let device = File::options().read(true).write(true).open(&path).with_context(|| path.clone())?;
     let config = LoopConfig {
         file: file.as_raw_fd().cast_unsigned(),
         block_size: 0,
@@ -90,9 +89,19 @@ pub(crate) fn disk(image: &Path) -> Result<String> {
         rest: [0; 22],
         reserved: [0; 8],
     };
-    // SAFETY: the structure is the kernel's and outlives the call; both descriptors are open.
-    Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) })
-        .with_context(|| format!("{path} takes no file"))?;
+    // a free one is nobody's until it has a file: another test may be faster
+    let (path, device) = until("a free loop device", patience(), || {
+        // SAFETY: the descriptor is open, and the command takes no argument.
+        let number = Errno::result(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) })?;
+        let path = format!("/dev/loop{number}");
+        let device = File::options().read(true).write(true).open(&path).with_context(|| path.clone())?;
+        // SAFETY: the structure is the kernel's and outlives the call; both descriptors are open.
+        match Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) }) {
+            Ok(_) => Ok(Some((path, device))),
+            Err(Errno::EBUSY) => Ok(None),
+            Err(errno) => Err(errno).with_context(|| format!("{path} takes no file")),
+        }
+    })?;
     HELD.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(device.into());
     Ok(path)
 }

@@ -53,15 +53,20 @@ fn longest_pause() -> Duration {
     Duration::from_millis(if in_guest() { 40 } else { 5 })
 }
 
+/// How much of the time between two looks counts, at most: a machine that stands still does nothing that is waited for.
+const COUNTED: Duration = Duration::from_secs(2);
+
 /// Asks `probe` until it answers, at most for `limit`; the longer it takes, the less often.
 pub(crate) fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let start = Instant::now();
+    let (mut waited, mut last) = (Duration::ZERO, Instant::now());
     let mut pause = Duration::from_millis(2);
     loop {
         if let Some(answer) = probe()? {
             return Ok(answer);
         }
-        if start.elapsed() > limit {
+        waited += last.elapsed().min(COUNTED);
+        last = Instant::now();
+        if waited > limit {
             bail!("waited {} s for {what}", limit.as_secs());
         }
         std::thread::sleep(pause);

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     badinput::own_mounts,
-    control::{grows, stands_still},
+    control::{freeze_still, grows, stands_still},
     scene::{Fifo, SmallDisk, Wall, bulky, only, report},
     scope::resolver,
 };
@@ -53,7 +53,7 @@ fn states(s: &mut Sandbox) -> Result<()> {
     let mut asleep = Fifo::new(s)?;
     let frozen = s.run(&s.policy(&scope())?, &member, &format!("{} + idle", calls(&asleep)))?;
     let frozen_id = frozen.session(s)?;
-    s.cli(&["freeze", &frozen_id])?.ended(0)?;
+    freeze_still(s, &frozen_id, &[])?;
 
     let (mut left, pid) = (Fifo::new(s)?, s.file("pid"));
     let policy = s.policy(&scope().limit("leftovers: 1h").ttl("2h"))?;
@@ -68,7 +68,9 @@ fn states(s: &mut Sandbox) -> Result<()> {
     let told = s.policy(&only(&member).spec("on: { expiry: { term: 9m } }"))?;
     let caught = [s.file("caught"), s.file("caught")];
     let line = format!("catch 15 {} catch 15 {} idle", caught[0], caught[1]);
-    let told = s.launch(&told, &member, &line).ttl("541s").start()?;
+    // enough for its command to begin and to wait for the signal
+    let ttl = if in_guest() { "560s" } else { "545s" };
+    let told = s.launch(&told, &member, &line).ttl(ttl).start()?;
     let told_id = told.session(s)?;
     let has_term = |n: usize| Ok((fs::read_to_string(&caught[n]).is_ok_and(|text| text == "15")).then_some(()));
     until("SIGTERM", patience(), || has_term(0))?;
@@ -81,10 +83,10 @@ fn states(s: &mut Sandbox) -> Result<()> {
     for running in [&halted, &loose] {
         s.part("elsewhere").take(running.pid())?;
     }
-    s.cli(&["freeze", &halted_id])?.ended(0)?;
+    freeze_still(s, &halted_id, &[halted.pid()])?;
 
     // longer than a start takes where others start too
-    let after = if in_guest() { 90 } else { 8 };
+    let after = if in_guest() { 90 } else { 20 };
     let limit = format!("idle: {{ after: {after}s, activity: [exec, connect] }}");
     let idle = s.launch(&s.policy(&scope().limit(limit))?, &member, "idle").ttl("5m").start()?;
     let idle_id = idle.session(s)?;

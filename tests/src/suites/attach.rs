@@ -41,7 +41,18 @@ pub(crate) fn workload(s: &Sandbox, program: &str, line: &str) -> Result<Running
 }
 
 pub(super) fn attach(s: &Sandbox, policy: &str, pid: u32) -> Result<Value> {
-    s.json(&["attach", "--policy", policy, "--pid", &pid.to_string()])
+    attached(s, &["attach", "--policy", policy, "--pid", &pid.to_string()])
+}
+
+/// What the agent says that it attached. It gives what grows five seconds: where the machine stood still meanwhile, it is asked
+/// again.
+pub(super) fn attached(s: &Sandbox, words: &[&str]) -> Result<Value> {
+    let told = until("what grows to be attached", patience(), || {
+        let told = s.cli(&[words, &["-o", "json"]].concat())?;
+        Ok((!told.stderr.contains("it still grows")).then_some(told))
+    })?;
+    ensure!(matches!(told.code, 0 | 4), "tipstaff {words:?}: {told:?}");
+    Ok(serde_json::from_str(&told.stdout)?)
 }
 
 pub(super) fn session_of(attached: &Value) -> Result<String> {

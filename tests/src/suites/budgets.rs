@@ -202,6 +202,7 @@ fn stream(s: &mut Sandbox) -> Result<()> {
         running.wait()?.said(&format!("errno {told}")).with_context(|| format!("{way}{address}"))?;
         s.session_ended(&session, "completed")?;
         s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-egress")?;
+        until("something to arrive", patience(), || Ok((!over.received().is_empty()).then_some(())))?;
         let left: Vec<usize> =
             wire.left()?.iter().filter(|p| p.to_port == over.port() && p.payload > 0).map(|p| p.bytes.len()).collect();
         let (left, received) = (left.iter().sum::<usize>(), over.received().len());

@@ -5,10 +5,13 @@ use std::{collections::BTreeSet, fs};
 use serde_json::Value;
 
 use super::{
-    attach::{family, members, session_of, threads_of, workload},
+    attach::{attached, family, members, session_of, threads_of, workload},
     scene::{Fifo, only, refused_exec, report},
 };
-use crate::harness::{prelude::*, wait::all_gone};
+use crate::harness::{
+    prelude::*,
+    wait::{all_gone, gone},
+};
 
 pub(super) const TESTS: &[Test] = &[Test::new("attach::cgroup", WHEREVER, cgroup)];
 
@@ -49,7 +52,11 @@ impl Crowd {
         let (before, listed) = (self.threads()?, members(s, session)?);
         let stayed = self.threads()?;
         for thread in before.intersection(&stayed) {
-            ensure!(listed.contains(thread), "thread {thread:?} of {before:?} is no member: {listed:?}");
+            // one that has ended and waits to be reaped is there, and no member
+            ensure!(
+                listed.contains(thread) || gone(thread.0),
+                "thread {thread:?} of {before:?} is no member: {listed:?}"
+            );
         }
         let lasting = before.iter().filter(|(pid, _)| *pid == self.threaded).count();
         ensure!(lasting == 2 && listed.len() > 4, "{listed:?} are members, of {before:?}");
@@ -87,12 +94,12 @@ fn cgroup(s: &mut Sandbox) -> Result<()> {
     nested.take(second.pid())?;
     let crowd = Crowd::new(s, &member, &nested.path().display().to_string(), &bad)?;
     let path = place.path().display().to_string();
-    let attached = s.json(&["attach", "--policy", &policy, "--from-cgroup", &path])?;
+    let attached = attached(s, &["attach", "--policy", &policy, "--from-cgroup", &path])?;
     let session = session_of(&attached)?;
     let listed: BTreeSet<u32> = members(s, &session)?.into_iter().map(|(pid, _)| pid).collect();
     ensure!(listed.is_superset(&[first.pid(), second.pid()].into()), "{listed:?} are members");
     ensure!(!listed.contains(&bystander.pid()), "who is beside it is a member");
-    ensure!(place.processes().is_empty(), "{:?} stayed behind", place.processes());
+    until("nobody to stay behind", patience(), || Ok(place.processes().is_empty().then_some(())))?;
     crowd.is_in(s, &session)?;
     let inspected = s.json(&["inspect", &session])?;
     ensure!(inspected["context"]["attached"] == format!("cgroup {path}"), "{}", inspected["context"]);

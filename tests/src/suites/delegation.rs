@@ -21,13 +21,13 @@ use crate::{
 const HOSTS: &str = "makes the sockets and folders of the host's daemons";
 
 pub(super) const TESTS: &[Test] = &[
-    Test::sharing("delegation::sockets", FULL, sockets).guests_only(HOSTS),
+    Test::sharing("delegation::sockets", FULL, sockets).guests_only(HOSTS).alone(),
     Test::sharing("delegation::sockets-by-name-alone", NO_LSM, sockets)
         .since((6, 7), "hooks on the names of unix sockets")
         .guests_only(HOSTS),
     Test::sharing("delegation::abstract-socket-by-name-alone", NO_LSM, abstract_socket)
         .since((6, 7), "hooks on the names of unix sockets"),
-    Test::sharing("delegation::folders", FULL, folders).guests_only(HOSTS),
+    Test::sharing("delegation::folders", FULL, folders).guests_only(HOSTS).alone(),
     Test::sharing("delegation::login", WHEREVER, login),
 ];
 

@@ -38,7 +38,7 @@ fn term(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, good) = (s.program("member")?, s.program("good")?);
     let (caught, deaf, mark, mut fifo) = (s.file("caught"), s.file("pid"), s.file("mark"), Fifo::new(s)?);
-    let (ttl, grace) = (secs(4, 40), secs(2, 25));
+    let (ttl, grace) = (secs(9, 40), secs(5, 25));
     let policy = only(&member).allow("good", &good).spec(format!("on: {{ expiry: {{ term: {grace}s }} }}"));
     let line = format!(
         "background catch 15 {caught} nothing \
@@ -75,7 +75,7 @@ fn leftovers(s: &mut Sandbox) -> Result<()> {
     let refused = s.launch(&hasty, &member, "say ran").ttl("4s").start()?.wait()?;
     refused.ended(125)?.complained(&["would last 4s", "tells it to end 5s before", "on.expiry.term"])?;
     let (daemon, mark, mut fifo) = (s.file("pid"), s.file("mark"), Fifo::new(s)?);
-    let grace = secs(2, 15);
+    let grace = secs(5, 15);
     let policy = s.policy(&only(&member).allow("good", &good).limit(format!("leftovers: {grace}s")))?;
     let line = format!(
         "daemonise pid {daemon} fifo {} spawn {good} --work mark {mark} + daemonise idle + await {daemon} nothing",
@@ -155,7 +155,7 @@ fn scattered(s: &mut Sandbox) -> Result<()> {
         pids.dedup();
         Ok((pids.len() >= 7).then_some(pids))
     })?;
-    ensure!(members.iter().any(|pid| state_of(*pid) == Some('t')), "nobody is traced: {members:?}");
+    until("one to be traced", patience(), || Ok(members.iter().any(|pid| state_of(*pid) == Some('t')).then_some(())))?;
     let own = fs::read_link("/proc/self/ns/pid")?;
     let hidden = members.iter().filter(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns != own));
     ensure!(hidden.count() > 0, "nobody is in a pid namespace of its own");

@@ -67,7 +67,7 @@ fn not_loaded(s: &mut Sandbox) -> Result<()> {
     };
     // SAFETY: between fork and exec only a system call is made.
     unsafe { daemon.pre_exec(refuse) };
-    let failed = Running::spawn(s, daemon, None)?.wait()?;
+    let failed = Running::spawn(s, daemon, None)?.wait_for(4 * patience())?;
     failed.ended(6)?.complained(&["tipstaff: the kernel refused program ", "Operation not permitted"])?;
     let now = files_below(s.pins());
     ensure!(now == pins, "{pins:?} became {now:?}; the agent said {:?}", failed.stderr);
@@ -92,7 +92,8 @@ fn no_pins(s: &mut Sandbox) -> Result<()> {
         fs::remove_file(&pin).with_context(|| format!("{} cannot be removed", pin.display()))?;
     }
     disk.fill()?;
-    Running::spawn(s, s.daemon(), None)?.wait()?.ended(1)?.complained(&["evidence.jsonl", "No space left"])?;
+    let full = Running::spawn(s, s.daemon(), None)?.wait_for(4 * patience())?;
+    full.ended(1)?.complained(&["evidence.jsonl", "No space left"])?;
     disk.make_room()?;
     s.start()?;
     for (session, running) in sessions.iter().zip(held) {

@@ -57,7 +57,8 @@ fn inbound(s: &mut Sandbox) -> Result<()> {
                 Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
             })?;
             let to = std::net::SocketAddr::new(address.parse()?, port);
-            let came = TcpStream::connect_timeout(&to, Duration::from_millis(700));
+            let wait = if rule.is_some() { patience() } else { Duration::from_millis(700) };
+            let came = TcpStream::connect_timeout(&to, wait);
             if rule.is_some() {
                 came?.read_exact(&mut [0; 3])?;
                 // not before: the end resets what is still open, and the caller would see that

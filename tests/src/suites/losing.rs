@@ -131,6 +131,11 @@ fn unseen_birth(s: &mut Sandbox) -> Result<()> {
     for (link, seen) in [("link_newtask", true), ("link_newtask_again", false)] {
         let pin = find(s.pins(), link).with_context(|| format!("{link} is not pinned"))?;
         fs::remove_file(&pin)?;
+        // the kernel takes them off when it comes to it
+        until("the programs to be away", patience(), || {
+            let (_, session) = tried(s, &policy, &member, &format!("spawn {good} --work nothing"))?;
+            Ok((seen || s.records(&session, "fork")?.is_empty()).then_some(()))
+        })?;
         let refused = attempt(s, &policy, &member, "spawn", &bad)?;
         refused.was_refused(s, "default")?;
         attempt(s, &policy, &member, "spawn", &good)?.ran(s, "good")?;

@@ -9,7 +9,10 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::scene::{Fifo, SmallDisk, Wall, bulky, only};
+use super::{
+    control::freeze_still,
+    scene::{Fifo, SmallDisk, Wall, bulky, only},
+};
 use crate::harness::{prelude::*, server::Server};
 
 pub(super) const TESTS: &[Test] = &[
@@ -165,7 +168,7 @@ fn full_store(s: &mut Sandbox) -> Result<()> {
     s.cli(&["revoke", "--policy", &long, "--stay", "1h"])?.ended(1)?.complained(&["store.redb", "No space left"])?;
     ensure!(s.json(&["revoke", "--list"])?["stays"] == serde_json::json!([]), "a stay that was not kept is listed");
     wall.holds(s)?;
-    s.cli(&["freeze", &wall.session])?.ended(0)?;
+    freeze_still(s, &wall.session, &[])?;
     // it stays so while the agent asks again whether there is room, which it does each second
     let begun = Instant::now();
     until("the agent to have asked again", patience(), || {

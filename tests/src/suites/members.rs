@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use super::{
     attach::{members, threads_of, workload},
+    control::freeze_still,
     scene::{Fifo, attempt, only, reach, refusal, refused_exec, report},
 };
 use crate::harness::{cgroup::Cgroup, launch::bare, mounts, prelude::*, server::Server, wait::all_gone};
@@ -155,7 +156,11 @@ fn agent_taken_in(s: &mut Sandbox) -> Result<()> {
             .and_then(|()| until("the agent to be moved", patience(), || Ok((home()? != before).then_some(()))));
         s.signal_agent(Signal::SIGCONT)?;
         moved?;
-        s.cli(&[order, &session])?.ended(0)?;
+        if order == "freeze" {
+            freeze_still(s, &session, &[])?;
+        } else {
+            s.cli(&[order, &session])?.ended(0)?;
+        }
         ensure!(home()? == before, "{order}: the agent is in {}", home()?);
         if order == "freeze" {
             told(2)?;

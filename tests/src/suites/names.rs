@@ -9,7 +9,12 @@ use super::{
     programs::{TRIES, Tries},
     scene::{attempt, only, refusal, refused_exec},
 };
-use crate::harness::{disk::on_disk, mounts::Mounted, prelude::*, wait::in_guest};
+use crate::harness::{
+    disk::on_disk,
+    mounts::{Mounted, root_is_a_mount},
+    prelude::*,
+    wait::in_guest,
+};
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("names::what-takes-a-denied-place-is-denied-unseen", WHEREVER, unseen),
@@ -330,6 +335,8 @@ fn link(s: &mut Sandbox) -> Result<()> {
 /// stopped: the new files do not run, and of those that the paths led to only the one that stands where it stood; once the agent
 /// looked, the new ones alone.
 fn led_elsewhere(s: &mut Sandbox) -> Result<()> {
+    // only below a mount that it sees whole the agent holds files to where they stand
+    root_is_a_mount()?;
     s.start()?;
     let (member, bin) = (s.program("member")?, s.bin());
     let place = |name: &str| format!("{bin}/{name}");

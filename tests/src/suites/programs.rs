@@ -28,7 +28,9 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("programs::a-folder-on-the-way-is-swapped", WHEREVER, swapped),
     Test::sharing("programs::a-rule-never-gets-another-rules-file", WHEREVER, borrowed),
     Test::new("programs::another-agent-holds-to-the-same-files", WHEREVER, adopted),
-    Test::new("programs::nothing-left-to-watch-with", WHEREVER, unwatched).guests_only("takes every inotify instance"),
+    Test::new("programs::nothing-left-to-watch-with", WHEREVER, unwatched)
+        .guests_only("takes every inotify instance")
+        .alone(),
     Test::sharing("programs::subcommands-are-judged-in-place", WHEREVER, subcommands),
 ];
 

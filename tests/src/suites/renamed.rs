@@ -8,7 +8,10 @@ use super::{
     programs::{TRIES, Tries},
     scene::{only, refusal, refused_exec},
 };
-use crate::harness::{mounts::Mounted, prelude::*};
+use crate::harness::{
+    mounts::{Mounted, root_is_a_mount},
+    prelude::*,
+};
 
 pub(super) const TESTS: &[Test] = &[Test::new("names::below-a-directory-that-was-renamed", WHEREVER, renamed)];
 
@@ -74,6 +77,8 @@ fn policy(member: &str, place: &dyn Fn(&str) -> String) -> Policy {
 
 /// With the agent stopped and dead; where the directory is renamed back the program is its rule's again.
 fn renamed(s: &mut Sandbox) -> Result<()> {
+    // only below a mount that it sees whole the agent holds files to where they stand
+    root_is_a_mount()?;
     s.start()?;
     let (member, bin) = (s.program("member")?, s.bin());
     let place = |name: &str| format!("{bin}/{name}");

@@ -121,14 +121,15 @@ fn deadline(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, pid) = (s.program("member")?, s.file("pid"));
     let policy = s.policy(&only(&member))?;
-    let ttl = if in_guest() { "12s" } else { "2s" };
-    let running = s.launch(&policy, &member, &format!("background pid {pid} spin + idle")).ttl(ttl).start()?;
+    let seconds = if in_guest() { 25 } else { 5 };
+    let line = format!("background pid {pid} spin + idle");
+    let running = s.launch(&policy, &member, &line).ttl(&format!("{seconds}s")).start()?;
     let session = running.session(s)?;
     let spinner = s.pid_in(&pid)?;
     let start = s.records(&session, "session-start")?;
     let deadline = start[0]["deadline_boot_ns"].as_u64().context("session-start without a deadline")?;
     s.kill_agent()?;
-    pass(deadline, Duration::from_secs(if in_guest() { 12 } else { 2 }))?;
+    pass(deadline, Duration::from_secs(seconds))?;
     ensure!(gone(spinner), "what computes lives, and its deadline passed a whole ttl ago");
     ensure!(!gone(running.pid()), "the clock killed what sleeps");
     s.start()?;

@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::{mount::MsFlags, sys::stat::Mode};
@@ -171,6 +172,15 @@ pub(crate) fn refused_calls(s: &Sandbox, session: &str) -> Result<(Vec<Value>, u
 /// Times, as workloads write and send them.
 pub(crate) fn stamps(bytes: &[u8]) -> Vec<u64> {
     bytes.as_chunks().0.iter().map(|stamp| u64::from_be_bytes(*stamp)).collect()
+}
+
+/// How many stamps came, once all that had arrived was read.
+pub(crate) fn settled(server: &Server) -> Result<usize> {
+    until("what arrived to be read", patience(), || {
+        let before = stamps(&server.received()).len();
+        std::thread::sleep(Duration::from_millis(100));
+        Ok((stamps(&server.received()).len() == before).then_some(before))
+    })
 }
 
 /// A session whose member, each time it is woken, tries a program and an address that are out of scope and a program

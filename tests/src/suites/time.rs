@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::scene::{only, report, stamps};
+use super::scene::{only, report, settled, stamps};
 use crate::harness::{
     prelude::*,
     server::Server,
@@ -21,7 +21,7 @@ pub(super) const TESTS: &[Test] = &[
 
 /// Long enough for a session to get going, short enough to wait for.
 fn short() -> &'static str {
-    if in_guest() { "12s" } else { "2s" }
+    if in_guest() { "25s" } else { "5s" }
 }
 
 pub(super) fn deadline(s: &Sandbox, session: &str) -> Result<u64> {
@@ -87,7 +87,7 @@ fn shorter_wins(s: &mut Sandbox) -> Result<()> {
     wider.wait()?.ended(137)?;
     s.session_ended(&session, "ttl")?;
     let ms = |session: &str| Ok::<_, anyhow::Error>(s.records(session, "session-start")?[0]["ttl_ms"].clone());
-    ensure!(ms(&session)? == if in_guest() { 12_000 } else { 2_000 }, "--ttl widened: {}", ms(&session)?);
+    ensure!(ms(&session)? == if in_guest() { 25_000 } else { 5_000 }, "--ttl widened: {}", ms(&session)?);
     let policy = s.policy(&only(&member))?;
     let narrower = s.launch(&policy, &member, "idle").ttl("33s").start()?;
     let session = narrower.session(s)?;
@@ -131,10 +131,10 @@ fn flow_stops(s: &mut Sandbox) -> Result<()> {
         let (span, deadline) = (before..=boot_ns()?, deadline(s, &session)?);
         ensure!(*span.end() < deadline, "the acts took until the deadline");
         pass(deadline, 2 * slack())?;
+        let count = settled(&server)?;
         let last = stamps(&server.received()).into_iter().max().unwrap_or(0);
         let late = last.saturating_sub(deadline);
         ensure!(u128::from(late) < slack().as_nanos(), "the last byte left {} ms after the deadline", late / 1_000_000);
-        let count = stamps(&server.received()).len();
         let woken = boot_ns()?;
         s.signal_agent(Signal::SIGCONT)?;
         running.wait()?.ended(137)?;

@@ -16,7 +16,12 @@ use super::{
 };
 use crate::{
     escapes,
-    harness::{disk::on_disk, mounts::Mounted, prelude::*, verity},
+    harness::{
+        disk::on_disk,
+        mounts::{Mounted, root_is_a_mount},
+        prelude::*,
+        verity,
+    },
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -103,12 +108,8 @@ fn root(path: &str) -> Result<()> {
 
 /// Members that are root and change what paths mean, for themselves.
 fn apart(s: &mut Sandbox) -> Result<()> {
-    // proc_pid_mountinfo(5): the fifth field is where it is mounted
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    if !mounts.lines().any(|line| line.split(' ').nth(4) == Some("/")) {
-        // what is below it cannot be made private, and would be mounted for everybody
-        return Err(Lacking("the root directory is no mount here (chroot)".to_owned()).into());
-    }
+    // else what is below it cannot be made private, and would be mounted for everybody
+    root_is_a_mount()?;
     s.start()?;
     let (good, bad, one) = (s.program("good")?, s.program("bad")?, s.program("in/one")?);
     s.program("out/other/one")?;

@@ -24,7 +24,7 @@ fn first_use(s: &mut Sandbox) -> Result<()> {
     for (on, ends) in [("end", true), ("record", false), ("{ exec: end }", true), ("{ net: end }", false)] {
         let [ran, mark, pid, after] = [s.file("ran"), s.file("mark"), s.file("pid"), s.file("after")];
         let line = format!(
-            "background pid {pid} idle + spawn {good} --work mark {ran} + spawn {bad} --work mark {mark} + \
+            "background pid {pid} idle + await {pid} spawn {good} --work mark {ran} + spawn {bad} --work mark {mark} + \
              count {after}"
         );
         let running = s.run(&s.policy(&policy.clone().spec(format!("on: {{ violation: {on} }}")))?, &member, &line)?;

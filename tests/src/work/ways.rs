@@ -138,7 +138,7 @@ fn open_connect(to: &SocketAddr, mark: &[u8]) -> Result<(), Errno> {
     stream(&socket, to, mark)
 }
 
-/// A socket of such a type and protocol. Where nothing answers it gives up after a second.
+/// A socket of such a type and protocol. Where nothing answers it gives up after four seconds.
 pub(super) fn made(to: &SocketAddr, kind: i32, protocol: i32) -> Result<OwnedFd, Errno> {
     let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: no pointers.
@@ -146,7 +146,7 @@ pub(super) fn made(to: &SocketAddr, kind: i32, protocol: i32) -> Result<OwnedFd,
     let socket = Errno::result(socket)?;
     // SAFETY: the kernel just made it, and nobody else has it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(1, 0))?;
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(4, 0))?;
     Ok(socket)
 }
 
