@@ -9,6 +9,10 @@ use std::{
     },
 };
 
+use nix::sys::socket::{
+    AddressFamily, SockType, SockaddrLike as _, SockaddrStorage, getpeername, getsockname, getsockopt, sockopt,
+};
+
 use super::{
     find::{FAMILIES, Found, number, present, taken},
     namespaces::{Namespaces, Registry},
@@ -19,6 +23,8 @@ use crate::kernel::{descriptor_of, open_pidfd};
 /// Type and states of unix sockets in `/proc/net/unix` (`include/linux/net.h`, `include/uapi/linux/net.h`).
 const TYPES: [(u32, &str); 3] = [(1, "stream"), (2, "dgram"), (5, "seqpacket")];
 const CONNECTED: u32 = 3;
+/// Listings of internet sockets after the first, where one is missing.
+const LISTINGS: usize = 3;
 /// `SO_ACCEPTCON`, the flag of one that listens.
 const ACCEPTS: u32 = 1 << 16;
 
@@ -95,12 +101,14 @@ pub struct Inheritance {
 /// The sockets that `processes` hold, in the network namespaces that they were seen in.
 pub fn inheritance(namespaces: &Namespaces, registry: &mut Registry, processes: &BTreeSet<u32>) -> Inheritance {
     let mut holders: BTreeMap<u64, u32> = BTreeMap::new();
+    let mut numbers: BTreeMap<u64, i32> = BTreeMap::new();
     for pid in processes {
-        for (_, inode) in sockets_of(*pid) {
+        for (number, inode) in sockets_of(*pid) {
             holders.entry(inode).or_insert(*pid);
+            numbers.entry(inode).or_insert(number);
         }
     }
-    let inet = inet(namespaces, registry, &holders);
+    let mut inet = inet(namespaces, registry, &holders);
     let mut unix: BTreeMap<u64, HeldUnix> = BTreeMap::new();
     let mut read: BTreeSet<u64> = BTreeSet::new();
     for pid in processes {
@@ -110,10 +118,89 @@ pub fn inheritance(namespaces: &Namespaces, registry: &mut Registry, processes: 
         let table = fs::read(format!("/proc/{pid}/net/unix")).unwrap_or_default();
         unix.extend(table.split(|b| *b == b'\n').skip(1).filter_map(|line| unix_row(line, &holders)));
     }
-    let known: BTreeSet<u64> =
-        inet.iter().map(|held| u64::from(held.found.socket.inode)).chain(unix.keys().copied()).collect();
-    let others = holders.keys().filter(|inode| !known.contains(inode)).count() as u64;
-    Inheritance { inet, unix: unix.into_values().collect(), others }
+    let mut left = holders.clone();
+    left.retain(|inode, _| !unix.contains_key(inode));
+    for _ in 0..LISTINGS {
+        for held in &inet {
+            left.remove(&u64::from(held.found.socket.inode));
+        }
+        if !ask_each(&mut left, &numbers, &mut unix) {
+            break;
+        }
+        let listed: BTreeSet<u32> = inet.iter().map(|held| held.found.socket.inode).collect();
+        let more = self::inet(namespaces, registry, &holders);
+        inet.extend(more.into_iter().filter(|held| !listed.contains(&held.found.socket.inode)));
+    }
+    for held in &inet {
+        left.remove(&u64::from(held.found.socket.inode));
+    }
+    tell_visitors(&mut inet);
+    Inheritance { inet, unix: unix.into_values().collect(), others: left.len() as u64 }
+}
+
+/// What is held and in no list is asked itself: the kernel's lists pass over a socket where one before it goes while they are read
+/// (`/proc/net/unix` on 6.1, seen here). True: an internet socket that a list should have had is still missing.
+fn ask_each(left: &mut BTreeMap<u64, u32>, numbers: &BTreeMap<u64, i32>, unix: &mut BTreeMap<u64, HeldUnix>) -> bool {
+    let mut missed = false;
+    left.retain(|inode, pid| match numbers.get(inode).and_then(|number| asked(*pid, *number, *inode)) {
+        Some(Asked::Unix(held)) => {
+            unix.insert(*inode, held);
+            false
+        }
+        Some(Asked::Listed) => {
+            missed = true;
+            true
+        }
+        None => true,
+    });
+    missed
+}
+
+/// What a socket says of itself.
+enum Asked {
+    Unix(HeldUnix),
+    /// An internet socket that the kernel lists.
+    Listed,
+}
+
+/// Asks the socket with this inode number that is a process's descriptor `number`; `None`: it is of another kind, or held no more.
+fn asked(pid: u32, number: i32, inode: u64) -> Option<Asked> {
+    let process = open_pidfd(pid).ok()?;
+    let socket = socket_of(process.as_fd(), number, inode).ok()?;
+    let name: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
+    let kind = match getsockopt(&socket, sockopt::SockType).ok()? {
+        SockType::Stream => "stream",
+        SockType::Datagram => "dgram",
+        SockType::SeqPacket => "seqpacket",
+        _ => "unknown",
+    };
+    let state = if getsockopt(&socket, sockopt::AcceptConn) == Ok(true) {
+        "listening"
+    } else if getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok() {
+        "connected"
+    } else {
+        "unconnected"
+    };
+    // a stream that is neither connected nor listens is in no list, be it bound: also one that was destroyed
+    let listed = |port: u16| (port != 0 && (kind == "dgram" || state != "unconnected")).then_some(Asked::Listed);
+    match name.family()? {
+        AddressFamily::Inet => listed(name.as_sockaddr_in()?.port()),
+        AddressFamily::Inet6 => listed(name.as_sockaddr_in6()?.port()),
+        AddressFamily::Unix => Some(Asked::Unix(HeldUnix { pid, kind, state, name: unix_name(&name) })),
+        _ => None,
+    }
+}
+
+/// As `/proc/net/unix` writes it.
+fn unix_name(name: &SockaddrStorage) -> Vec<u8> {
+    let Some(name) = name.as_unix_addr() else { return Vec::new() };
+    match (name.path(), name.as_abstract()) {
+        (Some(path), _) => path.as_os_str().as_bytes().to_vec(),
+        (None, Some(hidden)) => {
+            std::iter::once(0).chain(hidden.iter().copied()).map(|b| if b == 0 { b'@' } else { b }).collect()
+        }
+        (None, None) => Vec::new(),
+    }
 }
 
 fn inet(namespaces: &Namespaces, registry: &mut Registry, holders: &BTreeMap<u64, u32>) -> Vec<Held> {
@@ -135,12 +222,16 @@ fn inet(namespaces: &Namespaces, registry: &mut Registry, holders: &BTreeMap<u64
             }
         }
     }
+    held
+}
+
+/// Tells which came in: to a port that one of them listens on.
+fn tell_visitors(held: &mut [Held]) {
     let port = |held: &Held| (held.found.namespace, held.found.socket.local.port());
     let listening: BTreeSet<(u64, u16)> = held.iter().filter(|h| h.listens()).map(port).collect();
-    for one in &mut held {
+    for one in held {
         one.found.passive = listening.contains(&port(one));
     }
-    held
 }
 
 /// The sockets that a process has open: descriptors and inode numbers.
@@ -191,6 +282,41 @@ fn unix_row(line: &[u8], holders: &BTreeMap<u64, u32>) -> Option<(u64, HeldUnix)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_says_what_the_tables_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let (one, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let pid = std::process::id();
+        let inode = |socket: &dyn std::os::fd::AsFd| {
+            fs::metadata(format!("/proc/self/fd/{}", socket.as_fd().as_raw_fd())).unwrap().ino()
+        };
+        let holders = BTreeMap::from([(inode(&listener), pid), (inode(&one), pid)]);
+        let number = |socket: &dyn std::os::fd::AsFd| socket.as_fd().as_raw_fd();
+        let both =
+            [(number(&listener), inode(&listener), path.as_os_str().as_bytes()), (number(&one), inode(&one), &b""[..])];
+        for (number, socket, name) in both {
+            let Some(Asked::Unix(held)) = asked(pid, number, socket) else {
+                panic!("it says that it is no unix socket")
+            };
+            assert_eq!(held.name, name);
+            // the table may have passed over it
+            let listed = || {
+                let table = fs::read("/proc/self/net/unix").unwrap();
+                table
+                    .split(|b| *b == b'\n')
+                    .filter_map(|line| unix_row(line, &holders))
+                    .find(|(inode, _)| *inode == socket)
+            };
+            let listed = (0..100).find_map(|_| listed()).map(|(_, held)| held);
+            assert_eq!(listed, Some(held));
+        }
+        assert!(matches!(asked(pid, number(&tcp), inode(&tcp)), Some(Asked::Listed)));
+        assert!(asked(pid, number(&tcp), inode(&one)).is_none());
+    }
 
     #[test]
     fn rows_of_the_unix_table() {
