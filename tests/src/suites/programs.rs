@@ -157,7 +157,11 @@ fn classes(s: &mut Sandbox) -> Result<()> {
         for kind in ["ci", "agent"] {
             let running = s.run(&s.policy(&all.clone().kind(kind))?, &member, &line(&closed))?;
             let session = running.session(s)?;
-            running.wait()?.said(refused_exec(s)).with_context(|| format!("{how} refused, kind {kind}"))?;
+            let finished = running.wait()?;
+            let told = |kind| s.records(&session, kind).unwrap_or_default();
+            finished.said(refused_exec(s)).with_context(|| {
+                format!("{how} refused, kind {kind}; recorded: {:?}", ["exec", "fork", "session-end"].map(told))
+            })?;
             ensure!(!Path::new(&closed).exists(), "{how}: a program of a denied class ran, kind {kind}");
             s.wait_evidence("its refusal", |r| {
                 r["session"] == session && r["type"] == "exec" && r["rule"] == class && r["verdict"] == refusal(s)
