@@ -71,12 +71,16 @@ fn freeze(s: &mut Sandbox) -> Result<()> {
     let session = running.session(s)?;
     grows(&counted)?;
     grows(&daemon)?;
+    let start = Instant::now();
     freeze_still(s, &session, &[])?.told(&["is frozen: 2 processes"])?;
+    let took = start.elapsed();
+    ensure!(took < Duration::from_secs(5), "freeze took {took:?}");
     stands_still(&counted)?;
     stands_still(&daemon)?;
     ensure!(s.json(&["ps"])?["sessions"][0]["state"] == "frozen", "ps does not say so");
     // to freeze what is frozen changes nothing
-    freeze_still(s, &session, &[])?;
+    let frozen = s.json(&["freeze", &session])?;
+    ensure!(frozen["state"] == "frozen" && frozen["members"] == 2 && frozen["still"] == true, "freeze says {frozen}");
     ensure!(s.json(&["thaw", &session])?["state"] == "active", "it is not thawed");
     grows(&counted)?;
     grows(&daemon)?;
