@@ -280,7 +280,8 @@ fn in_the_midst(s: &mut Sandbox, deadline: u64, starting: Duration) -> Result<cr
     let before = |by: Duration| Ok::<_, anyhow::Error>(deadline.saturating_sub(u64::try_from(by.as_nanos())?));
     pass(before(lead)?, Duration::ZERO)?;
     let agent = s.start_unready()?;
-    // however fast it is, it is in the midst of its start at the deadline; one that comes late shows less, and nothing wrong
+    ensure!(boot_ns()? < deadline, "the new agent began after the deadline");
+    // however fast it is, it is in the midst of its start at the deadline
     pass(before(lead / 2)?, Duration::ZERO)?;
     agent.signal(Signal::SIGSTOP)?;
     pass(deadline, Duration::ZERO)?;
