@@ -30,9 +30,11 @@ pub struct SessionConfig {
     pub deadline: u64,
     /// What the session may use up.
     pub budgets: Budgets,
-    /// The wall clock at the start, nanoseconds of the epoch: a file with this ctime or a later one may be a member's
-    /// work.
+    /// The wall clock at the start, nanoseconds of the epoch, or what it would have been then by one that was set back since: a
+    /// file with this ctime or a later one may be a member's work.
     pub written_since: u64,
+    /// `CLOCK_BOOTTIME` nanoseconds at that start.
+    pub written_since_boot: u64,
     /// `ROOT_WRITES`
     pub flags: u32,
     /// How many scopes the session has had: one more with each narrowing, written after the policy's word. What is kept of
@@ -43,7 +45,7 @@ pub struct SessionConfig {
     /// As above.
     pub outer_generation: u32,
 }
-const _: () = assert!(size_of::<SessionConfig>() == 40 + size_of::<Budgets>());
+const _: () = assert!(size_of::<SessionConfig>() == 48 + size_of::<Budgets>());
 
 /// The session was started by root: files that only root can write may be its work too.
 pub const ROOT_WRITES: u32 = 1;

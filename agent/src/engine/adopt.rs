@@ -329,6 +329,7 @@ impl Engine {
         self.cap(id, now_boot_ns);
         // the wall clock may have been stepped while nobody looked
         self.rearm(id);
+        self.see_set_back(id);
         self.tick_session(id, now_boot_ns);
         if let Some(until_boot_ns) = self.sessions.get(&id).and_then(|live| live.machine.owes_term()) {
             self.carry_out(id, vec![Effect::Terminate { until_boot_ns }]);

@@ -219,6 +219,9 @@ impl Engine {
         for id in ids {
             self.rearm(id);
         }
+        for id in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.see_set_back(id);
+        }
         self.tick();
     }
 

@@ -43,6 +43,7 @@ mod taken;
 mod together;
 mod verdict;
 mod within;
+mod written;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},

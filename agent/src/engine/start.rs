@@ -15,7 +15,6 @@ use std::{
 use nix::{
     errno::Errno,
     sys::socket::{getsockopt, sockopt::PeerPidfd},
-    time::{ClockId, clock_gettime},
 };
 use tipstaff_common::{
     event::KINDS,
@@ -26,7 +25,7 @@ use tracing::info;
 
 use super::{
     Engine, Live, Note, check::Checked, complain, crossed::Seen, idle::Doings, limits, now, shed, stale::LastSeen,
-    within::Outer,
+    within::Outer, written::Written,
 };
 use crate::{
     api::{
@@ -221,12 +220,13 @@ impl Engine {
         let flags = if subject.principal.uid == 0 || attaching { ROOT_WRITES } else { 0 };
         // what the outer session wrote is its own work as well
         let (since, flags) = outer.map_or_else(
-            || (coarse_now(), flags),
-            |outer| (outer.written.written_since, flags | outer.written.flags & ROOT_WRITES),
+            || (Written::since_now(), flags),
+            |outer| (Written::of(&outer.written), flags | outer.written.flags & ROOT_WRITES),
         );
         let outer = outer.map(|outer| outer.reference).unwrap_or_default();
         let written = SessionConfig {
-            written_since: since,
+            written_since: since.time,
+            written_since_boot: since.boot_ns,
             flags,
             scopes: 1,
             outer_slot: outer.slot,
@@ -276,12 +276,6 @@ impl Engine {
             }
         }
     }
-}
-
-/// The wall clock in nanoseconds, as coarse as the times of files are.
-fn coarse_now() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map(Duration::from);
-    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// When a process started, in clock ticks since boot: field 22 of `/proc/PID/stat`, counted from behind the name, which

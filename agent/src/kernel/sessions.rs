@@ -38,6 +38,13 @@ impl Kernel {
         self.maps.configs.set(session.slot, config, 0).map_err(failed("write", "SESSION_CONFIG"))
     }
 
+    /// Moves the ctime from which on a file may be a member's work: one aligned 64-bit word; the others are written as they are.
+    pub fn set_written_since(&mut self, session: SessionRef, written_since: u64) -> Result<(), KernelError> {
+        let config = entry(&self.maps.configs, session.slot, "SESSION_CONFIG")?;
+        let config = SessionConfig { written_since, ..config };
+        self.maps.configs.set(session.slot, config, 0).map_err(failed("write", "SESSION_CONFIG"))
+    }
+
     /// Holds a session to another policy: one word, which every decision reads once.
     pub fn set_policy(&mut self, session: SessionRef, policy: u32) -> Result<(), KernelError> {
         self.set_word(session, offset_of!(SessionConfig, policy), policy)

@@ -1,7 +1,6 @@
 //! Waiting: always for something, never for a while.
 
 use std::{
-    fs::File,
     os::fd::AsFd as _,
     process::{Child, ExitStatus},
     sync::OnceLock,
@@ -11,7 +10,6 @@ use std::{
 use anyhow::{Result, bail};
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
@@ -29,18 +27,6 @@ pub(crate) fn in_guest() -> bool {
 /// How long a thing may take that is expected at once. Guests are emulated.
 pub(crate) fn patience() -> Duration {
     Duration::from_secs(if in_guest() { 60 } else { 15 })
-}
-
-/// Held by a test that needs the wall clock to go on as it does (`steps`: by one that sets it), as long as it runs. Tests
-/// of a guest share its clock; elsewhere nobody sets it.
-pub(crate) fn wall_clock(steps: bool) -> Result<Option<Flock<File>>> {
-    if !in_guest() {
-        return Ok(None);
-    }
-    let path = std::env::temp_dir().join("tipstaff-tests-clock");
-    let file = File::options().create(true).append(true).open(path)?;
-    let kind = if steps { FlockArg::LockExclusive } else { FlockArg::LockShared };
-    Ok(Some(Flock::lock(file, kind).map_err(|(_, errno)| errno)?))
 }
 
 /// The allowance for clocks and scheduling where a test compares times.

@@ -20,7 +20,7 @@ use crate::harness::{
     mounts,
     prelude::*,
     server::Server,
-    wait::{all_gone, gone, in_guest, state_of, wall_clock},
+    wait::{all_gone, gone, in_guest, state_of},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -386,7 +386,6 @@ fn full_disk(s: &mut Sandbox) -> Result<()> {
 /// The power goes, and with it every process, pin and cgroup; the host comes up with another boot id. (This host is not
 /// taken down for it: what a reboot removes is removed, and the new agent is shown another boot id.)
 fn reboot(s: &mut Sandbox) -> Result<()> {
-    let _clock = wall_clock(false)?;
     s.start()?;
     let member = s.program("member")?;
     let running = s.run(&s.policy(&only(&member))?, &member, "say there + idle")?;

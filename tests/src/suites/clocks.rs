@@ -1,6 +1,9 @@
 //! Windows and credentials when the clock is set, and where it is another time of day.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use nix::{
     sys::time::TimeSpec,
@@ -9,17 +12,17 @@ use nix::{
 
 use super::{
     limits::{clock, inspect, now, rfc3339},
-    scene::only,
+    scene::{Fifo, only, refusal, refused_exec},
 };
 use crate::harness::{
     prelude::*,
-    wait::{boot_ns, gone, in_guest, pass, wall_clock},
+    wait::{boot_ns, gone, in_guest, pass},
 };
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("limits::stepped-clock-moves-windows-and-credentials", WHEREVER, stepped)
         .guests_only("sets the clock")
-        .waiting(),
+        .alone(),
     Test::new("limits::window-ends-what-runs-by-the-policys-zone", WHEREVER, window_closes)
         .agents_own()
         .lasting(65)
@@ -27,7 +30,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("limits::window-over-a-change-of-the-clocks", WHEREVER, summer).guests_only("sets the clock").alone(),
 ];
 
-/// Sets the wall clock back to what it would be when dropped.
+/// Sets the wall clock back to what it would be when dropped. Files and sessions of that time are of another than those
+/// beside them: who steps it runs alone.
 pub(super) struct Step {
     by: i64,
 }
@@ -85,10 +89,10 @@ impl Drop for Zone {
 }
 
 /// The clock is stepped to just before a window's end: the session ends at it, and not when it would have. A credential
-/// has more time when the clock is set back.
+/// has more time when the clock is set back, and what is written then is known for it.
 fn stepped(s: &mut Sandbox) -> Result<()> {
-    let _clock = wall_clock(true)?;
     s.start()?;
+    let mut writer = Writer::new(s)?;
     let member = s.program("member")?;
     let close = now()?.div_ceil(60) * 60 + 300;
     let window = only(&member).limit(format!("windows: [\"{}-{} UTC\"]", clock(close - 3_600), clock(close)));
@@ -114,6 +118,7 @@ fn stepped(s: &mut Sandbox) -> Result<()> {
         Ok((left < 21_000).then_some(left))
     })?;
     ensure!(near > 0, "the session ended at once");
+    writer.start(s)?;
     let start = Instant::now();
     s.session_ended(&session, "window")?;
     ensure!(start.elapsed() < Duration::from_millis(near) + patience() / 2, "it took {:?}", start.elapsed());
@@ -123,21 +128,89 @@ fn stepped(s: &mut Sandbox) -> Result<()> {
     drop(step);
     until("the credential to have more time again", patience(), || Ok((left(s)? > 150_000).then_some(())))?;
     s.cli(&["end", &credential])?.ended(0)?;
-    Ok(())
+    writer.writes_and_is_seen(s)?;
+    s.kill_agent()?;
+    let further = Step::to(i64::try_from(now()?)? - 3_600)?;
+    s.start()?;
+    writer.writes_and_is_seen(s).context("with the clock set back while no agent was there")?;
+    drop(further);
+    writer.stop(s)
+}
+
+/// A member that copies a program and starts the copy, which its session's kind forbids, each time it is told. Then it
+/// starts the one that was there before its session, the first time.
+struct Writer {
+    policy: String,
+    member: String,
+    good: String,
+    runs: Option<(Running, String)>,
+    fifos: [Fifo; 2],
+    told: usize,
+    mark: String,
+}
+
+impl Writer {
+    fn new(s: &Sandbox) -> Result<Self> {
+        let (member, good) = (s.program("member")?, s.program("good")?);
+        let policy = s.policy(&Policy::new().kind("agent").allow_dir("all", s.folder().display()))?;
+        let fifos = [Fifo::new(s)?, Fifo::new(s)?];
+        Ok(Self { policy, member, good, runs: None, fifos, told: 0, mark: s.file("mark") })
+    }
+
+    fn start(&mut self, s: &Sandbox) -> Result<()> {
+        let (good, mark, [first, second]) = (&self.good, &self.mark, &self.fifos);
+        let writes = || format!("made copy {good} {} --work mark {mark}", s.file("made"));
+        let line = format!(
+            "fifo {} {} + spawn {good} --work nothing + fifo {} {} + idle",
+            first.path,
+            writes(),
+            second.path,
+            writes()
+        );
+        let running = s.run(&self.policy, &self.member, &line)?;
+        let session = running.session(s)?;
+        self.runs = Some((running, session));
+        Ok(())
+    }
+
+    fn writes_and_is_seen(&mut self, s: &Sandbox) -> Result<()> {
+        let (running, session) = self.runs.as_ref().context("it was not started")?;
+        let refused = refused_exec(s);
+        let expected = [format!("{refused}\nexit 0\n"), format!("{refused}\nexit 0\n{refused}\n")];
+        self.fifos[self.told].wake()?;
+        let lines = expected[self.told].lines().count();
+        let said = until("the member to have tried", patience(), || {
+            let said = running.said();
+            Ok((said.lines().count() == lines).then_some(said))
+        })?;
+        ensure!(said == expected[self.told], "it was answered {said:?}");
+        self.told += 1;
+        ensure!(!Path::new(&self.mark).exists(), "a program ran that the session had written");
+        s.wait_evidence("its refusal", |r| {
+            r["session"] == *session && r["type"] == "exec" && r["rule"] == "written" && r["verdict"] == refusal(s)
+        })?;
+        let refusals = s.records(session, "exec")?.into_iter().filter(|r| r["rule"] == "written").count();
+        ensure!(refusals == self.told, "{refusals} of {} refusals are recorded", self.told);
+        Ok(())
+    }
+
+    fn stop(self, s: &Sandbox) -> Result<()> {
+        let (_running, session) = self.runs.context("it was not started")?;
+        s.cli(&["end", &session])?.ended(0)?;
+        s.session_ended(&session, "operator").map(drop)
+    }
 }
 
 /// What runs when a window closes is ended, and it closes by the policy's zone, not by the agent's own.
 fn window_closes(s: &mut Sandbox) -> Result<()> {
     /// `Asia/Kolkata`, which has no daylight saving time, is so far ahead of UTC, in seconds.
     const AHEAD: u64 = 5 * 3_600 + 1_800;
-    let _clock = wall_clock(in_guest())?;
     let mut daemon = s.daemon();
     daemon.env("TZ", "Pacific/Kiritimati");
     s.start_as(daemon)?;
     let member = s.program("member")?;
-    // a guest is told that the time is near, elsewhere it comes within a minute
-    let close = (now()? + 5).div_ceil(60) * 60;
-    let step = in_guest().then(|| Step::to(i64::try_from(close)? - 20)).transpose()?;
+    // it comes within a minute
+    let close = (now()? + if in_guest() { 15 } else { 5 }).div_ceil(60) * 60;
     let (from, to) = (clock(close - 3_600 + AHEAD), clock(close + AHEAD));
     let policy = s.policy(&only(&member).limit(format!("windows: [\"{from}-{to} Asia/Kolkata\"]")))?;
     let (running, twin) = (s.run(&policy, &member, "idle")?, s.run(&s.policy(&only(&member))?, &member, "idle")?);
@@ -157,7 +230,6 @@ fn window_closes(s: &mut Sandbox) -> Result<()> {
     late.ended(125)?.said("")?.complained(&["lets sessions run only at"])?;
     ensure!(!gone(twin.pid()), "a session without a window ended with it");
     s.cli(&["end", &other])?.ended(0)?;
-    drop(step);
     Ok(())
 }
 
@@ -165,7 +237,6 @@ fn window_closes(s: &mut Sandbox) -> Result<()> {
 fn summer(s: &mut Sandbox) -> Result<()> {
     /// 28 March 2027, 01:00 UTC: two o'clock is three o'clock there.
     const CHANGE: i64 = 1_806_195_600;
-    let _clock = wall_clock(true)?;
     s.start()?;
     let member = s.program("member")?;
     let policy = only(&member).ttl("6h").limit("windows: [\"Sun 00:00-04:00 Europe/Berlin\"]");

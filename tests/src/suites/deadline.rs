@@ -11,7 +11,7 @@ use super::{
 use crate::harness::{
     prelude::*,
     server::Server,
-    wait::{all_gone, boot_ns, gone, in_guest, pass, slack, wall_clock},
+    wait::{all_gone, boot_ns, gone, in_guest, pass, slack},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -227,7 +227,6 @@ fn holds(s: &mut Sandbox, fate: Fate) -> Result<()> {
 /// Limits beside the ttl, with the agent stopped: what is idle, and whose credential expires, is over at its time. A session
 /// without such a limit goes on.
 fn every_limit(s: &mut Sandbox) -> Result<()> {
-    let _clock = wall_clock(false)?;
     s.start()?;
     let (member, good, server) = (s.program("member")?, s.program("good")?, Server::tcp("127.0.0.1")?);
     let policy = || only(&member).allow("good", &good).to("server", "127.0.0.1/32", server.port());

@@ -14,7 +14,7 @@ use crate::harness::{
     launch::bare,
     prelude::*,
     server::Server,
-    wait::{all_gone, gone, in_guest, wall_clock},
+    wait::{all_gone, gone, in_guest},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -177,7 +177,6 @@ pub(super) fn now() -> Result<u64> {
 }
 
 fn at_the_start(s: &mut Sandbox) -> Result<()> {
-    let _clock = wall_clock(false)?;
     s.start()?;
     let member = s.program("member")?;
     let now = now()?;
@@ -209,7 +208,6 @@ fn at_the_start(s: &mut Sandbox) -> Result<()> {
 }
 
 fn credential(s: &mut Sandbox) -> Result<()> {
-    let _clock = wall_clock(false)?;
     s.start()?;
     let member = s.program("member")?;
     let expires = in_seconds(secs(6, 15))?;

@@ -15,7 +15,7 @@ use crate::harness::{
     bpf::Map,
     prelude::*,
     sandbox::OPERATORS,
-    wait::{gone, in_guest, wall_clock},
+    wait::{gone, in_guest},
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -153,7 +153,6 @@ fn caused(s: &Sandbox, session: &str, end: &Value, processes: usize) -> Result<(
 
 /// What is revoked cannot start, whichever agent is asked, until its time or until it is lifted.
 fn stay(s: &mut Sandbox) -> Result<()> {
-    let _clock = wall_clock(false)?;
     s.start()?;
     let member = s.program("member")?;
     let policy = s.policy(&only(&member).name("red"))?;
@@ -234,7 +233,6 @@ fn revoked_halfway(s: &mut Sandbox) -> Result<()> {
 /// Of three sessions two act with one credential: that is told once, with another agent too, and exactly those two end
 /// when it is revoked. The credential itself is nowhere.
 fn credential(s: &mut Sandbox) -> Result<()> {
-    let _clock = wall_clock(false)?;
     s.start()?;
     let member = s.program("member")?;
     let (policy, token) = (s.policy(&only(&member))?, s.file("token"));

@@ -18,7 +18,7 @@ use super::{
 use crate::harness::{
     prelude::*,
     server::Server,
-    wait::{all_gone, boot_ns, gone, pass, slack, wall_clock},
+    wait::{all_gone, boot_ns, gone, pass, slack},
 };
 
 pub(super) const TESTS: &[Test] =
@@ -47,7 +47,6 @@ fn sleep_until(wake: u64) -> Result<()> {
 /// A machine sleeps over a session's deadline and another's window, its agent stopped before: on waking the kernel refuses at
 /// once, the packet hook within a tick, and the agent ends both. Thereafter the clock runs on every processor again.
 fn counts(s: &mut Sandbox) -> Result<()> {
-    let _clock = wall_clock(true)?;
     s.start()?;
     let (member, good, server) = (s.program("member")?, s.program("good")?, Server::tcp("127.0.0.1")?);
     let _step = Step::to(i64::try_from(now()?.div_ceil(60) * 60 + 60 - READY)?)?;
