@@ -18,7 +18,7 @@ use crate::exec::{run, which};
 pub(crate) const ORDER: &str = "order";
 
 /// What the tests need. What a kernel has built in, or has not at all (7.2 has no DCCP), is no module of it.
-const WANTED: [&str; 21] = [
+const WANTED: [&str; 22] = [
     // sock_diag(7), which lists and destroys sockets
     "inet_diag",
     "tcp_diag",
@@ -44,6 +44,8 @@ const WANTED: [&str; 21] = [
     "overlay",
     "ext4",
     "loop",
+    // formats of programs that somebody registers
+    "binfmt_misc",
 ];
 
 /// What modules ask the kernel for by an alias when they are loaded (`softdep=pre: crc32c`), and the module that has it.

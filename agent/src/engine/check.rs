@@ -92,7 +92,7 @@ impl Engine {
     /// Under `strict`, refuses what asks for a control that is not there; else says what is weaker.
     pub(super) fn check_controls(&self, policy: &Policy, attached: bool) -> Result<Vec<String>, ApiError> {
         let mut notes = Vec::new();
-        for name in controls::asked(policy, |path| look::interpreter(path).is_some()) {
+        for name in controls::asked(policy, look::is_script) {
             let Some(control) = self.parts.controls.iter().find(|c| c.control == name) else { continue };
             let control = self.control_for(control, attached);
             let why = control.why.unwrap_or_default();

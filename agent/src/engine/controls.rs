@@ -1,6 +1,10 @@
 //! The controls: what each is called, what the canary proved of it here, and which of them a policy asks for.
 
-use tipstaff_common::{limits::DEPTH, rule};
+use tipstaff_common::{
+    limits::DEPTH,
+    rule,
+    socket::{SOCKET_NETLINK, SOCKET_OTHER, SOCKET_PACKET, SOCKET_UNIX, SOCKET_VSOCK},
+};
 
 use super::resolve;
 pub use crate::evidence::Control;
@@ -15,6 +19,8 @@ use crate::{
 pub(super) const TAKEN_AWAY: &str = "privileges";
 /// The control on sockets that were made outside their session.
 const CROSSED: &str = "crossed-sockets";
+/// Classes of sockets that no program on a cgroup is asked about.
+const OTHER_FAMILIES: u32 = SOCKET_PACKET | SOCKET_NETLINK | SOCKET_VSOCK | SOCKET_UNIX | SOCKET_OTHER;
 /// What the canary tries of it there that it cannot do without capabilities, or with its calls refused.
 const TAKEN: [&str; 3] = ["ptrace", "bpf", "mount"];
 
@@ -44,6 +50,7 @@ pub fn from_song(tier: Tier, without_lsm: &str, without_hooks: &[&str], song: &S
         crossed(song),
         listening(tier, song),
         raw_sockets(song),
+        other_sockets(song),
         unix_sockets(tier, song),
         attempts("budgets", song, &[("budget", "a connect over its budget")]),
         privileges(tier, without_hooks, song),
@@ -140,16 +147,24 @@ fn listening(tier: Tier, song: &Song) -> Control {
     found
 }
 
-/// Enforced where both a raw socket and one for frames were refused; without LSM only the Internet families are seen.
+/// Of the Internet families.
 fn raw_sockets(song: &Song) -> Control {
-    if song.denied("raw") && song.denied("frames") {
-        return control("raw-sockets", ControlState::Enforced, "the canary was refused a raw and a packet socket");
-    }
+    let name = "raw-sockets";
     if song.denied("raw") {
-        let why = "classes of the internet families are refused; packet, netlink, vsock and others are not seen here";
-        return control("raw-sockets", ControlState::BestEffort, why);
+        return control(name, ControlState::Enforced, "the canary was refused a raw socket");
     }
-    unavailable("raw-sockets", &format!("the canary's raw socket came out as {}", song.of("raw")))
+    unavailable(name, &format!("the canary's raw socket came out as {}", song.of("raw")))
+}
+
+/// Of every other family: only LSM programs see them.
+fn other_sockets(song: &Song) -> Control {
+    let name = "other-sockets";
+    if song.denied("frames") {
+        return control(name, ControlState::Enforced, "the canary was refused a packet socket");
+    }
+    let why = "without BPF LSM no program is asked when a socket of another family than the Internet's is made: packet, \
+               netlink, vsock, unix and others";
+    unavailable(name, why)
 }
 
 /// Where only cgroup programs are asked, they see names: an abstract one is the socket's own, a path is not.
@@ -300,8 +315,11 @@ pub(super) fn asked(policy: &Policy, script: impl Fn(&std::path::Path) -> bool) 
     if policy.unix.is_some() {
         names.push("unix-sockets");
     }
-    if policy.sockets.is_some() {
+    if let Some(classes) = policy.sockets {
         names.push("raw-sockets");
+        if classes.deny & OTHER_FAMILIES != 0 {
+            names.push("other-sockets");
+        }
     }
     if policy.privileges.is_some() {
         names.push("privileges");

@@ -129,7 +129,8 @@ impl Engine {
                 (false, _) => SOCKET_CROSSED,
             };
             match kernel.label_socket(socket.as_fd(), reference, flags) {
-                Ok(labelled) => crossed |= labelled && !attached,
+                // who used it before this look was refused it, and the kernel has marked it
+                Ok(flags) => crossed |= flags & SOCKET_CROSSED != 0,
                 Err(problem) => {
                     held.remove(&found.inode);
                     warn!("a socket that session {id} got from elsewhere is not labelled: {problem}");

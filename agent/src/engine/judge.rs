@@ -33,7 +33,7 @@ pub(super) fn command(
     word: Option<Option<&[u8]>>,
 ) -> Result<Option<Refusal>, KernelError> {
     let seen = inside(root, path);
-    let script = look::interpreter(&seen);
+    let (script, by_another) = (look::interpreter(&seen), look::is_script(&seen));
     let mut programs = Vec::new();
     // the script's own file is invisible to the tracepoints of tier no-lsm
     if script.is_none() || kernel.tier() == Tier::Full {
@@ -41,10 +41,10 @@ pub(super) fn command(
     }
     programs.extend(script.clone());
     for program in programs {
-        let last = script.as_ref().is_none_or(|interpreter| *interpreter == program);
         // what a script is given is not what its interpreter is
-        let word = word.filter(|_| last && script.is_none());
-        let decision = judge(kernel, policy, files, &inside(root, &program), (word, !last))?;
+        let word = word.filter(|_| !by_another);
+        let first = script.as_ref().is_none_or(|interpreter| *interpreter != program);
+        let decision = judge(kernel, policy, files, &inside(root, &program), (word, by_another && first))?;
         if let Some(Decision { verdict: Effect::Deny, rule }) = decision {
             return Ok(Some(Refusal { path: program, rule }));
         }

@@ -96,9 +96,9 @@ fn absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG))
 }
 
-/// The interpreter that a script names in its first line; `None` for what is no script. Only regular files are opened:
-/// the path is a caller's word, and a FIFO would keep the agent waiting.
-pub(super) fn interpreter(path: &Path) -> Option<PathBuf> {
+/// What a file begins with, as much as the kernel looks at. Only regular files are opened: the path is a caller's word, and a
+/// FIFO would keep the agent waiting.
+fn head(path: &Path) -> Option<Vec<u8>> {
     let named = open_path(path).ok()?;
     if !named.metadata().ok()?.is_file() {
         return None;
@@ -106,6 +106,18 @@ pub(super) fn interpreter(path: &Path) -> Option<PathBuf> {
     let mut head = Vec::new();
     let file = File::open(format!("/proc/self/fd/{}", named.as_raw_fd())).ok()?;
     file.take(256).read_to_end(&mut head).ok()?;
+    Some(head)
+}
+
+/// Whether it is a file that the kernel does not load by itself: a script, or one of a format that somebody registered a program
+/// for (`binfmt_misc`), or nothing that runs.
+pub(super) fn is_script(path: &Path) -> bool {
+    head(path).is_some_and(|head| !head.starts_with(b"\x7fELF"))
+}
+
+/// The interpreter that a script names in its first line; `None` for what is no script.
+pub(super) fn interpreter(path: &Path) -> Option<PathBuf> {
+    let head = head(path)?;
     let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?.trim_ascii();
     let name = line.split(|b| b.is_ascii_whitespace()).next().filter(|name| !name.is_empty())?;
     Some(std::ffi::OsString::from_vec(name.to_vec()).into())
@@ -165,6 +177,9 @@ mod tests {
         ] {
             fs::write(&file, text).unwrap();
             assert_eq!(interpreter(&file), expected.map(PathBuf::from), "{text:?}");
+            assert!(is_script(&file), "{text:?}");
         }
+        fs::write(&file, b"\x7fELF\x02").unwrap();
+        assert_eq!((interpreter(&file), is_script(&file), is_script(dir.path())), (None, false, false));
     }
 }

@@ -185,7 +185,7 @@ impl Engine {
     }
 
     fn asked(&self, live: &Live) -> Vec<Control> {
-        let names = controls::asked(&live.policy, |path| look::interpreter(path).is_some());
+        let names = controls::asked(&live.policy, look::is_script);
         let asked = self.parts.controls.iter().filter(|c| names.contains(&c.control.as_str()));
         asked.map(|control| self.control_for(control, live.start.attached.is_some())).collect()
     }

@@ -69,20 +69,30 @@ impl Kernel {
         Ok(decode_rows(&rows))
     }
 
-    /// Labels a socket that was made outside the session, with `SOCKET_*` flags. False: it has a label, which it keeps.
+    /// Labels a socket that was made outside the session, with `SOCKET_*` flags, where it has no label. Its label's flags then,
+    /// if that is the session's.
     pub fn label_socket(
         &mut self,
         socket: BorrowedFd<'_>,
         session: SessionRef,
         flags: u32,
-    ) -> Result<bool, KernelError> {
+    ) -> Result<u32, KernelError> {
         let SessionRef { slot, generation } = session;
         let label = SocketLabel { slot, generation, flags: SOCKET_CONFINED | flags, ..SocketLabel::default() };
         let map = storage(&self.maps.socket_labels, "SOCKET_LABELS")?;
+        let refused = |action, error: std::io::Error| KernelError::Map {
+            action,
+            map: "SOCKET_LABELS",
+            reason: error.to_string(),
+        };
         match sys::set_socket_label(map, socket, label) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(KernelError::Map { action: "write", map: "SOCKET_LABELS", reason: error.to_string() }),
+            Ok(()) => Ok(label.flags),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let found = sys::socket_label(map, socket).map_err(|error| refused("read", error))?;
+                let own = found.filter(|found| (found.slot, found.generation) == (slot, generation));
+                Ok(own.map_or(0, |own| own.flags))
+            }
+            Err(error) => Err(refused("write", error)),
         }
     }
 }

@@ -88,6 +88,27 @@ pub fn set_socket_label(map: BorrowedFd<'_>, socket: BorrowedFd<'_>, label: Sock
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The label of the socket that a descriptor of this process leads to; `None` where it has none.
+pub fn socket_label(map: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> io::Result<Option<SocketLabel>> {
+    let (key, mut label) = (socket.as_raw_fd(), SocketLabel::default());
+    let attribute = Element {
+        map: map.as_raw_fd().cast_unsigned(),
+        pad: 0,
+        key: (&raw const key) as u64,
+        value: (&raw mut label) as u64,
+        flags: 0,
+    };
+    // SAFETY: the attribute and what it points to live through the call; the kernel reads four bytes of key and writes one
+    // `SocketLabel`, which is the map's value size.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_ELEM, &raw const attribute, size_of::<Element>()) };
+    match io::Error::last_os_error() {
+        _ if result == 0 => Ok(Some(label)),
+        error if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        error => Err(error),
+    }
+}
+
 /// Takes the label off the process's main thread; one that has none is left as it is.
 pub fn remove_label(map: BorrowedFd<'_>, task: BorrowedFd<'_>) -> io::Result<()> {
     match element(BPF_MAP_DELETE_ELEM, map, task, &mut Label::default()) {

@@ -170,7 +170,7 @@ fn refuse_use(socket: *mut c_void) -> bool {
 #[inline(always)]
 fn refuse_after_end(session: &Session, sock: *mut c_void) -> bool {
     let Some(over) = rules::over(session) else { return false };
-    if !is_judged(sock) || seen_by_cgroup(sock) {
+    if !is_judged(sock) || seen_by_cgroup(sock, VIA_SEND) {
         return false;
     }
     let decision = settle(over, session);
@@ -205,13 +205,20 @@ fn read_target(sock: *mut c_void, address: Address, target: &mut Target) -> Resu
 }
 
 /// Whether a program on a cgroup sees this connect, send or bind: by where the socket was made, unless it sees all of them, and
-/// its type and protocol (measured: raw, of whatever protocol, ping, SCTP are not seen).
+/// its type and protocol (measured: raw, of whatever protocol, and SCTP are not seen). Of UDP-Lite a connect is not, of ping only that
+/// is (`pre_connect` of `udplite_prot` and `ping_prot`, since 6.1).
 #[inline(always)]
-fn seen_by_cgroup(sock: *mut c_void) -> bool {
-    const SEEN: [u16; 4] = [6, 17, 136, 262];
+fn seen_by_cgroup(sock: *mut c_void, via: u8) -> bool {
+    const TCP: u16 = 6;
+    const UDP: u16 = 17;
+    const UDP_LITE: u16 = 136;
+    const MPTCP: u16 = 262;
+    const PING: [u16; 2] = [1, 58];
     let sock = Sock(sock as u64);
     let (Ok(kind), Ok(protocol)) = (sock.kind(), sock.protocol()) else { return false };
-    if kind == RAW || !(protocol == SEEN[0] || protocol == SEEN[1] || protocol == SEEN[2] || protocol == SEEN[3]) {
+    let connects = via == VIA_CONNECT;
+    let seen = protocol == TCP || protocol == UDP || protocol == MPTCP || (protocol == UDP_LITE && !connects);
+    if kind == RAW || !(seen || (connects && (protocol == PING[0] || protocol == PING[1]))) {
         return false;
     }
     kernel::sees_others() || sock.cgroup().is_ok_and(|cgroup| session::of_cgroup(cgroup).is_some())
@@ -249,7 +256,7 @@ fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, 
     };
     let (mut decision, mark) = found;
     if decision.is_allow() {
-        if seen_by_cgroup(sock) {
+        if seen_by_cgroup(sock, via) {
             return false;
         }
         if via != VIA_BIND && kernel::speaks() {
@@ -266,7 +273,7 @@ fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, 
         socket::goes_out(label);
     }
     // what the mode lets through, the cgroup program records
-    if !decision.refuses() && !decision.is_allow() && seen_by_cgroup(sock) {
+    if !decision.refuses() && !decision.is_allow() && seen_by_cgroup(sock, via) {
         return false;
     }
     report(session, &target, via, decision, sock);

@@ -223,14 +223,15 @@ impl Binprm {
         Ok(!bytes[8..20].contains(&b'/'))
     }
 
-    /// The file begins as a script does: its interpreter comes next.
+    /// The file is not what the kernel loads by itself: another comes next that runs it, which its first line names, or whoever
+    /// registered its format (`binfmt_misc`); or the exec fails. So is one whose start cannot be read.
     #[inline(always)]
     pub fn is_script(self) -> bool {
         let place = self.0 + offset(offset_of!(Offsets, binprm_buffer));
-        let mut start = [0u8; 2];
+        let mut start = [0u8; 4];
         // SAFETY: the helper checks the address and copies; it never faults. VERIFIER: into bytes that are there: in the
-        // `Err` of a `Result` of two bytes the compiler leaves them unwritten and reads them all the same, which 6.1 refuses.
+        // `Err` of a `Result` of few bytes the compiler leaves them unwritten and reads them all the same, which 6.1 refuses.
         let read = unsafe { bpf_probe_read_kernel_buf(place as *const u8, &mut start) };
-        read.is_ok() && start == *b"#!"
+        read.is_err() || start != *b"\x7fELF"
     }
 }

@@ -58,6 +58,8 @@ pub(crate) fn act(words: &[&str]) -> Result<u8> {
         "limit" => limit(rest)?,
         "owner" => owner(rest)?,
         "schedule" => schedule(rest)?,
+        "nice" => nice(rest)?,
+        "nice-disk" => nice_on_disk(rest)?,
         "write" => write_to(rest)?,
         "join" => join(rest)?,
         "freeze-none" => io(OpenOptions::new().write(true).open(own_cgroup()?.join("cgroup.freeze")).map(drop)),
@@ -319,6 +321,27 @@ fn schedule(words: &[&str]) -> Result<Result<(), Errno>> {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameters outlive the call.
     Ok(answer(unsafe { libc::sched_setscheduler(pid(words)?.as_raw(), policy, &raw const parameters) }.into()))
+}
+
+/// `nice PID`: its priority is what it was.
+fn nice(words: &[&str]) -> Result<Result<(), Errno>> {
+    let who = pid(words)?.as_raw().cast_unsigned();
+    // SAFETY: numbers only. -1 is a priority as well, which none of these processes has.
+    let same = unsafe { libc::getpriority(libc::PRIO_PROCESS, who) };
+    if same == -1 {
+        return Ok(Err(Errno::last()));
+    }
+    // SAFETY: numbers only.
+    Ok(answer(unsafe { libc::setpriority(libc::PRIO_PROCESS, who, same) }.into()))
+}
+
+/// `nice-disk PID`: its priority at disks is what every process's is.
+fn nice_on_disk(words: &[&str]) -> Result<Result<(), Errno>> {
+    // `IOPRIO_WHO_PROCESS`; `IOPRIO_CLASS_BE` and the middle of it
+    const PROCESS: i32 = 1;
+    const USUAL: i32 = 2 << 13 | 4;
+    // SAFETY: numbers only.
+    Ok(answer(unsafe { libc::syscall(libc::SYS_ioprio_set, PROCESS, pid(words)?.as_raw(), USUAL) }))
 }
 
 /// `write FILE [TEXT|same]`: writes the text, or what stands there, into a file of the kernel's; without one it is opened for

@@ -97,7 +97,11 @@ impl Server {
 
     /// As [`Server::udp`], on a port that is known.
     pub(crate) fn udp_at(address: SocketAddr) -> Result<Self> {
-        let socket = UdpSocket::bind(address)?;
+        Self::datagrams(UdpSocket::bind(address)?)
+    }
+
+    /// With a socket that is bound already.
+    pub(crate) fn datagrams(socket: UdpSocket) -> Result<Self> {
         let (address, seen) = (socket.local_addr()?, Arc::new(Seen::default()));
         let shared = Arc::clone(&seen);
         thread::spawn(move || {

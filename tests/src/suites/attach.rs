@@ -30,7 +30,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("attach::host-is-refused", WHEREVER, host)
         .guests_only("names the root cgroup, process 1 and kernel threads"),
     Test::new("attach::failed-leaves-nothing", WHEREVER, failed),
-    Test::new("attach::failed-midway-leaves-all-running", WHEREVER, failed_midway).agents_own(),
+    Test::new("attach::failed-midway-leaves-all-running", WHEREVER, failed_midway),
 ];
 
 /// Starts a workload beside the sessions.

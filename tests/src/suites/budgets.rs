@@ -21,7 +21,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("budgets::bytes-of-one-second-after-another", WHEREVER, seconds),
     Test::sharing("budgets::a-stream-that-is-over-its-bytes", WHEREVER, stream),
     Test::sharing("budgets::end-where-asked", WHEREVER, ends),
-    Test::new("budgets::end-though-the-agent-was-away", WHEREVER, ends_later).agents_own(),
+    Test::new("budgets::end-though-the-agent-was-away", WHEREVER, ends_later),
 ];
 
 /// Counted in the kernel, with the agent stopped: a loop of 10,000 connects is cut at the bound.

@@ -64,7 +64,7 @@ fn status_and_probe(s: &mut Sandbox) -> Result<()> {
             .map(|c| c["state"].clone())
             .unwrap_or_default()
     };
-    for name in ["connect-deny", "send-deny", "packet-drop"] {
+    for name in ["connect-deny", "send-deny", "packet-drop", "flow-destroy", "listen", "raw-sockets", "budgets"] {
         ensure!(state(name) == "enforced", "control {name} is {}: {probe}", state(name));
     }
     // without LSM programs what decides is a tracepoint, which a kernel can skip
@@ -73,7 +73,7 @@ fn status_and_probe(s: &mut Sandbox) -> Result<()> {
         ensure!(state(name) == expected, "control {name} is {}: {probe}", state(name));
     }
     let expected = if s.tier == Tier::Full { "enforced" } else { "unavailable" };
-    for name in ["exec-script", "crossed-sockets"] {
+    for name in ["exec-script", "crossed-sockets", "other-sockets"] {
         ensure!(state(name) == expected, "control {name} is {}: {probe}", state(name));
     }
     // without LSM the names of unix sockets are judged, where the kernel asks for that

@@ -85,19 +85,25 @@ fn made_before(s: &Sandbox, wire: &Capture, family: &Family) -> Result<()> {
         s.pid_in(&pid)?;
         Ok((newcomer, fifo))
     };
-    let (insider, mut fifo) = newcomer(&format!("+ send {}", server.words()))?;
+    let (insider, mut fifo) = newcomer(&format!("+ send {} + idle", server.words()))?;
     let homes = s.part("sessions").descendants();
     let home = homes.into_iter().find(|cgroup| cgroup.processes().contains(&running.pid()));
     home.context("the session has no cgroup of its own")?.take(insider.pid())?;
     wire.left()?;
     fifo.wake()?;
-    insider.wait()?.said("errno 1\nok")?;
+    until("the insider's answers", patience(), || Ok((insider.said() == "errno 1\nok\n").then_some(())))?;
     let kind = if s.tier == Tier::Full { "socket" } else { "connect" };
     let fits = |r: &Value| r["session"] == session && r["type"] == kind && r["rule"] == "crossed-socket";
     s.wait_evidence("the refusal", |r| fits(r) && r["verdict"] == "deny")?;
     server.accepted(1)?;
     let sent = wire.left()?.iter().filter(|packet| packet.to_port == server.port()).count();
     ensure!(sent == 1, "{sent} datagrams left where one was to");
+    // what it was refused to use, and holds still, is destroyed at the next look
+    let cut = s.wait_evidence("the end of that socket", |r| {
+        r["session"] == session && r["type"] == "flows-cut" && r["cause"] == "crossed"
+    })?;
+    let receipts = cut["sockets"].as_array().map_or(&[][..], Vec::as_slice);
+    ensure!(receipts.len() == 1 && receipts[0]["outcome"] == "destroyed", "{cut}");
     let (stranger, mut fifo) = newcomer(&format!("+ send {} + connect tcp {}", server.words(), stream.words()))?;
     s.part("elsewhere").take(stranger.pid())?;
     fifo.wake()?;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Seek, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt as _, MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     programs::{TRIES, Tries},
-    scene::{attempt, only, refused_exec},
+    scene::{attempt, only, refusal, refused_exec},
 };
 use crate::{
     harness::{disk::on_disk, mapped::Mapped, mounts::Mounted, prelude::*},
@@ -22,7 +22,8 @@ use crate::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("digests::hold-for-the-bytes", WHEREVER, hold),
     Test::sharing("digests::a-mapping-outlives-its-descriptor", WHEREVER, mapped),
-    Test::sharing("digests::taken-once", WHEREVER, once).agents_own(),
+    Test::sharing("digests::taken-once", WHEREVER, once),
+    Test::new("digests::with-no-agent-and-the-next-one", WHEREVER, orphaned),
     Test::sharing("digests::memory-keeps-no-promise", WHEREVER, in_memory),
 ];
 
@@ -126,6 +127,55 @@ fn mapped(s: &mut Sandbox) -> Result<()> {
     Mapped::of(path)?.write(UNUSED, was);
     ensure!(sha256(&tool)? == right, "the file is not what it was");
     again(&mut run)?;
+    run.stop(s)
+}
+
+/// An agent's death ends its lease on a file. What is written then, by a descriptor or through a mapping, does not run, and does
+/// not either when another agent finds that it is not what it was; what has its digest runs, and is leased again.
+fn orphaned(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let mut mounts = Mounted::default();
+    let disk = on_disk(s, &mut mounts)?;
+    let (member, tool) = (s.program("member")?, copy(&disk, "tool")?);
+    let (right, path, refused) = (sha256(&tool)?, Path::new(&tool), refused_exec(s));
+    let rule = format!("{{ path: \"{tool}\", sha256: \"{right}\", id: pinned }}");
+    let policy = s.policy(&only(&member).allow_dir("all", &disk).exec_rule("allow", &rule))?;
+    let mut run = Tries::new(s, &policy, &member, &vec![vec![tool.clone()]; TRIES as usize], None)?;
+    ensure!(run.next(1)? == "exit 0", "the file has its digest");
+    let was = fs::read(&tool)?[UNUSED];
+    for way in ["a descriptor", "a mapping"] {
+        let change = |byte: u8| -> Result<()> {
+            if way == "a mapping" {
+                Mapped::of(path)?.write(UNUSED, byte);
+                return Ok(());
+            }
+            let file = fs::File::options().write(true).open(&tool)?;
+            file.write_all_at(&[byte], UNUSED as u64).context("writing the program")
+        };
+        s.kill_agent()?;
+        ensure!(run.next(1)? == "exit 0", "with no agent what has its digest does not run");
+        change(!was)?;
+        ensure!(sha256(&tool)? != right, "the file did not change by {way}");
+        ensure!(run.next(1)? == refused, "with no agent a program ran that was changed by {way}");
+        s.start()?;
+        for _ in 0..3 {
+            ensure!(run.next(1)? == refused, "with another agent a program ran that was changed by {way}");
+        }
+        change(was)?;
+        ensure!(sha256(&tool)? == right, "the file is not what it was");
+        until("the program to be hashed again", patience(), || {
+            std::thread::sleep(patience() / TRIES);
+            Ok((run.next(1)? == "exit 0").then_some(()))
+        })?;
+    }
+    // it breaks the lease, so that the file is looked at once more
+    let opened = fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&tool);
+    ensure!(opened.is_err_and(|e| e.raw_os_error() == Some(libc::EWOULDBLOCK)), "a file with its digest is not leased");
+    let session = run.session().to_owned();
+    s.wait_evidence("the refusals", |r| {
+        let about = r["session"] == session && r["type"] == "exec" && r["path"] == tool;
+        about && r["verdict"] == refusal(s) && r["rule"] == "changed"
+    })?;
     run.stop(s)
 }
 

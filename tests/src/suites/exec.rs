@@ -130,9 +130,15 @@ fn by_relative_path(s: &mut Sandbox) -> Result<()> {
     ensure!(!fs::exists(&mark)?, "a program that is out of scope ran from a descriptor");
     // an allowed program is of a class that the kind denies, if it is called so
     let line = format!("spawn-by-descriptor {good} --work mark {mark}");
-    s.run(&policy, &member, &line)?.wait()?.said(super::scene::refused_exec(s))?;
-    s.wait_evidence("the refusal of its class", |r| r["type"] == "exec" && r["rule"] == "by-descriptor")?;
-    ensure!(!fs::exists(&mark)?, "a program of a denied class ran");
+    for kind in ["ci", "agent"] {
+        let running = s.run(&s.policy(&only(&member).allow("good", &good).kind(kind))?, &member, &line)?;
+        let session = running.session(s)?;
+        running.wait()?.said(super::scene::refused_exec(s))?;
+        s.wait_evidence("the refusal of its class", |r| {
+            r["session"] == session && r["type"] == "exec" && r["rule"] == "by-descriptor"
+        })?;
+        ensure!(!fs::exists(&mark)?, "a program of a denied class ran, kind {kind}");
+    }
     let open = only(&member).allow("good", &good).exec_rule("allow", "{ class: by-descriptor, id: open }");
     s.run(&s.policy(&open)?, &member, &line)?.wait()?.said("exit 0")?;
     ensure!(fs::exists(&mark)?, "an allowed program did not run from a descriptor");

@@ -26,7 +26,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("flows::end-destroys-every-socket", WHEREVER, end),
     Test::sharing("flows::accepted-from-outside", WHEREVER, accepted),
     Test::sharing("flows::namespace-of-a-member", WHEREVER, namespace),
-    Test::new("flows::agent-killed-and-back", WHEREVER, agent_killed).waiting().agents_own(),
+    Test::new("flows::agent-killed-and-back", WHEREVER, agent_killed).waiting(),
     Test::sharing("flows::silenced-where-it-cannot-be-destroyed", WHEREVER, silenced).each_kernel(),
     Test::sharing("flows::narrowing-cuts-what-is-out-of-scope", WHEREVER, narrowed),
     Test::sharing("flows::listed-while-others-go", WHEREVER, listed),

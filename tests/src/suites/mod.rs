@@ -20,6 +20,7 @@ mod evidence;
 mod exec;
 mod faults;
 mod flows;
+mod formats;
 mod inbound;
 mod limits;
 mod losing;
@@ -102,6 +103,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     losing::TESTS,
     memory::TESTS,
     flows::TESTS,
+    formats::TESTS,
     wire::TESTS,
     within::TESTS,
     cut::TESTS,

@@ -27,7 +27,7 @@ pub(super) const TESTS: &[Test] = &[
 
 /// Every class that a member tries here: by which words, and what comes of it where it is allowed. Of those with several
 /// hooks each hook is asked.
-pub(super) fn attempts() -> Result<[(&'static str, String, &'static str); 22]> {
+pub(super) fn attempts() -> Result<[(&'static str, String, &'static str); 23]> {
     // a key of this process's, as long as it is there; none where the kernel has no keys
     let key = match add_key() {
         Err(Errno::ENOSYS) => 0,
@@ -47,6 +47,7 @@ pub(super) fn attempts() -> Result<[(&'static str, String, &'static str); 22]> {
         ("kexec", "kexec-file".to_owned(), "errno 8"),
         ("mount", "mount".to_owned(), "errno 22"),
         ("mount", "remount".to_owned(), "ok"),
+        ("mount", "unmount".to_owned(), "errno 22"),
         ("mount", "move-mount".to_owned(), "errno 22"),
         ("mount", "pivot-root".to_owned(), "errno 22"),
         ("chroot", "chroot".to_owned(), "ok"),
@@ -89,6 +90,7 @@ fn others(s: &mut Sandbox) -> Result<()> {
     let pid = outside.pid().to_string();
     let mut all = on(&pid).to_vec();
     all.extend(["ex", "ioctl"].map(|how| format!("act owner {pid} {how} 23")));
+    all.extend(["nice", "nice-disk"].map(|how| format!("act {how} {pid}")));
     all.extend(
         ["cgroup.freeze 0", "cgroup.max.depth max"].map(|what| format!("act write {}/{what}", cell.path().display())),
     );

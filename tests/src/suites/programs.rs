@@ -185,8 +185,10 @@ fn real_loader(s: &mut Sandbox) -> Result<()> {
     let loader = fs::canonicalize(LOADER).context(LOADER)?.display().to_string();
     let policy = only(&member).allow("good", &good).allow("this", &loader);
     let open = policy.clone().exec_rule("allow", "{ class: loader, id: open }");
-    for (policy, answer, verdict, rule) in
-        [(&policy, refused_exec(s), refusal(s), "loader"), (&open, "exit 0", "allow", "this")]
+    let agents = policy.clone().kind("agent");
+    let refused = (refused_exec(s), refusal(s), "loader");
+    for (policy, (answer, verdict, rule)) in
+        [(&policy, refused), (&agents, refused), (&open, ("exit 0", "allow", "this"))]
     {
         let mark = s.file("mark");
         let (said, session) = tried(s, policy, &member, &format!("spawn {loader} {good} --work mark {mark}"))?;

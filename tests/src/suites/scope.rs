@@ -10,9 +10,9 @@ use crate::harness::{prelude::*, server::Server};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("scope::names-need-the-resolver", WHEREVER, names),
-    Test::sharing("scope::loopback-needs-a-rule", WHEREVER, loopback).agents_own(),
-    Test::sharing("scope::metadata-is-denied-in-every-kind", WHEREVER, metadata).agents_own(),
-    Test::sharing("scope::ten-thousand-rules", WHEREVER, ten_thousand_rules).agents_own(),
+    Test::sharing("scope::loopback-needs-a-rule", WHEREVER, loopback),
+    Test::sharing("scope::metadata-is-denied-in-every-kind", WHEREVER, metadata),
+    Test::sharing("scope::ten-thousand-rules", WHEREVER, ten_thousand_rules),
     Test::sharing("scope::strict-asks-for-what-is-written", WHEREVER, strict),
     Test::sharing("scope::the-same-network-twice", WHEREVER, twice),
     Test::sharing("scope::too-many-port-rules-name-the-network", WHEREVER, too_many_port_rules),
@@ -136,6 +136,8 @@ fn strict(s: &mut Sandbox) -> Result<()> {
         ("listen", policy().net("inbound: deny")),
         ("unix-sockets", policy().scope("unix: {}")),
         ("raw-sockets", policy().scope("sockets: {}")),
+        ("raw-sockets", policy().scope("sockets: { deny: [raw, ping] }")),
+        ("other-sockets", policy().scope("sockets: { deny: [vsock, netlink] }")),
         ("privileges", policy().scope("privileges: {}")),
         ("budgets", policy().spec("budgets: { connects: 5 }")),
     ] {

@@ -2,7 +2,7 @@
 //! address nor its bytes, by whatever way a member tries to send.
 
 use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
@@ -25,6 +25,7 @@ use crate::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("wire::every-way-to-send", WHEREVER, every_way),
     Test::sharing("wire::protocols-of-a-class", WHEREVER, classes).each_kernel(),
+    Test::sharing("wire::udp-lite", WHEREVER, lite).each_kernel(),
     Test::sharing("wire::other-ways-to-the-same-address", WHEREVER, hops),
     Test::sharing("wire::a-verdict-is-kept-for-its-address-alone", WHEREVER, alike),
 ];
@@ -176,6 +177,13 @@ fn udp(name: &'static str) -> Result<Way> {
 
 /// A listener of another protocol, at every address; `None`: the kernel has it not.
 pub(super) fn listener(kind: i32, protocol: i32) -> Result<Option<TcpListener>> {
+    let Some(socket) = bound(kind, protocol)? else { return Ok(None) };
+    listen(&socket, Backlog::new(8)?)?;
+    Ok(Some(TcpListener::from(socket)))
+}
+
+/// A socket that is bound to a port of every address; `None`: the kernel has no such protocol.
+fn bound(kind: i32, protocol: i32) -> Result<Option<OwnedFd>> {
     // SAFETY: no pointers.
     let socket = unsafe { libc::socket(libc::AF_INET6, kind | libc::SOCK_CLOEXEC, protocol) };
     let socket = match Errno::result(socket) {
@@ -188,8 +196,7 @@ pub(super) fn listener(kind: i32, protocol: i32) -> Result<Option<TcpListener>> 
     if let SocketAddr::V6(everywhere) = everywhere {
         bind(socket.as_raw_fd(), &SockaddrIn6::from(everywhere))?;
     }
-    listen(&socket, Backlog::new(8)?)?;
-    Ok(Some(TcpListener::from(socket)))
+    Ok(Some(socket))
 }
 
 /// TCP, UDP, TCP Fast Open, MPTCP and io_uring: refused with `EPERM` in every tier, by a hook that comes before the packet.
@@ -308,6 +315,10 @@ fn echoes(s: &Sandbox, wire: &Capture, rules: &Policy, denial: Denial) -> Result
             running.wait()?.said(answer)?;
             s.session_ended(&session, "completed")?;
             let (left, ip) = (wire.left()?, address.parse::<IpAddr>()?);
+            let allowed = s.records(&session, "connect")?.into_iter().filter(|r| r["verdict"] == "allow").count();
+            // a connect is told by the programs on cgroups, a message with an address by LSM
+            let told = if address == family.bad { 0 } else { 1 + usize::from(s.tier == Tier::Full) };
+            ensure!(allowed == told, "{allowed} records where {told} were to tell of what was let through to {ip}");
             if address == family.bad {
                 let out = left.iter().find(|p| p.to == ip || p.has("one-") || p.has("two-"));
                 ensure!(out.is_none(), "an echo request left for {ip}: {out:?}");
@@ -322,6 +333,38 @@ fn echoes(s: &Sandbox, wire: &Capture, rules: &Policy, denial: Denial) -> Result
             }
         }
     }
+    Ok(())
+}
+
+/// UDP-Lite: no program on cgroups sees a connect, whose packets are judged; LSM sees it.
+fn lite(s: &mut Sandbox) -> Result<()> {
+    let wire = wire(s)?;
+    let way = |name| -> Result<Option<Way>> {
+        let made = bound(libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)?;
+        made.map(|socket| Ok(Way { name, server: Server::datagrams(UdpSocket::from(socket))? })).transpose()
+    };
+    let (Some(one), Some(other)) = (way("lite")?, way("lite-to")?) else {
+        eprintln!("this kernel has no UDP-Lite");
+        return Ok(());
+    };
+    let (ways, rules) = ([one, other], policy(&member(s)));
+    let refused = attempt(s, &wire, &rules, &ways, |family| family.bad)?;
+    for (way, family, answer) in refused.each(&ways) {
+        ensure!(answer == "errno 1", "{} to {}: {answer}", way.name, family.bad);
+        s.saw_connect(&refused.session, &at(family.bad, way.server.port())?, "deny", family.denies)?;
+    }
+    refused.nothing_left(&ways)?;
+    let allowed = attempt(s, &wire, &rules, &ways, |family| family.good)?;
+    for (way, family, answer) in allowed.each(&ways) {
+        ensure!(answer == "ok", "{} to {}: {answer}", way.name, family.good);
+        allowed.arrived(way, family.good)?;
+        if s.tier == Tier::Full || way.name == "lite-to" {
+            s.saw_connect(&allowed.session, &at(family.good, way.server.port())?, "allow", family.allows)?;
+        }
+    }
+    let told = s.records(&allowed.session, "connect")?.len();
+    let expected = if s.tier == Tier::Full { 4 } else { 2 };
+    ensure!(told == expected, "{told} records of what was let through, where {expected} were expected");
     Ok(())
 }
 

@@ -23,8 +23,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("within::wider-is-refused", WHEREVER, wider),
     Test::sharing("within::what-the-outer-wrote", WHEREVER, written),
     Test::sharing("within::members-ask-for-nothing-else", WHEREVER, nothing_else),
-    Test::sharing("within::the-outer-signals-it-and-lives-by-it", WHEREVER, lives_by).waiting().agents_own(),
-    Test::new("within::goes-with-the-outer", WHEREVER, goes_with).agents_own(),
+    Test::sharing("within::the-outer-signals-it-and-lives-by-it", WHEREVER, lives_by).waiting(),
+    Test::new("within::goes-with-the-outer", WHEREVER, goes_with),
 ];
 
 /// What a member needs to start a session: the program, and the agent's socket.

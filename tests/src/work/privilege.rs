@@ -63,6 +63,8 @@ pub(super) fn attempt(words: &[&str]) -> Result<u8> {
         // both at once are no propagation
         "mount" => mount(),
         "remount" => remount(),
+        // SAFETY: a constant path. What is forced does not expire: it stays, whoever may unmount it.
+        "unmount" => result(unsafe { libc::umount2(c"/proc".as_ptr(), libc::MNT_FORCE | libc::MNT_EXPIRE) }.into()),
         "move-mount" => move_mount(),
         "pivot-root" => pivot_root(),
         // SAFETY: a constant path.

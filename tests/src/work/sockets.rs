@@ -200,7 +200,10 @@ pub(super) fn early(words: &[&str]) -> Result<u8> {
     let socket = UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0))?;
     inform::write_pid(file)?;
     File::open(fifo)?.read_exact(&mut [0])?;
-    Ok(say_io(socket.send_to(b"x", to)))
+    let said = say_io(socket.send_to(b"x", to));
+    // held as long as the process lives
+    std::mem::forget(socket);
+    Ok(said)
 }
 
 /// `beforehand FILE FIFO ADDRESS PORT`: makes sockets, writes its number to FILE, and uses each in its own way when the

@@ -52,6 +52,9 @@ pub(super) fn by(words: &[&str]) -> Result<u8> {
         "mptcp" => made(&to, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).and_then(|socket| stream(&socket, &to, mark)),
         "sctp" => made(&to, libc::SOCK_STREAM, libc::IPPROTO_SCTP).and_then(|socket| answered(&socket, &to, mark)),
         "dccp" => made(&to, libc::SOCK_DCCP, libc::IPPROTO_DCCP).and_then(|socket| answered(&socket, &to, mark)),
+        "lite" => made(&to, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE).and_then(|socket| stream(&socket, &to, mark)),
+        "lite-to" => made(&to, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)
+            .and_then(|socket| send_bytes(&socket, &to, mark, MsgFlags::empty())),
         "ping-to" => ping(&to).and_then(|socket| send_bytes(&socket, &to, &echo(&to, mark), MsgFlags::empty())),
         "ping" => ping(&to).and_then(|socket| stream(&socket, &to, &echo(&to, mark))),
         "raw-reset" => raw::reset(&to),
