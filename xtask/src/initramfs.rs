@@ -17,7 +17,7 @@ const PROGRAM: u32 = 0o100_755;
 const DEVICE: u32 = 0o020_600;
 
 /// Bytes of the file system that guests bring; as `tests/src/harness/verity.rs` has it.
-const DISK: u64 = 64 << 20;
+const DISK: u64 = 96 << 20;
 /// No journal, few inodes, and always the same: what is not zero stands at the beginning.
 const MKE2FS: [&str; 14] = [
     "-q",

@@ -17,7 +17,7 @@ use super::{
 
 /// The empty file system, without the zeros at its end, and its size.
 const EMPTY: &str = "/ext4";
-const SIZE: u64 = 64 << 20;
+const SIZE: u64 = 96 << 20;
 
 // include/uapi/linux/loop.h
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;

@@ -25,7 +25,7 @@ pub(super) const TESTS: &[Test] = &[
         .alone(),
     Test::new("limits::window-ends-what-runs-by-the-policys-zone", WHEREVER, window_closes)
         .agents_own()
-        .lasting(65)
+        .lasting(90)
         .waiting(),
     Test::sharing("limits::window-over-a-change-of-the-clocks", WHEREVER, summer).guests_only("sets the clock").alone(),
 ];
@@ -209,8 +209,8 @@ fn window_closes(s: &mut Sandbox) -> Result<()> {
     daemon.env("TZ", "Pacific/Kiritimati");
     s.start_as(daemon)?;
     let member = s.program("member")?;
-    // it comes within a minute
-    let close = (now()? + if in_guest() { 15 } else { 5 }).div_ceil(60) * 60;
+    // it comes within a minute and a half
+    let close = (now()? + if in_guest() { 30 } else { 5 }).div_ceil(60) * 60;
     let (from, to) = (clock(close - 3_600 + AHEAD), clock(close + AHEAD));
     let policy = s.policy(&only(&member).limit(format!("windows: [\"{from}-{to} Asia/Kolkata\"]")))?;
     let (running, twin) = (s.run(&policy, &member, "idle")?, s.run(&s.policy(&only(&member))?, &member, "idle")?);

@@ -44,16 +44,16 @@ fn from_root(s: &mut Sandbox) -> Result<()> {
         inherited(s, &wire, family).context("inherited")?;
         ended(s, family).context("ended")?;
         passed_on(s, &wire, family).context("passed on")?;
+        passed_in(s, &wire, family).context("passed in")?;
     }
     moved(s).context("moved")?;
-    passed_in(s, &wire).context("passed in")?;
     // what an attached workload had connected before, and what of it waits to be sent
     let begin = |_: &Policy, line: &str| workload(s, &member(s), line);
     let attached = |running: &Running, policy: &Policy| {
         let policy = policy.clone().spec("attach: { sockets: keep }");
         session_of(&attach(s, &s.policy(&policy)?, running.pid())?)
     };
-    flows_are_cut(s, &wire, &FAMILIES[..1], begin, attached).context("attached")
+    flows_are_cut(s, &wire, &FAMILIES, begin, attached).context("attached")
 }
 
 fn says_so(s: &Sandbox) -> Result<()> {
@@ -220,18 +220,18 @@ fn moved(s: &Sandbox) -> Result<()> {
 
 /// A connection that somebody passes in does not arrive (tier full); without LSM it is destroyed at the next look, in scope
 /// or not, and carries nothing after that.
-fn passed_in(s: &Sandbox, wire: &Capture) -> Result<()> {
-    let server = Server::tcp("127.0.0.1")?;
+fn passed_in(s: &Sandbox, wire: &Capture, family: &Family) -> Result<()> {
+    let server = Server::tcp(family.good)?;
     let name = closed(s)?.join("giver").display().to_string();
     let listener = UnixListener::bind(&name)?;
     fs::set_permissions(&name, PermissionsExt::from_mode(0o666))?;
-    let socket = in_tree(s, || Ok(OwnedFd::from(TcpStream::connect(("127.0.0.1", server.port()))?)))?;
+    let socket = in_tree(s, || Ok(OwnedFd::from(TcpStream::connect((family.good, server.port()))?)))?;
     let giver = std::thread::spawn(move || -> Result<()> {
         let (stream, _) = listener.accept()?;
         descriptors::pass(&stream, b"x", &[socket.as_raw_fd()])
     });
     let policy =
-        only(&member(s)).to("server", "127.0.0.1/32", server.port()).scope(format!("unix: {{ allow: [{name}] }}"));
+        only(&member(s)).to("server", prefix(family), server.port()).scope(format!("unix: {{ allow: [{name}] }}"));
     let running = s.run(&s.policy(&policy)?, &member(s), &format!("take-flow {name}"))?;
     let session = running.session(s)?;
     let finished = running.wait()?;

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::{fd::AsRawFd as _, unix::process::CommandExt as _},
 };
 
@@ -38,6 +38,9 @@ pub(super) const TESTS: &[Test] = &[
 /// `CAP_NET_ADMIN` (`linux/capability.h`), without which the kernel destroys nobody's sockets, as one does that was built
 /// without `CONFIG_INET_DIAG_DESTROY`.
 const NET_ADMIN: libc::c_ulong = 12;
+
+/// IPv4 by sockets of IPv6.
+const MAPPED: Family = Family { good: "::ffff:127.0.0.1", ..FAMILIES[0] };
 
 /// Two flows of a member to ports that one rule each allows: one is idle, of the other the peer's window is closed.
 struct Pair {
@@ -106,7 +109,8 @@ impl Pair {
 fn cut(s: &mut Sandbox) -> Result<()> {
     let wire = wire(s)?;
     let begin = |policy: &Policy, line: &str| s.run(&s.policy(policy)?, &member(s), line);
-    flows_are_cut(s, &wire, &FAMILIES, begin, |running, _| running.session(s))
+    flows_are_cut(s, &wire, &FAMILIES, begin, |running, _| running.session(s))?;
+    flows_are_cut(s, &wire, &[MAPPED], begin, |running, _| running.session(s)).context("mapped")
 }
 
 /// By an agent that can destroy no socket: what is cut is silent all the same, and control and receipts say so.
@@ -168,7 +172,9 @@ pub(super) fn flows_are_cut(
     let member = member(s);
     for family in families {
         let (first, second) = (Pair::new(s, family.good, "first")?, Pair::new(s, family.good, "second")?);
-        let prefix = if family.good.contains(':') { "::1/128" } else { "127.0.0.1/32" };
+        // the rules and the receipts have the address as the wire has it
+        let on_wire = family.good.parse::<IpAddr>()?.to_canonical();
+        let prefix = if on_wire.is_ipv6() { "::1/128" } else { "127.0.0.1/32" };
         let ([a, b], [c, d]) = (first.ports()?, second.ports()?);
         let policy = only(&member).to("a", prefix, a).to("b", prefix, b).to("c", prefix, c).to("d", prefix, d);
         let line = format!("{} + {} + idle", first.words(family.good)?, second.words(family.good)?);
@@ -194,7 +200,7 @@ pub(super) fn flows_are_cut(
             let receipt = |port: u16| {
                 let cut = s.records(&session, "flows-cut")?;
                 let mut all = cut.iter().filter_map(|r| r["sockets"].as_array()).flatten();
-                let to = SocketAddr::new(family.good.parse()?, port).to_string();
+                let to = SocketAddr::new(on_wire, port).to_string();
                 Ok::<_, anyhow::Error>(all.any(|r| r["to"] == to && r["outcome"] == "destroyed" && r["gone"] == true))
             };
             ensure!(receipt(ports[0])? && receipt(ports[1])?, "no receipt for {ports:?}");

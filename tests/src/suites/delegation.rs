@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::TcpListener,
     os::unix::{
         fs::PermissionsExt as _,
         net::{UnixDatagram, UnixListener},
@@ -14,7 +15,7 @@ use super::{
     scene::{only, reach},
 };
 use crate::{
-    harness::{prelude::*, server::Server},
+    harness::{capture::own_network, prelude::*, server::Server},
     work::sockets::unix_address,
 };
 
@@ -282,6 +283,8 @@ fn folders(s: &mut Sandbox) -> Result<()> {
 fn login(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
+    own_network(&[])?;
+    let logins = Server::serve(TcpListener::bind(("::", 22))?)?;
     for (address, prefix) in [("127.0.0.1", "127.0.0.0/8"), ("127.9.8.7", "127.0.0.0/8"), ("::1", "::1/128")] {
         let to = std::net::SocketAddr::new(address.parse()?, 22).to_string();
         let policy = |kind: &'static str| only(&member).kind(kind).to("here", prefix, "");
@@ -293,9 +296,12 @@ fn login(s: &mut Sandbox) -> Result<()> {
         }
         reach(s, &policy("operator"), &member, &line)?.was_let_through(s, &to, "here")?;
     }
+    // of each address three connects were let through, and nothing else came
+    logins.accepted(9)?;
     // by the address that stands for this host
     let any = only(&member).to("any", "0.0.0.0/32", "").to("here", "127.0.0.0/8", "");
     reach(s, &any, &member, "connect tcp 0.0.0.0 22")?.was_refused_to(s, "0.0.0.0:22", "delegation")?;
+    logins.accepted(9)?;
     let server = Server::tcp("127.0.0.1")?;
     let here = only(&member).to("here", "127.0.0.0/8", "");
     reach(s, &here, &member, &format!("connect tcp {}", server.words()))?.arrived(s, &server, "here")

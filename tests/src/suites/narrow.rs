@@ -1,6 +1,10 @@
 //! A live session gets a stricter scope, never a wider one.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -280,24 +284,32 @@ fn bad(s: &mut Sandbox) -> Result<()> {
 /// by one revision as a whole: a port is allowed by its rule until it is denied by its rule, and never by anything else.
 fn flip(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let member = s.program("member")?;
+    s.program("member")?;
+    flip_over(s, "127.0.0.1", ["127.0.0.0/8", "127.0.0.1/32"]).context("over IPv4")?;
+    flip_over(s, "::1", ["::1/128", "::/0"]).context("over IPv6")
+}
+
+/// The address, a network with it that is allowed, and one that is denied.
+fn flip_over(s: &Sandbox, ip: &str, [open_to, shut_to]: [&str; 2]) -> Result<()> {
+    let member = format!("{}/member", s.bin());
     let count = if in_guest() { 500 } else { 10_000 };
     let ports = [1001, 1002, 1003];
     // `denied` of the ports by a rule of their own, in the midst of many rules
     let revision = |denied: usize| {
         let each = (0..count).map(|n| (n, format!("10.{}.{}.1/32", n % 200, n / 200)));
         let many = each.fold(only(&member), |policy, (n, net)| policy.to(&format!("r{n}"), &net, 443));
-        let open = ports.iter().fold(many, |policy, port| policy.to(&format!("open-{port}"), "127.0.0.0/8", port));
-        ports[..denied].iter().fold(open, |policy, port| policy.not_to(&format!("shut-{port}"), "127.0.0.1/32", port))
+        let open = ports.iter().fold(many, |policy, port| policy.to(&format!("open-{port}"), open_to, port));
+        ports[..denied].iter().fold(open, |policy, port| policy.not_to(&format!("shut-{port}"), shut_to, port))
     };
     let stop = s.file("stop");
-    let line = format!("flips {stop} 127.0.0.1 1001 1002 1003");
+    let line = format!("flips {stop} {ip} 1001 1002 1003");
+    let address = ip.parse::<IpAddr>()?;
     let first = s.policy(&revision(0))?;
     let running = [s.run(&first, &member, &line)?, s.run(&first, &member, &line)?];
     let sessions = [running[0].session(s)?, running[1].session(s)?];
     // every member met `verdict` at the port, and so at those before it in its round
     let all_met = |port: u16, verdict: &str| {
-        let to = format!("127.0.0.1:{port}");
+        let to = SocketAddr::new(address, port).to_string();
         sessions.iter().try_for_each(|session| {
             let met = |r: &Value| r["session"] == *session && r["to"] == to && r["verdict"] == verdict;
             s.wait_evidence(&format!("{to} {verdict}"), met).map(drop)
@@ -332,7 +344,7 @@ fn flip(s: &mut Sandbox) -> Result<()> {
             .map(|r| format!("{} {} {}", r["to"], r["verdict"], r["rule"]).replace('"', ""))
             .collect();
         for said in &seen {
-            let port = said.split([':', ' ']).nth(1).unwrap_or_default();
+            let port = said.split(' ').next().and_then(|to| to.rsplit(':').next()).unwrap_or_default();
             let (open, shut) = (format!("allow open-{port}"), format!("deny shut-{port}"));
             ensure!(said.ends_with(&open) || said.ends_with(&shut), "by neither revision: {said}");
         }

@@ -43,6 +43,7 @@ fn bad_rules(s: &mut Sandbox) -> Result<()> {
         "rule nothing allows nothing",
     ])?;
     refused_rules(s, &member)?;
+    denied_rules(s, &member)?;
     // what is not there yet is the rule's once the agent found it
     let gone = format!("{bin}/gone");
     let user = Some((64_010, OPERATORS));
@@ -59,6 +60,34 @@ fn bad_rules(s: &mut Sandbox) -> Result<()> {
         r["session"] == session && r["path"] == gone && r["verdict"] == "allow" && r["rule"] == "gone"
     })?;
     run.stop(s)
+}
+
+/// A rule that denies what is not there denies it once it is; one that takes a directory for a program, or a program for a
+/// directory, denies neither it nor what is below it. Each is told.
+fn denied_rules(s: &Sandbox, member: &str) -> Result<()> {
+    let (bin, good, below) = (s.bin(), s.program("good")?, s.program("folder/below")?);
+    let policy = Policy::new()
+        .kind("operator")
+        .deny("late", format!("{bin}/late"))
+        .deny("folder", format!("{bin}/folder"))
+        .deny_dir("file", &good)
+        .exec_rule("deny", &format!("{{ glob: \"{bin}/none-*\", id: nothing }}"));
+    let started = s.run(&s.policy(&policy)?, member, "say here")?.wait()?;
+    started.ended(0)?.complained(&[
+        "rule late denies nothing yet",
+        "rule folder names no program",
+        "is a directory; write dir",
+        "rule file names no directory",
+        "is a file; write path",
+        "rule nothing denies nothing yet",
+    ])?;
+    for program in [&good, &below] {
+        attempt(s, &policy, member, "spawn", program)?.ran(s, "default")?;
+    }
+    for (name, rule) in [("late", "late"), ("none-1", "nothing")] {
+        attempt(s, &policy, member, "spawn", &s.program(name)?)?.was_refused(s, rule)?;
+    }
+    Ok(())
 }
 
 /// What a rule cannot say is refused, with its place in the policy, and nothing runs.

@@ -153,31 +153,35 @@ fn uses(s: &mut Sandbox) -> Result<()> {
 /// A socket that somebody outside passes in does not arrive (tier full); its own sockets a member may send with.
 fn passed_in(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
-    let name = closed(s)?.join("giver").display().to_string();
-    let listener = UnixListener::bind(&name)?;
-    fs::set_permissions(&name, PermissionsExt::from_mode(0o666))?;
-    let giver = std::thread::spawn(move || -> Result<()> {
-        let (stream, _) = listener.accept()?;
-        let socket = UdpSocket::bind(("127.0.0.1", 0))?;
-        let (parts, files) = ([IoSlice::new(b"x")], [socket.as_raw_fd()]);
-        sendmsg::<()>(stream.as_raw_fd(), &parts, &[ControlMessage::ScmRights(&files)], MsgFlags::empty(), None)?;
-        Ok(())
-    });
-    let policy =
-        only(&member).to("server", "127.0.0.1/32", server.port()).scope(format!("unix: {{ allow: [{name}] }}"));
-    let line = format!("take {name} {} + send {}", server.words(), server.words());
-    let running = s.run(&s.policy(&policy)?, &member, &line)?;
-    let session = running.session(s)?;
-    let finished = running.wait()?;
-    giver.join().map_err(|_panic| anyhow::anyhow!("the giver died"))??;
-    if s.tier == Tier::Full {
-        finished.said("none\nok")?;
-        server.accepted(1)?;
-        return said(s, &session, "socket", "crossed-socket");
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let server = Server::udp(address)?;
+        let name = closed(s)?.join("giver").display().to_string();
+        let listener = UnixListener::bind(&name)?;
+        fs::set_permissions(&name, PermissionsExt::from_mode(0o666))?;
+        let giver = std::thread::spawn(move || -> Result<()> {
+            let (stream, _) = listener.accept()?;
+            let socket = UdpSocket::bind((address, 0))?;
+            let (parts, files) = ([IoSlice::new(b"x")], [socket.as_raw_fd()]);
+            sendmsg::<()>(stream.as_raw_fd(), &parts, &[ControlMessage::ScmRights(&files)], MsgFlags::empty(), None)?;
+            Ok(())
+        });
+        let policy = only(&member).to("server", prefix, server.port()).scope(format!("unix: {{ allow: [{name}] }}"));
+        let line = format!("take {name} {} + send {}", server.words(), server.words());
+        let running = s.run(&s.policy(&policy)?, &member, &line)?;
+        let session = running.session(s)?;
+        let finished = running.wait()?;
+        giver.join().map_err(|_panic| anyhow::anyhow!("the giver died"))??;
+        if s.tier == Tier::Full {
+            finished.said("none\nok")?;
+            server.accepted(1)?;
+            said(s, &session, "socket", "crossed-socket")?;
+        } else {
+            finished.said("ok\nok")?;
+            server.accepted(2)?;
+        }
     }
-    finished.said("ok\nok")?;
-    server.accepted(2)
+    Ok(())
 }
 
 /// A member that left its cgroup makes sockets that no program there sees: it reaches what it reached before, and no more.
@@ -196,11 +200,14 @@ fn moved(s: &mut Sandbox) -> Result<()> {
     let line = format!("cgroup {elsewhere} raw-unspec ::1");
     reach(s, &raw, &member, &line)?.was_refused_to(s, "[::1]:0", "default")?;
     reach(s, &raw.to("loopback", "::1/128", ""), &member, &line)?.was_let_through(s, "[::1]:0", "loopback")?;
-    let (good, bad) = (Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?);
-    let policy = only(&member).to("server", "127.0.0.1/32", good.port());
-    let line = |to: &Server| format!("cgroup {elsewhere} send {}", to.words());
-    reach(s, &policy, &member, &line(&bad))?.was_refused(s, &bad, "default")?;
-    reach(s, &policy, &member, &line(&good))?.arrived(s, &good, "server")
+    for (address, prefix) in FAMILIES {
+        let (good, bad) = (Server::udp(address)?, Server::udp(address)?);
+        let policy = only(&member).to("server", prefix, good.port());
+        let line = |to: &Server| format!("cgroup {elsewhere} send {}", to.words());
+        reach(s, &policy, &member, &line(&bad))?.was_refused(s, &bad, "default")?;
+        reach(s, &policy, &member, &line(&good))?.arrived(s, &good, "server")?;
+    }
+    Ok(())
 }
 
 /// A datagram to an address in scope by way of one that is not: the option is refused (tier full), the packet is dropped.
@@ -235,18 +242,28 @@ fn unix(s: &mut Sandbox) -> Result<()> {
     let listener = UnixListener::bind(&path)?;
     open(&path)?;
     let letters = s.file("letters");
-    let _letters = UnixDatagram::bind(&letters)?;
+    let box_of_letters = UnixDatagram::bind(&letters)?;
     open(&letters)?;
     let name = format!("@tipstaff-test-{}", std::process::id());
-    let _named = UnixListener::bind_addr(&unix_address(&name)?)?;
+    let named = UnixListener::bind_addr(&unix_address(&name)?)?;
     let post = format!("{name}-post");
-    let _post = UnixDatagram::bind_addr(&unix_address(&post)?)?;
+    let box_of_post = UnixDatagram::bind_addr(&unix_address(&post)?)?;
+    listener.set_nonblocking(true)?;
+    named.set_nonblocking(true)?;
+    box_of_letters.set_nonblocking(true)?;
+    box_of_post.set_nonblocking(true)?;
+    let calls = |listener: &UnixListener| listener.incoming().take_while(Result::is_ok).count();
+    let letter = |from: &UnixDatagram| std::iter::from_fn(|| from.recv(&mut [0; 16]).ok()).count();
+    let came = || [calls(&listener), letter(&box_of_letters), calls(&named), letter(&box_of_post)];
     let line =
         format!("unix-to stream {path} + unix-to datagram {letters} + unix-to stream {name} + unix-to datagram {post}");
     let say = |policy: &Policy| -> Result<(String, Finished)> {
         let running = s.run(&s.policy(policy)?, &member, &line)?;
         let session = running.session(s)?;
-        Ok((session, running.wait()?))
+        let finished = running.wait()?;
+        let (came, said) = (came(), finished.stdout.lines().map(|answer| usize::from(answer == "ok")));
+        ensure!(said.eq(came), "of what was answered with {:?} came {came:?}", finished.stdout);
+        Ok((session, finished))
     };
     let (session, none) = say(&only(&member))?;
     none.said("errno 1\nerrno 1\nerrno 1\nerrno 1")?;
