@@ -315,9 +315,9 @@ pub(super) fn asked(policy: &Policy, script: impl Fn(&std::path::Path) -> bool) 
     if policy.unix.is_some() {
         names.push("unix-sockets");
     }
-    if let Some(classes) = policy.sockets {
+    if policy.sockets.is_some() {
         names.push("raw-sockets");
-        if classes.deny & OTHER_FAMILIES != 0 {
+        if OTHER_FAMILIES & !policy.socket_classes() != 0 {
             names.push("other-sockets");
         }
     }

@@ -25,7 +25,7 @@ pub(super) const TESTS: &[Test] = &[
         .alone(),
     Test::new("limits::window-ends-what-runs-by-the-policys-zone", WHEREVER, window_closes)
         .agents_own()
-        .lasting(90)
+        .lasting(65)
         .waiting(),
     Test::sharing("limits::window-over-a-change-of-the-clocks", WHEREVER, summer).guests_only("sets the clock").alone(),
 ];

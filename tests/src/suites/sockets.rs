@@ -188,10 +188,12 @@ fn passed_in(s: &mut Sandbox) -> Result<()> {
 fn moved(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (member, elsewhere) = (s.program("member")?, s.part("elsewhere").path().display().to_string());
-    for (address, prefix) in FAMILIES {
-        let (good, bad) = (Server::tcp(address)?, Server::tcp(address)?);
+    let ways = ["connect tcp", "send"];
+    for (how, (address, prefix)) in ways.into_iter().flat_map(|how| FAMILIES.map(|family| (how, family))) {
+        let serve = || if how == "send" { Server::udp(address) } else { Server::tcp(address) };
+        let (good, bad) = (serve()?, serve()?);
         let policy = only(&member).to("server", prefix, good.port());
-        let line = |to: &Server| format!("cgroup {elsewhere} connect tcp {}", to.words());
+        let line = |to: &Server| format!("cgroup {elsewhere} {how} {}", to.words());
         reach(s, &policy, &member, &line(&bad))?.was_refused(s, &bad, "default")?;
         reach(s, &policy, &member, &line(&good))?.arrived(s, &good, "server")?;
     }
@@ -199,15 +201,7 @@ fn moved(s: &mut Sandbox) -> Result<()> {
     let raw = only(&member).scope("sockets: { allow: [raw] }");
     let line = format!("cgroup {elsewhere} raw-unspec ::1");
     reach(s, &raw, &member, &line)?.was_refused_to(s, "[::1]:0", "default")?;
-    reach(s, &raw.to("loopback", "::1/128", ""), &member, &line)?.was_let_through(s, "[::1]:0", "loopback")?;
-    for (address, prefix) in FAMILIES {
-        let (good, bad) = (Server::udp(address)?, Server::udp(address)?);
-        let policy = only(&member).to("server", prefix, good.port());
-        let line = |to: &Server| format!("cgroup {elsewhere} send {}", to.words());
-        reach(s, &policy, &member, &line(&bad))?.was_refused(s, &bad, "default")?;
-        reach(s, &policy, &member, &line(&good))?.arrived(s, &good, "server")?;
-    }
-    Ok(())
+    reach(s, &raw.to("loopback", "::1/128", ""), &member, &line)?.was_let_through(s, "[::1]:0", "loopback")
 }
 
 /// A datagram to an address in scope by way of one that is not: the option is refused (tier full), the packet is dropped.
