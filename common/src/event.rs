@@ -3,7 +3,7 @@
 use crate::{
     limits::{ARG_BYTES, PATH_BYTES, UNIX_NAME},
     pod,
-    rule::FileId,
+    rule::{ALLOW, FileId},
 };
 
 /// Version of the records' layout.
@@ -29,6 +29,15 @@ pub const KIND_UNIX: u16 = 7;
 pub const KIND_PRIVILEGE: u16 = 8;
 /// One more than the highest `KIND_*`: what counts by kind has so many places.
 pub const KINDS: usize = 9;
+
+/// Whether a record goes by the ring of what members do all the time: what was refused, and what is rare, has a ring of its
+/// own, that the other never fills.
+#[inline(always)]
+#[must_use]
+pub const fn is_activity(kind: u16, verdict: u32) -> bool {
+    // of a privilege that is used as it may be there is no record
+    kind != KIND_MOVE && kind != KIND_PRIVILEGE && verdict == ALLOW
+}
 
 /// What every record begins with.
 #[repr(C)]

@@ -6,7 +6,7 @@ use core::arch::asm;
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use tipstaff_common::{
     event::{self, Header},
-    rule::{ALLOW, DENY, KILL, is_violation},
+    rule::{DENY, KILL, is_violation},
 };
 
 use crate::{
@@ -116,9 +116,8 @@ pub fn produce_of<T: 'static>(session: &Session, kind: u16, who: Who, decision: 
         rule: decision.rule,
         pad: 0,
     };
-    // of a privilege that is used as it may be there is no record
-    let quiet = kind != event::KIND_MOVE && kind != event::KIND_PRIVILEGE && decision.verdict == ALLOW;
-    let entry = if quiet { ACTIVITY.reserve_untyped::<T>(0) } else { VERDICTS.reserve_untyped::<T>(0) };
+    let activity = event::is_activity(kind, decision.verdict);
+    let entry = if activity { ACTIVITY.reserve_untyped::<T>(0) } else { VERDICTS.reserve_untyped::<T>(0) };
     let Some(mut entry) = entry else {
         add(lost, 1);
         if let Some(all) = LOST.get_ptr_mut(u32::from(kind)) {

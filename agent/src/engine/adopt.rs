@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::{
     Engine, Live, complain,
     crossed::Seen,
-    history::History,
+    history::{History, LastRecords},
     idle::Doings,
     limits,
     recover::RecoverError,
@@ -250,7 +250,7 @@ impl Engine {
         if self.sessions.is_empty() {
             return Ok(());
         }
-        self.written_already = history.last_record.take();
+        self.written_already = std::mem::take(&mut history.last_records);
         let mut before = BTreeMap::new();
         for (id, live) in &self.sessions {
             before.insert(*id, self.parts.kernel.counters(live.reference.slot)?);
@@ -259,7 +259,7 @@ impl Engine {
         self.drain_some();
         std::thread::sleep(SETTLE);
         self.drain_some();
-        self.written_already = None;
+        self.written_already = LastRecords::default();
         let read: u64 = self.sessions.values().map(|l| l.consumed.iter().sum::<u64>()).sum::<u64>() - kept_before;
         // what was produced, and neither read nor counted by the ring: taken by an agent that could not write it
         let short = |(id, counters): (&SessionId, &tipstaff_common::session::SessionCounters)| {

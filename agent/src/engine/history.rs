@@ -2,7 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use tipstaff_common::event::KINDS;
+use tipstaff_common::{
+    event::{
+        KIND_CONNECT, KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_MOVE, KIND_PRIVILEGE, KIND_SOCKET, KIND_UNIX, KINDS,
+        is_activity,
+    },
+    rule,
+};
 
 use crate::{
     api::wire,
@@ -43,14 +49,34 @@ pub(super) struct Written {
     pub(super) reported: [u64; KINDS],
 }
 
+/// Records of the kernel, by session and number, that an agent which was killed may have left in their rings though it wrote
+/// them: one at most of each ring, the last, for a record is taken out before the next is read. The next agent may have come
+/// no further than the other ring before it was killed as well.
+#[derive(Debug, Default)]
+pub(super) struct LastRecords([Option<(SessionId, u64)>; 2]);
+
+impl LastRecords {
+    /// A record was written.
+    fn note(&mut self, id: SessionId, body: &Body) {
+        if let Some((kind, verdict, sequence)) = produced(body) {
+            self.0[usize::from(is_activity(kind, verdict))] = Some((id, sequence));
+        }
+    }
+
+    /// Whether this record, which is in a ring, is written; its ring has no other that is.
+    pub(super) fn take(&mut self, id: SessionId, sequence: u64) -> bool {
+        self.0.iter_mut().any(|last| last.take_if(|last| *last == (id, sequence)).is_some())
+    }
+}
+
 /// What the evidence holds of the sessions that have no end in it, and of those that were asked for.
 #[derive(Debug, Default)]
 pub(super) struct History {
     sessions: BTreeMap<SessionId, Written>,
     /// When the last record was written.
     pub(super) last: Option<Mark>,
-    /// The last record of the kernel, by session and number: an agent that was killed may have left it in its ring.
-    pub(super) last_record: Option<(SessionId, u64)>,
+    /// Of each ring the last record that was written.
+    pub(super) last_records: LastRecords,
     /// Sessions of which it says that they lived with one credential.
     pub(super) reuses: BTreeSet<(SessionId, SessionId)>,
 }
@@ -84,9 +110,7 @@ impl History {
         if let Body::CredentialReuse(reuse) = &record.body {
             self.reuses.extend(reuse.others.iter().map(|other| (id, *other)));
         }
-        if let Some(sequence) = sequence(&record.body) {
-            self.last_record = Some((id, sequence));
-        }
+        self.last_records.note(id, &record.body);
         if matches!(record.body, Body::SessionEnd(_)) && !wanted.contains(&id) {
             self.reuses.retain(|(a, b)| *a != id && *b != id);
             self.sessions.remove(&id);
@@ -148,19 +172,26 @@ impl Written {
     }
 }
 
-/// The kernel's number of a record, if it is the kernel's.
-fn sequence(body: &Body) -> Option<u64> {
-    match body {
-        Body::Exec(body) => Some(body.seq),
-        Body::Connect(body) => Some(body.seq),
-        Body::Fork(body) => Some(body.seq),
-        Body::Exit(body) => Some(body.seq),
-        Body::Move(body) => Some(body.seq),
-        Body::Unix(body) => Some(body.seq),
-        Body::Socket(body) => Some(body.seq),
-        Body::Privilege(body) => Some(body.seq),
-        _ => None,
-    }
+/// The kind, verdict and number that the kernel gave a record, if it is the kernel's.
+fn produced(body: &Body) -> Option<(u16, u32, u64)> {
+    let (kind, verdict, sequence) = match body {
+        Body::Exec(body) => (KIND_EXEC, body.verdict, body.seq),
+        Body::Connect(body) => (KIND_CONNECT, body.verdict, body.seq),
+        Body::Fork(body) => (KIND_FORK, body.verdict, body.seq),
+        Body::Exit(body) => (KIND_EXIT, Verdict::Allow, body.seq),
+        Body::Move(body) => (KIND_MOVE, Verdict::Allow, body.seq),
+        Body::Unix(body) => (KIND_UNIX, body.verdict, body.seq),
+        Body::Socket(body) => (KIND_SOCKET, body.verdict, body.seq),
+        Body::Privilege(body) => (KIND_PRIVILEGE, body.verdict, body.seq),
+        _ => return None,
+    };
+    let verdict = match verdict {
+        Verdict::Allow => rule::ALLOW,
+        Verdict::Deny => rule::DENY,
+        Verdict::WouldDeny => rule::WOULD_DENY,
+        Verdict::Kill => rule::KILL,
+    };
+    Some((kind, verdict, sequence))
 }
 
 /// A record's verdict as `inspect` shows it, unless it was allowed.
@@ -183,4 +214,46 @@ fn verdict(record: &Record) -> Option<wire::Verdict> {
         rule: rule.clone(),
         remedy: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::record::translate, *};
+    use crate::kernel::ring::Event;
+    use tipstaff_common::event::{Connect, Exit, Fork, Header, Privilege, Socket};
+
+    fn header(kind: u16, verdict: u32, sequence: u64) -> Header {
+        Header { kind, verdict, sequence, ..Header::default() }
+    }
+
+    #[test]
+    fn a_record_is_known_by_the_ring_that_it_went_by() {
+        let id = SessionId::from_random([7; 16]);
+        for verdict in [rule::ALLOW, rule::DENY, rule::KILL, rule::WOULD_DENY] {
+            let head = |kind| header(kind, verdict, 7);
+            let all = [
+                Event::Fork(Fork { header: head(KIND_FORK), ..Fork::default() }),
+                Event::Connect(Connect { header: head(KIND_CONNECT), ..Connect::default() }),
+                Event::Socket(Socket { header: head(KIND_SOCKET), ..Socket::default() }),
+                Event::Privilege(Privilege { header: head(KIND_PRIVILEGE), ..Privilege::default() }),
+            ];
+            for event in all {
+                let told = produced(&translate(id, &event, |_| "a".into()));
+                assert_eq!(told, Some((event.header().kind, verdict, 7)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_written_and_left_in_its_ring_is_known_though_the_next_agent_read_the_other_ring() {
+        let id = SessionId::from_random([7; 16]);
+        let exit = Event::Exit(Exit { header: header(KIND_EXIT, rule::ALLOW, 5), ..Exit::default() });
+        let refused = Event::Socket(Socket { header: header(KIND_SOCKET, rule::DENY, 4), ..Socket::default() });
+        let mut last = LastRecords::default();
+        for event in [&exit, &refused] {
+            last.note(id, &translate(id, event, |_| "a".into()));
+        }
+        assert!(!last.take(id, 3) && last.take(id, 4) && last.take(id, 5), "one of the two would be written twice");
+        assert!(!last.take(id, 4) && !last.take(id, 5), "the number is another's by now");
+    }
 }

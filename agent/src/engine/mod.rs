@@ -64,7 +64,7 @@ pub use start::pidfd_of;
 use self::{
     control::Revoking,
     digests::Digests,
-    history::LAST_VERDICTS,
+    history::{LAST_VERDICTS, LastRecords},
     keeping::Owed,
     linger::Lingering,
     live::{Disarming, Live},
@@ -186,8 +186,8 @@ pub struct Engine {
     lingering: Vec<Lingering>,
     /// When it is looked whether they do.
     linger_due: Option<u64>,
-    /// A record of the kernel that an earlier agent wrote and did not take out of its ring.
-    written_already: Option<(SessionId, u64)>,
+    /// Records of the kernel that an earlier agent wrote and did not take out of their rings.
+    written_already: LastRecords,
     disarming: Option<Disarming>,
     /// Revocations whose sessions are not all over.
     revoking: Vec<Revoking>,
@@ -229,7 +229,7 @@ impl Engine {
             removal_due: None,
             lingering: Vec::new(),
             linger_due: None,
-            written_already: None,
+            written_already: LastRecords::default(),
             disarming: None,
             revoking: Vec::new(),
             stays: Vec::new(),

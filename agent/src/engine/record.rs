@@ -45,7 +45,7 @@ impl Engine {
             debug!("a record of no live session: slot {} kind {}", header.slot, header.kind);
             return;
         };
-        if self.written_already.take_if(|last| *last == (*id, header.sequence)).is_some() {
+        if self.written_already.take(*id, header.sequence) {
             return;
         }
         session.count(&header, event);

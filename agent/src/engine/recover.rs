@@ -310,7 +310,7 @@ fn drain(leftover: &mut Leftover, log: &mut Log, kept: &[Kept], history: &mut Hi
         let header = *event.header();
         let owner = kept.iter().find(|k| k.slot == header.slot && k.generation == header.generation);
         let Some(owner) = owner.map(|k| k.start.session) else { continue };
-        if history.last_record.take_if(|last| *last == (owner, header.sequence)).is_some() {
+        if history.last_records.take(owner, header.sequence) {
             continue; // written by the agent that was killed before it could take the record out of its ring
         }
         let name = |code| match reason_name(code) {
