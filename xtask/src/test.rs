@@ -58,6 +58,9 @@ pub(crate) struct Options {
     /// Also guests whose tests all passed with this kernel, agent and tests
     #[arg(long)]
     again: bool,
+    /// Each test on every kernel of its tiers, and not each on one of them in turn: twice as long
+    #[arg(long)]
+    every_kernel: bool,
 }
 
 /// The verb.
@@ -85,7 +88,7 @@ pub(crate) fn test(workspace: &Workspace, options: &Options) -> Result<ExitCode>
     }
     if !options.native_only {
         match setup::guest_tools() {
-            Ok(()) => guests(workspace, options.again, &mut records)?,
+            Ok(()) => guests(workspace, options, &mut records)?,
             Err(problem) => records.fail("-", "guests", &format!("{problem:#}")),
         }
     }
@@ -185,7 +188,7 @@ fn fetch_guests(workspace: &Workspace) -> Result<()> {
 
 /// The black-box tests in the guests, as many at a time as there are processors: a guest runs on one. A guest that
 /// breaks is a failure, and the others still run.
-fn guests(workspace: &Workspace, again: bool, records: &mut Records) -> Result<()> {
+fn guests(workspace: &Workspace, options: &Options, records: &mut Records) -> Result<()> {
     let mut kernels = Vec::new();
     for (name, lsm) in GUESTS {
         match kernels::get(workspace, name, false) {
@@ -196,13 +199,14 @@ fn guests(workspace: &Workspace, again: bool, records: &mut Records) -> Result<(
     let mut all: Vec<Guest<'_>> =
         kernels.iter().map(|(kernel, lsm)| Guest { kernel, lsm: *lsm, args: &[], clock: Clock::Time }).collect();
     let kinds: Vec<(&str, bool)> = all.iter().map(|guest| (guest.tier(), guest.kernel.name == SLOW)).collect();
-    let args = arguments(&kinds, &records.tiers());
+    let turn = if options.every_kernel { None } else { Some(turn(workspace)) };
+    let args = arguments(&kinds, &records.tiers(), turn);
     for (one, args) in all.iter_mut().zip(&args) {
         one.args = args;
     }
     let next = AtomicUsize::new(0);
     let take = || all.get(next.fetch_add(1, Ordering::Relaxed));
-    let work = || std::iter::from_fn(take).map(|one| guest(workspace, one, again)).collect::<Vec<_>>();
+    let work = || std::iter::from_fn(take).map(|one| guest(workspace, one, options.again)).collect::<Vec<_>>();
     thread::scope(|scope| {
         let workers: Vec<_> = (0..processors()).map(|_| scope.spawn(work)).collect();
         for worker in workers {
@@ -214,18 +218,34 @@ fn guests(workspace: &Workspace, again: bool, records: &mut Records) -> Result<(
     })
 }
 
+/// Which of the kernels of a tier begins, where each shows a part: the commit's turn, so that three commits or so show all tests
+/// on all kernels, and one commit the same ones each time.
+fn turn(workspace: &Workspace) -> usize {
+    let commit = output(Command::new("git").arg("-C").arg(&workspace.root).args(["rev-parse", "HEAD"]));
+    // an unpacked archive has no commit, and always the same turn
+    let digits = commit.ok().and_then(|commit| usize::from_str_radix(commit.get(..4)?, 16).ok());
+    digits.unwrap_or(0)
+}
+
 /// What the tests are told in guests of these tiers; `slow`: an agent takes twice as long there to start. What is the agent's own
 /// is shown on one kernel of each tier: on this one, if its tier is among `shown`, or in equal parts in the guests of that tier
-/// that are not slow. What this kernel has shown, the guests of its tier show once more, in equal parts.
-fn arguments(guests: &[(&str, bool)], shown: &BTreeSet<String>) -> Vec<Vec<String>> {
-    let place = |at: usize, fits: &dyn Fn(&(&str, bool)) -> bool| {
-        let one = if fits(&guests[at]) { guests[..=at].iter().filter(|guest| fits(guest)).count() } else { 0 };
-        format!("{one}/{}", guests.iter().filter(|guest| fits(guest)).count().max(1))
+/// that are not slow. Of the rest the guests of a tier show equal parts, whether or not this kernel has shown it; who shows which
+/// is a matter of the `turn`. Where there is none, each shows all, but for what this kernel has shown. What depends on the kernel
+/// each shows anyway.
+fn arguments(guests: &[(&str, bool)], shown: &BTreeSet<String>, turn: Option<usize>) -> Vec<Vec<String>> {
+    let place = |at: usize, turn: usize, fits: &dyn Fn(&(&str, bool)) -> bool| {
+        let all = guests.iter().filter(|guest| fits(guest)).count().max(1);
+        let before = guests[..at].iter().filter(|guest| fits(guest)).count();
+        let one = if fits(&guests[at]) { (before + turn) % all + 1 } else { 0 };
+        format!("{one}/{all}")
     };
     let each = guests.iter().enumerate().map(|(at, (tier, _))| {
         let known = shown.contains(*tier);
-        let own = place(at, &|(other, slow)| !known && other == tier && !slow);
-        let share = if known { place(at, &|(other, _)| other == tier) } else { "1/1".to_owned() };
+        let own = place(at, 0, &|(other, slow)| !known && other == tier && !slow);
+        let share = match turn {
+            None if !known => "1/1".to_owned(),
+            turn => place(at, turn.unwrap_or(0), &|(other, _)| other == tier),
+        };
         // more than a guest has processors: many tests wait, for the agent to start or for a time to pass
         ["--jobs", JOBS_OF_GUEST, "--agents-own", &own, "--share", &share].map(str::to_owned).into()
     });
@@ -285,16 +305,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_agents_own_runs_once_in_each_tier() {
-        let parts = |shown: &[&str]| -> Vec<(String, String)> {
+    fn what_is_the_agents_own_runs_once_in_each_tier_and_the_rest_in_turn() {
+        let parts = |shown: &[&str], turn: Option<usize>| -> Vec<(String, String)> {
             let shown = shown.iter().map(|tier| (*tier).to_owned()).collect();
             let guests = [("full", false), ("no-lsm", false), ("full", true), ("no-lsm", true), ("full", false)];
-            arguments(&guests, &shown).into_iter().map(|args| (args[3].clone(), args[5].clone())).collect()
+            arguments(&guests, &shown, turn).into_iter().map(|args| (args[3].clone(), args[5].clone())).collect()
         };
         let all = |parts: [(&str, &str); 5]| parts.map(|(own, share)| (own.to_owned(), share.to_owned())).to_vec();
         let natively = all([("1/2", "1/1"), ("0/1", "1/2"), ("0/2", "1/1"), ("0/1", "2/2"), ("2/2", "1/1")]);
-        assert_eq!(parts(&["no-lsm"]), natively);
+        assert_eq!(parts(&["no-lsm"], None), natively);
         let guests_only = all([("1/2", "1/1"), ("1/1", "1/1"), ("0/2", "1/1"), ("0/1", "1/1"), ("2/2", "1/1")]);
-        assert_eq!(parts(&[]), guests_only);
+        assert_eq!(parts(&[], None), guests_only);
+        let first = all([("1/2", "1/3"), ("0/1", "1/2"), ("0/2", "2/3"), ("0/1", "2/2"), ("2/2", "3/3")]);
+        assert_eq!(parts(&["no-lsm"], Some(0)), first);
+        let second = all([("1/2", "2/3"), ("0/1", "2/2"), ("0/2", "3/3"), ("0/1", "1/2"), ("2/2", "1/3")]);
+        assert_eq!(parts(&["no-lsm"], Some(1)), second);
+        assert_eq!(parts(&["no-lsm"], Some(6)), first);
+        let nothing_shown = all([("1/2", "1/3"), ("1/1", "1/2"), ("0/2", "2/3"), ("0/1", "2/2"), ("2/2", "3/3")]);
+        assert_eq!(parts(&[], Some(0)), nothing_shown);
     }
 }
