@@ -85,7 +85,7 @@ fn counted(workspace: &Workspace, kernel: &str, options: &Options) -> Result<Exi
     if options.names.is_empty() && !options.short {
         args.extend(IN_GUESTS.map(str::to_owned));
     }
-    let guest = Guest { kernel: &kernel, lsm: options.lsm, args: &args, clock: Clock::Instructions };
+    let guest = Guest { kernel: &kernel, lsm: options.lsm, args: &args, clock: Clock::Instructions, append: "" };
     guest.write_initramfs(workspace)?;
     Ok(ExitCode::from(guest.run(workspace, LIMIT, &mut Records::default())?.status))
 }

@@ -64,7 +64,7 @@ pub(crate) fn collect(
     for name in guests {
         setup::guest_tools()?;
         let kernel = kernels::get(workspace, name, false)?;
-        let guest = Guest { kernel: &kernel, lsm: place.lsm, args, clock: Clock::Time };
+        let guest = Guest { kernel: &kernel, lsm: place.lsm, args, clock: Clock::Time, append: "" };
         guest.write_initramfs(workspace)?;
         let ran = step(&format!("{what} on {name}"), || guest.run(workspace, limit, &mut records))?;
         if ran.status != 0 && records.failures() == 0 {

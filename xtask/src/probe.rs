@@ -81,7 +81,7 @@ pub(crate) fn probe(workspace: &Workspace, options: &Options) -> Result<ExitCode
         let kernel = kernels::get(workspace, name, false)?;
         let args = if kernel.old { args("badinput::old-kernel") } else { probes.clone() };
         for lsm in *tiers {
-            let guest = Guest { kernel: &kernel, lsm: *lsm, args: &args, clock: Clock::Time };
+            let guest = Guest { kernel: &kernel, lsm: *lsm, args: &args, clock: Clock::Time, append: "" };
             guest.write_initramfs(workspace)?;
             let ran = step(&guest.label(), || guest.run(workspace, LIMIT, &mut records))?;
             if ran.status != 0 && records.failures() == 0 {

@@ -196,8 +196,10 @@ fn guests(workspace: &Workspace, options: &Options, records: &mut Records) -> Re
             Err(problem) => records.fail(name, "guests", &format!("{problem:#}")),
         }
     }
-    let mut all: Vec<Guest<'_>> =
-        kernels.iter().map(|(kernel, lsm)| Guest { kernel, lsm: *lsm, args: &[], clock: Clock::Time }).collect();
+    let mut all: Vec<Guest<'_>> = kernels
+        .iter()
+        .map(|(kernel, lsm)| Guest { kernel, lsm: *lsm, args: &[], clock: Clock::Time, append: "" })
+        .collect();
     let kinds: Vec<(&str, bool)> = all.iter().map(|guest| (guest.tier(), guest.kernel.name == SLOW)).collect();
     let turn = if options.every_kernel { None } else { Some(turn(workspace)) };
     let args = arguments(&kinds, &records.tiers(), turn);
@@ -218,8 +220,8 @@ fn guests(workspace: &Workspace, options: &Options, records: &mut Records) -> Re
     })
 }
 
-/// Which of the kernels of a tier begins, where each shows a part: the commit's turn, so that three commits or so show all tests
-/// on all kernels, and one commit the same ones each time.
+/// Which of the kernels of a tier begins, where each shows a part: the commit's turn, so that some commits show all tests on all
+/// kernels, and one commit the same ones each time.
 fn turn(workspace: &Workspace) -> usize {
     let commit = output(Command::new("git").arg("-C").arg(&workspace.root).args(["rev-parse", "HEAD"]));
     // an unpacked archive has no commit, and always the same turn
@@ -229,22 +231,24 @@ fn turn(workspace: &Workspace) -> usize {
 
 /// What the tests are told in guests of these tiers; `slow`: an agent takes twice as long there to start. What is the agent's own
 /// is shown on one kernel of each tier: on this one, if its tier is among `shown`, or in equal parts in the guests of that tier
-/// that are not slow. Of the rest the guests of a tier show equal parts, whether or not this kernel has shown it; who shows which
-/// is a matter of the `turn`. Where there is none, each shows all, but for what this kernel has shown. What depends on the kernel
-/// each shows anyway.
+/// that are not slow. Of the rest the guests of a tier show equal parts, who which is a matter of the `turn`; what this kernel has
+/// shown, half of it. Where there is no turn, each shows all, and in equal parts what this kernel has shown. What depends on the
+/// kernel each shows anyway.
 fn arguments(guests: &[(&str, bool)], shown: &BTreeSet<String>, turn: Option<usize>) -> Vec<Vec<String>> {
-    let place = |at: usize, turn: usize, fits: &dyn Fn(&(&str, bool)) -> bool| {
-        let all = guests.iter().filter(|guest| fits(guest)).count().max(1);
+    let place = |at: usize, turn: usize, each: usize, fits: &dyn Fn(&(&str, bool)) -> bool| {
+        let parts = guests.iter().filter(|guest| fits(guest)).count().max(1) * each;
         let before = guests[..at].iter().filter(|guest| fits(guest)).count();
-        let one = if fits(&guests[at]) { (before + turn) % all + 1 } else { 0 };
-        format!("{one}/{all}")
+        let one = if fits(&guests[at]) { (before + turn) % parts + 1 } else { 0 };
+        format!("{one}/{parts}")
     };
     let each = guests.iter().enumerate().map(|(at, (tier, _))| {
         let known = shown.contains(*tier);
-        let own = place(at, 0, &|(other, slow)| !known && other == tier && !slow);
+        let own = place(at, 0, 1, &|(other, slow)| !known && other == tier && !slow);
         let share = match turn {
             None if !known => "1/1".to_owned(),
-            turn => place(at, turn.unwrap_or(0), &|(other, _)| other == tier),
+            None => place(at, 0, 1, &|(other, _)| other == tier),
+            // what has been shown once is shown by half as many
+            Some(turn) => place(at, turn, 1 + usize::from(known), &|(other, _)| other == tier),
         };
         // more than a guest has processors: many tests wait, for the agent to start or for a time to pass
         ["--jobs", JOBS_OF_GUEST, "--agents-own", &own, "--share", &share].map(str::to_owned).into()
@@ -316,11 +320,11 @@ mod tests {
         assert_eq!(parts(&["no-lsm"], None), natively);
         let guests_only = all([("1/2", "1/1"), ("1/1", "1/1"), ("0/2", "1/1"), ("0/1", "1/1"), ("2/2", "1/1")]);
         assert_eq!(parts(&[], None), guests_only);
-        let first = all([("1/2", "1/3"), ("0/1", "1/2"), ("0/2", "2/3"), ("0/1", "2/2"), ("2/2", "3/3")]);
+        let first = all([("1/2", "1/3"), ("0/1", "1/4"), ("0/2", "2/3"), ("0/1", "2/4"), ("2/2", "3/3")]);
         assert_eq!(parts(&["no-lsm"], Some(0)), first);
-        let second = all([("1/2", "2/3"), ("0/1", "2/2"), ("0/2", "3/3"), ("0/1", "1/2"), ("2/2", "1/3")]);
+        let second = all([("1/2", "2/3"), ("0/1", "2/4"), ("0/2", "3/3"), ("0/1", "3/4"), ("2/2", "1/3")]);
         assert_eq!(parts(&["no-lsm"], Some(1)), second);
-        assert_eq!(parts(&["no-lsm"], Some(6)), first);
+        assert_eq!(parts(&["no-lsm"], Some(12)), first);
         let nothing_shown = all([("1/2", "1/3"), ("1/1", "1/2"), ("0/2", "2/3"), ("0/1", "2/2"), ("2/2", "3/3")]);
         assert_eq!(parts(&[], Some(0)), nothing_shown);
     }

@@ -53,6 +53,9 @@ pub(crate) struct Options {
     /// Seconds until the guest is stopped
     #[arg(long, default_value_t = 1800)]
     timeout: u64,
+    /// More words for the kernel's command line, such as ipv6.disable=1
+    #[arg(long, default_value = "")]
+    append: String,
     /// Arguments of the tests
     #[arg(last = true)]
     args: Vec<String>,
@@ -82,7 +85,8 @@ pub(crate) fn vm(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     setup::guest_tools()?;
     let kernel = kernels::get(workspace, &options.kernel, options.refresh)?;
     let mut records = Records::default();
-    let guest = Guest { kernel: &kernel, lsm: options.lsm, args: &options.args, clock: Clock::Time };
+    let guest =
+        Guest { kernel: &kernel, lsm: options.lsm, args: &options.args, clock: Clock::Time, append: &options.append };
     guest.write_initramfs(workspace)?;
     let ran = guest.run(workspace, Duration::from_secs(options.timeout), &mut records)?;
     Ok(ExitCode::from(ran.status))
@@ -104,6 +108,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) lsm: Lsm,
     pub(crate) args: &'a [String],
     pub(crate) clock: Clock,
+    /// More words for its kernel's command line.
+    pub(crate) append: &'a str,
 }
 
 /// What makes a guest's clock go on.
@@ -176,6 +182,9 @@ impl Guest<'_> {
         let mut line = format!("console=ttyS0 quiet panic=-1 {EMULATED} {lsm} tipstaff.tier={tier}");
         if !args.is_empty() {
             line += &format!(" tipstaff.args={}", args.join(","));
+        }
+        if !self.append.is_empty() {
+            line += &format!(" {}", self.append);
         }
         if line.len() > COMMAND_LINE {
             bail!("the tests' arguments are too long for a kernel's command line ({COMMAND_LINE} bytes)");
