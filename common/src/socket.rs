@@ -29,8 +29,8 @@ pub const SOCKET_CONFINED: u32 = 1;
 /// It listens, or was accepted from a socket that listened: its peers came in, and are judged as such. Given once somebody may
 /// come, and taken when it connects.
 pub const SOCKET_PASSIVE: u32 = 1 << 1;
-/// It is from before an attachment, or was let through to a command: no program on Tipstaff's own cgroup sees it, and each
-/// use is judged.
+/// It is from before an attachment, was let through to a command, or was made by a member that had been moved away: no program on
+/// Tipstaff's own cgroup sees it, and each use is judged.
 pub const SOCKET_BEFORE: u32 = 1 << 2;
 /// It was made outside the session, and a member held or used it that may not: nothing leaves on it any more. Given only
 /// where the packet programs see such sockets (`Settings::sessions_cgroup`).
@@ -94,8 +94,8 @@ pub struct SocketRow {
     pub state: u16,
     /// `SOCKET_*` flags of its label.
     pub flags: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// As in its label.
+    pub spent: u32,
     /// Bytes of packets out.
     pub sent: u64,
     /// Bytes of packets in.

@@ -14,6 +14,7 @@ use tipstaff_common::{
 
 use crate::{
     emit::add,
+    headers::TCP,
     kernel,
     maps::{DESTINATIONS, SESSION_CONFIG},
     rules::Target,
@@ -23,6 +24,8 @@ use crate::{
 
 const SECOND: u64 = 1_000_000_000;
 const COUNT: u64 = (1 << WINDOW_COUNT_BITS) - 1;
+/// Bytes of the segment that opens a connection of TCP, at most: by IPv6, with the options that the kernel sends.
+const OPENING: u64 = 80;
 /// `BPF_NOEXIST`
 const NEW: u64 = 1;
 /// `-EEXIST`
@@ -111,6 +114,10 @@ pub fn charge_connect(session: &Session, target: &Target, allowed: Decision) -> 
     let (Some(budgets), Some(counters)) = (of(session), session.counters()) else {
         return of_fault(Fault::NoEntry, session);
     };
+    // whose first segment is dropped waits for minutes
+    if target.protocol == TCP && is_beyond(budgets, counters, OPENING) {
+        return used_up(session, counters, REASON_BUDGET_EGRESS);
+    }
     // SAFETY: points into the map.
     let connects = unsafe { &raw mut (*counters).connects };
     let before = add(connects, 1);
@@ -216,14 +223,20 @@ pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u6
     Err((decision, add(refusals(counters, refused), 1) == 0))
 }
 
+/// Whether so many bytes more are over the total of bytes out.
+#[inline(always)]
+fn is_beyond(budgets: &Budgets, counters: *mut SessionCounters, bytes: u64) -> bool {
+    // SAFETY: points into the map.
+    let sent = unsafe { core::ptr::read_volatile(&raw const (*counters).egress_bytes) };
+    budgets.egress_bytes != 0 && sent.saturating_add(bytes) > budgets.egress_bytes
+}
+
 /// What becomes of a message of so many bytes by the total of bytes out: a stream's sender is told before its packets are
 /// dropped; where one was (the kernel joins what is sent to packets that are larger than a message), once it is `spent`.
 #[inline(always)]
 pub fn judge_message(session: &Session, bytes: u64, spent: bool) -> Decision {
     let (Some(budgets), Some(counters)) = (of(session), session.counters()) else { return Decision::allow(0) };
-    // SAFETY: points into the map.
-    let sent = unsafe { core::ptr::read_volatile(&raw const (*counters).egress_bytes) };
-    if budgets.egress_bytes == 0 || (!spent && sent.saturating_add(bytes) <= budgets.egress_bytes) {
+    if budgets.egress_bytes == 0 || !(spent || is_beyond(budgets, counters, bytes)) {
         return Decision::allow(0);
     }
     settle(used_up(session, counters, REASON_BUDGET_EGRESS), session)

@@ -12,6 +12,8 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 const DCCP: u8 = 33;
 const SCTP: u8 = 132;
+const ICMP: u8 = 1;
+const ICMP6: u8 = 58;
 const UDPLITE: u8 = 136;
 /// Bits of TCP's flags.
 const SYN: u8 = 2;
@@ -37,8 +39,10 @@ pub struct Packet {
     pub protocol: u8,
     /// TCP's flags.
     flags: u8,
+    /// 1: an association of SCTP, a connection of DCCP or an exchange of echoes begins with it.
+    begins: u8,
     /// Always 0, as `more`: the verifier wants every byte of what a function is given to have been written.
-    pad: u16,
+    pad: u8,
     /// Bytes after TCP's header.
     payload: u32,
     more: u32,
@@ -68,6 +72,12 @@ impl Packet {
     #[inline(always)]
     pub const fn opens(&self) -> bool {
         self.protocol == TCP && self.flags & (SYN | ACK) == SYN
+    }
+
+    /// Whether it begins what a program that sees connects is asked about, of these protocols.
+    #[inline(always)]
+    pub const fn begins(&self) -> bool {
+        self.begins != 0 || self.opens()
     }
 
     /// Whether it carries what was written to a connection of TCP.
@@ -285,6 +295,7 @@ fn parse6(context: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
 
 #[inline(always)]
 fn transport(context: *mut __sk_buff, packet: &mut Packet, start: u32, total: u32) -> Option<()> {
+    packet.begins = u8::from(begins(context, packet.protocol, start));
     if !matches!(packet.protocol, TCP | UDP | UDPLITE | SCTP | DCCP) {
         return Some(());
     }
@@ -297,4 +308,19 @@ fn transport(context: *mut __sk_buff, packet: &mut Packet, start: u32, total: u3
         packet.payload = total.saturating_sub(start + u32::from(offset >> 4) * 4);
     }
     Some(())
+}
+
+/// Whether the packet is the first of its kind: the first chunk of SCTP an INIT (RFC 9260, 3.3.2), DCCP's type Request (RFC 4340,
+/// 5.1), an echo request. One that is too short for that is none.
+#[inline(always)]
+fn begins(context: *mut __sk_buff, protocol: u8, start: u32) -> bool {
+    let (at, shift, kind) = match protocol {
+        SCTP => (12, 0, 1),
+        // the type is the bits 1 to 4 of the byte
+        DCCP => (8, 1, 0),
+        ICMP => (0, 0, 8),
+        ICMP6 => (0, 0, 128),
+        _ => return false,
+    };
+    load::<u8>(context, start + at).is_some_and(|byte| byte >> shift & if shift == 0 { 0xff } else { 0xf } == kind)
 }

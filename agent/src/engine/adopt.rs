@@ -2,7 +2,7 @@
 //! and the counters, what is enforced from the kernel, which was never without it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd as _, OwnedFd},
     rc::Rc,
     time::Duration,
@@ -173,6 +173,7 @@ impl Engine {
             sweep: Sweep::default(),
             flows: Flows::default(),
             crossed: Seen::default(),
+            spent: BTreeSet::new(),
             confirmed: written.killed.iter().map(|pid| (*pid, Vec::new())).collect(),
             next_round: None,
             ending: kept.ending,

@@ -174,7 +174,7 @@ pub(super) fn labelled(kernel: &mut Kernel) -> Vec<Socket> {
 }
 
 /// A session's sockets are those that carry its label or were made in its cgroup, or below it.
-fn whose(session: SessionRef, cgroup: &SessionCgroup) -> Whose {
+pub(super) fn whose(session: SessionRef, cgroup: &SessionCgroup) -> Whose {
     Whose { session, cgroups: cgroup.ids() }
 }
 

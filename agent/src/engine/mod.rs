@@ -36,6 +36,7 @@ mod report;
 mod resolve;
 mod shed;
 mod slots;
+mod spent;
 mod stale;
 mod start;
 mod stays;
@@ -176,6 +177,8 @@ pub struct Engine {
     flush_due: Option<u64>,
     /// When the counts of refusals were last looked at.
     refusals_looked: u64,
+    /// When it was looked for streams that wait for bytes that are used up, `CLOCK_BOOTTIME` nanoseconds.
+    spent_looked: u64,
     /// Why the log is not whole on disk; none: it is.
     evidence_trouble: Option<String>,
     /// Cgroups of sessions that are over.
@@ -224,6 +227,7 @@ impl Engine {
             together: BTreeSet::new(),
             flush_due: None,
             refusals_looked: 0,
+            spent_looked: 0,
             evidence_trouble: None,
             leaving: Vec::new(),
             removal_due: None,
@@ -351,6 +355,7 @@ impl Engine {
         }
         self.look_for_stale(now);
         self.look_at_refusals(now);
+        self.look_for_spent(now);
         self.record_refused_calls(now);
         self.pay(now);
     }
@@ -367,7 +372,8 @@ impl Engine {
     /// When [`Engine::tick`] is needed next, `CLOCK_BOOTTIME` nanoseconds.
     #[must_use]
     pub fn next_tick(&mut self) -> Option<u64> {
-        let looks = [self.owed_due(), self.stale_due(), self.refusals_due(), self.parts.refused.due()];
+        let looks =
+            [self.owed_due(), self.stale_due(), self.refusals_due(), self.spent_due(), self.parts.refused.due()];
         let sessions = self.sessions.values().flat_map(|s| [s.machine.wakes_at(), s.next_round]);
         sessions
             .chain([self.flush_due, self.removal_due, self.linger_due, self.refresh.due()])

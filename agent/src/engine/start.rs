@@ -168,6 +168,7 @@ impl Engine {
             sweep: Sweep::default(),
             flows: Flows::default(),
             crossed: Seen::default(),
+            spent: BTreeSet::new(),
             confirmed: BTreeMap::new(),
             next_round: None,
             ending: None,

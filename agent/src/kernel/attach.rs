@@ -32,7 +32,7 @@ const TRACEPOINTS: [(&str, &str); 6] = [
     ("exit", "sched_process_exit"),
 ];
 /// LSM programs on sockets, hook and program; attached after those above, and taken off with them.
-const LSM_SOCKETS: [&str; 13] = [
+const LSM_SOCKETS: [&str; 14] = [
     "socket_create",
     "socket_post_create",
     "sock_graft",
@@ -43,6 +43,7 @@ const LSM_SOCKETS: [&str; 13] = [
     "socket_sendmsg",
     "socket_recvmsg",
     "socket_setsockopt",
+    "sctp_bind_connect",
     "file_receive",
     "unix_stream_connect",
     "unix_may_send",

@@ -41,6 +41,8 @@ pub struct Socket {
     pub passive: bool,
     /// It was made outside the session, and no member may use it.
     pub crossed: bool,
+    /// Data of it was dropped because all bytes out are used up, and none has left since.
+    pub spent: bool,
     /// Bytes of packets out, headers of the network layer included.
     pub sent: u64,
     /// Bytes of packets in, as above.
@@ -115,6 +117,7 @@ fn decode_rows(rows: &[u8]) -> Vec<Socket> {
             remote: address(row.remote, row.remote_port),
             passive: row.flags & SOCKET_PASSIVE != 0,
             crossed: row.flags & SOCKET_CROSSED != 0,
+            spent: row.spent != 0,
             sent: row.sent,
             received: row.received,
         }

@@ -151,6 +151,7 @@ fn write_socket(meta: *const *mut c_void, pointer: *mut c_void, label: *const So
             slot: (*label).slot,
             generation: (*label).generation,
             flags: (*label).flags,
+            spent: (*label).spent,
             sent: (*label).sent,
             received: (*label).received,
             cookie: kernel::cookie(pointer),

@@ -1,5 +1,6 @@
 //! The programs, one file a family. Each entry is a thin adapter: arguments in, one function, a constant out.
 
+mod associations;
 mod beyond;
 mod class;
 mod clock;

@@ -179,7 +179,7 @@ impl Flow<'_> {
                 let place = if self.out { &raw mut (*self.label).sent } else { &raw mut (*self.label).received };
                 add(place, bytes);
                 // another's packet may have been in the way for a moment, or a smaller one fits
-                if self.out && (*self.label).spent != 0 && packet.carries_data() {
+                if self.out && self.is_spent() && packet.carries_data() {
                     (*self.label).spent = 0;
                 }
             }
@@ -193,6 +193,10 @@ impl Flow<'_> {
             self.report(&packet.destination(), VIA_PACKET, decision);
         }
         if decision.refuses() {
+            // the agent takes down who waits for nothing, and both ends are to learn of it
+            if self.is_spent() && self.is_reset(packet) {
+                return false;
+            }
             self.session.count_dropped_packet();
             // not of a listener: who comes in gets a copy of its label
             if decision.rule == REASON_BUDGET_EGRESS && !self.label.is_null() && packet.carries_data() {
@@ -201,6 +205,13 @@ impl Flow<'_> {
             }
         }
         decision.refuses()
+    }
+
+    /// Whether data of the socket was dropped because all bytes out are used up, and none has left since.
+    #[inline(always)]
+    fn is_spent(&self) -> bool {
+        // SAFETY: points into the socket's storage.
+        !self.label.is_null() && unsafe { (*self.label).spent } != 0
     }
 
     /// The rules on addresses, both ways.
@@ -231,7 +242,7 @@ impl Flow<'_> {
                 if self.label.is_null() || !self.out || !kernel::speaks() {
                     return false;
                 }
-                if packet.opens() && self.begins_unseen(&peer, policy.revision) && self.refuse_path(&peer, decision) {
+                if packet.begins() && self.begins_unseen(&peer, policy.revision) && self.refuse_path(&peer, decision) {
                     return true;
                 }
                 // SAFETY: as above.
@@ -252,8 +263,8 @@ impl Flow<'_> {
         judged == 0 || (self.kind().0 == RAW && judged != socket::fingerprint(&Target { port: 0, ..*peer }, revision))
     }
 
-    /// A connection that no program saw begin: a further path of MPTCP, which a worker of the kernel connects, or a raw socket's.
-    /// It is recorded and counted here.
+    /// A connection that no program saw begin: a further path of MPTCP, which a worker of the kernel connects, or a raw socket's; in
+    /// tier no-lsm those of SCTP and DCCP, and the first echo of a socket that is not connected. It is recorded and counted here.
     #[inline(always)]
     fn refuse_path(&self, peer: &Target, allowed: Decision) -> bool {
         let decision = settle(budget::charge_connect(&self.session, peer, allowed), &self.session);

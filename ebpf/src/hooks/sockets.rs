@@ -130,12 +130,21 @@ fn refuse_label(socket: *mut c_void, kernels: u64) -> bool {
     }
     let Some(session) = session::of_current_often() else { return false };
     let sock = sock_of(socket);
-    if sock.is_null() || !socket::give(sock, &session, 0).is_null() {
+    if sock.is_null() || !socket::give(sock, &session, unseen_by_packets(sock)).is_null() {
         return false;
     }
     let decision = settle(of_fault(Fault::Unlabelled, &session), &session);
     report_act(&session, ACT_CREATE, describe(sock), (0, 0), decision);
     decision.refuses()
+}
+
+/// The flag for a socket that no program on Tipstaff's cgroup sees, because who made it had been moved away: each use is judged
+/// by whom it is connected to.
+#[inline(always)]
+fn unseen_by_packets(sock: *mut c_void) -> u32 {
+    let seen =
+        kernel::sees_others() || Sock(sock as u64).cgroup().is_ok_and(|cgroup| session::of_cgroup(cgroup).is_some());
+    if seen { 0 } else { SOCKET_BEFORE }
 }
 
 #[inline(always)]
@@ -145,7 +154,7 @@ fn adopt_accepted(sock: *mut c_void) {
     }
     let Some(session) = session::of_current_often() else { return };
     // of a listener from before an attachment: its peer came in, and each use asks whether it may
-    let before = if session.flags & TREE != 0 { SOCKET_BEFORE } else { 0 };
+    let before = if session.flags & TREE != 0 { SOCKET_BEFORE } else { unseen_by_packets(sock) };
     if socket::give(sock, &session, SOCKET_PASSIVE | before).is_null() {
         session.count_fault();
     }
@@ -243,7 +252,13 @@ fn refuse_address(socket: *mut c_void, address: Address, via: u8) -> bool {
 
 /// Judges the address of a connect, bind or message of the session's own socket.
 #[inline(always)]
-fn refuse_target(session: &Session, sock: *mut c_void, label: *mut SocketLabel, address: Address, via: u8) -> bool {
+pub(super) fn refuse_target(
+    session: &Session,
+    sock: *mut c_void,
+    label: *mut SocketLabel,
+    address: Address,
+    via: u8,
+) -> bool {
     let mut target = Target { address: [0; 16], port: 0, protocol: 0 };
     let found = match read_target(sock, address, &mut target) {
         Ok(false) => return false,

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::c_void,
-    fs::{self, File, OpenOptions},
+    fs,
     io::Write as _,
     mem::zeroed,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
@@ -17,7 +17,10 @@ use super::{
     acts::{answer, argument, io},
     unix,
 };
-use crate::{harness::wait::until, work};
+use crate::{
+    harness::{interface, wait::until},
+    work,
+};
 
 const UDP: u8 = 17;
 
@@ -173,24 +176,7 @@ fn sent_by_loopback() -> Result<u64> {
 
 /// Packets that come in by an interface of the sender's own (TUN), as from somebody else, for an address of this host.
 fn tunnel(mark: &str, to: SocketAddrV4) -> Result<(), Errno> {
-    const NO_PACKET_INFORMATION: i16 = 0x1000;
-    const TUN: i16 = 1;
-    const SET_INTERFACE: libc::Ioctl = 0x4004_54ca;
-    let mut device: File = io(OpenOptions::new().read(true).write(true).open("/dev/net/tun"))?;
-    // SAFETY: all zeros are a value of it: integers, arrays and a union of those.
-    let mut request: libc::ifreq = unsafe { zeroed() };
-    request.ifr_ifru.ifru_flags = TUN | NO_PACKET_INFORMATION;
-    // SAFETY: a request that outlives the call, in which the kernel writes the interface's name; the descriptor is open.
-    answer(unsafe { libc::ioctl(device.as_raw_fd(), SET_INTERFACE, &raw mut request) }.into())?;
-    let socket = made(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
-    let own = address(libc::AF_INET, SocketAddrV4::new(*to.ip(), 0));
-    // SAFETY: both are plain bytes of 16.
-    request.ifr_ifru.ifru_addr = unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(own) };
-    // SAFETY: as above.
-    answer(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request) }.into())?;
-    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
-    // SAFETY: as above.
-    answer(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into())?;
+    let (mut device, _) = interface::tunnel(*to.ip())?;
     let [a, b, c, d] = to.ip().octets();
     let from = Ipv4Addr::new(a, b, c, d ^ 1);
     io(device.write_all(&whole(mark, from, to)))

@@ -59,13 +59,18 @@ struct Request {
 
 /// Gives loopback, in this namespace, another address.
 pub(crate) fn add_address(address: Ipv6Addr) -> Result<()> {
+    // loopback is the first interface of every namespace
+    add_address_to(1, address)
+}
+
+/// Gives an interface of this namespace another address.
+pub(crate) fn add_address_to(interface: i32, address: Ipv6Addr) -> Result<()> {
     const SIOCSIFADDR: libc::Ioctl = 0x8916;
     let socket = std::net::UdpSocket::bind("[::]:0")?;
-    // loopback is the first interface of every namespace
-    let request = Request { address: address.octets(), prefix: 64, interface: 1 };
+    let request = Request { address: address.octets(), prefix: 64, interface };
     // SAFETY: on a socket of IPv6 the request reads one such structure, which outlives the call; the descriptor is open.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCSIFADDR, &raw const request) };
-    ensure!(done == 0, "{address} cannot be added to loopback: {}", Error::last_os_error());
+    ensure!(done == 0, "{address} cannot be added to interface {interface}: {}", Error::last_os_error());
     Ok(())
 }
 

@@ -14,7 +14,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::unistd::{Gid, Uid, setgid, setgroups, setuid, write};
+use nix::{
+    errno::Errno,
+    unistd::{Gid, Uid, setgid, setgroups, setuid, write},
+};
 
 use super::{
     cgroup::Cgroup,
@@ -39,6 +42,7 @@ pub(crate) struct Launch<'a> {
     input: Option<OwnedFd>,
     variables: Vec<(String, String)>,
     extra: Option<File>,
+    raised: bool,
 }
 
 impl<'a> Launch<'a> {
@@ -59,6 +63,7 @@ impl<'a> Launch<'a> {
             input: None,
             variables: Vec::new(),
             extra: None,
+            raised: false,
         }
     }
 
@@ -105,6 +110,12 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// Root's capabilities are inheritable, and `CAP_NET_ADMIN` is ambient.
+    pub(crate) fn raised(mut self) -> Self {
+        self.raised = true;
+        self
+    }
+
     pub(crate) fn start(self) -> Result<Running> {
         let mut command = self.sandbox.tipstaff();
         command.args(["run", "--policy"]).arg(self.policy);
@@ -124,8 +135,28 @@ impl<'a> Launch<'a> {
             nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFD(flags))
                 .with_context(|| format!("descriptor {}", file.as_raw_fd()))?;
         }
+        if self.raised {
+            // SAFETY: between fork and exec it makes system calls alone.
+            unsafe { command.pre_exec(raise) };
+        }
         Running::spawn(self.sandbox, command, self.user)
     }
+}
+
+/// Makes all capabilities of this process inheritable, and `CAP_NET_ADMIN` ambient.
+fn raise() -> std::io::Result<()> {
+    const NET_ADMIN: libc::c_ulong = 12;
+    let (header, mut sets) = ([0x2008_0522_u32, 0], [0u32; 6]);
+    // SAFETY: a header of version 3 and the data of its two halves, which outlive the call.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) })?;
+    // effective, permitted and inheritable of each half
+    (sets[2], sets[5]) = (sets[1], sets[4]);
+    // SAFETY: as above.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) })?;
+    // SAFETY: integers only.
+    let done = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, NET_ADMIN, 0, 0) };
+    Errno::result(done)?;
+    Ok(())
 }
 
 /// A child that was started and not yet waited for. Dropped, it is killed.

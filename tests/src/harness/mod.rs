@@ -9,6 +9,7 @@ pub(crate) mod descriptors;
 pub(crate) mod disk;
 pub(crate) mod evidence;
 pub(crate) mod guest;
+pub(crate) mod interface;
 pub(crate) mod launch;
 pub(crate) mod locked;
 pub(crate) mod mapped;

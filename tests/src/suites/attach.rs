@@ -5,7 +5,7 @@ use std::{
     fs,
     io::Read as _,
     net::{SocketAddr, TcpStream},
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     process::Command,
 };
 
@@ -25,6 +25,7 @@ use crate::harness::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("attach::tree-to-a-fixed-point", WHEREVER, tree),
     Test::sharing("attach::what-it-holds", WHEREVER, holds),
+    Test::sharing("attach::what-a-child-holds-elsewhere", WHEREVER, elsewhere),
     Test::sharing("attach::what-is-kept-is-judged", WHEREVER, kept),
     Test::sharing("attach::refused", WHEREVER, refusals),
     Test::sharing("attach::host-is-refused", WHEREVER, host)
@@ -229,6 +230,39 @@ fn holds(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
+/// Datagram sockets too, of a child of who was named, in a network namespace that it made: the one that is in scope is kept.
+fn elsewhere(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in [("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128")] {
+        let (child, own) = (s.file("child"), s.file("own"));
+        let open = |port: u16| format!("open 1 udp {address} {port}");
+        let line =
+            format!("background unshare net loopback {} {} pid {child} idle + pid {own} idle", open(1009), open(1010));
+        let running = workload(s, &member, &line)?;
+        s.pid_in(&own)?;
+        let child = s.pid_in(&child)?;
+        let policy = only(&member).to("open", prefix, 1009).spec("attach: { sockets: judge }");
+        let session = session_of(&attach(s, &s.policy(&policy)?, running.pid())?)?;
+        let record = s.wait_evidence("the attachment", |r| r["type"] == "attached" && r["session"] == session)?;
+        let netns = fs::metadata(format!("/proc/{child}/ns/net"))?.ino();
+        let receipts = s.records(&session, "flows-cut")?;
+        let receipts: Vec<&Value> = receipts.iter().filter_map(|r| r["sockets"].as_array()).flatten().collect();
+        for (port, gone) in [(1009, false), (1010, true)] {
+            let to = SocketAddr::new(address.parse()?, port).to_string();
+            let held = record["open"].as_array().into_iter().flatten().find(|socket| socket["to"] == to);
+            let held = held.with_context(|| format!("no {to}: {record}"))?;
+            let whose = held["pid"] == child && held["protocol"] == "udp" && held["netns"] == netns;
+            ensure!(whose && held["destroyed"] == gone, "{held}");
+            let cut = receipts.iter().filter(|r| r["to"] == to && r["outcome"] == "destroyed" && r["gone"] == true);
+            ensure!(cut.count() == usize::from(gone), "{to}: {receipts:?}");
+        }
+        s.cli(&["end", &session])?.ended(0)?;
+        s.session_ended(&session, "operator")?;
+    }
+    Ok(())
+}
+
 /// A connection that went out before goes on where the rules let it, and nowhere else (tier full), though anybody may come
 /// in; who came in before, or comes now to a listener from before, is answered.
 fn kept(s: &mut Sandbox) -> Result<()> {
@@ -334,14 +368,19 @@ fn refusals(s: &mut Sandbox) -> Result<()> {
     own_login(s, &member, &policy)
 }
 
-/// A caller that is in what it names has to name it twice.
+/// A caller that is in what it names, a process or a cgroup, has to name it twice.
 fn own_login(s: &Sandbox, member: &str, policy: &str) -> Result<()> {
-    for (times, answer) in [(1, "exit 3"), (2, "exit 0")] {
+    let login = s.part("elsewhere").child("login")?;
+    let login = login.path().display().to_string();
+    for (times, answer, cgroup) in
+        [(1, "exit 3", None), (2, "exit 0", None), (1, "exit 3", Some(&login)), (2, "exit 0", Some(&login))]
+    {
         let tipstaff = s.tipstaff();
         let mut command = Command::new(member);
         command.env_clear().envs(tipstaff.get_envs().filter_map(|(name, value)| Some((name, value?))));
         let program = tipstaff.get_program().to_string_lossy().into_owned();
-        command.args(["--work", "attach-itself", &times.to_string(), &program, policy]);
+        command.arg("--work").args(cgroup.iter().flat_map(|cgroup| ["cgroup", cgroup.as_str()]));
+        command.args(["attach-itself", &times.to_string(), &program, policy]).args(cgroup);
         let finished = Running::spawn(s, command, None)?.wait()?;
         finished.said(answer)?;
         if times == 1 {

@@ -1,11 +1,12 @@
 //! What all members of a session together may use up.
 
-use std::{collections::BTreeSet, net::UdpSocket, time::Instant};
+use std::{collections::BTreeSet, fs, net::UdpSocket, time::Instant};
 
 use super::{
     losses::REFUSALS,
     scene::{Fifo, only},
     sockets::FAMILIES,
+    wire::RST,
 };
 use crate::harness::{
     capture::{Capture, own_network},
@@ -20,6 +21,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("budgets::all-members-share-each", WHEREVER, shared),
     Test::sharing("budgets::bytes-of-one-second-after-another", WHEREVER, seconds),
     Test::sharing("budgets::a-stream-that-is-over-its-bytes", WHEREVER, stream),
+    Test::new("budgets::no-place-for-a-destination", NO_LSM, places).agents_own(),
     Test::sharing("budgets::end-where-asked", WHEREVER, ends),
     Test::new("budgets::end-though-the-agent-was-away", WHEREVER, ends_later),
 ];
@@ -31,14 +33,18 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
     let policy = |budgets: &str| {
         s.policy(&only(&member).to("loopback", "127.0.0.0/8", "").spec(format!("budgets: {{ {budgets} }}")))
     };
-    let fifo = Fifo::new(s)?;
-    let pid = s.file("pid");
-    let line = format!("pid {pid} fifo {} connect-many 10000 {}", fifo.path, server.words());
-    let total = s.run(&policy("connects: 25")?, &member, &line)?;
-    let session = total.session(s)?;
-    s.pid_in(&pid)?;
-    cut_when_stopped(s, fifo, total)?.said("25 done 9975 refused")?;
-    s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connects")?;
+    let listener = Server::tcp("127.0.0.1")?;
+    for to in [server.words(), format!("tcp {}", listener.words())] {
+        let (fifo, pid) = (Fifo::new(s)?, s.file("pid"));
+        let line = format!("pid {pid} fifo {} connect-many 10000 {to}", fifo.path);
+        let total = s.run(&policy("connects: 25")?, &member, &line)?;
+        let session = total.session(s)?;
+        s.pid_in(&pid)?;
+        cut_when_stopped(s, fifo, total)?.said("25 done 9975 refused").with_context(|| to.clone())?;
+        s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connects")?;
+        fs::remove_file(&pid)?;
+    }
+    listener.accepted(25)?;
     let cases = [
         (
             "destinations: 2",
@@ -55,6 +61,19 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
         ),
         // 28 bytes of headers each
         ("egressBytes: 5120", "send-many 20 1000 127.0.0.1 9", "4 done 16 refused", "budget-egress"),
+        // where its first segment would be dropped, a connect waits for minutes: it is told
+        (
+            "egressBytes: 4190",
+            "send-many 5 1000 127.0.0.1 9 + connect tcp STREAM",
+            "4 done 1 refused\nerrno 1",
+            "budget-egress",
+        ),
+        (
+            "egressBytes: 5120",
+            "send-many 5 1000 127.0.0.1 9 + connect tcp STREAM",
+            "4 done 1 refused\nok",
+            "budget-egress",
+        ),
         // what was too large uses nothing up
         (
             "egressBytesPerSecond: 4000",
@@ -66,7 +85,7 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
     for (budget, line, expected, rule) in cases {
         // a socket of the port, so that no ICMP error comes back
         let _sink = UdpSocket::bind(("127.0.0.1", 0))?;
-        let line = line.replace("127.0.0.1 9", &server.words());
+        let line = line.replace("127.0.0.1 9", &server.words()).replace("STREAM", &listener.words());
         let running = s.run(&policy(budget)?, &member, &line)?;
         let session = running.session(s)?;
         running.wait()?.said(expected)?;
@@ -183,14 +202,15 @@ fn seconds(s: &mut Sandbox) -> Result<()> {
 }
 
 /// Of a stream that is over its session's bytes no more than the budget leaves, and its sender is told, also where each message
-/// would fit and the kernel joins them; without BPF LSM it stalls. What is within it arrives.
+/// would fit and the kernel joins them; who waits for room, and whoever is told nothing without BPF LSM, loses the connection. What is
+/// within it arrives.
 fn stream(s: &mut Sandbox) -> Result<()> {
     const BUDGET: usize = 60_000;
     s.start()?;
     let member = s.program("member")?;
     own_network(&[])?;
     let wire = Capture::new()?;
-    let ways = FAMILIES.into_iter().flat_map(|family| ["", "joined "].map(|way| (family, way)));
+    let ways = FAMILIES.into_iter().flat_map(|family| ["", "joined ", "whole "].map(|way| (family, way)));
     for ((address, prefix), way) in ways {
         let (over, within) = (Server::tcp(address)?, Server::tcp(address)?);
         let policy = only(&member).to("over", prefix, over.port()).to("within", prefix, within.port());
@@ -198,13 +218,25 @@ fn stream(s: &mut Sandbox) -> Result<()> {
         wire.left()?;
         let running = s.run(&policy, &member, &format!("stream {} {way}{}", 4 * BUDGET, over.words()))?;
         let session = running.session(s)?;
-        let told = if s.tier == Tier::Full { libc::EPERM } else { libc::EAGAIN };
+        let told = if s.tier == Tier::Full { libc::EPERM } else { libc::ECONNABORTED };
         running.wait()?.said(&format!("errno {told}")).with_context(|| format!("{way}{address}"))?;
+        if s.tier == Tier::NoLsm || way == "whole " {
+            // who waited was let go by the end of the connection, of which the peer learnt too
+            let cut = s.wait_evidence("the cut", |r| r["type"] == "flows-cut" && r["session"] == session)?;
+            let receipt = &cut["sockets"][0];
+            let right = cut["cause"] == "budget" && receipt["outcome"] == "destroyed" && receipt["gone"] == true;
+            ensure!(right && cut["sockets"].as_array().is_some_and(|all| all.len() == 1), "{way}{address}: {cut}");
+        }
         s.session_ended(&session, "completed")?;
         s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-egress")?;
         until("something to arrive", patience(), || Ok((!over.received().is_empty()).then_some(())))?;
-        let left: Vec<usize> =
-            wire.left()?.iter().filter(|p| p.to_port == over.port() && p.payload > 0).map(|p| p.bytes.len()).collect();
+        let packets = wire.left()?;
+        let to_server = || packets.iter().filter(|p| p.to_port == over.port());
+        ensure!(
+            s.tier == Tier::Full || to_server().any(|p| p.flags & RST != 0 && p.payload == 0),
+            "{way}{address}: the peer was not told"
+        );
+        let left: Vec<usize> = to_server().filter(|p| p.payload > 0).map(|p| p.bytes.len()).collect();
         let (left, received) = (left.iter().sum::<usize>(), over.received().len());
         ensure!(received > 0 && received <= left && left <= BUDGET, "{left} bytes left, {received} arrived");
         let running = s.run(&policy, &member, &format!("stream {} {way}{}", BUDGET / 2, within.words()))?;
@@ -221,6 +253,29 @@ fn cut_when_stopped(s: &Sandbox, mut fifo: Fifo, running: Running) -> Result<Fin
     let finished = running.wait();
     s.signal_agent(nix::sys::signal::Signal::SIGCONT)?;
     finished
+}
+
+/// Where the sessions with such a budget have been everywhere that there is a place for, another is refused a new one, and has
+/// it when the first is over.
+fn places(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = |count: u32| {
+        let policy = only(&member).to("loopback", "127.0.0.0/8", "");
+        s.policy(&policy.spec(format!("budgets: {{ destinations: {count} }}")))
+    };
+    let mut fifo = Fifo::new(s)?;
+    let first = s.run(&policy(65_536)?, &member, &format!("visit 65536 9 + fifo {} visit 65537 9", fifo.path))?;
+    let one = first.session(s)?;
+    until("all to be visited", patience(), || Ok((!first.said().is_empty()).then_some(())))?;
+    let other = s.run(&policy(5)?, &member, "visit 2 9")?;
+    let two = other.session(s)?;
+    other.wait()?.said("0 done 2 refused")?;
+    s.wait_evidence("the refusal", |r| r["session"] == two && r["rule"] == "fault" && r["verdict"] == "deny")?;
+    fifo.wake()?;
+    first.wait()?.said("65536 done 0 refused\n65536 done 1 refused")?;
+    s.session_ended(&one, "completed")?;
+    s.run(&policy(5)?, &member, "visit 2 9")?.wait()?.said("2 done 0 refused").map(drop)
 }
 
 /// Each budget has a verdict of its own: what is refused ends the session, or it does not.

@@ -21,6 +21,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("faults::mirror-without-room", WHEREVER, full_mirror),
     Test::new("faults::birth-not-seen", WHEREVER, unseen_birth),
     Test::new("faults::exec-not-seen", WHEREVER, unseen_exec),
+    Test::new("faults::label-of-an-earlier-session", WHEREVER, stale),
 ];
 
 /// What the agent answers a member.
@@ -267,4 +268,40 @@ fn skipped(s: &mut Sandbox) -> Result<()> {
         ensure!(state == if s.tier == Tier::Full { "enforced" } else { "best-effort" }, "{name} is {state}");
     }
     Ok(())
+}
+
+/// A member whose label is of another session than the one that has the slot: it is held as a member of one that is over.
+fn stale(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, good) = (s.program("member")?, s.program("good")?);
+    let open = Server::tcp("127.0.0.1")?;
+    let policy = only(&member).allow("good", &good).to("open", "127.0.0.1/32", open.port());
+    let states = Map::of(s, "SESSION_STATE")?;
+    let slots = states.shape()?.entries;
+    let all = || (0..slots).map(|slot| states.word(slot)).collect::<Result<Vec<u64>>>();
+    let (before, mut fifos, marks) = (all()?, [Fifo::new(s)?, Fifo::new(s)?], [s.file("mark"), s.file("mark")]);
+    let part = |n: usize| {
+        format!("fifo {} connect tcp {} + spawn {good} --work mark {}", fifos[n].path, open.words(), marks[n])
+    };
+    let line = format!("{} + {}", part(0), part(1));
+    let running = s.run(&s.policy(&policy)?, &member, &line)?;
+    let session = running.session(s)?;
+    let (slot, word) = before
+        .iter()
+        .zip(all()?)
+        .zip(0..)
+        .find_map(|((before, now), slot)| (*before != now).then_some((slot, now)))
+        .context("no slot is another than before")?;
+    fifos[0].wake()?;
+    until("what a member may do", patience(), || Ok((running.said() == "ok\nexit 0\n").then_some(())))?;
+    open.accepted(1)?;
+    states.set_word(slot, word + (1 << 32))?;
+    fifos[1].wake()?;
+    // it is refused, or killed, by whichever program sees it first
+    let said = running.wait()?.stdout;
+    states.set_word(slot, word)?;
+    ensure!(!said["ok\nexit 0".len()..].contains("ok") && !said.ends_with("exit 0\nexit 0"), "{said:?}");
+    open.accepted(1)?;
+    ensure!(fs::exists(&marks[0])? && !fs::exists(&marks[1])?, "{said:?}");
+    s.wait_evidence("the end", |r| r["type"] == "session-end" && r["session"] == session).map(drop)
 }

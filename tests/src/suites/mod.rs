@@ -27,6 +27,7 @@ mod losing;
 mod losses;
 mod members;
 mod memory;
+mod moved;
 mod multipath;
 mod names;
 mod narrow;
@@ -108,6 +109,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     within::TESTS,
     cut::TESTS,
     crossed::TESTS,
+    moved::TESTS,
     multipath::TESTS,
     raw::TESTS,
     renamed::TESTS,

@@ -280,7 +280,7 @@ fn bad(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// Two members connect in a loop, to ports of which each narrowing denies one more. Whatever a decision met, it was made
+/// Two members connect in a loop, by TCP and by UDP, to ports of which each narrowing denies one more. Whatever a decision met, it was made
 /// by one revision as a whole: a port is allowed by its rule until it is denied by its rule, and never by anything else.
 fn flip(s: &mut Sandbox) -> Result<()> {
     s.start()?;
@@ -302,10 +302,10 @@ fn flip_over(s: &Sandbox, ip: &str, [open_to, shut_to]: [&str; 2]) -> Result<()>
         ports[..denied].iter().fold(open, |policy, port| policy.not_to(&format!("shut-{port}"), shut_to, port))
     };
     let stop = s.file("stop");
-    let line = format!("flips {stop} {ip} 1001 1002 1003");
+    let line = |protocol: &str| format!("flips {stop} {protocol} {ip} 1001 1002 1003");
     let address = ip.parse::<IpAddr>()?;
     let first = s.policy(&revision(0))?;
-    let running = [s.run(&first, &member, &line)?, s.run(&first, &member, &line)?];
+    let running = [s.run(&first, &member, &line("tcp"))?, s.run(&first, &member, &line("udp"))?];
     let sessions = [running[0].session(s)?, running[1].session(s)?];
     // every member met `verdict` at the port, and so at those before it in its round
     let all_met = |port: u16, verdict: &str| {

@@ -1,11 +1,16 @@
 //! Which addresses a session may reach.
 
+use std::net::SocketAddr;
+
+use nix::errno::Errno;
+
 use super::{
     scene::{Fifo, only, reach, report},
     sockets::FAMILIES,
 };
 use crate::harness::{
-    capture::{Capture, add_address, own_network, set},
+    capture::{Capture, add_address, add_address_to, own_network, set},
+    interface::tunnel,
     prelude::*,
     server::Server,
     wait::in_guest,
@@ -28,6 +33,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("net::observe-lets-through-and-records", WHEREVER, observe),
     Test::sharing("net::in-a-namespace-that-a-member-made", WHEREVER, namespace),
     Test::sharing("net::what-the-network-lacks", WHEREVER, lacking),
+    Test::sharing("net::an-interface-that-appears-later", WHEREVER, appearing),
 ];
 
 /// A member does `how` with the address of a server that is in scope, and with that of one that is not.
@@ -276,4 +282,47 @@ fn lacking(s: &mut Sandbox) -> Result<()> {
     let (six, four) = said.split_once('\n').context("two answers")?;
     ensure!(six.starts_with("errno ") && six != "errno 1" && four.trim_end() == "ok", "{said}");
     server.accepted(3)
+}
+
+/// A network that is not there when the session starts, on an interface that is not: what is in scope leaves by it once it is, and
+/// nothing else does.
+fn appearing(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    own_network(&[])?;
+    let wire = Capture::new()?;
+    let mut fifo = Fifo::new(s)?;
+    let policy = only(&member).to("four", "10.77.0.0/28", 9).to("six", "fd00:77::/112", 9);
+    let (good, bad) = (["10.77.0.2", "fd00:77::2"], ["10.77.0.99", "fd00:77::1:2"]);
+    let all: Vec<String> = good.iter().chain(&bad).map(|to| format!("by udp mark-of-{to} {to} 9")).collect();
+    let (before, after) = (all.join(" + "), all.join(" + "));
+    let running = s.run(&s.policy(&policy)?, &member, &format!("{before} + fifo {} {after}", fifo.path))?;
+    let session = running.session(s)?;
+    let none = format!("errno {0}\nerrno {0}\nerrno {1}\nerrno {1}\n", libc::ENETUNREACH, libc::EPERM);
+    until("the member to have tried all", patience(), || Ok((running.said().len() >= none.len()).then_some(())))?;
+    ensure!(running.said() == none, "{:?}", running.said());
+    let (_device, number) = match tunnel("10.77.0.1".parse()?) {
+        Err(errno @ (Errno::ENOENT | Errno::ENODEV)) => {
+            return Err(Lacking(format!("no TUN interface can be made here: {errno}")).into());
+        }
+        made => made?,
+    };
+    add_address_to(number, "fd00:77::1".parse()?)?;
+    wire.left()?;
+    fifo.wake()?;
+    running.wait()?.said(&format!("{none}ok\nok\nerrno {0}\nerrno {0}", libc::EPERM))?;
+    let left = wire.left()?;
+    for (to, leaves) in good.iter().map(|to| (to, true)).chain(bad.iter().map(|to| (to, false))) {
+        let there = left.iter().any(|packet| packet.has(&format!("mark-of-{to}")) || packet.to.to_string() == *to);
+        ensure!(there == leaves, "what was sent to {to}: {left:?}");
+        let (verdict, rule) = if !leaves {
+            ("deny", "default")
+        } else if to.contains(':') {
+            ("allow", "six")
+        } else {
+            ("allow", "four")
+        };
+        s.saw_connect(&session, &SocketAddr::new(to.parse()?, 9).to_string(), verdict, rule)?;
+    }
+    s.session_ended(&session, "completed").map(drop)
 }

@@ -20,6 +20,7 @@ use crate::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("privileges::classes", FULL, classes),
     Test::sharing("privileges::gain-at-exec", FULL, gain),
+    Test::sharing("privileges::by-a-command-on-a-file", FULL, commands),
     Test::sharing("privileges::others-without-a-signal", FULL, others),
     Test::sharing("privileges::the-agent-is-out-of-reach", FULL, agent),
     Test::sharing("privileges::the-agents-files-are-kept", FULL, files),
@@ -60,6 +61,21 @@ pub(super) fn attempts() -> Result<[(&'static str, String, &'static str); 23]> {
         ("kernel-settings", "kernel-settings".to_owned(), "ok"),
         ("raw-devices", "raw-devices".to_owned(), "ok"),
     ])
+}
+
+/// What an ioctl(2) does is of the class of what it comes to: nobody writes to a file system that is frozen, and whoever has a
+/// terminal that is hung up is ended.
+fn commands(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (class, words, allowed) in [("mount", "privilege freeze", "errno 95"), ("signal", "privilege hang-up", "ok")] {
+        let (finished, session) = tried(s, &only(&member), &member, words)?;
+        finished.said("errno 1")?;
+        let found = recorded(s, &session)?;
+        ensure!(found == [(class.to_owned(), "deny privilege".to_owned())], "recorded of {words}: {found:?}");
+        tried(s, &only(&member).privileges(class), &member, words)?.0.said(allowed)?;
+    }
+    Ok(())
 }
 
 /// What is tried, each once.

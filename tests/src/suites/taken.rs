@@ -19,6 +19,7 @@ use crate::{
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("taken::from-root", NO_LSM, root),
+    Test::sharing("taken::what-was-raised-before", NO_LSM, raised),
     Test::sharing("taken::from-an-ordinary-user", NO_LSM, ordinary),
     Test::sharing("taken::no-way-round", NO_LSM, round),
     Test::sharing("taken::strict-and-root", NO_LSM, strict),
@@ -93,6 +94,21 @@ fn root(s: &mut Sandbox) -> Result<()> {
                        CapAmb: 0000000000000000, NoNewPrivs: 1, Seccomp: 2";
         ensure!(standing.ends_with(nothing) == open.is_empty(), "{policy}\n{standing}");
         ensure!(standing.ends_with("Seccomp: 0") == (open.len() == names.len()), "{policy}\n{standing}");
+    }
+    Ok(())
+}
+
+/// Capabilities that the caller made ambient, so that they outlive each exec, are gone as well.
+fn raised(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (policy, kept) in [(only(&member), false), (only(&member).observe(), true)] {
+        let running = s.launch(&s.policy(&policy)?, &member, "own-standing").raised().start()?;
+        let session = running.session(s)?;
+        let finished = running.wait()?;
+        ensure!(finished.stdout.contains("CapAmb: 0000000000001000") == kept, "{policy}\n{}", finished.stdout);
+        ensure!(finished.stdout.contains("CapAmb: 0000000000000000") != kept, "{policy}\n{}", finished.stdout);
+        s.session_ended(&session, "completed")?;
     }
     Ok(())
 }

@@ -154,13 +154,22 @@ pub(super) fn flow(words: &[&str]) -> Result<u8> {
 /// `hold ADDRESS PORT FIFO`: connects, sends `a`; when the FIFO can be read sends `b` and receives what there is.
 pub(super) fn hold(words: &[&str]) -> Result<u8> {
     let (address, rest) = address(words)?;
+    hold_by(&open(SockType::Stream, &address)?, &address, rest)
+}
+
+/// `hold-lite ADDRESS PORT FIFO`: as `hold`, by UDP-Lite.
+pub(super) fn hold_lite(words: &[&str]) -> Result<u8> {
+    let (address, rest) = address(words)?;
+    hold_by(&super::ways::made(&address, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)?, &address, rest)
+}
+
+fn hold_by(socket: &OwnedFd, address: &SocketAddr, rest: &[&str]) -> Result<u8> {
     let (fifo, _) = one(rest)?;
-    let socket = open(SockType::Stream, &address)?;
-    say(connect_to(&socket, &address));
+    say(connect_to(socket, address));
     say(send_on(socket.as_raw_fd(), b"a", MsgFlags::MSG_NOSIGNAL).map(drop));
     File::open(fifo)?.read_exact(&mut [0])?;
     say(send_on(socket.as_raw_fd(), b"b", MsgFlags::MSG_NOSIGNAL).map(drop));
-    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 500_000))?;
+    setsockopt(socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 500_000))?;
     let received = recv(socket.as_raw_fd(), &mut [0; 64], MsgFlags::empty());
     println!("received {}", received.unwrap_or(0));
     idle()
@@ -268,20 +277,22 @@ pub(super) fn send_bytes(socket: &OwnedFd, address: &SocketAddr, bytes: &[u8], f
     sent.map(drop)
 }
 
-/// `flips FILE ADDRESS PORT…`: until FILE is there, connects a UDP socket, which sends nothing, to one port after the
-/// other. For each port: how often that was allowed, refused, allowed again after it was refused, and anything else.
+/// `flips FILE tcp|udp ADDRESS PORT…`: until FILE is there, connects to one port after the other, where nobody listens: by UDP
+/// nothing is sent. For each port: how often that was allowed, refused, allowed again after it was refused, and anything else.
 pub(super) fn flips(words: &[&str]) -> Result<u8> {
     let (file, rest) = one(words)?;
+    let (protocol, rest) = one(rest)?;
+    let kind = if protocol == "tcp" { SockType::Stream } else { SockType::Datagram };
     let (ip, ports) = one(rest)?;
     let mut counts = vec![[0u64; 4]; ports.len()];
     let addresses = ports.iter().map(|port| Ok(SocketAddr::new(ip.parse()?, port.parse()?)));
     let addresses = addresses.collect::<Result<Vec<_>>>()?;
     while !std::path::Path::new(file).exists() {
         for (address, count) in addresses.iter().zip(&mut counts) {
-            let socket = open(SockType::Datagram, address)?;
+            let socket = open(kind, address)?;
             let place = match connect_to(&socket, address) {
-                Ok(()) if count[1] > 0 => 2,
-                Ok(()) => 0,
+                Ok(()) | Err(Errno::ECONNREFUSED) if count[1] > 0 => 2,
+                Ok(()) | Err(Errno::ECONNREFUSED) => 0,
                 Err(Errno::EPERM) => 1,
                 Err(_) => 3,
             };

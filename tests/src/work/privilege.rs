@@ -76,9 +76,27 @@ pub(super) fn attempt(words: &[&str]) -> Result<u8> {
         "userfaultfd" => descriptors::user_fault().map(drop),
         "io-uring" => descriptors::ring().map(drop),
         "kernel-settings" => each_opens(&SETTINGS, true)?,
+        "freeze" => freeze()?,
+        "hang-up" => hang_up()?,
         "raw-devices" => each_opens(&["/dev/mem", "/dev/loop0"], false)?,
         _ => bail!("there is no privilege {act:?}"),
     }))
+}
+
+/// Freezes the file system of /proc, which cannot be frozen.
+fn freeze() -> Result<Result<(), Errno>> {
+    const FREEZE: libc::Ioctl = 0xc004_5877;
+    let folder = fs::File::open("/proc")?;
+    // SAFETY: no pointer; the descriptor is open.
+    Ok(result(unsafe { libc::ioctl(folder.as_raw_fd(), FREEZE, 0) }.into()))
+}
+
+/// Hangs up a terminal of its own, which nobody has for theirs.
+fn hang_up() -> Result<Result<(), Errno>> {
+    const HANG_UP: libc::Ioctl = 0x5437;
+    let pair = nix::pty::openpty(None, None)?;
+    // SAFETY: no pointer; the descriptor is open.
+    Ok(result(unsafe { libc::ioctl(pair.slave.as_raw_fd(), HANG_UP) }.into()))
 }
 
 /// `own-file move FROM TO`, `own-file ACT FILE`: `read`, `write`, `empty` (by opening it to read), `make`, `unlink`, `rmdir`, `mkdir`, `mknod`, `symlink`,

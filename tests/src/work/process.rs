@@ -217,15 +217,16 @@ pub(super) fn crowd(words: &[&str]) -> Result<u8> {
     Ok(say(Ok(())))
 }
 
-/// `attach-itself TIMES PROGRAM POLICY`: the program is `tipstaff`, a child, and attaches this process, which it names so
-/// often.
+/// `attach-itself TIMES PROGRAM POLICY [CGROUP]`: the program is `tipstaff`, a child, and attaches this process, or the cgroup,
+/// which it names so often.
 pub(super) fn attach_itself(words: &[&str]) -> Result<u8> {
-    let [times, program, policy] = words else { bail!("attach-itself needs 3 words") };
+    let [times, program, policy, cgroup @ ..] = words else { bail!("attach-itself needs 3 words") };
     let own = std::process::id().to_string();
+    let target = cgroup.first().map_or(["--pid", own.as_str()], |cgroup| ["--from-cgroup", cgroup]);
     let mut command = Command::new(program);
     command.args(["attach", "--policy", policy]);
     for _ in 0..times.parse::<u32>()? {
-        command.args(["--pid", &own]);
+        command.args(target);
     }
     tell(command.stdin(Stdio::null()).stdout(Stdio::null()).status()?);
     Ok(0)

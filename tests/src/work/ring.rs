@@ -16,6 +16,8 @@ pub(super) const SENDMSG: u8 = 9;
 pub(super) const CONNECT: u8 = 16;
 pub(super) const SEND: u8 = 26;
 pub(super) const SOCKET: u8 = 45;
+pub(super) const SEND_ZC: u8 = 47;
+pub(super) const SENDMSG_ZC: u8 = 48;
 
 /// `IORING_REGISTER_BUFFERS`
 const REGISTER_BUFFERS: u32 = 0;

@@ -298,13 +298,37 @@ pub(super) fn echo(words: &[&str]) -> Result<u8> {
     }))
 }
 
-/// `connect-many COUNT ADDRESS PORT`: as many UDP sockets connect; how many could, and what the others were told.
+/// `connect-many COUNT [tcp] ADDRESS PORT`: as many sockets connect, by UDP if nothing is said; how many could, and what the
+/// others were told.
 pub(super) fn connect_many(words: &[&str]) -> Result<u8> {
     let (count, rest) = one(words)?;
+    let (kind, rest) = match rest {
+        ["tcp", rest @ ..] => (SockType::Stream, rest),
+        rest => (SockType::Datagram, rest),
+    };
     let (to, _) = address(rest)?;
     let (mut done, mut refused) = (0, 0);
     for _ in 0..count.parse::<u32>()? {
-        match super::network::connect_to(&open(SockType::Datagram, &to)?, &to) {
+        match super::network::connect_to(&open(kind, &to)?, &to) {
+            Ok(()) => done += 1,
+            Err(Errno::EPERM) => refused += 1,
+            Err(other) => bail!("connect: {other}"),
+        }
+    }
+    println!("{done} done {refused} refused");
+    Ok(0)
+}
+
+/// `visit COUNT PORT`: one UDP socket connects to so many addresses of 127.0.0.0/8, one after the other; as `connect-many`.
+pub(super) fn visit(words: &[&str]) -> Result<u8> {
+    let (count, rest) = one(words)?;
+    let (port, _) = one(rest)?;
+    let port = port.parse()?;
+    let to = |number: u32| std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x7f01_0000 + number), port));
+    let socket = open(SockType::Datagram, &to(0))?;
+    let (mut done, mut refused) = (0, 0);
+    for number in 0..count.parse()? {
+        match super::network::connect_to(&socket, &to(number)) {
             Ok(()) => done += 1,
             Err(Errno::EPERM) => refused += 1,
             Err(other) => bail!("connect: {other}"),
@@ -361,22 +385,30 @@ pub(super) fn send_through(words: &[&str]) -> Result<u8> {
     Ok(0)
 }
 
-/// `stream BYTES [joined] ADDRESS PORT`: connects by TCP and sends so many bytes, as far as it is let; a send waits for a second.
-/// `joined`: says each time that more will come, so that the kernel makes fewer packets of it.
+/// So many calls of one second each are let wait.
+const STALLS: u32 = 60;
+
+/// `stream BYTES [joined|whole] ADDRESS PORT`: connects by TCP and sends so many bytes, as far as it is let; a send waits for a
+/// second, and is tried again. `joined`: says each time that more will come, so that the kernel makes fewer packets of it.
+/// `whole`: all in one call, which waits.
 pub(super) fn stream(words: &[&str]) -> Result<u8> {
     let (bytes, rest) = one(words)?;
-    let (more, rest) = match rest {
-        ["joined", rest @ ..] => (MsgFlags::from_bits_retain(libc::MSG_MORE), rest),
-        rest => (MsgFlags::empty(), rest),
+    let bytes = bytes.parse::<usize>()?;
+    let (more, part, rest) = match rest {
+        ["joined", rest @ ..] => (MsgFlags::from_bits_retain(libc::MSG_MORE), 1000, rest),
+        ["whole", rest @ ..] => (MsgFlags::empty(), bytes, rest),
+        rest => (MsgFlags::empty(), 1000, rest),
     };
     let (to, _) = address(rest)?;
     let socket = open(SockType::Stream, &to)?;
     // little is kept of what does not leave
     setsockopt(&socket, sockopt::SndBuf, &8192)?;
-    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(1, 0))?;
+    if part < bytes {
+        setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(1, 0))?;
+    }
     super::network::connect_to(&socket, &to)?;
-    let (bytes, chunk) = (bytes.parse::<usize>()?, [b'x'; 1000]);
-    let (mut sent, mut stalled) = (0, false);
+    let chunk = vec![b'x'; part];
+    let (mut sent, mut stalls) = (0, 0);
     let told = loop {
         if sent >= bytes {
             break Ok(());
@@ -384,9 +416,9 @@ pub(super) fn stream(words: &[&str]) -> Result<u8> {
         let last = sent + chunk.len() >= bytes;
         let flags = MsgFlags::MSG_NOSIGNAL | if last { MsgFlags::empty() } else { more };
         match send(socket.as_raw_fd(), &chunk[..chunk.len().min(bytes - sent)], flags) {
-            Ok(length) => (sent, stalled) = (sent + length, false),
-            // who waited for room is told by the next one
-            Err(Errno::EAGAIN) if !stalled => stalled = true,
+            Ok(length) => (sent, stalls) = (sent + length, 0),
+            // who waited for room is told by the next one, or a little later
+            Err(Errno::EAGAIN) if stalls < STALLS => stalls += 1,
             Err(errno) => break Err(errno),
         }
     };

@@ -51,6 +51,15 @@ pub(super) fn by(words: &[&str]) -> Result<u8> {
         "open-connect" => open_connect(&to, mark),
         "mptcp" => made(&to, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).and_then(|socket| stream(&socket, &to, mark)),
         "sctp" => made(&to, libc::SOCK_STREAM, libc::IPPROTO_SCTP).and_then(|socket| answered(&socket, &to, mark)),
+        "sctp-to" => made(&to, libc::SOCK_STREAM, libc::IPPROTO_SCTP).and_then(|socket| {
+            send_bytes(&socket, &to, mark, MsgFlags::empty())?;
+            answer(&socket)
+        }),
+        "sctp-several" => made(&to, libc::SOCK_STREAM, libc::IPPROTO_SCTP).and_then(|socket| {
+            connect_several(&socket, &to)?;
+            send(socket.as_raw_fd(), mark, MsgFlags::MSG_NOSIGNAL)?;
+            answer(&socket)
+        }),
         "dccp" => made(&to, libc::SOCK_DCCP, libc::IPPROTO_DCCP).and_then(|socket| answered(&socket, &to, mark)),
         "lite" => made(&to, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE).and_then(|socket| stream(&socket, &to, mark)),
         "lite-to" => made(&to, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)
@@ -84,7 +93,29 @@ fn stream(socket: &OwnedFd, to: &SocketAddr, bytes: &[u8]) -> Result<(), Errno> 
 /// Connects, sends, and waits for the answer.
 fn answered(socket: &OwnedFd, to: &SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
     stream(socket, to, bytes)?;
+    answer(socket)
+}
+
+fn answer(socket: &OwnedFd) -> Result<(), Errno> {
     recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()).map(drop)
+}
+
+/// `SCTP_SOCKOPT_CONNECTX` (`include/uapi/linux/sctp.h`): as connect(2), with a list of the peer's addresses, here of one.
+const CONNECT_SEVERAL: i32 = 110;
+
+fn connect_several(socket: &OwnedFd, to: &SocketAddr) -> Result<(), Errno> {
+    let address = SockaddrStorage::from(*to);
+    // SAFETY: the pointer and the length are those of one address, which outlives the call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_SCTP,
+            CONNECT_SEVERAL,
+            address.as_ptr().cast(),
+            address.len(),
+        )
+    };
+    Errno::result(done).map(drop)
 }
 
 fn message(socket: &OwnedFd, to: &SocketAddr, mark: &[u8], flags: MsgFlags) -> Result<(), Errno> {
@@ -206,7 +237,8 @@ fn by_way_of(hop: IpAddr, to: &SocketAddr, mark: &[u8]) -> Result<(), Errno> {
 }
 
 /// `ring`: in the caller; `ringworker`: by a worker of the kernel; `ringpoller`: by its polling thread. `tcp` and `udp` make
-/// their socket there too, connect and send; `message` sends without a connect.
+/// their socket there too, connect and send; `message` sends without a connect, `pages` the same without a copy (Linux 6.1), and
+/// `to` gives the address with the bytes (6.0).
 pub(super) fn in_ring(doer: &str, what: &str, to: &SocketAddr, mark: &[u8]) -> Result<Result<(), Errno>> {
     let ring = Ring::new(match doer {
         "ring" => Doer::Caller,
@@ -225,7 +257,7 @@ pub(super) fn in_ring(doer: &str, what: &str, to: &SocketAddr, mark: &[u8]) -> R
     };
     let fd = socket.as_raw_fd();
     let options = u32::try_from(libc::MSG_NOSIGNAL)?;
-    if what == "message" {
+    if matches!(what, "message" | "pages") {
         let mut part = libc::iovec { iov_base: mark.as_ptr().cast_mut().cast(), iov_len: mark.len() };
         // SAFETY: an all-zero msghdr is a value of it: integers and null pointers.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -234,17 +266,33 @@ pub(super) fn in_ring(doer: &str, what: &str, to: &SocketAddr, mark: &[u8]) -> R
         message.msg_iov = &raw mut part;
         message.msg_iovlen = 1;
         let place = (&raw const message) as u64;
-        let send = Request { what: ring::SENDMSG, fd, address: place, length: 1, options, ..Request::default() };
+        let how = if what == "pages" { ring::SENDMSG_ZC } else { ring::SENDMSG };
+        let send = Request { what: how, fd, address: place, length: 1, options, ..Request::default() };
         return Ok(ring.ask(send)?.map(drop));
     }
     let place = address.as_ptr() as u64;
+    let (bytes, length) = (mark.as_ptr() as u64, u32::try_from(mark.len())?);
+    if what == "to" {
+        // `addr2` lies where others have the offset, `addr_len` in the upper half of the word after `user_data`
+        let rest = [u64::from(address.len()) << 32, 0, 0];
+        let send = Request {
+            what: ring::SEND_ZC,
+            fd,
+            offset: place,
+            address: bytes,
+            length,
+            options,
+            rest,
+            ..Request::default()
+        };
+        return Ok(ring.ask(send)?.map(drop));
+    }
     let connect =
         Request { what: ring::CONNECT, fd, offset: address.len().into(), address: place, ..Request::default() };
     if let Err(errno) = ring.ask(connect)? {
         return Ok(Err(errno));
     }
-    let (place, length) = (mark.as_ptr() as u64, u32::try_from(mark.len())?);
-    let send = Request { what: ring::SEND, fd, address: place, length, options, ..Request::default() };
+    let send = Request { what: ring::SEND, fd, address: bytes, length, options, ..Request::default() };
     Ok(ring.ask(send)?.map(drop))
 }
 

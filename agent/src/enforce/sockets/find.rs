@@ -245,6 +245,7 @@ mod tests {
             remote: nowhere,
             passive,
             crossed: false,
+            spent: false,
             sent: 0,
             received: 0,
         }

@@ -1,0 +1,60 @@
+//! An interface of the test's own: what is sent there goes to nobody.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Error,
+    mem::{transmute, zeroed},
+    net::Ipv4Addr,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+use nix::errno::Errno;
+
+/// `IFF_TUN` and `IFF_NO_PI` (`linux/if_tun.h`)
+const TUN: i16 = 1;
+const NO_PACKET_INFORMATION: i16 = 0x1000;
+/// `TUNSETIFF`
+const SET_INTERFACE: libc::Ioctl = 0x4004_54ca;
+/// `SIOCGIFINDEX`
+const GET_INDEX: libc::Ioctl = 0x8933;
+
+/// A TUN interface with this address and the 255 beside it, which is up and goes with the file; what is written to the file comes in by it. And its
+/// number.
+pub(crate) fn tunnel(own: Ipv4Addr) -> Result<(File, i32), Errno> {
+    let device = io(OpenOptions::new().read(true).write(true).open("/dev/net/tun"))?;
+    // SAFETY: all zeros are a value of it: integers, arrays and a union of those.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    request.ifr_ifru.ifru_flags = TUN | NO_PACKET_INFORMATION;
+    // SAFETY: a request that outlives the call, in which the kernel writes the interface's name; the descriptor is open.
+    Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), SET_INTERFACE, &raw mut request) })?;
+    // SAFETY: integers only.
+    let socket = Errno::result(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the kernel just made it, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // without a mask it is a host of its own
+    for (what, value) in [(libc::SIOCSIFADDR, own), (libc::SIOCSIFNETMASK, Ipv4Addr::new(255, 255, 255, 0))] {
+        request.ifr_ifru.ifru_addr = address(value);
+        // SAFETY: as above.
+        Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), what, &raw const request) })?;
+    }
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
+    // SAFETY: as above.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })?;
+    // SAFETY: a request that outlives the call, in which the kernel writes the number; the descriptor is open.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), GET_INDEX, &raw mut request) })?;
+    // SAFETY: the kernel wrote it there.
+    Ok((device, unsafe { request.ifr_ifru.ifru_ifindex }))
+}
+
+fn address(value: Ipv4Addr) -> libc::sockaddr {
+    // SAFETY: all zeros are a value of it: integers.
+    let mut address: libc::sockaddr_in = unsafe { zeroed() };
+    address.sin_family = u16::try_from(libc::AF_INET).unwrap_or(0);
+    address.sin_addr.s_addr = u32::from_ne_bytes(value.octets());
+    // SAFETY: both are plain bytes of 16.
+    unsafe { transmute::<libc::sockaddr_in, libc::sockaddr>(address) }
+}
+
+fn io<T>(done: std::io::Result<T>) -> Result<T, Errno> {
+    done.map_err(|error: Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+}

@@ -1,0 +1,54 @@
+//! Sockets that a member made where no program on Tipstaff's cgroup sees them: it was moved away before.
+
+use std::net::UdpSocket;
+
+use super::{
+    scene::{Fifo, only},
+    sockets::{FAMILIES, said},
+    wire::bound,
+};
+use crate::harness::{
+    capture::{Capture, own_network},
+    prelude::*,
+    server::Server,
+};
+
+pub(super) const TESTS: &[Test] =
+    &[Test::sharing("sockets::moved-member-after-a-narrowing", FULL, narrowed).each_kernel()];
+
+/// Its connection to an address that a narrower scope does not have carries nothing more, though the kernel cannot destroy it
+/// (UDP-Lite) and no message names the address.
+fn narrowed(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, elsewhere) = (s.program("member")?, s.part("elsewhere").path().display().to_string());
+    own_network(&[])?;
+    let wire = Capture::new()?;
+    for (address, prefix) in FAMILIES {
+        for (removed, told, packets) in [("server", "errno 1", 1), ("other", "ok", 2)] {
+            let Some(socket) = bound(libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)? else {
+                return Err(Lacking("this kernel has no UDP-Lite".to_owned()).into());
+            };
+            let server = Server::datagrams(UdpSocket::from(socket))?;
+            let policy = only(&member).to("server", prefix, server.port()).to("other", prefix, 9);
+            let mut fifo = Fifo::new(s)?;
+            let line = format!("cgroup {elsewhere} hold-lite {address} {} {}", server.port(), fifo.path);
+            wire.left()?;
+            let running = s.run(&s.policy(&policy)?, &member, &line)?;
+            let session = running.session(s)?;
+            until("the first message", patience(), || Ok((running.said() == "ok\nok\n").then_some(())))?;
+            s.cli(&["narrow", &session, "--remove", removed])?.ended(0)?;
+            fifo.wake()?;
+            let all = format!("ok\nok\n{told}\n");
+            until("the second message", patience(), || Ok(running.said().starts_with(&all).then_some(())))
+                .with_context(|| format!("{address} without {removed}: {:?}", running.said()))?;
+            let left = wire.left()?.iter().filter(|packet| packet.to_port == server.port()).count();
+            ensure!(left == packets, "{left} packets left for {address} without {removed}");
+            if told != "ok" {
+                said(s, &session, "socket", "crossed-socket")?;
+            }
+            s.cli(&["end", &session])?.ended(0)?;
+            s.session_ended(&session, "operator")?;
+        }
+    }
+    Ok(())
+}
