@@ -47,7 +47,7 @@ pub const REASON_FAMILY: u32 = REASONS + 12;
 pub const REASON_METADATA: u32 = REASONS + 13;
 /// A name server that no rule allows.
 pub const REASON_DNS: u32 = REASONS + 14;
-/// The socket was made outside the session: before it, or by somebody else.
+/// The socket was made outside the session: before it, or by somebody else; or by a member that had been moved away.
 pub const REASON_CROSSED: u32 = REASONS + 15;
 /// A socket option that would make packets take another way than the address that was judged.
 pub const REASON_OPTION: u32 = REASONS + 16;

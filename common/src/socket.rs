@@ -36,6 +36,12 @@ pub const SOCKET_BEFORE: u32 = 1 << 2;
 /// where the packet programs see such sockets (`Settings::sessions_cgroup`).
 pub const SOCKET_CROSSED: u32 = 1 << 3;
 
+/// The last packet of a stream that carried data was refused because all bytes out are used up: it is sent again, and nothing
+/// before it.
+pub const SPENT_DATA: u32 = 1;
+/// The last packet of a stream was, whatever it carried: what comes in is not acknowledged either.
+pub const SPENT_ANY: u32 = 1 << 1;
+
 /// The value in `SOCKET_LABELS`, one for each socket of a session. A connection that is accepted gets a copy of its
 /// listener's from its first segment.
 #[repr(C)]
@@ -47,8 +53,7 @@ pub struct SocketLabel {
     pub generation: u32,
     /// `SOCKET_*` flags.
     pub flags: u32,
-    /// 1: the last packet that carried data was refused because all bytes out are used up. A stream sends it again, and
-    /// nothing before it.
+    /// `SPENT_*`
     pub spent: u32,
     /// Fingerprint of the last destination that was allowed, and of the revision that allowed it; 0: none. One word, so
     /// that it is never read half written (see `fingerprint`).

@@ -115,7 +115,8 @@ pub fn charge_connect(session: &Session, target: &Target, allowed: Decision) -> 
         return of_fault(Fault::NoEntry, session);
     };
     // whose first segment is dropped waits for minutes
-    if target.protocol == TCP && is_beyond(budgets, counters, OPENING) {
+    let would_wait = target.protocol == TCP && is_beyond(budgets, counters, OPENING);
+    if would_wait && settle(Decision::deny(REASON_BUDGET_EGRESS), session).refuses() {
         return used_up(session, counters, REASON_BUDGET_EGRESS);
     }
     // SAFETY: points into the map.

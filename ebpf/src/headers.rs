@@ -39,7 +39,7 @@ pub struct Packet {
     pub protocol: u8,
     /// TCP's flags.
     flags: u8,
-    /// 1: an association of SCTP, a connection of DCCP or an exchange of echoes begins with it.
+    /// 1: an association of SCTP, a connection of DCCP or an exchange of echoes begins with it; or it is of UDP-Lite.
     begins: u8,
     /// Always 0, as `more`: the verifier wants every byte of what a function is given to have been written.
     pad: u8,
@@ -310,7 +310,7 @@ fn transport(context: *mut __sk_buff, packet: &mut Packet, start: u32, total: u3
     Some(())
 }
 
-/// Whether the packet is the first of its kind: the first chunk of SCTP an INIT (RFC 9260, 3.3.2), DCCP's type Request (RFC 4340,
+/// Whether the packet can be the first that a socket sends to somebody: the first chunk of SCTP an INIT (RFC 9260, 3.3.2), DCCP's type Request (RFC 4340,
 /// 5.1), an echo request. One that is too short for that is none.
 #[inline(always)]
 fn begins(context: *mut __sk_buff, protocol: u8, start: u32) -> bool {
@@ -318,6 +318,8 @@ fn begins(context: *mut __sk_buff, protocol: u8, start: u32) -> bool {
         SCTP => (12, 0, 1),
         // the type is the bits 1 to 4 of the byte
         DCCP => (8, 1, 0),
+        // each packet: a connect is seen by no program
+        UDPLITE => return true,
         ICMP => (0, 0, 8),
         ICMP6 => (0, 0, 128),
         _ => return false,

@@ -232,8 +232,7 @@ fn turn(workspace: &Workspace) -> usize {
 /// What the tests are told in guests of these tiers; `slow`: an agent takes twice as long there to start. What is the agent's own
 /// is shown on one kernel of each tier: on this one, if its tier is among `shown`, or in equal parts in the guests of that tier
 /// that are not slow. Of the rest the guests of a tier show equal parts, who which is a matter of the `turn`; what this kernel has
-/// shown, half of it. Where there is no turn, each shows all, and in equal parts what this kernel has shown. What depends on the
-/// kernel each shows anyway.
+/// shown, half of it. Where there is no turn, each shows all. What depends on the kernel each shows anyway.
 fn arguments(guests: &[(&str, bool)], shown: &BTreeSet<String>, turn: Option<usize>) -> Vec<Vec<String>> {
     let place = |at: usize, turn: usize, each: usize, fits: &dyn Fn(&(&str, bool)) -> bool| {
         let parts = guests.iter().filter(|guest| fits(guest)).count().max(1) * each;
@@ -245,8 +244,7 @@ fn arguments(guests: &[(&str, bool)], shown: &BTreeSet<String>, turn: Option<usi
         let known = shown.contains(*tier);
         let own = place(at, 0, 1, &|(other, slow)| !known && other == tier && !slow);
         let share = match turn {
-            None if !known => "1/1".to_owned(),
-            None => place(at, 0, 1, &|(other, _)| other == tier),
+            None => "1/1".to_owned(),
             // what has been shown once is shown by half as many
             Some(turn) => place(at, turn, 1 + usize::from(known), &|(other, _)| other == tier),
         };
@@ -316,7 +314,7 @@ mod tests {
             arguments(&guests, &shown, turn).into_iter().map(|args| (args[3].clone(), args[5].clone())).collect()
         };
         let all = |parts: [(&str, &str); 5]| parts.map(|(own, share)| (own.to_owned(), share.to_owned())).to_vec();
-        let natively = all([("1/2", "1/1"), ("0/1", "1/2"), ("0/2", "1/1"), ("0/1", "2/2"), ("2/2", "1/1")]);
+        let natively = all([("1/2", "1/1"), ("0/1", "1/1"), ("0/2", "1/1"), ("0/1", "1/1"), ("2/2", "1/1")]);
         assert_eq!(parts(&["no-lsm"], None), natively);
         let guests_only = all([("1/2", "1/1"), ("1/1", "1/1"), ("0/2", "1/1"), ("0/1", "1/1"), ("2/2", "1/1")]);
         assert_eq!(parts(&[], None), guests_only);

@@ -2,7 +2,7 @@
 //! and the counters, what is enforced from the kernel, which was never without it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     os::fd::{AsFd as _, OwnedFd},
     rc::Rc,
     time::Duration,
@@ -23,6 +23,7 @@ use super::{
     limits,
     recover::RecoverError,
     resolve,
+    spent::Spent,
     stale::LastSeen,
     start::{started, watch},
     taken::undo,
@@ -173,7 +174,7 @@ impl Engine {
             sweep: Sweep::default(),
             flows: Flows::default(),
             crossed: Seen::default(),
-            spent: BTreeSet::new(),
+            spent: Spent::default(),
             confirmed: written.killed.iter().map(|pid| (*pid, Vec::new())).collect(),
             next_round: None,
             ending: kept.ending,

@@ -128,7 +128,9 @@ pub(super) fn unavailable(name: &str, why: &str) -> Control {
 /// Enforced where a socket that was made before its user joined could not be used.
 fn crossed(song: &Song) -> Control {
     if song.denied("crossed") {
-        return control(CROSSED, ControlState::Enforced, "the canary could not use a socket from before");
+        let why = "the canary could not use a socket from before; what such a socket has queued still leaves, and before \
+                   Linux 6.5 what sendfile(2) sends by it: attached to the root both are dropped";
+        return control(CROSSED, ControlState::Enforced, why);
     }
     let why = "a socket that was made outside its session is not judged by its user; `run` closes all but 0 to 2, \
                and of these what the policy says (`run: { sockets: … }`)";

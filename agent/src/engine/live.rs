@@ -1,7 +1,7 @@
 //! What the engine holds of each session that lives, and of a disarm that waits for their ends.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     os::fd::OwnedFd,
     rc::Rc,
     time::Duration,
@@ -9,7 +9,7 @@ use std::{
 
 use tipstaff_common::{event::KINDS, label::SessionRef};
 
-use super::{crossed::Seen, idle::Doings, stale::LastSeen};
+use super::{crossed::Seen, idle::Doings, spent::Spent, stale::LastSeen};
 use crate::{
     api::{answer::Answer, wire},
     enforce::{Flows, SessionCgroup, Sweep},
@@ -76,8 +76,8 @@ pub(super) struct Live {
     pub(super) flows: Flows,
     /// Which of its members' sockets were looked at.
     pub(super) crossed: Seen,
-    /// Sockets of which data was dropped at the last look, because all bytes out are used up; by their cookies.
-    pub(super) spent: BTreeSet<u64>,
+    /// Streams that waited at the last look because all bytes out are used up.
+    pub(super) spent: Spent,
     /// Processes that ended after the session did and before a round reached them, with their names.
     pub(super) confirmed: BTreeMap<u32, Vec<u8>>,
     /// When the next round of the end is due.

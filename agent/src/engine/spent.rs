@@ -1,5 +1,6 @@
-//! Streams of which data was dropped because the session's bytes out are used up. The kernel sends the same data again and
-//! nothing before it, so whoever waits for room waits for nothing: it is destroyed, and both ends learn of it.
+//! Streams of which packets are dropped because the session's bytes out are used up. The kernel sends the same data again and
+//! nothing before it, and what comes in is not acknowledged, so whoever waits for room or for more waits for nothing: it is
+//! destroyed, and both ends learn of it.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +10,7 @@ use super::{Engine, Live, complain, flows};
 use crate::{
     enforce::{Found, Look},
     evidence::CutCause,
+    kernel::Socket,
     session::{Mode, SessionId},
 };
 
@@ -17,6 +19,29 @@ use crate::{
 const LOOK_NS: u64 = 1_000_000_000;
 /// Where the kernel counts what that budget refused.
 const PLACE: usize = (REASON_BUDGET_EGRESS - REASON_BUDGET_CONNECTS) as usize;
+
+/// `TCP_CLOSE` (`include/net/tcp_states.h`)
+const CLOSED: u16 = 7;
+
+/// What the last look found, by the sockets' cookies.
+#[derive(Debug, Default)]
+pub(super) struct Spent {
+    waiting: BTreeSet<u64>,
+    /// What was to be destroyed; each is tried once.
+    tried: BTreeSet<u64>,
+}
+
+impl Spent {
+    /// Takes what is found now; what was found by the last look as well, and not tried yet.
+    fn look(&mut self, found: BTreeSet<u64>) -> BTreeSet<u64> {
+        self.tried.retain(|cookie| found.contains(cookie));
+        let both: BTreeSet<u64> = self.waiting.intersection(&found).copied().collect();
+        self.waiting = found;
+        let fresh: BTreeSet<u64> = both.difference(&self.tried).copied().collect();
+        self.tried.extend(&fresh);
+        fresh
+    }
+}
 
 impl Live {
     fn can_spend_all(&self) -> bool {
@@ -50,12 +75,13 @@ impl Engine {
         let all = flows::labelled(&mut self.parts.kernel);
         for id in ids {
             let Some(live) = self.sessions.get_mut(&id) else { continue };
-            let spent = all.iter().filter(|socket| socket.spent && socket.session == live.reference);
-            let spent: BTreeSet<u64> = spent.map(|socket| socket.cookie).collect();
-            let both: BTreeSet<u64> = live.spent.intersection(&spent).copied().collect();
-            live.spent = spent;
-            if !both.is_empty() {
-                self.cut_spent(id, &both);
+            let waits = |socket: &&Socket| {
+                let stream = i32::from(socket.protocol) == libc::IPPROTO_TCP && socket.state != CLOSED;
+                stream && socket.spent && socket.session == live.reference
+            };
+            let found = live.spent.look(all.iter().filter(waits).map(|socket| socket.cookie).collect());
+            if !found.is_empty() {
+                self.cut_spent(id, &found);
             }
         }
     }
@@ -63,9 +89,7 @@ impl Engine {
     fn cut_spent(&mut self, id: SessionId, cookies: &BTreeSet<u64>) {
         self.see_again(&[id]);
         let Some(live) = self.sessions.get_mut(&id) else { return };
-        let fails = |found: &Found| {
-            i32::from(found.socket.protocol) == libc::IPPROTO_TCP && cookies.contains(&found.socket.cookie)
-        };
+        let fails = |found: &Found| cookies.contains(&found.socket.cookie);
         let whose = flows::whose(live.reference, &live.cgroup);
         let mut labels = || flows::labelled(&mut self.parts.kernel);
         let mut look = Look::new(whose.cgroups.clone(), &mut labels);
@@ -75,5 +99,25 @@ impl Engine {
         let (receipts, revision) = (flows::receipts(live.flows.take()), Some(live.revision));
         let records = flows::records(id, CutCause::Budget, revision, &receipts);
         records.iter().for_each(|record| self.append_durable(record));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_over_two_looks_is_tried_once() {
+        let mut spent = Spent::default();
+        let set = |cookies: &[u64]| cookies.iter().copied().collect::<BTreeSet<u64>>();
+        assert_eq!(spent.look(set(&[1, 2])), set(&[]));
+        assert_eq!(spent.look(set(&[2, 3])), set(&[2]));
+        // it could not be destroyed
+        assert_eq!(spent.look(set(&[2, 3])), set(&[3]));
+        assert_eq!(spent.look(set(&[2, 3])), set(&[]));
+        // another packet left by it meanwhile
+        assert_eq!(spent.look(set(&[3])), set(&[]));
+        assert_eq!(spent.look(set(&[2, 3])), set(&[]));
+        assert_eq!(spent.look(set(&[2, 3])), set(&[2]));
     }
 }

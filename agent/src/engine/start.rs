@@ -24,8 +24,8 @@ use tipstaff_common::{
 use tracing::info;
 
 use super::{
-    Engine, Live, Note, check::Checked, complain, crossed::Seen, idle::Doings, limits, now, shed, stale::LastSeen,
-    within::Outer, written::Written,
+    Engine, Live, Note, check::Checked, complain, crossed::Seen, idle::Doings, limits, now, shed, spent::Spent,
+    stale::LastSeen, within::Outer, written::Written,
 };
 use crate::{
     api::{
@@ -168,7 +168,7 @@ impl Engine {
             sweep: Sweep::default(),
             flows: Flows::default(),
             crossed: Seen::default(),
-            spent: BTreeSet::new(),
+            spent: Spent::default(),
             confirmed: BTreeMap::new(),
             next_round: None,
             ending: None,

@@ -41,7 +41,7 @@ pub struct Socket {
     pub passive: bool,
     /// It was made outside the session, and no member may use it.
     pub crossed: bool,
-    /// Data of it was dropped because all bytes out are used up, and none has left since.
+    /// Its last packet, or the last that carried data, was dropped because all bytes out are used up.
     pub spent: bool,
     /// Bytes of packets out, headers of the network layer included.
     pub sent: u64,

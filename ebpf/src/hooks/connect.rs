@@ -234,6 +234,11 @@ fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -
     if decision.is_allow() && !label.is_null() {
         // SAFETY: points into the socket's storage.
         unsafe { (*label).judged = mark };
+        if via == VIA_CONNECT {
+            // what was dropped was of another connection
+            // SAFETY: as above.
+            unsafe { (*label).spent = 0 };
+        }
     }
     Some(decision)
 }

@@ -43,7 +43,8 @@ pub fn crossed(session: &Session, sock: *mut c_void, label: *const SocketLabel, 
     let own = socket::is_own(label, session);
     // SAFETY: points into the socket's storage: it is the session's own.
     let flags = if own { unsafe { (*label).flags } } else { 0 };
-    if own && flags & (SOCKET_BEFORE | SOCKET_CROSSED) == 0 {
+    // of its own in a session that is over, that is what is said
+    if own && flags & SOCKET_CROSSED == 0 && (flags & SOCKET_BEFORE == 0 || session.phase != Phase::Live) {
         return None;
     }
     if !is_judged(sock) {
@@ -112,7 +113,8 @@ pub extern "C" fn scope_has_socket(held: *const Held) -> u32 {
     if kind == RAW {
         to.port = 0; // the number beside a raw socket's address is no port
     }
-    if to.port == 0 && (to.address == [0; 16] || to.address == kernel::mapped([0; 4])) {
+    // TCP keeps the address of a connection that is no more, and not its port
+    if to.port == 0 && (to.protocol == TCP || to.address == [0; 16] || to.address == kernel::mapped([0; 4])) {
         return 1;
     }
     if rules::by_rules(policy, Scope::Destination, &to).is_ok_and(Decision::is_allow) {

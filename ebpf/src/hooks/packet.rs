@@ -16,7 +16,7 @@ use tipstaff_common::{
     event::{Connect, KIND_CONNECT, VIA_ACCEPT, VIA_LISTEN, VIA_PACKET},
     rule::{ALLOW, DENY, REASON_BUDGET_EGRESS},
     session::{MODE_OBSERVE, PolicyEntry},
-    socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SocketLabel},
+    socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SPENT_ANY, SPENT_DATA, SocketLabel},
 };
 
 use super::connect::write;
@@ -24,7 +24,7 @@ use crate::{
     budget,
     emit::{self, Who, add},
     headers::{Packet, TCP, parse},
-    kernel,
+    kernel::{self, INET, INET6},
     rules::{self, Scope, Target},
     session::{self, Phase, Session},
     socket,
@@ -179,8 +179,9 @@ impl Flow<'_> {
                 let place = if self.out { &raw mut (*self.label).sent } else { &raw mut (*self.label).received };
                 add(place, bytes);
                 // another's packet may have been in the way for a moment, or a smaller one fits
-                if self.out && self.is_spent() && packet.carries_data() {
-                    (*self.label).spent = 0;
+                if self.out && self.is_spent() {
+                    let left = if packet.carries_data() { 0 } else { SPENT_DATA };
+                    (*self.label).spent &= left;
                 }
             }
         }
@@ -199,15 +200,20 @@ impl Flow<'_> {
             }
             self.session.count_dropped_packet();
             // not of a listener: who comes in gets a copy of its label
-            if decision.rule == REASON_BUDGET_EGRESS && !self.label.is_null() && packet.carries_data() {
+            if decision.rule == REASON_BUDGET_EGRESS
+                && !self.label.is_null()
+                && packet.protocol == TCP
+                && !self.listens()
+            {
+                let data = if packet.carries_data() { SPENT_DATA } else { 0 };
                 // SAFETY: points into the socket's storage.
-                unsafe { (*self.label).spent = 1 };
+                unsafe { (*self.label).spent |= SPENT_ANY | data };
             }
         }
         decision.refuses()
     }
 
-    /// Whether data of the socket was dropped because all bytes out are used up, and none has left since.
+    /// Whether the last packet of the stream, or the last that carried data, was dropped because all bytes out are used up.
     #[inline(always)]
     fn is_spent(&self) -> bool {
         // SAFETY: points into the socket's storage.
@@ -242,7 +248,10 @@ impl Flow<'_> {
                 if self.label.is_null() || !self.out || !kernel::speaks() {
                     return false;
                 }
-                if packet.begins() && self.begins_unseen(&peer, policy.revision) && self.refuse_path(&peer, decision) {
+                if packet.begins()
+                    && self.begins_unseen(packet, &peer, policy.revision)
+                    && self.refuse_path(&peer, decision)
+                {
                     return true;
                 }
                 // SAFETY: as above.
@@ -257,10 +266,15 @@ impl Flow<'_> {
     /// Whether no program was asked about what a packet begins: there was no connect, and of a raw socket no message to this
     /// address, whatever the packet says of itself.
     #[inline(always)]
-    fn begins_unseen(&self, peer: &Target, revision: u32) -> bool {
+    fn begins_unseen(&self, packet: &Packet, peer: &Target, revision: u32) -> bool {
         // SAFETY: points into the socket's storage: the caller asked.
         let judged = unsafe { (*self.label).judged };
-        judged == 0 || (self.kind().0 == RAW && judged != socket::fingerprint(&Target { port: 0, ..*peer }, revision))
+        if judged == 0 || !packet.opens() {
+            return judged == 0;
+        }
+        let (kind, protocol) = self.kind();
+        let told = Target { port: 0, protocol: protocol as u8, ..*peer };
+        kind == RAW && judged != socket::fingerprint(&told, revision)
     }
 
     /// A connection that no program saw begin: a further path of MPTCP, which a worker of the kernel connects, or a raw socket's; in
@@ -293,10 +307,38 @@ impl Flow<'_> {
         unsafe { core::ptr::read_volatile(&raw const (*pointer).state) == LISTEN }
     }
 
+    /// What the packet's socket is bound to, as `bind` and `listen` are judged: all addresses are one of their own.
+    #[inline(always)]
+    fn own(&self, packet: &Packet) -> Target {
+        let mut own = packet.destination();
+        // SAFETY: as in `drop`.
+        let pointer = unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).__bindgen_anon_2.sk) };
+        if pointer.is_null() {
+            return own;
+        }
+        // SAFETY: not null. VERIFIER: as in `drop`.
+        let (family, four, six) = unsafe {
+            (
+                core::ptr::read_volatile(&raw const (*pointer).family),
+                core::ptr::read_volatile(&raw const (*pointer).src_ip4),
+                core::ptr::read_volatile(&raw const (*pointer).src_ip6[0])
+                    | core::ptr::read_volatile(&raw const (*pointer).src_ip6[1])
+                    | core::ptr::read_volatile(&raw const (*pointer).src_ip6[2])
+                    | core::ptr::read_volatile(&raw const (*pointer).src_ip6[3]),
+            )
+        };
+        if family == u32::from(INET6) && six == 0 {
+            own.address = [0; 16];
+        } else if family == u32::from(INET) && four == 0 {
+            own.address = kernel::mapped([0; 4]);
+        }
+        own
+    }
+
     /// Somebody calls: the port must be one to listen on, and the caller one who may come.
     #[inline(always)]
     fn refuse_caller(&self, policy: &PolicyEntry, packet: &Packet) -> bool {
-        let own = packet.destination();
+        let own = self.own(packet);
         let listened = rules::by_rules(policy, Scope::Listen, &own);
         let (target, via, found) = match listened {
             Ok(decision) if decision.verdict == ALLOW => {
@@ -353,7 +395,7 @@ impl Flow<'_> {
         if self.out {
             return self.refuse(packet, &packet.destination(), VIA_PACKET, refusal, mark);
         }
-        let own = packet.destination();
+        let own = self.own(packet);
         match rules::by_rules(policy, Scope::Listen, &own) {
             Ok(decision) if decision.verdict == ALLOW => {}
             Ok(decision) => return self.refuse(packet, &own, VIA_LISTEN, decision, mark),

@@ -12,8 +12,8 @@ use tipstaff_common::{
     event::{ACT_CREATE, ACT_OPTION, ACT_USE, VIA_BIND, VIA_CONNECT, VIA_LISTEN, VIA_SEND},
     label::TREE,
     rule::{DENY, REASON_DEFAULT, REASON_OPTION},
-    session::HAS_LISTEN_RULES,
-    socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SocketLabel},
+    session::{HAS_LISTEN_RULES, MODE_ENFORCE},
+    socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SPENT_DATA, SocketLabel},
 };
 
 use super::{
@@ -130,7 +130,7 @@ fn refuse_label(socket: *mut c_void, kernels: u64) -> bool {
     }
     let Some(session) = session::of_current_often() else { return false };
     let sock = sock_of(socket);
-    if sock.is_null() || !socket::give(sock, &session, unseen_by_packets(sock)).is_null() {
+    if sock.is_null() || !socket::give(sock, &session, unseen_by_packets(&session, sock)).is_null() {
         return false;
     }
     let decision = settle(of_fault(Fault::Unlabelled, &session), &session);
@@ -139,11 +139,12 @@ fn refuse_label(socket: *mut c_void, kernels: u64) -> bool {
 }
 
 /// The flag for a socket that no program on Tipstaff's cgroup sees, because who made it had been moved away: each use is judged
-/// by whom it is connected to.
+/// by whom it is connected to. A session that observes is told of each connect once.
 #[inline(always)]
-fn unseen_by_packets(sock: *mut c_void) -> u32 {
-    let seen =
-        kernel::sees_others() || Sock(sock as u64).cgroup().is_ok_and(|cgroup| session::of_cgroup(cgroup).is_some());
+fn unseen_by_packets(session: &Session, sock: *mut c_void) -> u32 {
+    let seen = session.mode != MODE_ENFORCE
+        || kernel::sees_others()
+        || Sock(sock as u64).cgroup().is_ok_and(|cgroup| session::of_cgroup(cgroup).is_some());
     if seen { 0 } else { SOCKET_BEFORE }
 }
 
@@ -154,7 +155,7 @@ fn adopt_accepted(sock: *mut c_void) {
     }
     let Some(session) = session::of_current_often() else { return };
     // of a listener from before an attachment: its peer came in, and each use asks whether it may
-    let before = if session.flags & TREE != 0 { SOCKET_BEFORE } else { unseen_by_packets(sock) };
+    let before = if session.flags & TREE != 0 { SOCKET_BEFORE } else { unseen_by_packets(&session, sock) };
     if socket::give(sock, &session, SOCKET_PASSIVE | before).is_null() {
         session.count_fault();
     }
@@ -241,7 +242,9 @@ fn refuse_address(socket: *mut c_void, address: Address, via: u8) -> bool {
         return false;
     }
     let label = socket::label(sock);
-    if let Some(refused) = crossed(&session, sock, label, ACT_USE) {
+    // whom its own socket is connected to is of no account any more, and the new address is judged below
+    let leaves = via == VIA_CONNECT && socket::is_own(label, &session) && !socket::has_crossed(label);
+    if !leaves && let Some(refused) = crossed(&session, sock, label, ACT_USE) {
         return refused;
     }
     if via == VIA_CONNECT && address.family() == Ok(0) {
@@ -340,7 +343,8 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
         return false;
     }
     // SAFETY: points into the socket's storage.
-    let spent = !label.is_null() && unsafe { (*label).spent } != 0 && Sock(sock as u64).kind() == Ok(STREAM);
+    let spent =
+        !label.is_null() && unsafe { (*label).spent } & SPENT_DATA != 0 && Sock(sock as u64).kind() == Ok(STREAM);
     let decision = budget::judge_message(&session, size & 0xffff_ffff, spent);
     if decision.refuses() {
         report(&session, &peer(Sock(sock as u64)), VIA_SEND, decision, sock);

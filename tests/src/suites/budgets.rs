@@ -1,6 +1,12 @@
 //! What all members of a session together may use up.
 
-use std::{collections::BTreeSet, fs, net::UdpSocket, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, UdpSocket},
+    time::Instant,
+};
 
 use super::{
     losses::REFUSALS,
@@ -50,6 +56,13 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
             "destinations: 2",
             "connect udp 127.0.0.1 9 + connect udp 127.0.0.2 9 + connect udp 127.0.0.3 9 + connect udp 127.0.0.1 9",
             "ok\nok\nerrno 1\nok",
+            "budget-destinations",
+        ),
+        // an address is one, however it is written
+        (
+            "destinations: 1",
+            "connect udp 127.0.0.1 9 + connect udp ::ffff:127.0.0.1 9 + connect udp ::ffff:127.0.0.2 9",
+            "ok\nok\nerrno 1",
             "budget-destinations",
         ),
         // what one budget refuses uses nothing of another up
@@ -243,7 +256,28 @@ fn stream(s: &mut Sandbox) -> Result<()> {
         running.wait()?.said("ok")?;
         until("all to arrive", patience(), || Ok((within.received().len() == BUDGET / 2).then_some(())))?;
     }
-    Ok(())
+    FAMILIES.into_iter().try_for_each(|(address, prefix)| reader(s, &member, address, prefix))
+}
+
+/// Who waits for what comes in is let go as well, once nothing is acknowledged any more.
+fn reader(s: &Sandbox, member: &str, address: &str, prefix: &str) -> Result<()> {
+    let (source, sink) = (TcpListener::bind((address, 0))?, Server::udp(address)?);
+    source.set_nonblocking(true)?;
+    let to = source.local_addr()?;
+    let policy = only(member).to("source", prefix, to.port()).to("sink", prefix, sink.port());
+    let policy = s.policy(&policy.spec("budgets: { egressBytes: 9000 }"))?;
+    let line = format!("read-when-spent {} {} {}", to.ip(), to.port(), sink.words());
+    let running = s.run(&policy, member, &line)?;
+    let session = running.session(s)?;
+    let (mut stream, _) = until("the member to come", patience(), || Ok(source.accept().ok()))?;
+    until("all bytes to be used up", patience(), || Ok((running.said() == "spent\n").then_some(())))?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(patience()))?;
+    stream.write_all(b"more")?;
+    running.wait()?.said(&format!("spent\nerrno {}", libc::ECONNABORTED)).with_context(|| address.to_owned())?;
+    let told = stream.read(&mut [0]).expect_err("the member has sent something");
+    ensure!(told.kind() == std::io::ErrorKind::ConnectionReset, "the peer was told {told}");
+    s.wait_evidence("the cut", |r| r["session"] == session && r["cause"] == "budget").map(drop)
 }
 
 /// Lets a workload go on while the agent is stopped.
@@ -285,14 +319,21 @@ fn ends(s: &mut Sandbox) -> Result<()> {
     let policy = |spec: &str| only(&member).to("loopback", "127.0.0.0/8", "").spec(spec);
     let connects = format!("connect-many 9 {} + idle", server.words());
     let bytes = format!("send-many 20 1000 {} + idle", server.words());
-    let both = "budgets: { connects: 5, egressBytes: 5120 }";
-    for (on, line, rule, end) in [
-        ("{ budget: end }", &connects, "budget-connects", true),
-        ("{ budget: deny }", &connects, "budget-connects", false),
-        ("{ budget: { connects: end, egressBytes: deny } }", &bytes, "budget-egress", false),
-        ("{ budget: { connects: deny, egressBytes: end } }", &bytes, "budget-egress", true),
+    let visits = "visit 3 9 + idle".to_owned();
+    let both = "connects: 5, egressBytes: 5120";
+    for (budgets, on, line, rule, end) in [
+        (both, "{ budget: end }", &connects, "budget-connects", true),
+        (both, "{ budget: deny }", &connects, "budget-connects", false),
+        (both, "{ budget: { connects: end, egressBytes: deny } }", &bytes, "budget-egress", false),
+        (both, "{ budget: { connects: deny, egressBytes: end } }", &bytes, "budget-egress", true),
+        ("connectsPerSecond: 2", "{ budget: end }", &connects, "budget-connect-rate", true),
+        ("connectsPerSecond: 2", "{ budget: deny }", &connects, "budget-connect-rate", false),
+        ("destinations: 2", "{ budget: end }", &visits, "budget-destinations", true),
+        ("destinations: 2", "{ budget: deny }", &visits, "budget-destinations", false),
+        ("egressBytesPerSecond: 4000", "{ budget: end }", &bytes, "budget-egress-rate", true),
+        ("egressBytesPerSecond: 4000", "{ budget: deny }", &bytes, "budget-egress-rate", false),
     ] {
-        let policy = policy(both).spec(format!("on: {on}"));
+        let policy = policy(&format!("budgets: {{ {budgets} }}")).spec(format!("on: {on}"));
         let running = s.run(&s.policy(&policy)?, &member, line)?;
         let session = running.session(s)?;
         s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == rule)?;

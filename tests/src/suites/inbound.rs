@@ -18,6 +18,7 @@ use crate::harness::prelude::*;
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::bind-and-listen", WHEREVER, bind_and_listen),
     Test::sharing("sockets::who-may-come-in", WHEREVER, inbound),
+    Test::sharing("sockets::listening-on-all-addresses", WHEREVER, everywhere),
     Test::sharing("sockets::datagrams-nobody-asked-for", WHEREVER, datagrams),
     Test::sharing("sockets::answers-take-a-rule-for-the-way-out", WHEREVER, answered),
 ];
@@ -74,6 +75,44 @@ fn inbound(s: &mut Sandbox) -> Result<()> {
             ensure!(seen["verdict"] == verdict, "who came is recorded as {seen}");
         }
         no_listener(s, &member, address)?;
+    }
+    Ok(())
+}
+
+/// All addresses are an address of their own: whom a rule lets listen there is reached by each, by IPv4 on a socket of IPv6 too; one
+/// for a single address does not let it.
+fn everywhere(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (all, ip) in [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::", "127.0.0.1")] {
+        for (on, comes) in [(all, true), (ip, false)] {
+            let policy = only(&member)
+                .net(format!("listen: [{{ on: \"{on}\", id: own }}]"))
+                .net(format!("inbound: [{{ from: \"{ip}\", id: friends }}]"));
+            let file = s.file("port");
+            let running = s.run(&s.policy(&policy)?, &member, &format!("serve {all} {file} idle"))?;
+            let session = running.session(s)?;
+            if s.tier == Tier::Full && !comes {
+                running.wait()?.complained(&["Operation not permitted"])?;
+                s.wait_evidence("the refusal", |r| r["session"] == session && r["via"] == "listen")?;
+                continue;
+            }
+            let port = until("the member to listen", patience(), || {
+                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
+            })?;
+            let to = std::net::SocketAddr::new(ip.parse()?, port);
+            let wait = if comes { patience() } else { Duration::from_millis(700) };
+            let came = TcpStream::connect_timeout(&to, wait).and_then(|mut stream| stream.read_exact(&mut [0; 3]));
+            ensure!(came.is_ok() == comes, "on {all}, where {on} may be listened on: {came:?}");
+            let (via, verdict, rule) =
+                if comes { ("accept", "allow", "friends") } else { ("listen", "deny", "default") };
+            let fits = |r: &Value| r["session"] == session && r["via"] == via && r["rule"] == rule;
+            let seen = s.wait_evidence("who came", fits)?;
+            let told = seen["to"].as_str().unwrap_or_default();
+            ensure!(seen["verdict"] == verdict && !told.contains("ffff"), "{seen}");
+            s.cli(&["end", &session])?.ended(0)?;
+            s.session_ended(&session, "operator")?;
+        }
     }
     Ok(())
 }

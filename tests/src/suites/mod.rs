@@ -35,6 +35,7 @@ mod neighbours;
 mod net;
 mod privileges;
 mod programs;
+mod raced;
 mod random;
 mod raw;
 mod received;
@@ -72,6 +73,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     programs::TESTS,
     arguments::TESTS,
     names::TESTS,
+    raced::TESTS,
     random::TESTS,
     views::TESTS,
     violations::TESTS,

@@ -1,4 +1,5 @@
-//! Sockets that a member made where no program on Tipstaff's cgroup sees them: it was moved away before.
+//! Sockets that outlive a narrowing: those that it does not cut, because each of their packets is judged, and those of a member that
+//! was moved away, which no program on Tipstaff's cgroup sees.
 
 use std::net::UdpSocket;
 
@@ -13,8 +14,44 @@ use crate::harness::{
     server::Server,
 };
 
-pub(super) const TESTS: &[Test] =
-    &[Test::sharing("sockets::moved-member-after-a-narrowing", FULL, narrowed).each_kernel()];
+pub(super) const TESTS: &[Test] = &[
+    Test::sharing("sockets::moved-member-after-a-narrowing", FULL, narrowed).each_kernel(),
+    Test::sharing("narrow::a-socket-that-goes-on", WHEREVER, goes_on),
+];
+
+/// A datagram socket that is connected to nobody is not cut: by the same one members send to whom the narrower scope has, and to
+/// nobody else.
+fn goes_on(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    own_network(&[])?;
+    let wire = Capture::new()?;
+    for (address, prefix) in FAMILIES {
+        for (removed, told, packets) in [("server", "errno 1", 1), ("other", "ok", 2)] {
+            let server = Server::udp(address)?;
+            let policy = only(&member).to("server", prefix, server.port()).to("other", prefix, 9);
+            let mut fifo = Fifo::new(s)?;
+            let line = format!("hold-to {address} {} {}", server.port(), fifo.path);
+            wire.left()?;
+            let running = s.run(&s.policy(&policy)?, &member, &line)?;
+            let session = running.session(s)?;
+            until("the first message", patience(), || Ok((running.said() == "ok\n").then_some(())))?;
+            s.cli(&["narrow", &session, "--remove", removed])?.ended(0)?;
+            fifo.wake()?;
+            running.wait()?.said(&format!("ok\n{told}")).with_context(|| format!("{address} without {removed}"))?;
+            let left = wire.left()?.iter().filter(|packet| packet.to_port == server.port()).count();
+            ensure!(left == packets, "{left} packets left for {address} without {removed}");
+            let to = std::net::SocketAddr::new(address.parse()?, server.port()).to_string();
+            let (verdict, rule) = if told == "ok" { ("allow", "server") } else { ("deny", "default") };
+            let fits = |r: &serde_json::Value| {
+                r["session"] == session && r["to"] == to && r["verdict"] == verdict && r["rule"] == rule
+            };
+            s.wait_evidence(&format!("{to} {verdict} {rule}"), fits)?;
+            s.session_ended(&session, "completed")?;
+        }
+    }
+    Ok(())
+}
 
 /// Its connection to an address that a narrower scope does not have carries nothing more, though the kernel cannot destroy it
 /// (UDP-Lite) and no message names the address.

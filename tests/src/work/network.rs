@@ -163,6 +163,16 @@ pub(super) fn hold_lite(words: &[&str]) -> Result<u8> {
     hold_by(&super::ways::made(&address, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)?, &address, rest)
 }
 
+/// `hold-to ADDRESS PORT FIFO`: by one UDP socket, which is connected to nobody, sends `a`; when the FIFO can be read, `b`.
+pub(super) fn hold_to(words: &[&str]) -> Result<u8> {
+    let (address, rest) = address(words)?;
+    let (fifo, _) = one(rest)?;
+    let socket = open(SockType::Datagram, &address)?;
+    say(send_bytes(&socket, &address, b"a", MsgFlags::empty()));
+    File::open(fifo)?.read_exact(&mut [0])?;
+    Ok(say(send_bytes(&socket, &address, b"b", MsgFlags::empty())))
+}
+
 fn hold_by(socket: &OwnedFd, address: &SocketAddr, rest: &[&str]) -> Result<u8> {
     let (fifo, _) = one(rest)?;
     say(connect_to(socket, address));

@@ -425,6 +425,28 @@ pub(super) fn stream(words: &[&str]) -> Result<u8> {
     Ok(say(told))
 }
 
+/// `read-when-spent ADDRESS PORT ADDRESS PORT`: connects by TCP to the first, sends datagrams to the second until not even the
+/// smallest may leave, and reads from the first for as long as it can.
+pub(super) fn read_when_spent(words: &[&str]) -> Result<u8> {
+    let (from, rest) = address(words)?;
+    let (to, _) = address(rest)?;
+    let source = open(SockType::Stream, &from)?;
+    super::network::connect_to(&source, &from)?;
+    let sink = open(SockType::Datagram, &to)?;
+    super::network::connect_to(&sink, &to)?;
+    for size in [1000, 100, 10, 1] {
+        while send(sink.as_raw_fd(), &[b'x'; 1000][..size], MsgFlags::empty()).is_ok() {}
+    }
+    println!("spent");
+    loop {
+        match recv(source.as_raw_fd(), &mut [0; 64], MsgFlags::empty()) {
+            Ok(0) => bail!("it was closed"),
+            Ok(_) => {}
+            Err(errno) => return Ok(say(Err(errno))),
+        }
+    }
+}
+
 fn say_io<T>(result: std::io::Result<T>) -> u8 {
     say(result.map(drop).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0))))
 }

@@ -42,6 +42,15 @@ pub(super) fn by(words: &[&str]) -> Result<u8> {
         "tcp" => stream(&open(SockType::Stream, &to)?, &to, mark),
         "udp" => stream(&open(SockType::Datagram, &to)?, &to, mark),
         "udp-again" => again(&to, mark),
+        "udp-aside" => open(SockType::Datagram, &to).map(|socket| {
+            connect_to(&socket, &friend(&to))?;
+            send_bytes(&socket, &to, mark, MsgFlags::empty())
+        })?,
+        "tcp-again" => open(SockType::Stream, &to).map(|socket| {
+            connect_to(&socket, &friend(&to))?;
+            disconnect(&socket)?;
+            stream(&socket, &to, mark)
+        })?,
         "udp-to" => send_bytes(&open(SockType::Datagram, &to)?, &to, mark, MsgFlags::empty()),
         "udp-message" => message(&open(SockType::Datagram, &to)?, &to, mark, MsgFlags::empty()),
         "udp-many" => many(&to, mark),

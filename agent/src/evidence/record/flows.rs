@@ -32,7 +32,7 @@ pub enum CutCause {
     Attach,
     /// They were made outside the session, and came to members that may not use them.
     Crossed,
-    /// Data of theirs was dropped because the session's bytes out are used up: nothing more leaves by them.
+    /// Their packets are dropped because the session's bytes out are used up: nothing more leaves by them.
     Budget,
 }
 
