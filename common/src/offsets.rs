@@ -59,6 +59,10 @@ pub struct Offsets {
     pub cgroup_level: u32,
     /// `cgroup.ancestors`
     pub cgroup_ancestors: u32,
+    /// `cgroup.root`
+    pub cgroup_root: u32,
+    /// `cgroup_root.hierarchy_id`
+    pub root_hierarchy: u32,
     /// `kernfs_node.id`
     pub node_id: u32,
     /// `socket.sk`
@@ -184,6 +188,6 @@ pub struct Offsets {
     /// `mm_struct.exe_file`
     pub mm_program: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 88 * 4);
+const _: () = assert!(size_of::<Offsets>() == 90 * 4);
 
 pod!(Offsets);

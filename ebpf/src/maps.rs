@@ -64,6 +64,8 @@ pub static OFFSETS: Offsets = Offsets {
     cgroup_node: 0,
     cgroup_level: 0,
     cgroup_ancestors: 0,
+    cgroup_root: 0,
+    root_hierarchy: 0,
     node_id: 0,
     socket_sock: 0,
     sock_kernel_bit: 0,

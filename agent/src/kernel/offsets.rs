@@ -15,9 +15,10 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// The function that programs of the hook `inode_setattr` are attached to.
 const SETATTR: &str = "bpf_lsm_inode_setattr";
 
-const TYPES: [&str; 27] = [
+const TYPES: [&str; 28] = [
     "bpf_sock_addr_kern",
     "cgroup",
+    "cgroup_root",
     "cred",
     "css_set",
     "dentry",
@@ -82,6 +83,8 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         cgroup_node: at("cgroup", "kn")?,
         cgroup_level: at("cgroup", "level")?,
         cgroup_ancestors: at("cgroup", "ancestors")?,
+        cgroup_root: at("cgroup", "root")?,
+        root_hierarchy: at("cgroup_root", "hierarchy_id")?,
         node_id: at("kernfs_node", "id")?,
         socket_sock: at("socket", "sk")?,
         sock_kernel_bit: btf.bit("sock", "sk_kern_sock").map_err(missing)?,

@@ -207,8 +207,8 @@ fn fill_fork(place: *mut Fork, child: Task, flags: u64) {
 }
 
 /// HOOK: `cgroup_attach_task(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup)`,
-/// tp_btf since 5.5; fires once for a whole process, not for its other threads (measured), and not for
-/// `CLONE_INTO_CGROUP`.
+/// tp_btf since 5.5; fires once for a whole process, not for its other threads (measured), not for
+/// `CLONE_INTO_CGROUP`, and for hierarchies of version 1 too.
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn cgroup_attach(context: BtfTracePointContext) -> i32 {
     on_attach(Cgroup(context.arg::<*const u8>(0) as u64), context.arg(2));
@@ -217,7 +217,7 @@ pub fn cgroup_attach(context: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn on_attach(to: Cgroup, moved: *mut c_void) {
-    if !kernel::speaks() {
+    if !kernel::speaks() || !to.is_of_version_2() {
         return;
     }
     let task = Task(moved as u64);

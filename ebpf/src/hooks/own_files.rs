@@ -106,6 +106,20 @@ pub fn inode_setattr(context: LsmContext) -> i32 {
     kernel::answer(refuse_change(if kernel::setattr_says_ids() { second } else { first }))
 }
 
+/// HOOK: `inode_setxattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name, const void *value, size_t size, int
+/// flags)`, LSM since 5.7 (with the mount's ids since 5.12); before 6.2 access control lists are set by it too.
+#[lsm(hook = "inode_setxattr")]
+pub fn inode_setxattr(context: LsmContext) -> i32 {
+    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
+}
+
+/// HOOK: `inode_set_acl(struct mnt_idmap *idmap, struct dentry *dentry, const char *acl_name, struct posix_acl *kacl)`, LSM since 6.2;
+/// an access control list changes who may read and write, and no other hook is asked.
+#[lsm(hook = "inode_set_acl")]
+pub fn inode_set_acl(context: LsmContext) -> i32 {
+    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
+}
+
 #[inline(always)]
 fn refuse_open(file: File) -> bool {
     let Some(session) = session::of_current_often() else { return false };

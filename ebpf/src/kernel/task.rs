@@ -171,6 +171,16 @@ impl Cgroup {
         read(node, offset_of!(Offsets, node_id))
     }
 
+    /// Whether it is of cgroup2: each hierarchy of version 1 has ids of its own, which begin with the same numbers. The kernel makes
+    /// cgroup2 first, and gives it the number 0 (`cgroup_init`, `kernel/cgroup/cgroup.c`, 6.18).
+    #[inline(always)]
+    pub fn is_of_version_2(self) -> bool {
+        let root: Result<u64, Fault> = read(self.0, offset_of!(Offsets, cgroup_root));
+        let number: Result<u32, Fault> = root.and_then(|root| read(root, offset_of!(Offsets, root_hierarchy)));
+        // what cannot be read is taken for what most hosts have alone
+        number.unwrap_or(0) == 0
+    }
+
     /// Id of its ancestor (or itself) at `level`; `None` where it stands higher than that.
     #[inline(always)]
     pub fn ancestor(self, level: u32) -> Result<Option<u64>, Fault> {

@@ -232,7 +232,7 @@ fn folders(s: &mut Sandbox) -> Result<()> {
         hosts.file(file)?;
     }
     let acts = |file: &str| {
-        ["write", "make", "mkdir", "symlink", "link", "truncate", "chmod", "unlink", "rename"]
+        ["write", "make", "mkdir", "symlink", "link", "truncate", "chmod", "acl", "unlink", "rename"]
             .map(|act| format!("own-file {act} {file}"))
     };
     let mut all: Vec<(String, &str)> = Vec::new();

@@ -310,8 +310,23 @@ fn moved_in(s: &mut Sandbox) -> Result<()> {
     })?;
     s.saw_exec(&session, &bad, refusal(s), "default")?;
     moved_in_with_threads(s, &member, &session, &home)?;
+    born_in(s, (&member, &good, &bad), &session, &home)?;
     s.cli(&["end", &session])?.ended(0)?;
     s.session_ended(&session, "operator").map(drop)
+}
+
+/// Whom an outsider makes there (`CLONE_INTO_CGROUP`) is a member from its birth.
+fn born_in(s: &Sandbox, (member, good, bad): (&str, &str, &str), session: &str, home: &Cgroup) -> Result<()> {
+    let (mark, there) = (s.file("mark"), home.path().display());
+    let joined = || Ok::<_, anyhow::Error>(s.records(session, "move")?.iter().filter(|r| r["joined"] == true).count());
+    let before = joined()?;
+    let line = format!(
+        "clone-into {there} spawn {bad} --work mark {mark} + clone-into {there} spawn {good} --work nothing \
+         + spawn {bad} --work nothing"
+    );
+    workload(s, member, &line)?.wait()?.said(&format!("{}\nexit 0\nexit 0\nexit 0\nexit 0", refused_exec(s)))?;
+    ensure!(!fs::exists(&mark)?, "who was born in the session ran a program out of scope");
+    until("both newborns to be recorded", patience(), || Ok((joined()? >= before + 2).then_some(())))
 }
 
 /// The kernel tells of a process's first thread; the others are members too, before they do anything.

@@ -40,6 +40,7 @@ mod random;
 mod raw;
 mod received;
 mod renamed;
+mod resolvers;
 mod restart;
 mod revoke;
 mod rings;
@@ -115,6 +116,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     multipath::TESTS,
     raw::TESTS,
     renamed::TESTS,
+    resolvers::TESTS,
     restart::TESTS,
     adopt::TESTS,
     losses::TESTS,

@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use super::{
     scene::{Fifo, only},
     sockets::{FAMILIES, said},
-    wire::bound,
+    wire::{bound, listener},
 };
 use crate::harness::{
     capture::{Capture, own_network},
@@ -17,6 +17,7 @@ use crate::harness::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::moved-member-after-a-narrowing", FULL, narrowed).each_kernel(),
     Test::sharing("narrow::a-socket-that-goes-on", WHEREVER, goes_on),
+    Test::sharing("narrow::what-cannot-be-destroyed-is-silent", WHEREVER, associations).each_kernel(),
 ];
 
 /// A datagram socket that is connected to nobody is not cut: by the same one members send to whom the narrower scope has, and to
@@ -83,6 +84,42 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
             if told != "ok" {
                 said(s, &session, "socket", "crossed-socket")?;
             }
+            s.cli(&["end", &session])?.ended(0)?;
+            s.session_ended(&session, "operator")?;
+        }
+    }
+    Ok(())
+}
+
+/// An association of SCTP, which no kernel destroys, carries nothing more once the scope does not have its peer, and its receipt says
+/// that it is silenced; another goes on.
+fn associations(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    own_network(&[])?;
+    let wire = Capture::new()?;
+    for (address, prefix) in FAMILIES {
+        for (removed, silent) in [("server", true), ("other", false)] {
+            let Some(listener) = listener(libc::SOCK_STREAM, libc::IPPROTO_SCTP)? else {
+                return Err(Lacking("this kernel has no SCTP".to_owned()).into());
+            };
+            let port = listener.local_addr()?.port();
+            let policy = only(&member).to("server", prefix, port).to("other", prefix, 9);
+            let mut fifo = Fifo::new(s)?;
+            let line = format!("hold-sctp {address} {port} {}", fifo.path);
+            let running = s.run(&s.policy(&policy.scope("sockets: { allow: [sctp] }"))?, &member, &line)?;
+            let session = running.session(s)?;
+            until("the first message", patience(), || Ok((running.said() == "ok\nok\n").then_some(())))?;
+            s.cli(&["narrow", &session, "--remove", removed])?.ended(0)?;
+            let cut: Vec<_> =
+                s.records(&session, "flows-cut")?.into_iter().filter(|record| record["cause"] == "narrow").collect();
+            let told = cut.iter().any(|record| record["sockets"][0]["outcome"] == "silenced");
+            ensure!(told == silent && cut.len() == usize::from(silent), "{address} without {removed}: {cut:?}");
+            wire.left()?;
+            fifo.wake()?;
+            until("the second message", patience(), || Ok(running.said().contains("received").then_some(())))?;
+            let there = wire.left()?.iter().any(|packet| packet.has("second-message"));
+            ensure!(there != silent, "{address} without {removed}: the message left: {there}");
             s.cli(&["end", &session])?.ended(0)?;
             s.session_ended(&session, "operator")?;
         }

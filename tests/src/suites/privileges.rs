@@ -288,7 +288,7 @@ fn files(s: &mut Sandbox) -> Result<()> {
     let mounted = s.pins().ancestors().take_while(same).last().context("the pins are in no file system")?;
     let pins = s.pins().display().to_string();
     let made = ["make", "mkdir", "mknod", "symlink", "link"];
-    let changed = ["write", "empty", "chmod", "chown", "touch", "truncate", "rename", "unlink"];
+    let changed = ["write", "empty", "chmod", "chown", "touch", "truncate", "acl", "attribute", "rename", "unlink"];
     let mut tried = acts(&made, &evidence);
     tried.extend(acts(&changed, &evidence));
     tried.extend(acts(&["rmdir", "rename", "make"], &s.runtime().display().to_string()));
@@ -323,6 +323,11 @@ fn files(s: &mut Sandbox) -> Result<()> {
     let (finished, session) = tried_in(s, &only(&member), &member, &free)?;
     ensure!(finished.stdout == vec!["ok"; free.len()].join("\n"), "of its own: {}", finished.stdout);
     ensure!(recorded(s, &session)?.is_empty(), "its own files are recorded");
+    fs::write(&own, "")?;
+    let (finished, session) = tried_in(s, &only(&member), &member, &acts(&["acl", "attribute"], &own))?;
+    // not every file system has them
+    ensure!(finished.stdout.lines().all(|said| ["ok", "errno 95"].contains(&said)), "of its own: {}", finished.stdout);
+    ensure!(recorded(s, &session)?.is_empty(), "its own files' attributes are recorded");
     Ok(())
 }
 

@@ -4,11 +4,14 @@ use std::fs;
 
 use super::{
     attach::kill_all,
+    privileges::tried,
     scene::{Fifo, attempt, only, reach, refusal, refused_exec, report},
     taken::is_enforced,
 };
 use crate::harness::{
+    cgroup::Cgroup,
     launch::bare,
+    mounts::Mounted,
     prelude::*,
     server::Server,
     wait::{all_gone, gone},
@@ -20,6 +23,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("members::moved-ends-where-asked", WHEREVER, moved_ends),
     Test::sharing("members::no-session-within-a-session", WHEREVER, within),
     Test::sharing("members::in-another-sessions-cgroup", WHEREVER, swapped),
+    Test::sharing("members::cgroups-of-version-1", WHEREVER, first_version).guests_only("mounts a hierarchy"),
 ];
 
 /// clone, clone3, and a child that is its parent's sibling.
@@ -119,6 +123,27 @@ fn moved_ends(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
+/// Hierarchies of version 1 are nobody's sessions: a move there is none, whatever the numbers of their cgroups are.
+fn first_version(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, at) = (s.program("member")?, s.fresh("v1"));
+    fs::create_dir(&at)?;
+    let mut mounts = Mounted::default();
+    mounts.add(("none", Some("cgroup")), &at, Some("none,name=tipstaff"))?;
+    let there = Cgroup::create(at.join("there"))?;
+    let running = s.run(&s.policy(&only(&member).spec("on: { moved: end }"))?, &member, "idle")?;
+    let session = running.session(s)?;
+    there.take(running.pid())?;
+    s.cli(&["inspect", &session])?.ended(0)?;
+    let moves = s.records(&session, "move")?;
+    ensure!(moves.iter().all(|r| r["joined"] == true), "a move in version 1 is recorded: {moves:?}");
+    // one in version 2 comes after it
+    s.part("elsewhere").take(running.pid())?;
+    s.session_ended(&session, "violation")?;
+    all_gone(&[running.pid()])?;
+    there.remove()
+}
+
 /// A member that asks for a session of its own gets none; who is in none does.
 fn within(s: &mut Sandbox) -> Result<()> {
     s.start()?;
@@ -141,6 +166,19 @@ fn within(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
+/// Nor does it set the limits of the other's members, or freeze them (tier full).
+fn apart(s: &Sandbox, member: &str, policy: &Policy, other: &Running, cgroup: &str) -> Result<()> {
+    if s.tier == Tier::NoLsm {
+        return Ok(());
+    }
+    let acts = format!("act limit {0} same + act schedule {0} same + act write {cgroup}/cgroup.freeze 0", other.pid());
+    let (said, session) = tried(s, policy, member, &acts)?;
+    said.said("errno 1\nerrno 1\nerrno 1")?;
+    let records = s.records(&session, "privilege")?;
+    ensure!(records.len() == 3 && records.iter().all(|r| r["class"] == "signal"), "recorded: {records:?}");
+    tried(s, &only(member).privileges("signal"), member, &acts)?.0.said("ok\nok\nok").map(drop)
+}
+
 /// A member that moves itself into the cgroup of another session of its user is held to its own scope.
 fn swapped(s: &mut Sandbox) -> Result<()> {
     s.start()?;
@@ -161,6 +199,7 @@ fn swapped(s: &mut Sandbox) -> Result<()> {
     let policy = policy.to("own", "127.0.0.1/32", own.port());
     reach(s, &policy, &member, &line(&server))?.was_refused(s, &server, "default")?;
     reach(s, &policy, &member, &line(&own))?.arrived(s, &own, "own")?;
+    apart(s, &member, &policy, &other, &cgroup)?;
     // a member of another session of the user is no more its own than an outsider
     let acts = format!("privilege signal {0} + privilege ptrace {0}", other.pid());
     let keeps = s.tier == Tier::Full || is_enforced(s, "landlock")?;

@@ -113,6 +113,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "flips" => network::flips(rest),
         "hold" => network::hold(rest),
         "hold-lite" => network::hold_lite(rest),
+        "hold-sctp" => network::hold_sctp(rest),
         "hold-to" => network::hold_to(rest),
         "open" => flows::open(rest),
         "serve" => flows::serve(rest),

@@ -154,13 +154,20 @@ pub(super) fn flow(words: &[&str]) -> Result<u8> {
 /// `hold ADDRESS PORT FIFO`: connects, sends `a`; when the FIFO can be read sends `b` and receives what there is.
 pub(super) fn hold(words: &[&str]) -> Result<u8> {
     let (address, rest) = address(words)?;
-    hold_by(&open(SockType::Stream, &address)?, &address, rest)
+    hold_by(&open(SockType::Stream, &address)?, &address, rest, ["a", "b"])
 }
 
 /// `hold-lite ADDRESS PORT FIFO`: as `hold`, by UDP-Lite.
 pub(super) fn hold_lite(words: &[&str]) -> Result<u8> {
     let (address, rest) = address(words)?;
-    hold_by(&super::ways::made(&address, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)?, &address, rest)
+    hold_by(&super::ways::made(&address, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)?, &address, rest, ["a", "b"])
+}
+
+/// `hold-sctp ADDRESS PORT FIFO`: as `hold`, by SCTP, `first-message` and `second-message`.
+pub(super) fn hold_sctp(words: &[&str]) -> Result<u8> {
+    let (address, rest) = address(words)?;
+    let socket = super::ways::made(&address, libc::SOCK_STREAM, libc::IPPROTO_SCTP)?;
+    hold_by(&socket, &address, rest, ["first-message", "second-message"])
 }
 
 /// `hold-to ADDRESS PORT FIFO`: by one UDP socket, which is connected to nobody, sends `a`; when the FIFO can be read, `b`.
@@ -173,12 +180,12 @@ pub(super) fn hold_to(words: &[&str]) -> Result<u8> {
     Ok(say(send_bytes(&socket, &address, b"b", MsgFlags::empty())))
 }
 
-fn hold_by(socket: &OwnedFd, address: &SocketAddr, rest: &[&str]) -> Result<u8> {
+fn hold_by(socket: &OwnedFd, address: &SocketAddr, rest: &[&str], messages: [&str; 2]) -> Result<u8> {
     let (fifo, _) = one(rest)?;
     say(connect_to(socket, address));
-    say(send_on(socket.as_raw_fd(), b"a", MsgFlags::MSG_NOSIGNAL).map(drop));
+    say(send_on(socket.as_raw_fd(), messages[0].as_bytes(), MsgFlags::MSG_NOSIGNAL).map(drop));
     File::open(fifo)?.read_exact(&mut [0])?;
-    say(send_on(socket.as_raw_fd(), b"b", MsgFlags::MSG_NOSIGNAL).map(drop));
+    say(send_on(socket.as_raw_fd(), messages[1].as_bytes(), MsgFlags::MSG_NOSIGNAL).map(drop));
     setsockopt(socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 500_000))?;
     let received = recv(socket.as_raw_fd(), &mut [0; 64], MsgFlags::empty());
     println!("received {}", received.unwrap_or(0));

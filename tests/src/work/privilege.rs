@@ -100,7 +100,7 @@ fn hang_up() -> Result<Result<(), Errno>> {
 }
 
 /// `own-file move FROM TO`, `own-file ACT FILE`: `read`, `write`, `empty` (by opening it to read), `make`, `unlink`, `rmdir`, `mkdir`, `mknod`, `symlink`,
-/// `link`, `rename`, `truncate`, `chmod`, `chown`, `touch`;
+/// `link`, `rename`, `truncate`, `chmod`, `chown`, `touch`, `acl`, `attribute`;
 /// what is made, linked to or renamed to has a name of its own beside it. `unmount`: the file system that begins there.
 pub(super) fn own_file(words: &[&str]) -> Result<u8> {
     if let ["move", from, to] = words {
@@ -119,6 +119,8 @@ pub(super) fn own_file(words: &[&str]) -> Result<u8> {
         "make" => fs::File::create_new(&beside).map(drop),
         "mknod" => nix::unistd::mkfifo(beside.as_str(), Mode::S_IRUSR).map_err(Into::into),
         "touch" => fs::File::open(file).and_then(|file| file.set_modified(SystemTime::UNIX_EPOCH)),
+        "acl" => set_attribute(file, c"system.posix_acl_access", &acl()),
+        "attribute" => set_attribute(file, c"user.tipstaff", b"x"),
         "unlink" => fs::remove_file(file),
         "rmdir" => fs::remove_dir(file),
         "mkdir" => fs::create_dir(&beside),
@@ -136,6 +138,19 @@ pub(super) fn own_file(words: &[&str]) -> Result<u8> {
         _ => bail!("there is no act {act:?}"),
     };
     Ok(say(done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))))
+}
+
+fn set_attribute(file: &str, name: &std::ffi::CStr, value: &[u8]) -> std::io::Result<()> {
+    let path = CString::new(file)?;
+    // SAFETY: two strings, and bytes of the length that is said, which outlive the call.
+    let done = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    result(done.into()).map_err(Into::into)
+}
+
+/// The list that lets everybody read, write and execute (`linux/posix_acl_xattr.h`, version 2): owner, group, others.
+fn acl() -> Vec<u8> {
+    let entry = |tag: u16| [&tag.to_le_bytes()[..], &7_u16.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
+    [2_u32.to_le_bytes().to_vec(), entry(1), entry(4), entry(32)].concat()
 }
 
 /// `signal-in FILE`: a signal that changes nothing, to the process whose number is there.
