@@ -114,6 +114,8 @@ const CONNECT_SEVERAL: i32 = 110;
 
 fn connect_several(socket: &OwnedFd, to: &SocketAddr) -> Result<(), Errno> {
     let address = SockaddrStorage::from(*to);
+    // what follows an address is taken for another
+    let length = if to.is_ipv4() { size_of::<libc::sockaddr_in>() } else { size_of::<libc::sockaddr_in6>() };
     // SAFETY: the pointer and the length are those of one address, which outlives the call.
     let done = unsafe {
         libc::setsockopt(
@@ -121,7 +123,7 @@ fn connect_several(socket: &OwnedFd, to: &SocketAddr) -> Result<(), Errno> {
             libc::IPPROTO_SCTP,
             CONNECT_SEVERAL,
             address.as_ptr().cast(),
-            address.len(),
+            u32::try_from(length).unwrap_or(0),
         )
     };
     Errno::result(done).map(drop)
