@@ -105,7 +105,9 @@ fn answered(socket: &OwnedFd, to: &SocketAddr, bytes: &[u8]) -> Result<(), Errno
     answer(socket)
 }
 
+/// An association that does not come about takes a message all the same, and tells nobody for minutes.
 fn answer(socket: &OwnedFd) -> Result<(), Errno> {
+    setsockopt(socket, sockopt::ReceiveTimeout, &TimeVal::new(8, 0))?;
     recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()).map(drop)
 }
 
