@@ -23,7 +23,11 @@ use std::{
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+    sys::{
+        prctl,
+        signal::Signal,
+        socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+    },
 };
 use tipstaff_common::{
     label::SessionRef,
@@ -251,6 +255,8 @@ pub fn child(arguments: &[OsString]) -> std::io::Result<()> {
         println!("{RAN}");
         return Ok(());
     }
+    // at last it computes and hears nothing any more: it goes with an agent that is killed then
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
     let mut input = std::io::stdin().lock();
     let mut line = [0u8; 1];
     input.read_exact(&mut line)?;
