@@ -310,8 +310,8 @@ fn transport(context: *mut __sk_buff, packet: &mut Packet, start: u32, total: u3
     Some(())
 }
 
-/// Whether the packet can be the first that a socket sends to somebody: the first chunk of SCTP an INIT (RFC 9260, 3.3.2), DCCP's type Request (RFC 4340,
-/// 5.1), an echo request. One that is too short for that is none.
+/// Whether the packet can be the first that a socket sends to somebody: the first chunk of SCTP an INIT (RFC 9260, 3.3.2),
+/// DCCP's type Request (RFC 4340, 5.1), an echo request. One that is too short for that is none.
 #[inline(always)]
 fn begins(context: *mut __sk_buff, protocol: u8, start: u32) -> bool {
     let (at, shift, kind) = match protocol {

@@ -113,8 +113,9 @@ pub extern "C" fn scope_has_socket(held: *const Held) -> u32 {
     if kind == RAW {
         to.port = 0; // the number beside a raw socket's address is no port
     }
-    // TCP keeps the address of a connection that is no more, and not its port
-    if to.port == 0 && (to.protocol == TCP || to.address == [0; 16] || to.address == kernel::mapped([0; 4])) {
+    // TCP keeps the address of a connection that is no more, and not its port; a raw socket of that protocol has none ever
+    let is_stream = kind != RAW && to.protocol == TCP;
+    if to.port == 0 && (is_stream || to.address == [0; 16] || to.address == kernel::mapped([0; 4])) {
         return 1;
     }
     if rules::by_rules(policy, Scope::Destination, &to).is_ok_and(Decision::is_allow) {
