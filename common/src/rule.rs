@@ -59,10 +59,12 @@ pub const REASON_PROTECTED: u32 = REASONS + 18;
 pub const REASON_DELEGATION: u32 = REASONS + 19;
 /// Who asks runs a program whose start was not seen, and which the rules are against.
 pub const REASON_UNSEEN: u32 = REASONS + 20;
+/// A look at a process of another session: its environment, its memory's map, its open files.
+pub const REASON_LOOK: u32 = REASONS + 21;
 
 /// Reasons that are none of the member's doing: its time or its budget is up, nobody could tell what it asked for or what it
-/// runs, or the socket is one that it was given.
-const NOT_ITS_DOING: [u32; 15] = [
+/// runs, the socket is one that it was given, or it looked at every process that is there.
+const NOT_ITS_DOING: [u32; 16] = [
     REASON_EXPIRED,
     REASON_ENDED,
     REASON_UNRESOLVED,
@@ -76,6 +78,7 @@ const NOT_ITS_DOING: [u32; 15] = [
     REASON_BUDGET_EGRESS_RATE,
     REASON_CROSSED,
     REASON_UNSEEN,
+    REASON_LOOK,
     REASON_CHANGED,
     REASON_IDENTITY,
 ];

@@ -13,7 +13,7 @@ use tipstaff_common::{
         PRIVILEGE_KEYRING, PRIVILEGE_MODULES, PRIVILEGE_MOUNT, PRIVILEGE_NAMESPACES, PRIVILEGE_PERF_EVENT,
         PRIVILEGE_PTRACE, PRIVILEGE_SETUID, PRIVILEGE_SIGNAL, PRIVILEGE_USERFAULTFD, SPOOLS,
     },
-    rule::{REASON_DEFAULT, REASON_PRIVILEGE, REASON_PROTECTED},
+    rule::{REASON_DEFAULT, REASON_LOOK, REASON_PRIVILEGE, REASON_PROTECTED},
     session::MODE_ENFORCE,
 };
 
@@ -295,11 +295,31 @@ fn refuse_trace(target: *mut c_void, mode: u32) -> bool {
     if process == kernel::agent() {
         return protect(&session, PRIVILEGE_PTRACE, (process, 0), mode & NO_AUDIT != 0);
     }
-    // a mere look is what ps(1) does; the owner of a process and its capabilities decide on that
-    if mode & (ATTACH | BY_CALL) == 0 || is_own(&session, target) {
+    if mode & (ATTACH | BY_CALL) == 0 {
+        return refuse_look(&session, target, process, mode & NO_AUDIT != 0);
+    }
+    !is_own(&session, target) && refuse_in(&session, PRIVILEGE_PTRACE, (process, 0))
+}
+
+/// A mere look is what ps(1) and pidof(1) take at every process: its owner and its capabilities decide on that. Only what is
+/// in another session is nobody's to see.
+#[inline(always)]
+fn refuse_look(session: &Session, target: *mut c_void, process: u32, quiet: bool) -> bool {
+    if session_of(target).is_none() || is_own_or_within(session, target) {
         return false;
     }
-    refuse_in(&session, PRIVILEGE_PTRACE, (process, 0))
+    let mut decision = judge(session, PRIVILEGE_PTRACE);
+    if decision.is_allow() {
+        return false;
+    }
+    if decision.rule == REASON_PRIVILEGE {
+        decision.rule = REASON_LOOK;
+    }
+    let decision = settle(decision, session);
+    if !quiet {
+        report(session, PRIVILEGE_PTRACE, (process, 0), decision);
+    }
+    decision.refuses()
 }
 
 /// `sender`: not null where the kernel sends it in somebody's name, whoever runs.

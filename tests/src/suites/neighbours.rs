@@ -10,13 +10,15 @@ use super::{
     scene::{only, refused_exec, report, stamps},
 };
 use crate::harness::{
+    launch::bare,
     prelude::*,
     sandbox::OPERATORS,
     server::Server,
     wait::{all_gone, boot_ns, gone},
 };
 
-pub(super) const TESTS: &[Test] = &[Test::sharing("neighbours::of-one-user", WHEREVER, neighbours)];
+pub(super) const TESTS: &[Test] =
+    &[Test::sharing("neighbours::of-one-user", WHEREVER, neighbours), Test::sharing("neighbours::looks", FULL, looks)];
 
 /// Who both sessions are.
 const USER: u32 = 64_011;
@@ -169,4 +171,43 @@ fn neighbours(s: &mut Sandbox) -> Result<()> {
         neighbour.running.wait()?.ended(128 + Signal::SIGKILL as i32)?;
     }
     Ok(())
+}
+
+/// What a user's processes have in their environment and memory is not seen from another session of the same user. What is in
+/// no session is, and so are one's own; ps(1) fails nowhere.
+fn looks(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let idle = s.launch(&s.policy(&only(&member))?, &member, "idle").user(USER, OPERATORS).start()?;
+    let other = idle.session(s)?;
+    let mut command = bare(member.as_ref());
+    command.args(["--work", "idle"]);
+    let outside = Running::spawn(s, command, Some((USER, OPERATORS)))?;
+    let look = |policy: &Policy, at: &str| -> Result<(String, String)> {
+        let line = ["environ", "maps", "stat"].map(|file| format!("own-file look /proc/{at}/{file}")).join(" + ");
+        let running = s.launch(&s.policy(policy)?, &member, &line).user(USER, OPERATORS).start()?;
+        let session = running.session(s)?;
+        let finished = running.wait()?;
+        s.session_ended(&session, "completed")?;
+        Ok((finished.stdout, session))
+    };
+    let ends = only(&member).spec("on: { violation: end }");
+    let (said, session) = look(&ends, &idle.pid().to_string())?;
+    ensure!(said == "errno 13\nerrno 13\nok", "at another session: {said}");
+    let records = s.records(&session, "privilege")?;
+    let fits = |r: &Value| {
+        r["class"] == "ptrace" && r["verdict"] == "deny" && r["rule"] == "look" && r["target"] == idle.pid()
+    };
+    ensure!(records.len() == 2 && records.iter().all(fits), "recorded: {records:?}");
+    for (policy, at) in [
+        (ends.clone(), outside.pid().to_string()),
+        (ends, "self".to_owned()),
+        (only(&member).privileges("ptrace"), idle.pid().to_string()),
+    ] {
+        let (said, session) = look(&policy, &at)?;
+        ensure!(said == "ok\nok\nok", "at {at}: {said}");
+        ensure!(s.records(&session, "privilege")?.is_empty(), "a look that passes is recorded");
+    }
+    s.cli(&["end", &other])?.ended(0)?;
+    s.session_ended(&other, "operator").map(drop)
 }

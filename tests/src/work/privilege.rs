@@ -99,7 +99,7 @@ fn hang_up() -> Result<Result<(), Errno>> {
     Ok(result(unsafe { libc::ioctl(pair.slave.as_raw_fd(), HANG_UP) }.into()))
 }
 
-/// `own-file move FROM TO`, `own-file ACT FILE`: `read`, `write`, `empty` (by opening it to read), `make`, `unlink`, `rmdir`, `mkdir`, `mknod`, `symlink`,
+/// `own-file move FROM TO`, `own-file ACT FILE`: `read` (opens it), `look` (reads all of it), `write`, `empty` (by opening it to read), `make`, `unlink`, `rmdir`, `mkdir`, `mknod`, `symlink`,
 /// `link`, `rename`, `truncate`, `chmod`, `chown`, `touch`, `acl`, `attribute`;
 /// what is made, linked to or renamed to has a name of its own beside it. `unmount`: the file system that begins there.
 pub(super) fn own_file(words: &[&str]) -> Result<u8> {
@@ -110,6 +110,7 @@ pub(super) fn own_file(words: &[&str]) -> Result<u8> {
     let beside = format!("{file}-beside");
     let done = match *act {
         "read" => fs::File::open(file).map(drop),
+        "look" => fs::read(file).map(drop),
         "write" => fs::OpenOptions::new().append(true).open(file).map(drop),
         "empty" => {
             let path = CString::new(*file)?;
