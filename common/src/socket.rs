@@ -35,6 +35,10 @@ pub const SOCKET_BEFORE: u32 = 1 << 2;
 /// It was made outside the session, and a member held or used it that may not: nothing leaves on it any more. Given only
 /// where the packet programs see such sockets (`Settings::sessions_cgroup`).
 pub const SOCKET_CROSSED: u32 = 1 << 3;
+/// A program made it, and it is of a class (`SOCKET_RAW` and the others): what it sends is judged by that too.
+pub const SOCKET_OF_CLASS: u32 = 1 << 4;
+/// It was bound to a port of its user's choice, so that others can come to it: who sends datagrams there is judged as who comes in.
+pub const SOCKET_SERVES: u32 = 1 << 5;
 
 /// The last packet of a stream that carried data was refused because all bytes out are used up: it is sent again, and nothing
 /// before it.

@@ -19,7 +19,10 @@ const UDPLITE: u8 = 136;
 const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
-/// Extension headers of IPv6 that are looked behind.
+/// `ETH_P_IP` and `ETH_P_IPV6` (`include/uapi/linux/if_ether.h`) as the kernel has them beside a packet.
+const IPV4: u32 = 0x0800_u16.to_be() as u32;
+const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+/// Extension headers of IPv6 that are looked behind; a packet with more is not read.
 const EXTENSIONS: u32 = 6;
 /// Bytes of the plain headers: of IPv4 and IPv6, and of their first bytes that are read of UDP and TCP.
 const PLAIN4: usize = 20;
@@ -80,6 +83,18 @@ impl Packet {
         self.begins != 0 || self.opens()
     }
 
+    /// Whether somebody begins an association of SCTP or a connection of DCCP with it.
+    #[inline(always)]
+    pub const fn calls(&self) -> bool {
+        self.begins != 0 && (self.protocol == SCTP || self.protocol == DCCP)
+    }
+
+    /// Whether it is a datagram of UDP or UDP-Lite.
+    #[inline(always)]
+    pub const fn is_datagram(&self) -> bool {
+        self.protocol == UDP || self.protocol == UDPLITE
+    }
+
     /// Whether it carries what was written to a connection of TCP.
     #[inline(always)]
     pub const fn carries_data(&self) -> bool {
@@ -121,16 +136,14 @@ pub extern "C" fn read_packet(context: *mut __sk_buff, packet: *mut Packet) -> u
     }
     // SAFETY: not null; the caller passes its own.
     let packet = unsafe { &mut *packet };
-    if plain4(context, packet) || plain6(context, packet) {
-        return 1;
-    }
-    let Some(first) = load::<u8>(context, 0) else { return 0 };
-    let read = match first >> 4 {
-        4 => parse4(context, first, packet),
-        6 => parse6(context, packet),
-        _ => None,
+    // what the kernel sends it as: a raw socket may have written any version into the packet itself
+    // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the field's own width.
+    let read = match unsafe { core::ptr::read_volatile(&raw const (*context).protocol) } {
+        IPV4 => plain4(context, packet) || parse4(context, packet).is_some(),
+        IPV6 => plain6(context, packet) || parse6(context, packet).is_some(),
+        _ => false,
     };
-    u32::from(read.is_some())
+    u32::from(read)
 }
 
 /// Where the packet's first bytes lie, if there are so many in one piece; null: there are not.
@@ -249,9 +262,12 @@ fn tcp(word: u32, packet: &mut Packet, length: u32) {
 }
 
 #[inline(always)]
-fn parse4(context: *mut __sk_buff, first: u8, packet: &mut Packet) -> Option<()> {
+fn parse4(context: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     let header: [u8; 20] = load(context, 0)?;
-    let [_, _, t0, t1, _, _, f0, f1, _, protocol, ..] = header;
+    let [first, _, t0, t1, _, _, f0, f1, _, protocol, ..] = header;
+    if first >> 4 != 4 {
+        return None;
+    }
     packet.from = kernel::mapped([header[12], header[13], header[14], header[15]]);
     packet.to = kernel::mapped([header[16], header[17], header[18], header[19]]);
     packet.protocol = protocol;
@@ -266,6 +282,9 @@ fn parse4(context: *mut __sk_buff, first: u8, packet: &mut Packet) -> Option<()>
 #[inline(always)]
 fn parse6(context: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
     let fixed: [u8; 8] = load(context, 0)?;
+    if fixed[0] >> 4 != 6 {
+        return None;
+    }
     packet.from = load(context, 8)?;
     packet.to = load(context, 24)?;
     packet.protocol = fixed[6];
@@ -289,6 +308,10 @@ fn parse6(context: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
             }
             _ => break,
         }
+    }
+    if matches!(packet.protocol, 0 | 43 | 44 | 60) {
+        // whose ports these are nobody knows who stops here
+        return None;
     }
     transport(context, packet, start, total)
 }

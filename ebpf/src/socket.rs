@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use tipstaff_common::{
     fingerprint,
     label::CONFINED,
-    socket::{SOCKET_CONFINED, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel},
+    socket::{SOCKET_CONFINED, SOCKET_CROSSED, SOCKET_PASSIVE, SOCKET_SERVES, SocketLabel},
 };
 
 use crate::{
@@ -68,6 +68,15 @@ pub fn lets_in(label: *mut SocketLabel) {
     if !label.is_null() {
         // SAFETY: points into a socket's storage.
         unsafe { (*label).flags |= SOCKET_PASSIVE };
+    }
+}
+
+/// Notes that a socket was bound where others can come to it.
+#[inline(always)]
+pub fn serves(label: *mut SocketLabel) {
+    if !label.is_null() {
+        // SAFETY: points into a socket's storage.
+        unsafe { (*label).flags |= SOCKET_SERVES };
     }
 }
 

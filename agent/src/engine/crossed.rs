@@ -1,6 +1,6 @@
-//! Sockets that members hold and that were made outside their session, where the packet programs see those too
-//! (`attach = "root"`). One that was connected before tells no hook when it sends: it is labelled by its descriptor, when its
-//! holder becomes a member, and at a look every two seconds for what came later.
+//! Sockets that members hold and that were made outside their session. What a member was refused to use is destroyed (tier full).
+//! Where the packet programs see such sockets too (`attach = "root"`), one that was connected before tells no hook when it sends:
+//! it is labelled by its descriptor, when its holder becomes a member, and at a look every two seconds for what came later.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,10 @@ use nix::sys::socket::{
     AddressFamily, SockType, SockaddrLike as _, SockaddrStorage, getpeername, getsockname, getsockopt, setsockopt,
     sockopt,
 };
-use tipstaff_common::socket::{SOCKET_BEFORE, SOCKET_CROSSED, SOCKET_PASSIVE};
+use tipstaff_common::{
+    event, rule,
+    socket::{SOCKET_BEFORE, SOCKET_CROSSED, SOCKET_PASSIVE},
+};
 use tracing::warn;
 
 use super::{Engine, complain, flows};
@@ -20,7 +23,7 @@ use crate::{
     config::Attach,
     enforce::{Look, Whose, socket_of, sockets_of},
     evidence::CutCause,
-    kernel::{Member, open_pidfd, protocol_of},
+    kernel::{Member, open_pidfd, protocol_of, ring::Event},
     session::{Mode, SessionId},
 };
 
@@ -31,6 +34,18 @@ pub(super) struct Seen {
     inodes: BTreeSet<u64>,
     /// Ports that one of them listens on.
     listening: BTreeSet<u16>,
+    /// A member was refused the use of one, which the kernel has marked.
+    refused: bool,
+}
+
+impl Seen {
+    /// Notes that a member was refused the use of a socket from elsewhere.
+    pub(super) fn see(&mut self, event: &Event) {
+        if let Event::Socket(socket) = event {
+            let of_use = socket.act == event::ACT_USE && socket.header.verdict == rule::DENY;
+            self.refused |= of_use && socket.header.rule == rule::REASON_CROSSED;
+        }
+    }
 }
 
 /// A socket that a command inherits.
@@ -66,9 +81,14 @@ impl Engine {
         }
     }
 
-    /// Looks at what members of each session got since the last look; what they may not use is silent then, and destroyed.
+    /// Looks at what members of each session got since the last look; what they may not use is silent then, and destroyed. Where the
+    /// packet programs do not see such sockets, only what a member was refused to use is.
     pub(super) fn look_for_crossed(&mut self) {
         if self.parts.config.attach != Attach::Root {
+            let all = self.sessions.iter_mut();
+            let refused = all.filter_map(|(id, live)| std::mem::take(&mut live.crossed.refused).then_some(*id));
+            let ids: Vec<SessionId> = refused.collect();
+            ids.into_iter().for_each(|id| self.cut_crossed(id));
             return;
         }
         let live = self.sessions.iter().filter(|(_, live)| live.machine.reason().is_none());

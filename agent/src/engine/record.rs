@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::{Engine, LAST_VERDICTS, Live, Note, complain, now};
 use crate::{
     api::wire,
-    enforce::{cgroup_of, step_out},
+    enforce::{cgroup_of, protocol_name, step_out},
     evidence::{Act, Body, Connect, Exec, Exit, FileRef, Fork, Move, Privilege, Socket, Text, Unix, Verdict, Via},
     kernel::{
         kill_pidfd, open_pidfd,
@@ -135,6 +135,7 @@ impl Live {
             return;
         }
         self.denied += 1;
+        self.crossed.see(event);
         if self.verdicts.len() == LAST_VERDICTS {
             self.verdicts.pop_front();
         }
@@ -264,7 +265,7 @@ pub(super) fn translate(session: SessionId, event: &Event, rule_name: impl Fn(u3
         }
         Event::Connect(connect) => {
             let via = via(connect.via);
-            let protocol = protocol(connect);
+            let protocol = protocol_name(connect.protocol.into());
             let to = SocketAddr::new(ring::address(connect), connect.port);
             let remedy = remedy(event).map(str::to_owned);
             Body::Connect(Connect { session, seq, at_boot_ns, pid, tid, uid, to, protocol, via, verdict, rule, remedy })
@@ -367,13 +368,5 @@ fn unix_name(unix: &event::Unix) -> Text {
         Some((0, rest)) => Text::from([b"@", rest].concat().as_slice()),
         // a caller may count the 0 that ends a path as part of it
         _ => Text::from(name.split(|byte| *byte == 0).next().unwrap_or_default()),
-    }
-}
-
-fn protocol(connect: &event::Connect) -> String {
-    match i32::from(connect.protocol) {
-        libc::IPPROTO_TCP => "tcp".into(),
-        libc::IPPROTO_UDP => "udp".into(),
-        other => other.to_string(),
     }
 }

@@ -32,7 +32,7 @@ const TRACEPOINTS: [(&str, &str); 6] = [
     ("exit", "sched_process_exit"),
 ];
 /// LSM programs on sockets, hook and program; attached after those above, and taken off with them.
-const LSM_SOCKETS: [&str; 14] = [
+const LSM_SOCKETS: [&str; 15] = [
     "socket_create",
     "socket_post_create",
     "sock_graft",
@@ -42,6 +42,7 @@ const LSM_SOCKETS: [&str; 14] = [
     "socket_accept",
     "socket_sendmsg",
     "socket_recvmsg",
+    "socket_shutdown",
     "socket_setsockopt",
     "sctp_bind_connect",
     "file_receive",

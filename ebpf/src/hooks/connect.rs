@@ -20,7 +20,7 @@ use tipstaff_common::{
     label::TREE,
     rule::REASON_CROSSED,
     session::MODE_ENFORCE,
-    socket::{SOCKET_BEFORE, SOCKET_CROSSED, SocketLabel},
+    socket::{SOCKET_BEFORE, SOCKET_CROSSED, SOCKET_OF_CLASS, SocketLabel},
 };
 
 use crate::{
@@ -226,6 +226,9 @@ fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -
         Ok(decision) => decision,
         Err(fault) => of_fault(fault, session),
     };
+    if via == VIA_BIND && decision.is_allow() {
+        socket::serves(label);
+    }
     // the load that does not speak neither counts nor remembers: its marks would be of another secret
     if via == VIA_BIND || !decision.is_allow() || !kernel::speaks() {
         return Some(decision);
@@ -288,7 +291,8 @@ fn refuse_create(context: &SockContext) -> bool {
     } else {
         class::judge(&session, family, kind, protocol)
     };
-    let decision = if decision.is_allow() && socket::give(context.as_ptr(), &session, 0).is_null() {
+    let of_class = if class::class(family, kind, protocol) == 0 { 0 } else { SOCKET_OF_CLASS };
+    let decision = if decision.is_allow() && socket::give(context.as_ptr(), &session, of_class).is_null() {
         of_fault(Fault::Unlabelled, &session)
     } else {
         decision

@@ -60,8 +60,9 @@ pub fn crossed(session: &Session, sock: *mut c_void, label: *const SocketLabel, 
     }
     let decision = settle(Decision::deny(REASON_CROSSED), session);
     report_act(session, act, describe(sock), (0, 0), decision);
-    if act == ACT_USE && decision.refuses() && label.is_null() && kernel::sees_others() {
-        // what it has queued is silent from here on; a listener has nothing queued, and others may listen with it
+    if act == ACT_USE && decision.refuses() && label.is_null() {
+        // the agent destroys it, and what it has queued is silent from here on where its packets are seen; a listener has nothing
+        // queued, and others may listen with it
         silence(session, sock);
     }
     Some(decision.refuses())

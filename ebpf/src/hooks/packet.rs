@@ -14,12 +14,12 @@ use aya_ebpf::{
 };
 use tipstaff_common::{
     event::{Connect, KIND_CONNECT, VIA_ACCEPT, VIA_LISTEN, VIA_PACKET},
-    rule::{ALLOW, DENY, REASON_BUDGET_EGRESS},
+    rule::{ALLOW, DENY, REASON_BUDGET_EGRESS, REASON_DEFAULT, REASON_FAMILY},
     session::{MODE_OBSERVE, PolicyEntry},
-    socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SPENT_ANY, SPENT_DATA, SocketLabel},
+    socket::{SOCKET_BEFORE, SOCKET_OF_CLASS, SOCKET_PASSIVE, SOCKET_SERVES, SPENT_ANY, SPENT_DATA, SocketLabel},
 };
 
-use super::connect::write;
+use super::{class, connect::write};
 use crate::{
     budget,
     emit::{self, Who, add},
@@ -243,6 +243,12 @@ impl Flow<'_> {
         if !self.label.is_null() && unsafe { (*self.label).judged } == mark {
             return false;
         }
+        if self.is_called(packet) {
+            return self.refuse_unless_visitor(policy, packet, Decision::deny(REASON_DEFAULT), mark);
+        }
+        if self.is_of_class_no_more(policy) {
+            return self.refuse(packet, &peer, VIA_PACKET, Decision::deny(REASON_FAMILY), mark);
+        }
         match rules::to_destination(policy, &peer, mark) {
             Ok(decision) if decision.verdict == ALLOW => {
                 if self.label.is_null() || !self.out || !kernel::speaks() {
@@ -261,6 +267,29 @@ impl Flow<'_> {
             Ok(decision) => self.refuse_unless_visitor(policy, packet, decision, mark),
             Err(fault) => settle(of_fault(fault, &self.session), &self.session).refuses(),
         }
+    }
+
+    #[inline(always)]
+    fn has(&self, flag: u32) -> bool {
+        // SAFETY: points into the socket's storage.
+        !self.label.is_null() && unsafe { (*self.label).flags } & flag != 0
+    }
+
+    /// Whether somebody comes to the socket, be it one that a member may go to: with the first packet of an association, or with a
+    /// datagram to where it was bound so that others come. Whom it talked to last is answered by and is nobody who comes.
+    #[inline(always)]
+    fn is_called(&self, packet: &Packet) -> bool {
+        !self.out && (packet.calls() || packet.is_datagram() && self.has(SOCKET_SERVES))
+    }
+
+    /// Whether the socket sends although no such socket may be made any more: the scope was narrowed since.
+    #[inline(always)]
+    fn is_of_class_no_more(&self, policy: &PolicyEntry) -> bool {
+        if !self.out || !self.has(SOCKET_OF_CLASS) {
+            return false;
+        }
+        let (kind, protocol) = self.kind();
+        kind != 0 && class::class(class::INET, kind, protocol) & !policy.sockets != 0
     }
 
     /// Whether no program was asked about what a packet begins: there was no connect, and of a raw socket no message to this
@@ -291,8 +320,7 @@ impl Flow<'_> {
 
     #[inline(always)]
     fn is_passive(&self) -> bool {
-        // SAFETY: points into the socket's storage.
-        !self.label.is_null() && unsafe { (*self.label).flags } & SOCKET_PASSIVE != 0
+        self.has(SOCKET_PASSIVE)
     }
 
     /// Whether the packet's socket listens.

@@ -93,6 +93,12 @@ pub fn socket_recvmsg(context: LsmContext) -> i32 {
     kernel::answer(refuse_use(context.arg(0)))
 }
 
+/// HOOK: `socket_shutdown(struct socket *sock, int how)`, LSM since 5.7; it would end a connection for all who have it.
+#[lsm(hook = "socket_shutdown")]
+pub fn socket_shutdown(context: LsmContext) -> i32 {
+    kernel::answer(refuse_use(context.arg(0)))
+}
+
 /// HOOK: `socket_setsockopt(struct socket *sock, int level, int optname)`, LSM since 5.7.
 #[lsm(hook = "socket_setsockopt")]
 pub fn socket_setsockopt(context: LsmContext) -> i32 {
@@ -340,7 +346,7 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
     }
     let family = Sock(sock as u64).family();
     if family != Ok(INET) && family != Ok(INET6) {
-        return false;
+        return refuse_class(&session, sock);
     }
     // SAFETY: points into the socket's storage.
     let spent =
@@ -355,6 +361,23 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
         Ok(Some(address)) => refuse_target(&session, sock, label, address, VIA_SEND),
         Err(fault) => settle(of_fault(fault, &session), &session).refuses(),
     }
+}
+
+/// A socket of another family than the Internet's sends no more where none of its class may be made any more, since the scope
+/// was narrowed; those of the Internet are told by their packets.
+#[inline(always)]
+fn refuse_class(session: &Session, sock: *mut c_void) -> bool {
+    if !is_judged(sock) {
+        return false;
+    }
+    let (family, kind, protocol) = describe(sock);
+    let decision = class::judge(session, family, kind, protocol);
+    if decision.is_allow() {
+        return false;
+    }
+    let decision = settle(decision, session);
+    report_act(session, ACT_USE, (family, kind, protocol), (0, 0), decision);
+    decision.refuses()
 }
 
 #[inline(always)]

@@ -35,22 +35,13 @@ pub(super) const TESTS: &[Test] = &[
 /// Counted in the kernel, with the agent stopped: a loop of 10,000 connects is cut at the bound.
 fn budgets(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
+    let member = s.program("member")?;
     let policy = |budgets: &str| {
-        s.policy(&only(&member).to("loopback", "127.0.0.0/8", "").spec(format!("budgets: {{ {budgets} }}")))
+        let policy = only(&member).to("loopback", "127.0.0.0/8", "").to("loopback6", "::1/128", "");
+        s.policy(&policy.spec(format!("budgets: {{ {budgets} }}")))
     };
-    let listener = Server::tcp("127.0.0.1")?;
-    for to in [server.words(), format!("tcp {}", listener.words())] {
-        let (fifo, pid) = (Fifo::new(s)?, s.file("pid"));
-        let line = format!("pid {pid} fifo {} connect-many 10000 {to}", fifo.path);
-        let total = s.run(&policy("connects: 25")?, &member, &line)?;
-        let session = total.session(s)?;
-        s.pid_in(&pid)?;
-        cut_when_stopped(s, fifo, total)?.said("25 done 9975 refused").with_context(|| to.clone())?;
-        s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connects")?;
-        fs::remove_file(&pid)?;
-    }
-    listener.accepted(25)?;
+    loops(s, &member, &policy)?;
+    let (server, listener) = (Server::udp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
     let cases = [
         (
             "destinations: 2",
@@ -281,6 +272,37 @@ fn reader(s: &Sandbox, member: &str, address: &str, prefix: &str) -> Result<()> 
     s.wait_evidence("the cut", |r| r["session"] == session && r["cause"] == "budget").map(drop)
 }
 
+/// A loop of 10,000 connects, of both families, by UDP and by TCP, with the agent stopped: so many in all; and so many in each second
+/// that it takes.
+fn loops(s: &Sandbox, member: &str, policy: &dyn Fn(&str) -> Result<String>) -> Result<()> {
+    for ip in ["127.0.0.1", "::1"] {
+        let (server, listener) = (Server::udp(ip)?, Server::tcp(ip)?);
+        for to in [server.words(), format!("tcp {}", listener.words())] {
+            let (fifo, pid) = (Fifo::new(s)?, s.file("pid"));
+            let line = format!("pid {pid} fifo {} connect-many 10000 {to}", fifo.path);
+            let total = s.run(&policy("connects: 25")?, member, &line)?;
+            let session = total.session(s)?;
+            s.pid_in(&pid)?;
+            cut_when_stopped(s, fifo, total)?.said("25 done 9975 refused").with_context(|| to.clone())?;
+            s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connects")?;
+            fs::remove_file(&pid)?;
+        }
+        listener.accepted(25)?;
+        let (fifo, pid) = (Fifo::new(s)?, s.file("pid"));
+        let line = format!("pid {pid} fifo {} connect-many 10000 {}", fifo.path, server.words());
+        let began = Instant::now();
+        let rate = s.run(&policy("connectsPerSecond: 20")?, member, &line)?;
+        let session = rate.session(s)?;
+        s.pid_in(&pid)?;
+        let finished = cut_when_stopped(s, fifo, rate)?;
+        let most = 20 * (began.elapsed().as_secs() + 2);
+        let done: u64 = finished.stdout.split(' ').next().unwrap_or_default().parse()?;
+        ensure!((20..=most).contains(&done), "{done} connects where {most} have their second: {finished:?}");
+        s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connect-rate")?;
+    }
+    Ok(())
+}
+
 /// Lets a workload go on while the agent is stopped.
 fn cut_when_stopped(s: &Sandbox, mut fifo: Fifo, running: Running) -> Result<Finished> {
     s.signal_agent(nix::sys::signal::Signal::SIGSTOP)?;
@@ -316,8 +338,16 @@ fn places(s: &mut Sandbox) -> Result<()> {
 /// Each budget has a verdict of its own: what is refused ends the session, or it does not.
 fn ends(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
-    let policy = |spec: &str| only(&member).to("loopback", "127.0.0.0/8", "").spec(spec);
+    s.program("member")?;
+    for ip in ["127.0.0.1", "::1"] {
+        ends_in(s, ip).with_context(|| format!("by {ip}"))?;
+    }
+    Ok(())
+}
+
+fn ends_in(s: &Sandbox, ip: &str) -> Result<()> {
+    let (member, server) = (format!("{}/member", s.bin()), Server::udp(ip)?);
+    let policy = |spec: &str| only(&member).to("loopback", "127.0.0.0/8", "").to("loopback6", "::1/128", "").spec(spec);
     let connects = format!("connect-many 9 {} + idle", server.words());
     let bytes = format!("send-many 20 1000 {} + idle", server.words());
     let visits = "visit 3 9 + idle".to_owned();

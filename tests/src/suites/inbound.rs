@@ -13,13 +13,17 @@ use super::{
     scene::{Fifo, only, reach},
     sockets::FAMILIES,
 };
-use crate::harness::prelude::*;
+use crate::{harness::prelude::*, work::held::associate};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::bind-and-listen", WHEREVER, bind_and_listen),
+    Test::sharing("sockets::bind-and-listen-in-a-ring", WHEREVER, in_a_ring)
+        .since((6, 11), "bind and listen by io_uring"),
     Test::sharing("sockets::who-may-come-in", WHEREVER, inbound),
     Test::sharing("sockets::listening-on-all-addresses", WHEREVER, everywhere),
     Test::sharing("sockets::datagrams-nobody-asked-for", WHEREVER, datagrams),
+    Test::sharing("sockets::datagrams-to-a-port-of-ones-choice", WHEREVER, serving),
+    Test::sharing("sockets::who-may-associate", WHEREVER, associations).each_kernel(),
     Test::sharing("sockets::answers-take-a-rule-for-the-way-out", WHEREVER, answered),
 ];
 
@@ -35,6 +39,28 @@ fn bind_and_listen(s: &mut Sandbox) -> Result<()> {
             let line = format!("bind {protocol} {address} {port}");
             reach(s, &only(&member), &member, &line)?.was_refused_to(s, &to, "default")?;
             reach(s, &policy, &member, &line)?.was_let_through(s, &to, "own")?;
+        }
+    }
+    Ok(())
+}
+
+/// The same asked for by io_uring.
+fn in_a_ring(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, _) in FAMILIES {
+        let port = std::net::TcpListener::bind((address, 0))?.local_addr()?.port();
+        let to = std::net::SocketAddr::new(address.parse()?, port).to_string();
+        let closed = only(&member).scope("privileges: { allow: [io-uring] }");
+        let open = closed.clone().net(format!("listen: [{{ on: \"{address}\", ports: [{port}], id: own }}]"));
+        // a listener on a port that the kernel chose is told by nobody in tier no-lsm, and nobody reaches it
+        let refused = if s.tier == Tier::Full { "errno 1\nerrno 1" } else { "errno 1\nok" };
+        for (policy, answers, verdict, rule) in [(closed, refused, "deny", "default"), (open, "ok\nok", "allow", "own")]
+        {
+            let running = s.run(&s.policy(&policy)?, &member, &format!("bind-in-ring {address} {port}"))?;
+            let session = running.session(s)?;
+            running.wait()?.said(answers)?;
+            s.saw_connect(&session, &to, verdict, rule)?;
         }
     }
     Ok(())
@@ -170,6 +196,87 @@ fn datagrams(s: &mut Sandbox) -> Result<()> {
                 let seen = s.wait_evidence("the datagram", |r| fits(r) && r["rule"] == "default")?;
                 ensure!(seen["protocol"] == "udp", "the datagram is recorded as {seen}");
             }
+        }
+    }
+    Ok(())
+}
+
+/// To a port that a member chose others come, and must be let come in, also who may be sent to; who was sent to last may answer.
+fn serving(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let strangers = if address == "::1" { "2001:db8::/32" } else { "192.0.2.0/24" };
+        let cases = [
+            ("ci", format!("inbound: [{{ from: \"{strangers}\" }}]"), "received 2"),
+            ("ci", format!("inbound: [{{ from: \"{address}\" }}]"), "received 7"),
+            ("operator", "inbound: deny".to_owned(), "received 2"),
+            ("operator", "inbound: allow".to_owned(), "received 7"),
+        ];
+        for (kind, inbound, heard) in cases {
+            let asked = UdpSocket::bind((address, 0))?;
+            asked.set_read_timeout(Some(patience()))?;
+            let policy = only(&member).kind(kind).to("server", prefix, "").net("listen: allow").net(&inbound);
+            let (file, mut fifo) = (s.file("port"), Fifo::new(s)?);
+            let line = format!("hear-serving {file} {} {address} {}", fifo.path, asked.local_addr()?.port());
+            let running = s.run(&s.policy(&policy)?, &member, &line)?;
+            let session = running.session(s)?;
+            let port = until("the member's port", patience(), || {
+                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
+            })?;
+            // from an address that may be sent to, and nobody asked
+            asked.send_to(b"unasked", (address, port))?;
+            if heard == "received 2" {
+                let fits = |r: &Value| r["session"] == session && r["via"] == "accept" && r["verdict"] == "deny";
+                let seen = s.wait_evidence("the datagram", |r| fits(r) && r["rule"] == "default")?;
+                ensure!(seen["protocol"] == "udp", "the datagram is recorded as {seen}");
+            }
+            fifo.wake()?;
+            asked.recv_from(&mut [0; 8])?;
+            asked.send_to(b"in", (address, port))?;
+            running.wait()?.said(heard).with_context(|| format!("{kind}, {inbound}, {address}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// As `inbound`, by SCTP, from an address that members may go to.
+fn associations(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let rule = format!("inbound: [{{ from: \"{address}\", id: friends }}]");
+        let cases = [
+            (vec!["listen: allow".to_owned(), rule.clone()], true),
+            (vec!["listen: allow".to_owned(), "inbound: deny".to_owned()], false),
+            (vec![rule], false),
+        ];
+        for (net, comes) in cases {
+            let policy = only(&member).to("server", prefix, "").scope("sockets: { allow: [sctp] }");
+            let policy = net.iter().fold(policy, Policy::net);
+            let (file, listens) = (s.file("port"), net.len() == 2);
+            let running = s.run(&s.policy(&policy)?, &member, &format!("serve-sctp {address} {file} idle"))?;
+            let session = running.session(s)?;
+            if s.tier == Tier::Full && !listens {
+                running.wait()?.complained(&["Operation not permitted"])?;
+                s.wait_evidence("the refusal", |r| r["session"] == session && r["via"] == "listen")?;
+                continue;
+            }
+            let port = until("the member to listen", patience(), || {
+                ensure!(!running.said().contains("errno 93"), Lacking("this kernel has no SCTP".to_owned()));
+                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
+            })?;
+            let to = std::net::SocketAddr::new(address.parse()?, port);
+            let came = associate(&to, if comes { patience() } else { Duration::from_millis(900) })?;
+            ensure!(came == comes, "{address}, {net:?}: an association came about: {came}");
+            if !comes {
+                let via = if listens { "accept" } else { "listen" };
+                let fits = |r: &Value| r["session"] == session && r["via"] == via && r["verdict"] == "deny";
+                let seen = s.wait_evidence("who came", |r| fits(r) && r["rule"] == "default")?;
+                ensure!(seen["protocol"] == "sctp", "who came is recorded as {seen}");
+            }
+            s.cli(&["end", &session])?.ended(0)?;
+            s.session_ended(&session, "operator")?;
         }
     }
     Ok(())

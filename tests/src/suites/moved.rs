@@ -17,6 +17,7 @@ use crate::harness::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::moved-member-after-a-narrowing", FULL, narrowed).each_kernel(),
     Test::sharing("narrow::a-socket-that-goes-on", WHEREVER, goes_on),
+    Test::sharing("narrow::a-class-that-goes", WHEREVER, class_goes),
     Test::sharing("narrow::what-cannot-be-destroyed-is-silent", WHEREVER, associations).each_kernel(),
 ];
 
@@ -86,6 +87,45 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
             }
             s.cli(&["end", &session])?.ended(0)?;
             s.session_ended(&session, "operator")?;
+        }
+    }
+    Ok(())
+}
+
+/// A socket of a class that a narrower scope does not have sends nothing more, to whom it may send too; one of a class that it has goes
+/// on. Packet sockets only LSM programs see.
+fn class_goes(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    own_network(&[])?;
+    crate::harness::capture::set("ipv4/ping_group_range", "0 2147483647")?;
+    let wire = Capture::new()?;
+    let classes = if s.tier == Tier::Full { &["ping", "raw", "packet"][..] } else { &["ping", "raw"] };
+    for (class, (address, prefix)) in classes.iter().flat_map(|class| FAMILIES.map(|family| (class, family))) {
+        for kept in [false, true] {
+            let reaching = only(&member).to("server", prefix, "");
+            let allowing = |list: &str| reaching.clone().scope(format!("sockets: {{ allow: [{list}] }}"));
+            let narrower = if kept { allowing(class) } else { allowing("") };
+            let (narrower, mut fifo) = (s.policy(&narrower)?, Fifo::new(s)?);
+            let line = format!("hold-class {class} {address} {}", fifo.path);
+            wire.left()?;
+            let running = s.run(&s.policy(&allowing(&format!("{class}, sctp")))?, &member, &line)?;
+            let session = running.session(s)?;
+            until("the first message", patience(), || Ok((running.said() == "ok\n").then_some(())))?;
+            s.cli(&["narrow", &session, "--policy", &narrower])?.ended(0)?;
+            fifo.wake()?;
+            let finished = running.wait()?;
+            let left = wire.left()?;
+            let there = |mark: &str| left.iter().any(|packet| packet.has(mark));
+            let what = format!("{class} to {address}, kept: {kept}: {finished:?}");
+            ensure!(there("first-message"), "the first did not leave: {what}");
+            ensure!(there("second-message") == kept, "the second left: {}: {what}", !kept);
+            if !kept {
+                ensure!(*class != "packet" || finished.stdout == "ok\nerrno 1", "{what}");
+                let kind = if *class == "packet" { "socket" } else { "connect" };
+                said(s, &session, kind, "socket-class")?;
+            }
+            s.session_ended(&session, "completed")?;
         }
     }
     Ok(())

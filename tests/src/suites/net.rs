@@ -276,12 +276,17 @@ fn lacking(s: &mut Sandbox) -> Result<()> {
     fifo.wake()?;
     running.wait()?.said(&format!("{answers}ok"))?;
     server.accepted(2)?;
+    // who does not wait in connect(2) is told the same
+    let waiting = none.replace("connect tcp", "connect-waiting tcp").replace("fd00:88::1", "fd00:89::1");
+    let told = format!("errno {0}\nerrno {1}\nerrno {1}\nok", libc::ENETUNREACH, libc::EPERM);
+    s.run(&policy, &member, &waiting)?.wait()?.said(&told)?;
+    server.accepted(3)?;
     set("ipv6/conf/all/disable_ipv6", "1")?;
     let running = s.run(&policy, &member, &format!("{} + {}", connect("::1"), connect("127.0.0.1")))?;
     let said = running.wait()?.stdout;
     let (six, four) = said.split_once('\n').context("two answers")?;
     ensure!(six.starts_with("errno ") && six != "errno 1" && four.trim_end() == "ok", "{said}");
-    server.accepted(3)
+    server.accepted(4)
 }
 
 /// A network that is not there when the session starts, on an interface that is not: what is in scope leaves by it once it is, and

@@ -8,6 +8,7 @@ use crate::harness::{capture::Capture, prelude::*, server::Server};
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("wire::raw-sockets-are-no-streams", WHEREVER, resets),
     Test::sharing("wire::what-is-cut-short-does-not-leave", WHEREVER, cut),
+    Test::sharing("wire::what-is-not-what-it-says-does-not-leave", WHEREVER, disguised),
     Test::sharing("wire::what-a-raw-socket-begins-counts", WHEREVER, counted),
 ];
 
@@ -68,6 +69,39 @@ fn cut(s: &mut Sandbox) -> Result<()> {
             let told = if leaves { "ok" } else { "errno 1" };
             ensure!(finished.stdout == told || (finished.stdout == "ok" && good.is_ipv6()), "{finished:?}");
         }
+    }
+    Ok(())
+}
+
+/// A packet that says that it is of the other family, and one behind more headers than are looked behind, leave nowhere. Behind as
+/// many as are looked behind the port is judged.
+fn disguised(s: &mut Sandbox) -> Result<()> {
+    let wire = wire(s)?;
+    let member = member(s);
+    let policy = policy(&member).scope("sockets: { allow: [raw] }").not_to("shut", "fd00:77::2/128", PORT);
+    let policy = s.policy(&policy)?;
+    let cases = [
+        ("raw-other-version", "127.0.0.1", PORT, false),
+        ("raw-other-version", "::1", PORT, false),
+        ("raw-some-headers", "fd00:77::2", PORT, false),
+        ("raw-some-headers", "fd00:77::2", PORT + 1, true),
+        ("raw-many-headers", "fd00:77::2", PORT, false),
+        ("raw-many-headers", "fd00:77::2", PORT + 1, false),
+    ];
+    for (way, to, port, leaves) in cases {
+        wire.left()?;
+        let running = s.run(&policy, &member, &format!("by {way} the-disguised {to} {port}"))?;
+        let session = running.session(s)?;
+        let finished = running.wait()?;
+        s.session_ended(&session, "completed")?;
+        let left = wire.left()?.iter().any(|packet| packet.has("the-disguised"));
+        ensure!(left == leaves, "{way} to {to}, port {port}: left: {left}, {finished:?}");
+        // the kernel tells nobody that a packet of IPv6 was dropped
+        let told = if leaves { "ok" } else { "errno 1" };
+        ensure!(
+            finished.stdout == told || (finished.stdout == "ok" && to.contains(':')),
+            "{way} to {to}: {finished:?}"
+        );
     }
     Ok(())
 }

@@ -103,17 +103,23 @@ fn metadata(s: &mut Sandbox) -> Result<()> {
 fn ten_thousand_rules(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let (good, bad, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.2")?, s.program("member")?);
+    let (good6, bad6) = (Server::tcp("::1")?, Server::tcp("::1")?);
     let many = |count: u32| {
         let each = (0..count).map(|n| (n, format!("10.{}.{}.{}/32", n % 200, n / 200, n % 251)));
         each.fold(only(&member), |policy, (n, net)| policy.to(&format!("r{n}"), &net, "443"))
     };
-    let policy = many(9_999).to("good", "127.0.0.1/32", good.port());
+    let policy = many(9_997).to("last", "fd00:9997::/64", "443").to("good", "127.0.0.1/32", good.port());
+    let policy = policy.to("good6", "::1/128", good6.port());
+    reach(s, &policy, &member, &format!("connect tcp {}", bad6.words()))?.was_refused(s, &bad6, "default")?;
+    reach(s, &policy, &member, &format!("connect tcp {}", good6.words()))?.arrived(s, &good6, "good6")?;
+    reach(s, &policy, &member, "connect udp fd00:9997::1 443")?.was_let_through(s, "[fd00:9997::1]:443", "last")?;
+    reach(s, &policy, &member, "connect udp fd00:9997::1 444")?.was_refused_to(s, "[fd00:9997::1]:444", "default")?;
     reach(s, &policy, &member, &format!("connect tcp {}", bad.words()))?.was_refused(s, &bad, "default")?;
     reach(s, &policy, &member, &format!("connect tcp {}", good.words()))?.arrived(s, &good, "good")?;
     // the last rule of many is as good as the first
-    let line = |port: u16| format!("connect udp 10.198.49.209 {port}");
-    reach(s, &policy, &member, &line(443))?.was_let_through(s, "10.198.49.209:443", "r9998")?;
-    reach(s, &policy, &member, &line(444))?.was_refused_to(s, "10.198.49.209:444", "default")?;
+    let line = |port: u16| format!("connect udp 10.196.49.207 {port}");
+    reach(s, &policy, &member, &line(443))?.was_let_through(s, "10.196.49.207:443", "r9996")?;
+    reach(s, &policy, &member, &line(444))?.was_refused_to(s, "10.196.49.207:444", "default")?;
     let too_many = s.policy(&many(16_385))?;
     let refused = s.cli(&["policy", "check", &too_many])?;
     refused.ended(2)?.told(&["spec.scope: has 16386 rules: a policy has at most 16384"])?;

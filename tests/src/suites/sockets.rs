@@ -126,9 +126,9 @@ fn joins(s: &Sandbox, member: &str, inside: &Running, word: &str, server: &Serve
     Ok((newcomer, fifo))
 }
 
-/// As above for connects, a bind, a listener and what is received; each by a socket of its own is let go.
+/// As above for connects, a bind, a listener, what is received, who is accepted and the end of a connection; each by a socket of its own is let go.
 fn uses(s: &mut Sandbox) -> Result<()> {
-    const OWN: &str = "ok\nok\nok\nok\nerrno 11";
+    const OWN: &str = "ok\nok\nok\nok\nerrno 11\nerrno 11\nok";
     s.start()?;
     let member = s.program("member")?;
     for (address, prefix) in FAMILIES {
@@ -136,7 +136,7 @@ fn uses(s: &mut Sandbox) -> Result<()> {
         let policy = only(&member).to("server", prefix, server.port()).net("listen: allow");
         let running = s.run(&s.policy(&policy)?, &member, "idle")?;
         let session = running.session(s)?;
-        let before = if s.tier == Tier::Full { ["errno 1"; 5].join("\n") } else { OWN.to_owned() };
+        let before = if s.tier == Tier::Full { ["errno 1"; 7].join("\n") } else { OWN.to_owned() };
         let (newcomer, _fifo) = joins(s, &member, &running, "beforehand", &server)?;
         newcomer.wait()?.said(&format!("{before}\n{OWN}"))?;
         server.accepted(if s.tier == Tier::Full { 1 } else { 2 })?;
@@ -144,7 +144,7 @@ fn uses(s: &mut Sandbox) -> Result<()> {
         s.session_ended(&session, "operator")?;
         let refused = s.records(&session, "socket")?;
         let refused = refused.iter().filter(|r| r["rule"] == "crossed-socket" && r["verdict"] == "deny").count();
-        let all = if s.tier == Tier::Full { 5 } else { 0 };
+        let all = if s.tier == Tier::Full { 7 } else { 0 };
         ensure!(refused == all, "{refused} uses of sockets from before are recorded");
     }
     Ok(())
@@ -272,6 +272,21 @@ fn unix(s: &mut Sandbox) -> Result<()> {
     let directory = std::path::Path::new(&path).parent().context("no folder")?.display();
     let below = only(&member).scope(format!("unix: {{ allow: [{directory}/], deny: [{letters}] }}"));
     say(&below)?.1.said("ok\nerrno 1\nerrno 1\nerrno 1")?;
+    let connected = format!("unix-to connected {letters} + unix-to connected {post} + unix-to stream {path}");
+    for (policy, answers, verdict, rule, to) in [
+        (only(&member), "errno 1\nerrno 1\nerrno 1", "deny", "default", &letters),
+        (but, "ok\nerrno 1\nerrno 1", "deny", "unix.deny[1]", &post),
+        (all.clone(), "ok\nok\nok", "allow", "unix.allow[1]", &letters),
+        (all.clone(), "ok\nok\nok", "allow", "unix.allow[0]", &path),
+    ] {
+        let running = s.run(&s.policy(&policy)?, &member, &connected)?;
+        let session = running.session(s)?;
+        running.wait()?.said(answers)?;
+        let fits = |r: &Value| r["session"] == session && r["type"] == "unix" && r["to"] == to.as_str();
+        s.wait_evidence(&format!("{to} {verdict} {rule}"), |r| {
+            fits(r) && r["verdict"] == verdict && r["rule"] == rule
+        })?;
+    }
     // another socket at the same place, and another path to it
     let mut fifo = Fifo::new(s)?;
     let running = s.run(&s.policy(&all)?, &member, &format!("fifo {} unix-to stream {path}", fifo.path))?;

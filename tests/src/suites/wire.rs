@@ -24,6 +24,7 @@ use crate::{
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("wire::every-way-to-send", WHEREVER, every_way),
+    Test::sharing("wire::every-way-by-mapped-addresses", WHEREVER, mapped_ways),
     Test::sharing("wire::protocols-of-a-class", WHEREVER, classes).each_kernel(),
     Test::sharing("wire::udp-lite", WHEREVER, lite).each_kernel(),
     Test::sharing("wire::other-ways-to-the-same-address", WHEREVER, hops),
@@ -51,6 +52,16 @@ pub(super) const FAMILIES: [Family; 2] = [
     },
     Family { good: "::1", bad: "fd00:77::9", allows: "good6", denies: "bad6", hop: "fd00:77::2", allows_hop: "near6" },
 ];
+
+/// IPv4 on sockets of IPv6.
+const MAPPED: [Family; 1] = [Family {
+    good: "::ffff:127.0.0.1",
+    bad: "::ffff:127.0.0.9",
+    allows: "good4",
+    denies: "bad4",
+    hop: "::ffff:127.0.0.2",
+    allows_hop: "good4",
+}];
 
 /// The rule by which the bad address of a family is refused.
 type Denial = fn(&Family) -> &'static str;
@@ -94,6 +105,7 @@ struct Way {
 
 /// What a member tried.
 struct Tried {
+    families: &'static [Family],
     session: String,
     answers: Vec<String>,
     left: Vec<Packet>,
@@ -105,7 +117,19 @@ fn mark(name: &str, address: &str) -> String {
 
 /// In a new session a member sends by each way to each address that `to` picks.
 fn attempt(s: &Sandbox, wire: &Capture, policy: &Policy, ways: &[Way], to: fn(&Family) -> &str) -> Result<Tried> {
-    let each = ways.iter().flat_map(|way| FAMILIES.iter().map(move |family| (way, to(family))));
+    attempt_in(&FAMILIES, s, wire, policy, ways, to)
+}
+
+/// As [`attempt`], in other families.
+fn attempt_in(
+    families: &'static [Family],
+    s: &Sandbox,
+    wire: &Capture,
+    policy: &Policy,
+    ways: &[Way],
+    to: fn(&Family) -> &str,
+) -> Result<Tried> {
+    let each = ways.iter().flat_map(|way| families.iter().map(move |family| (way, to(family))));
     let line = each
         .map(|(way, to)| format!("by {} {} {to} {}", way.name, mark(way.name, to), way.server.port()))
         .collect::<Vec<_>>()
@@ -116,26 +140,26 @@ fn attempt(s: &Sandbox, wire: &Capture, policy: &Policy, ways: &[Way], to: fn(&F
     finished.ended(0)?;
     s.session_ended(&session, "completed")?;
     let answers: Vec<String> = finished.stdout.lines().map(str::to_owned).collect();
-    ensure!(answers.len() == 2 * ways.len(), "{} answers: {finished:?}", answers.len());
-    Ok(Tried { session, answers, left: wire.left()? })
+    ensure!(answers.len() == families.len() * ways.len(), "{} answers: {finished:?}", answers.len());
+    Ok(Tried { families, session, answers, left: wire.left()? })
 }
 
 /// As the evidence writes it.
 fn at(address: &str, port: u16) -> Result<String> {
-    Ok(SocketAddr::new(address.parse()?, port).to_string())
+    Ok(SocketAddr::new(address.parse::<IpAddr>()?.to_canonical(), port).to_string())
 }
 
 impl Tried {
     /// The answers, in the order of the ways and of the families in each.
     fn each<'a>(&'a self, ways: &'a [Way]) -> impl Iterator<Item = (&'a Way, &'a Family, &'a str)> {
-        let pairs = ways.iter().flat_map(|way| FAMILIES.iter().map(move |family| (way, family)));
+        let pairs = ways.iter().flat_map(|way| self.families.iter().map(move |family| (way, family)));
         pairs.zip(&self.answers).map(|((way, family), answer)| (way, family, answer.as_str()))
     }
 
     /// Nothing went to an address that is denied, and nothing bears the mark of what was sent there.
     fn nothing_left(&self, ways: &[Way]) -> Result<()> {
-        for family in &FAMILIES {
-            let bad: IpAddr = family.bad.parse()?;
+        for family in self.families {
+            let bad = family.bad.parse::<IpAddr>()?.to_canonical();
             let out = self.left.iter().find(|packet| packet.to == bad);
             ensure!(out.is_none(), "a packet left for {bad}: {out:?}");
             for way in ways {
@@ -151,7 +175,7 @@ impl Tried {
 
     /// It left, for the address that it was meant for, and arrived.
     fn arrived(&self, way: &Way, address: &str) -> Result<()> {
-        let (mark, to) = (mark(way.name, address), address.parse::<IpAddr>()?);
+        let (mark, to) = (mark(way.name, address), address.parse::<IpAddr>()?.to_canonical());
         let out = |packet: &&Packet| packet.has(&mark) && packet.to == to && packet.to_port == way.server.port();
         let seen = self.left.iter().find(out).with_context(|| format!("{mark} was not seen on the wire"))?;
         let early = way.name.starts_with("open") == (seen.flags & SYN != 0 && seen.protocol == TCP);
@@ -201,7 +225,22 @@ pub(super) fn bound(kind: i32, protocol: i32) -> Result<Option<OwnedFd>> {
 
 /// TCP, UDP, TCP Fast Open, MPTCP and io_uring: refused with `EPERM` in every tier, by a hook that comes before the packet.
 fn every_way(s: &mut Sandbox) -> Result<()> {
-    let wire = wire(s)?;
+    let (wire, ways) = (wire(s)?, ways()?);
+    let refused = ways_are_judged(s, &wire, &ways, &FAMILIES)?;
+    // of several datagrams in one call, those before the refused one are sent, and none after it
+    let count = |mark: &str| refused.left.iter().filter(|packet| packet.has(mark)).count();
+    ensure!((count(BEFORE), count(AFTER)) == (4, 0), "{} before, {} after", count(BEFORE), count(AFTER));
+    Ok(())
+}
+
+/// As above, to IPv4 by sockets of IPv6.
+fn mapped_ways(s: &mut Sandbox) -> Result<()> {
+    let (wire, ways) = (wire(s)?, ways()?);
+    ways_are_judged(s, &wire, &ways, &MAPPED).map(drop)
+}
+
+/// The ways, each with its server.
+fn ways() -> Result<Vec<Way>> {
     let mut ways = Vec::new();
     for name in
         ["tcp", "tcp-again", "open-to", "open-message", "open-connect", "ring-tcp", "ringworker-tcp", "ringpoller-tcp"]
@@ -220,23 +259,25 @@ fn every_way(s: &mut Sandbox) -> Result<()> {
     ways.push(Way { name: "query", server: Server::udp_at(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 53))? });
     let multipath = listener(libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
     ways.push(Way { name: "mptcp", server: Server::serve(multipath.context("the kernel has no MPTCP")?)? });
+    Ok(ways)
+}
+
+/// Each way is refused to a bad address, of which nothing leaves, and goes to a good one. What was refused.
+fn ways_are_judged(s: &Sandbox, wire: &Capture, ways: &[Way], families: &'static [Family]) -> Result<Tried> {
     let rules = policy(&member(s));
-    let refused = attempt(s, &wire, &rules, &ways, |family| family.bad)?;
-    for (way, family, answer) in refused.each(&ways) {
+    let refused = attempt_in(families, s, wire, &rules, ways, |family| family.bad)?;
+    for (way, family, answer) in refused.each(ways) {
         ensure!(answer == "errno 1", "{} to {}: {answer}", way.name, family.bad);
         s.saw_connect(&refused.session, &at(family.bad, way.server.port())?, "deny", family.denies)?;
     }
-    refused.nothing_left(&ways)?;
-    // of several datagrams in one call, those before the refused one are sent, and none after it
-    let count = |mark: &str| refused.left.iter().filter(|packet| packet.has(mark)).count();
-    ensure!((count(BEFORE), count(AFTER)) == (4, 0), "{} before, {} after", count(BEFORE), count(AFTER));
-    let allowed = attempt(s, &wire, &rules, &ways, |family| family.good)?;
-    for (way, family, answer) in allowed.each(&ways) {
+    refused.nothing_left(ways)?;
+    let allowed = attempt_in(families, s, wire, &rules, ways, |family| family.good)?;
+    for (way, family, answer) in allowed.each(ways) {
         ensure!(answer == "ok", "{} to {}: {answer}", way.name, family.good);
         allowed.arrived(way, family.good)?;
         s.saw_connect(&allowed.session, &at(family.good, way.server.port())?, "allow", family.allows)?;
     }
-    Ok(())
+    Ok(refused)
 }
 
 /// Protocols whose sockets a policy allows by their class: their addresses are judged all the same.

@@ -76,6 +76,22 @@ pub(super) fn serve(words: &[&str]) -> Result<u8> {
     Ok(run(rest))
 }
 
+/// `serve-sctp ADDRESS FILE REST`: listens by SCTP, writes the port to FILE, and does the rest.
+pub(super) fn serve_sctp(words: &[&str]) -> Result<u8> {
+    let (ip, rest) = one(words)?;
+    let (file, rest) = one(rest)?;
+    let here = SocketAddr::new(ip.parse()?, 0);
+    let socket = match super::ways::made(&here, libc::SOCK_STREAM, libc::IPPROTO_SCTP) {
+        Ok(socket) => socket,
+        Err(errno) => return Ok(say(Err(errno))),
+    };
+    nix::sys::socket::bind(socket.as_raw_fd(), &nix::sys::socket::SockaddrStorage::from(here))?;
+    nix::sys::socket::listen(&socket, Backlog::new(4)?)?;
+    let listener = TcpListener::from(socket);
+    publish(file, &listener.local_addr()?.port().to_string())?;
+    Ok(run(rest))
+}
+
 /// `host ADDRESS FILE`: listens, writes the port to FILE, and answers every byte of whoever connects with that byte.
 pub(super) fn host(words: &[&str]) -> Result<u8> {
     let (ip, rest) = one(words)?;

@@ -7,6 +7,7 @@
 mod argv;
 pub(crate) mod flows;
 mod guard;
+pub(crate) mod held;
 mod inform;
 pub(crate) mod measure;
 mod network;
@@ -101,6 +102,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "unshare" => place::unshare(rest),
         "apart" => place::apart(rest),
         "connect" => network::connect(rest),
+        "connect-waiting" => network::connect_waiting(rest),
         "send" => network::send(rest),
         "send-each" => network::send_each(rest),
         "send-v4-on-v6" => network::send_v4_on_v6(rest),
@@ -113,10 +115,12 @@ fn act(words: &[&str]) -> Result<u8> {
         "flips" => network::flips(rest),
         "hold" => network::hold(rest),
         "hold-lite" => network::hold_lite(rest),
+        "hold-class" => held::hold_class(rest),
         "hold-sctp" => network::hold_sctp(rest),
         "hold-to" => network::hold_to(rest),
         "open" => flows::open(rest),
         "serve" => flows::serve(rest),
+        "serve-sctp" => flows::serve_sctp(rest),
         "host" => flows::host(rest),
         "answer" => flows::answer(rest),
         "chat" => flows::chat(rest, SockType::Stream),
@@ -145,6 +149,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "source-route" => sockets::source_route(rest),
         "raw-unspec" => sockets::raw_unspec(rest),
         "hear" => sockets::hear(rest),
+        "hear-serving" => sockets::hear_serving(rest),
         "echo" => sockets::echo(rest),
         "connect-many" => sockets::connect_many(rest),
         "visit" => sockets::visit(rest),
@@ -162,6 +167,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "own-child" => privilege::own_child(),
         "drop-capabilities" => privilege::drop_capabilities(),
         "by" => ways::by(rest),
+        "bind-in-ring" => ways::bind_in_ring(rest),
         "stuff" => ways::stuff(rest),
         "multipath-hold" => ways::multipath_hold(rest),
         "act" => crate::escapes::act(rest),

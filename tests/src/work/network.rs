@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::SocketAddr,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd as _, AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
     time::Duration,
@@ -14,10 +14,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{
-            AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, recv, send as send_on,
-            sendto, setsockopt, socket, sockopt,
+            AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, getsockopt, recv,
+            send as send_on, sendto, setsockopt, socket, sockopt,
         },
         time::TimeVal,
         wait::{WaitStatus, waitpid},
@@ -294,16 +296,36 @@ pub(super) fn send_bytes(socket: &OwnedFd, address: &SocketAddr, bytes: &[u8], f
     sent.map(drop)
 }
 
-/// `flips FILE tcp|udp ADDRESS PORT…`: until FILE is there, connects to one port after the other, where nobody listens: by UDP
-/// nothing is sent. For each port: how often that was allowed, refused, allowed again after it was refused, and anything else.
+/// `flips FILE tcp|udp|both ADDRESS PORT…`: until FILE is there, connects to one port after the other, where nobody listens: by UDP
+/// nothing is sent. By both in two loops at a time. For each port: how often that was allowed, refused, allowed again after it was
+/// refused, and anything else.
 pub(super) fn flips(words: &[&str]) -> Result<u8> {
     let (file, rest) = one(words)?;
     let (protocol, rest) = one(rest)?;
-    let kind = if protocol == "tcp" { SockType::Stream } else { SockType::Datagram };
     let (ip, ports) = one(rest)?;
-    let mut counts = vec![[0u64; 4]; ports.len()];
     let addresses = ports.iter().map(|port| Ok(SocketAddr::new(ip.parse()?, port.parse()?)));
     let addresses = addresses.collect::<Result<Vec<_>>>()?;
+    let kinds = match protocol {
+        "tcp" => &[SockType::Stream][..],
+        "udp" => &[SockType::Datagram],
+        "both" => &[SockType::Stream, SockType::Datagram],
+        _ => bail!("there is no protocol {protocol:?} to flip by"),
+    };
+    let all = std::thread::scope(|scope| {
+        let loops = kinds.iter().map(|kind| scope.spawn(|| flip_by(*kind, &addresses, file))).collect::<Vec<_>>();
+        let joined = loops.into_iter().map(|each| each.join().map_err(|_panic| anyhow::anyhow!("a loop died"))?);
+        joined.collect::<Result<Vec<_>>>()
+    })?;
+    for counts in all {
+        for (port, [allowed, refused, back, other]) in ports.iter().zip(counts) {
+            println!("{port} allowed {allowed} refused {refused} back {back} other {other}");
+        }
+    }
+    Ok(0)
+}
+
+fn flip_by(kind: SockType, addresses: &[SocketAddr], file: &str) -> Result<Vec<[u64; 4]>> {
+    let mut counts = vec![[0u64; 4]; addresses.len()];
     while !std::path::Path::new(file).exists() {
         for (address, count) in addresses.iter().zip(&mut counts) {
             let socket = open(kind, address)?;
@@ -317,8 +339,26 @@ pub(super) fn flips(words: &[&str]) -> Result<u8> {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    for (port, [allowed, refused, back, other]) in ports.iter().zip(counts) {
-        println!("{port} allowed {allowed} refused {refused} back {back} other {other}");
+    Ok(counts)
+}
+
+/// `connect-waiting tcp ADDRESS PORT`: as `connect`, by a socket that does not block: waits until the kernel says how it came out.
+pub(super) fn connect_waiting(words: &[&str]) -> Result<u8> {
+    let (_, rest) = one(words)?;
+    let (to, _) = address(rest)?;
+    let socket = open(SockType::Stream, &to)?;
+    fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    match connect_to(&socket, &to) {
+        Err(Errno::EINPROGRESS) => {}
+        done => return Ok(say(done)),
     }
-    Ok(0)
+    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut polled, PollTimeout::from(5000_u16))?;
+    Ok(say(match polled[0].revents() {
+        Some(events) if !events.is_empty() => match getsockopt(&socket, sockopt::SocketError)? {
+            0 => Ok(()),
+            errno => Err(Errno::from_raw(errno)),
+        },
+        _ => Err(Errno::ETIMEDOUT),
+    }))
 }

@@ -2,7 +2,7 @@
 //! is cut short.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
@@ -27,7 +27,7 @@ fn header(port: u16, flags: u8) -> Vec<u8> {
 }
 
 /// The header of IP with these bytes behind it, from the sender's own address.
-fn packet(from: IpAddr, to: IpAddr, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn packet(from: IpAddr, to: IpAddr, bytes: &[u8]) -> Vec<u8> {
     let length = |header: usize| u16::try_from(header + bytes.len()).unwrap_or(0).to_be_bytes();
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -86,6 +86,32 @@ pub(super) fn begin_elsewhere(to: &SocketAddr) -> Result<(), Errno> {
 pub(super) fn cut(to: &SocketAddr) -> Result<(), Errno> {
     let socket = made(to, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
     send_bytes(&socket, &bare(to), &packet(friend(to).ip(), to.ip(), &[]), MsgFlags::empty())
+}
+
+/// By the address's own family, in a message to a friend, a packet of the other family.
+pub(super) fn other_version(to: &SocketAddr, mark: &[u8]) -> Result<(), Errno> {
+    let socket = made(to, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
+    include_header(&socket, to)?;
+    let other = if to.is_ipv4() { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    let mut whole = packet(other, other, &[&header(to.port(), SYN), mark].concat());
+    if to.is_ipv4() {
+        // what IPv4 takes for the length of its header
+        whole[0] |= 5;
+    }
+    send_bytes(&socket, &bare(&friend(to)), &whole, MsgFlags::empty())
+}
+
+/// The first packet of a connection by IPv6, behind so many headers of options for the receiver.
+pub(super) fn headers(to: &SocketAddr, count: usize, mark: &[u8]) -> Result<(), Errno> {
+    const OPTIONS: u8 = 60;
+    let socket = made(to, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
+    include_header(&socket, to)?;
+    // next header, no more than these eight bytes, and four of nothing
+    let each = (1..=count).map(|n| [if n == count { TCP } else { OPTIONS }, 0, 1, 4, 0, 0, 0, 0]);
+    let bytes = [each.collect::<Vec<_>>().concat(), header(to.port(), SYN), mark.to_vec()].concat();
+    let mut whole = packet(to.ip(), to.ip(), &bytes);
+    whole[6] = OPTIONS;
+    send_bytes(&socket, &bare(to), &whole, MsgFlags::empty())
 }
 
 fn include_header(socket: &OwnedFd, to: &SocketAddr) -> Result<(), Errno> {

@@ -18,6 +18,9 @@ pub(super) const SEND: u8 = 26;
 pub(super) const SOCKET: u8 = 45;
 pub(super) const SEND_ZC: u8 = 47;
 pub(super) const SENDMSG_ZC: u8 = 48;
+/// Since 6.11.
+pub(super) const BIND: u8 = 56;
+pub(super) const LISTEN: u8 = 57;
 
 /// `IORING_REGISTER_BUFFERS`
 const REGISTER_BUFFERS: u32 = 0;

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
         memfd::{MFdFlags, memfd_create},
         sendfile::sendfile,
@@ -76,7 +77,7 @@ pub(crate) fn unix_address(name: &str) -> std::io::Result<UnixAddress> {
     }
 }
 
-/// `unix-to stream|datagram NAME`: connects, or sends one datagram.
+/// `unix-to stream|datagram|connected NAME`: connects, sends one datagram, or connects and sends one.
 pub(super) fn unix(words: &[&str]) -> Result<u8> {
     let (kind, rest) = one(words)?;
     let (name, _) = one(rest)?;
@@ -84,6 +85,10 @@ pub(super) fn unix(words: &[&str]) -> Result<u8> {
     let done = match kind {
         "stream" => UnixStream::connect_addr(&to).map(drop),
         "datagram" => UnixDatagram::unbound()?.send_to_addr(b"x", &to).map(drop),
+        "connected" => {
+            let socket = UnixDatagram::unbound()?;
+            socket.connect_addr(&to).and_then(|()| socket.send(b"x")).map(drop)
+        }
         _ => bail!("there is no kind {kind:?} of unix sockets"),
     };
     Ok(say(done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))))
@@ -207,7 +212,8 @@ pub(super) fn early(words: &[&str]) -> Result<u8> {
 }
 
 /// `beforehand FILE FIFO ADDRESS PORT`: makes sockets, writes its number to FILE, and uses each in its own way when the
-/// FIFO can be read: connects one of UDP and one of TCP, binds one, listens on one, receives on one, which finds nothing.
+/// FIFO can be read: connects one of UDP and one of TCP, binds one, listens on one, receives on one, which finds nothing, accepts on
+/// the one that listens, where nobody waits, and shuts down the one of TCP.
 /// Then the same with new ones.
 pub(super) fn beforehand(words: &[&str]) -> Result<u8> {
     let (file, rest) = one(words)?;
@@ -231,6 +237,9 @@ pub(super) fn beforehand(words: &[&str]) -> Result<u8> {
         say(bind(bound.as_raw_fd(), &SockaddrStorage::from(here)));
         say(nix::sys::socket::listen(&listener, Backlog::new(1)?));
         say(recv(receiver.as_raw_fd(), &mut [0; 8], MsgFlags::MSG_DONTWAIT).map(drop));
+        fcntl(&listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        say(nix::sys::socket::accept(listener.as_raw_fd()).map(drop));
+        say(nix::sys::socket::shutdown(stream.as_raw_fd(), nix::sys::socket::Shutdown::Write));
     }
     Ok(0)
 }
@@ -280,6 +289,22 @@ pub(super) fn hear(words: &[&str]) -> Result<u8> {
     let socket = UdpSocket::bind((to.ip(), 0))?;
     socket.send_to(b"x", to)?;
     std::fs::write(file, socket.local_addr()?.port().to_string())?;
+    println!("received {}", socket.recv_from(&mut [0; 64])?.0);
+    Ok(0)
+}
+
+/// `hear-serving FILE FIFO ADDRESS PORT`: binds a port of its own choice, which it writes to FILE, and when the FIFO can be read sends a
+/// datagram to the address; says how long the first datagram is that came, from whoever.
+pub(super) fn hear_serving(words: &[&str]) -> Result<u8> {
+    let (file, rest) = one(words)?;
+    let (fifo, rest) = one(rest)?;
+    let (to, _) = address(rest)?;
+    // one that was free a moment ago
+    let port = UdpSocket::bind((to.ip(), 0))?.local_addr()?.port();
+    let socket = UdpSocket::bind((to.ip(), port))?;
+    publish(file, &port.to_string())?;
+    File::open(fifo)?.read_exact(&mut [0])?;
+    socket.send_to(b"x", to)?;
     println!("received {}", socket.recv_from(&mut [0; 64])?.0);
     Ok(0)
 }

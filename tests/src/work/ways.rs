@@ -80,6 +80,9 @@ pub(super) fn by(words: &[&str]) -> Result<u8> {
         "raw-begin" => raw::begin(&to),
         "raw-begin-elsewhere" => raw::begin_elsewhere(&to),
         "raw-cut" => raw::cut(&to),
+        "raw-other-version" => raw::other_version(&to, mark),
+        "raw-some-headers" => raw::headers(&to, 6, mark),
+        "raw-many-headers" => raw::headers(&to, 7, mark),
         "hop" => by_way_of(one(rest)?.0.parse().context("the hop is no address")?, &to, mark),
         _ => match way.split_once('-') {
             Some((doer, what)) if doer.starts_with("ring") => in_ring(doer, what, &to, mark)?,
@@ -197,12 +200,12 @@ pub(super) fn made(to: &SocketAddr, kind: i32, protocol: i32) -> Result<OwnedFd,
     Ok(socket)
 }
 
-fn ping(to: &SocketAddr) -> Result<OwnedFd, Errno> {
+pub(super) fn ping(to: &SocketAddr) -> Result<OwnedFd, Errno> {
     made(to, libc::SOCK_DGRAM, if to.is_ipv4() { libc::IPPROTO_ICMP } else { libc::IPPROTO_ICMPV6 })
 }
 
 /// An echo request with these bytes.
-fn echo(to: &SocketAddr, mark: &[u8]) -> Vec<u8> {
+pub(super) fn echo(to: &SocketAddr, mark: &[u8]) -> Vec<u8> {
     let kind = if to.is_ipv4() { 8 } else { 128 };
     [&[kind, 0, 0, 0, 0, 0, 0, 1], mark].concat()
 }
@@ -307,6 +310,19 @@ pub(super) fn in_ring(doer: &str, what: &str, to: &SocketAddr, mark: &[u8]) -> R
     }
     let send = Request { what: ring::SEND, fd, address: bytes, length, options, ..Request::default() };
     Ok(ring.ask(send)?.map(drop))
+}
+
+/// `bind-in-ring ADDRESS PORT`: by io_uring a socket of TCP is bound and listens (Linux 6.11).
+pub(super) fn bind_in_ring(words: &[&str]) -> Result<u8> {
+    let (to, _) = address(words)?;
+    let ring = Ring::new(Doer::Caller)?;
+    let socket = open(SockType::Stream, &to)?;
+    let (place, fd) = (SockaddrStorage::from(to), socket.as_raw_fd());
+    let length = place.len().into();
+    let bind = Request { what: ring::BIND, fd, offset: length, address: place.as_ptr() as u64, ..Request::default() };
+    say(ring.ask(bind)?.map(drop));
+    let listen = Request { what: ring::LISTEN, fd, length: 4, ..Request::default() };
+    Ok(say(ring.ask(listen)?.map(drop)))
 }
 
 /// `stuff FILE MARK ADDRESS PORT`: connects by TCP and sends MARK until the kernel takes no more, because nobody reads it;
