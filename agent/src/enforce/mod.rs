@@ -17,7 +17,7 @@ pub use sockets::{
     Cut, Failure, Flows, Found, Held, HeldUnix, Inheritance, Look, Registry, Whose, explain, inheritance,
     protocol_name, prove_destroy, socket_of, sockets_of,
 };
-pub use sweep::{End, Killed, Left, Sweep, round, signal_members};
+pub use sweep::{End, Killed, Left, Sweep, has_ended, round, signal_members};
 pub use tree::{Host, Refusal, Target, cgroup_named, outside, whom};
 pub use trust::{only_root_can_place, only_root_can_replace};
 pub use watch::{FileWatch, directories_of, walk};

@@ -53,8 +53,9 @@ impl Killed {
     }
 }
 
-/// A pidfd is readable once its process ended.
-fn has_ended(process: &OwnedFd) -> bool {
+/// Whether a process has ended, be it reaped or not: its pidfd is readable then.
+#[must_use]
+pub fn has_ended(process: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
     matches!(poll(&mut polled, PollTimeout::ZERO), Ok(n) if n > 0)
 }

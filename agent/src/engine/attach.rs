@@ -19,6 +19,7 @@ use super::{
     complain,
     inherited::Inventory,
     judge,
+    owner::Owner,
     start::{Begun, Subject, failed, login_uid, principal, watch},
     taken::{Taken, undo},
 };
@@ -49,6 +50,9 @@ impl Engine {
         let processes = found.map_err(|problem| self.record_refusal(&as_run(attach, None), by, problem))?;
         let (pid, first) = first_of(&target, &processes)?;
         let run = as_run(attach, Some(pid));
+        let caller = Owner::of(peer);
+        let its_own = caller.check_held(pid, &first);
+        its_own.map_err(|problem| self.record_refusal(&run, by, problem.refused()))?;
         let whose = owner(pid).ok_or_else(|| absent(pid))?;
         let mut checked = self.check(&run, whose, true)?;
         self.look_before(&checked, &processes).map_err(|problem| self.record_refusal(&run, by, problem))?;
@@ -70,7 +74,7 @@ impl Engine {
             shed: None,
         };
         let begun = self.begin(&run, subject, checked)?;
-        let walks = match self.take_in(begun.id, &target) {
+        let walks = match self.take_in(begun.id, &target, caller) {
             Ok(walks) => walks,
             Err(problem) => {
                 self.feed(begun.id, Input::Undone);
@@ -107,13 +111,8 @@ impl Engine {
             processes: Host::read(),
         };
         let found = whom(&host, target, processes_below).map_err(refused)?;
-        // to be held to a policy is to be ended by it: nobody gets that power over others by the group alone
-        if peer.uid != 0
-            && let Some(pid) = found.iter().find(|pid| !is_all_of(**pid, peer.uid))
-        {
-            let message = format!("process {pid} is not user {}'s alone", peer.uid);
-            return Err(ApiError::Refused { message, rule: None, remedy: "let root attach it".into() });
-        }
+        // each is asked once more when it is held: until then its number may be given anew
+        found.iter().try_for_each(|pid| Owner::of(peer).check(*pid)).map_err(|problem| problem.refused())?;
         if let Some(confine) = &self.parts.confine
             && let Some((pid, place)) = outside(&found, &self.parts.mount, |cgroup| confine.holds(cgroup))
         {
@@ -178,7 +177,7 @@ impl Engine {
     }
 
     /// Labels and moves until a walk finds nobody new; from then on they are held. Whatever fails is taken back.
-    fn take_in(&mut self, id: SessionId, target: &Target) -> Result<u64, String> {
+    fn take_in(&mut self, id: SessionId, target: &Target, caller: Owner) -> Result<u64, String> {
         let Some(live) = self.sessions.get_mut(&id) else { return Err("the session is gone".into()) };
         let (reference, cgroup) = (live.reference, live.cgroup.clone());
         let Some(first) = live.first.as_ref().and_then(|first| first.try_clone().ok()) else {
@@ -187,7 +186,7 @@ impl Engine {
         let first_pid = live.first_process.pid;
         let home = live.home();
         let enforces = live.machine.mode() == session::Mode::Enforce;
-        let mut taken = Taken::default();
+        let mut taken = Taken::by(caller);
         let kernel = &mut self.parts.kernel;
         let result = taken.fill(kernel, &self.parts.mount, (reference, &cgroup), target, (first_pid, &first));
         let enforce = |()| if enforces { kernel.set_enforcing(reference).map_err(|e| e.to_string()) } else { Ok(()) };
@@ -322,13 +321,6 @@ fn refused(refusal: Refusal) -> ApiError {
         Refusal::Absent(message) => ApiError::NotFound { message },
         Refusal::Never(message, remedy) => ApiError::Refused { message, rule: None, remedy },
     }
-}
-
-/// Whether every user id of a process (real, effective, saved, of the file system) is `uid`; one that is gone is nobody's.
-fn is_all_of(pid: u32, uid: u32) -> bool {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    ids.is_some_and(|ids| ids.split_whitespace().all(|id| id.parse() == Ok(uid)))
 }
 
 /// Who a process acts for: its effective user and group, and its login.

@@ -27,6 +27,7 @@ mod look;
 mod losses;
 mod narrow;
 mod orphans;
+mod owner;
 mod places;
 mod record;
 mod recover;

@@ -12,9 +12,9 @@ use std::{
 use tipstaff_common::label::SessionRef;
 use tracing::warn;
 
-use super::complain;
+use super::{complain, owner::Owner};
 use crate::{
-    enforce::{SessionCgroup, Target, cgroup_of, processes_below},
+    enforce::{SessionCgroup, Target, cgroup_of, has_ended, processes_below},
     kernel::{Kernel, KernelError, Walk, open_pidfd, wait_for_programs},
 };
 
@@ -26,8 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ROOM: Duration = Duration::from_secs(1);
 
 /// What was taken into a session.
-#[derive(Default)]
 pub(super) struct Taken {
+    /// Who wants it to be taken.
+    caller: Owner,
     /// Walks over all tasks.
     pub(super) walks: u64,
     /// Where each process that was moved was before.
@@ -35,6 +36,11 @@ pub(super) struct Taken {
 }
 
 impl Taken {
+    /// Nothing yet.
+    pub(super) const fn by(caller: Owner) -> Self {
+        Self { caller, walks: 0, homes: BTreeMap::new() }
+    }
+
     pub(super) fn fill(
         &mut self,
         kernel: &mut Kernel,
@@ -66,7 +72,8 @@ impl Taken {
             }
             for member in kernel.members().map_err(text)? {
                 if member.slot == session.slot && member.generation == session.generation {
-                    still &= !self.relocate(mount, cgroup, member.tgid)?;
+                    let Ok(process) = open_pidfd(member.tgid) else { continue };
+                    still &= !self.relocate(mount, cgroup, (member.tgid, &process))?;
                 }
             }
             if walk == Walk::default() && still {
@@ -90,20 +97,28 @@ impl Taken {
             return Ok(false);
         }
         let Ok(process) = open_pidfd(pid) else { return Ok(false) };
+        // who came into the cgroup after it was looked at may be anybody's
+        self.caller.check_held(pid, &process).map_err(|other| other.explained())?;
         match kernel.label_of(process.as_fd()) {
             Ok(None) => {
                 kernel.label_tree(process.as_fd(), session).or_else(|e| if is_gone(pid) { Ok(()) } else { Err(e) })
             }
-            Ok(Some(_)) => Ok(()),
+            Ok(Some(label)) if label == session => Ok(()),
+            Ok(Some(_)) => return Err(format!("process {pid} is in another session: end that session first")),
             Err(_) if is_gone(pid) => Ok(()),
             Err(error) => Err(error),
         }
         .map_err(|e| format!("process {pid} cannot be labelled: {e}"))?;
-        self.relocate(mount, cgroup, pid)
+        self.relocate(mount, cgroup, (pid, &process))
     }
 
     /// Moves a member into the session's cgroup. False: it is there, or was moved before, or is gone.
-    fn relocate(&mut self, mount: &Path, cgroup: &SessionCgroup, pid: u32) -> Result<bool, String> {
+    fn relocate(
+        &mut self,
+        mount: &Path,
+        cgroup: &SessionCgroup,
+        (pid, process): (u32, &OwnedFd),
+    ) -> Result<bool, String> {
         if self.homes.contains_key(&pid) {
             return Ok(false);
         }
@@ -111,9 +126,16 @@ impl Taken {
         if home.starts_with(cgroup.path()) {
             return Ok(false);
         }
+        self.caller.check_held(pid, process).map_err(|other| other.explained())?;
         match cgroup.take(pid) {
             Ok(()) => {
                 self.homes.insert(pid, home);
+                // a move goes by the number
+                if has_ended(process) && !is_gone(pid) {
+                    return Err(format!(
+                        "the number of process {pid} was given to another while it was moved: try again"
+                    ));
+                }
                 Ok(true)
             }
             Err(_) if is_gone(pid) => Ok(false),

@@ -9,11 +9,16 @@ use super::{
     scene::{Fifo, only, refused_exec, report},
 };
 use crate::harness::{
+    launch::{User, bare},
     prelude::*,
+    sandbox::OPERATORS,
     wait::{all_gone, gone},
 };
 
-pub(super) const TESTS: &[Test] = &[Test::new("attach::cgroup", WHEREVER, cgroup)];
+pub(super) const TESTS: &[Test] =
+    &[Test::new("attach::cgroup", WHEREVER, cgroup), Test::sharing("attach::cgroup-of-two-users", WHEREVER, two_users)];
+
+const USER: User = (64_010, OPERATORS);
 
 /// What makes processes all the time in a cgroup, and has a thread more.
 struct Crowd {
@@ -118,4 +123,36 @@ fn cgroup(s: &mut Sandbox) -> Result<()> {
     ensure!(!fs::exists(&mark)?, "a program out of scope ran");
     s.session_ended(&session, "completed")?;
     Ok(())
+}
+
+/// A user attaches a cgroup whose processes are its own; while there is another's in it, nothing is attached.
+fn two_users(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let policy = s.policy(&only(&member))?;
+    let place = s.part("elsewhere").child("shared")?;
+    let mut command = bare(member.as_ref());
+    command.args(["--work", "idle"]);
+    let own = Running::spawn(s, command, Some(USER))?;
+    let other = workload(s, &member, "idle")?;
+    [&own, &other].into_iter().try_for_each(|running| place.take(running.pid()))?;
+    let path = place.path().display().to_string();
+    let words = ["attach", "--policy", &policy, "--from-cgroup", &path];
+    let whose = format!("process {} is not user {}'s alone", other.pid(), USER.0);
+    s.cli_as(Some(USER), &words)?.ended(3)?.complained(&[&whose, "let root attach it"])?;
+    ensure!(s.json(&["ps"])?["sessions"].as_array().is_some_and(Vec::is_empty), "something was attached");
+    let inside: BTreeSet<u32> = place.processes().into_iter().collect();
+    ensure!(inside == [own.pid(), other.pid()].into(), "{inside:?} are where both were");
+    ensure!(!gone(own.pid()) && !gone(other.pid()), "who was refused was ended");
+    // its twin: the other is gone
+    let theirs = other.pid();
+    drop(other);
+    all_gone(&[theirs])?;
+    let told = s.cli_as(Some(USER), &[&words[..], &["-o", "json"]].concat())?;
+    ensure!(matches!(told.code, 0 | 4), "{told:?}");
+    let session = session_of(&serde_json::from_str(&told.stdout)?)?;
+    ensure!(members(s, &session)? == [(own.pid(), own.pid())].into(), "{:?} are members", members(s, &session)?);
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator")?;
+    all_gone(&[own.pid()])
 }
