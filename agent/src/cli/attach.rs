@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ffi::OsString, time::Duration};
 
 use super::{
-    Exit, Failure, Print, complain,
+    Exit, Failure, Host, Print, complain,
     credential::Credential,
     operate,
     print::{self, printable, span},
@@ -51,10 +51,10 @@ pub(super) struct Flags {
     print: Print,
 }
 
-pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
+pub(super) fn execute(config: &Config, flags: &Flags, host: &Host) -> Result<Exit, Failure> {
     let (pid, pid_twice) = named("--pid", &flags.pid)?;
     let (cgroup, cgroup_twice) = named("--from-cgroup", &flags.from_cgroup)?;
-    let (policy_source, policy) = read_policy(&flags.policy, &config.paths.policies)?;
+    let (policy_source, policy) = read_policy(&flags.policy, &config.paths.policies, host.check_policy)?;
     let attach = wire::Attach {
         pid,
         cgroup,

@@ -62,8 +62,11 @@ pub struct Host {
     /// Verifies an evidence file, against a head file if there is one.
     pub verify: fn(&Path, Option<&Path>) -> Result<verify::Verified, Failure>,
     /// Reads a policy from its source name and bytes.
-    pub check_policy: fn(&str, &[u8]) -> Result<policy::Checked, Vec<Problem>>,
+    pub check_policy: CheckPolicy,
 }
+
+/// Reads a policy from its source name and bytes.
+pub type CheckPolicy = fn(&str, &[u8]) -> Result<policy::Checked, Vec<Problem>>;
 
 /// Enforces sessions at the kernel boundary.
 #[derive(Debug, Parser)]
@@ -176,8 +179,8 @@ fn dispatch(cli: Cli, host: &Host) -> Result<Exit, Failure> {
     let config = Config::load(&cli.paths.into_overrides(), &|name| std::env::var_os(name))?;
     match cli.verb {
         Verb::Daemon(flags) => daemon::execute(&config, &flags, host),
-        Verb::Run(flags) => run::execute(&config, &flags),
-        Verb::Attach(flags) => attach::execute(&config, &flags),
+        Verb::Run(flags) => run::execute(&config, &flags, host),
+        Verb::Attach(flags) => attach::execute(&config, &flags, host),
         Verb::Ps(flags) => ps::execute(&config, &flags),
         Verb::Inspect(flags) => inspect::execute(&config, &flags),
         Verb::End(flags) => end::execute(&config, &flags),
@@ -185,7 +188,7 @@ fn dispatch(cli: Cli, host: &Host) -> Result<Exit, Failure> {
         Verb::Freeze(flags) => freeze::freeze(&config, &flags),
         Verb::Thaw(flags) => freeze::thaw(&config, &flags),
         Verb::Revoke(flags) => revoke::execute(&config, &flags),
-        Verb::Narrow(flags) => narrow::execute(&config, &flags),
+        Verb::Narrow(flags) => narrow::execute(&config, &flags, host),
         Verb::Events(flags) => events::execute(&config, &flags),
         Verb::Status(print) => status::execute(&config, print.output),
         Verb::Probe(print) => probe::execute(&config, print.output, host),

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, time::Duration};
 
 use super::{
-    Exit, Failure, Print, complain, operate,
+    Exit, Failure, Host, Print, complain, operate,
     print::{self, printable, span},
     run::read_policy,
 };
@@ -33,8 +33,9 @@ pub(super) struct Flags {
     print: Print,
 }
 
-pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
-    let read = flags.policy.as_ref().map(|name| read_policy(name, &config.paths.policies)).transpose()?;
+pub(super) fn execute(config: &Config, flags: &Flags, host: &Host) -> Result<Exit, Failure> {
+    let read =
+        flags.policy.as_ref().map(|name| read_policy(name, &config.paths.policies, host.check_policy)).transpose()?;
     let (policy_source, policy) = read.unzip();
     let (id, remove, to) = (flags.id.clone(), flags.remove.clone(), flags.to.clone());
     let request = Narrow { id, policy, policy_source, remove, to };

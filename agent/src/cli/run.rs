@@ -16,12 +16,12 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::{Exit, Failure, complain, credential::Credential, operate, resolve};
+use super::{CheckPolicy, Exit, Failure, Host, complain, credential::Credential, operate, resolve};
 use crate::{
     api::{
         client::ClientError,
         error::ApiError,
-        wire::{Command, Request, Run, Started},
+        wire::{Command, Problem, Request, Run, Started},
     },
     config::Config,
     duration,
@@ -74,11 +74,11 @@ pub(super) fn label(text: &str) -> Result<(String, String), String> {
     pair.ok_or_else(|| format!("{text:?} is no label: write key=value"))
 }
 
-pub(super) fn execute(config: &Config, flags: &Flags) -> Result<Exit, Failure> {
+pub(super) fn execute(config: &Config, flags: &Flags, host: &Host) -> Result<Exit, Failure> {
     let Some(name) = flags.command.first() else {
         return Err(Failure::new(Exit::Usage, "run needs a command"));
     };
-    let (source, policy) = read_policy(&flags.policy, &config.paths.policies)?;
+    let (source, policy) = read_policy(&flags.policy, &config.paths.policies, host.check_policy)?;
     let path = resolve::resolve(name, std::env::var_os("PATH").as_deref())?;
     let run = Run {
         policy,
@@ -137,18 +137,21 @@ fn become_command(path: &Path, argv: &[OsString]) -> Failure {
 /// An agent's answer as a message for whoever wanted to run the command.
 pub(super) fn refusal(error: ClientError) -> Failure {
     match error {
-        ClientError::Api(ApiError::BadPolicy { problems }) => {
-            let list: String = problems.iter().map(|problem| format!("\n{problem}")).collect();
-            Failure::new(Exit::Usage, format!("the policy is not valid:{list}"))
-        }
+        ClientError::Api(ApiError::BadPolicy { problems }) => invalid(&problems),
         ClientError::Api(error @ ApiError::Refused { .. }) => Failure::new(Exit::Denied, format!("refused: {error}")),
         error => error.into(),
     }
 }
 
+fn invalid(problems: &[Problem]) -> Failure {
+    let list: String = problems.iter().map(|problem| format!("\n{problem}")).collect();
+    Failure::new(Exit::Usage, format!("the policy is not valid:{list}"))
+}
+
 /// The policy's source, absolute and in the evidence's spelling, and its text. A name without a slash that is no file
-/// here is looked up in the policy directory.
-pub(super) fn read_policy(given: &OsStr, directory: &Path) -> Result<(String, String), Failure> {
+/// here is looked up in the policy directory. Bytes that are no text cannot be sent: what is wrong with them is told here,
+/// as the agent would.
+pub(super) fn read_policy(given: &OsStr, directory: &Path, check: CheckPolicy) -> Result<(String, String), Failure> {
     let mut path = PathBuf::from(given);
     let named = !given.as_bytes().contains(&b'/') && !path.exists();
     if named {
@@ -161,13 +164,10 @@ pub(super) fn read_policy(given: &OsStr, directory: &Path) -> Result<(String, St
         Failure::new(Exit::Usage, format!("cannot read the policy {}: {error}{here}", path.display()))
     })?;
     let source = std::path::absolute(&path).unwrap_or(path);
+    let source: String = text(source).into();
     match String::from_utf8(bytes) {
-        Ok(policy) => Ok((text(source).into(), policy)),
-        Err(error) => {
-            let valid = error.utf8_error().valid_up_to();
-            let message = format!("the policy {} is not UTF-8 from byte {} on", source.display(), valid + 1);
-            Err(Failure::new(Exit::Usage, message))
-        }
+        Ok(policy) => Ok((source, policy)),
+        Err(error) => Err(invalid(&check(&source, error.as_bytes()).err().unwrap_or_default())),
     }
 }
 
@@ -210,6 +210,17 @@ fn text(path: PathBuf) -> Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::policy::Checked;
+
+    /// As if no text could be read.
+    fn check(file: &str, bytes: &[u8]) -> Result<Checked, Vec<Problem>> {
+        let message = format!("{} bytes are no policy", bytes.len());
+        Err(vec![Problem { file: file.to_owned(), line: 1, column: 3, key: "spec".to_owned(), message }])
+    }
+
+    fn read(given: &OsStr, directory: &Path) -> Result<(String, String), Failure> {
+        read_policy(given, directory, check)
+    }
 
     fn message(result: Result<(String, String), Failure>) -> String {
         result.unwrap_err().message
@@ -221,14 +232,14 @@ mod tests {
         let file = directory.path().join("release.yaml");
         fs::write(&file, "text").unwrap();
         let expected = (file.display().to_string(), "text".to_owned());
-        assert_eq!(read_policy("release".as_ref(), directory.path()).unwrap(), expected);
-        assert_eq!(read_policy(file.as_os_str(), Path::new("/nonexistent")).unwrap(), expected);
-        let missing = message(read_policy("other".as_ref(), directory.path()));
+        assert_eq!(read("release".as_ref(), directory.path()).unwrap(), expected);
+        assert_eq!(read(file.as_os_str(), Path::new("/nonexistent")).unwrap(), expected);
+        let missing = message(read("other".as_ref(), directory.path()));
         assert!(
             missing.contains("/other.yaml: No such file") && missing.ends_with("; nor is there ./other"),
             "{missing}"
         );
-        let missing = message(read_policy("./release".as_ref(), directory.path()));
+        let missing = message(read("./release".as_ref(), directory.path()));
         assert!(missing.starts_with("cannot read the policy ./release: ") && !missing.contains("nor"), "{missing}");
     }
 
@@ -237,12 +248,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("p");
         fs::write(&file, b"ab\xff").unwrap();
-        assert!(message(read_policy(file.as_os_str(), directory.path())).ends_with("is not UTF-8 from byte 3 on"));
+        let expected = format!("the policy is not valid:\n{}:1:3: spec: 3 bytes are no policy", file.display());
+        assert_eq!(message(read(file.as_os_str(), directory.path())), expected);
         fs::write(&file, vec![b'#'; 1024 * 1024 + 1]).unwrap();
-        assert!(message(read_policy(file.as_os_str(), directory.path())).ends_with("has more than 1048576 bytes"));
+        assert!(message(read(file.as_os_str(), directory.path())).ends_with("has more than 1048576 bytes"));
         fs::write(&file, vec![b'#'; 1024 * 1024]).unwrap();
-        assert!(read_policy(file.as_os_str(), directory.path()).is_ok());
-        let folder = message(read_policy(directory.path().as_os_str(), directory.path()));
+        assert!(read(file.as_os_str(), directory.path()).is_ok());
+        let folder = message(read(directory.path().as_os_str(), directory.path()));
         assert!(folder.contains("it is a directory: name a regular file"), "{folder}");
     }
 
@@ -265,7 +277,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join(bytes(b"p\xe9.yaml"));
         fs::write(&file, "text").unwrap();
-        let (source, _) = read_policy(file.as_os_str(), directory.path()).unwrap();
+        let (source, _) = read(file.as_os_str(), directory.path()).unwrap();
         assert_eq!(source, format!(r"{}/p\xe9.yaml", directory.path().display()));
     }
 

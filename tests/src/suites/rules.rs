@@ -106,10 +106,13 @@ fn refused_rules(s: &Sandbox, member: &str) -> Result<()> {
             let at = text.windows(4).position(|part| part == b"/odd").context("the path")?;
             fs::write(&file, [&text[..at], b"/\xff", &text[at + 1..]].concat())?;
         }
+        let rule_named = "spec.scope.exec.allow[1]";
         let finished = s.run(&file, member, &format!("mark {mark}"))?.wait()?;
-        // bytes that are no text are in no rule yet
-        let rule_named = if told == "not UTF-8" { &file } else { "spec.scope.exec.allow[1]" };
-        finished.ended(125)?.complained(&[rule_named, told])?;
+        finished.ended(125)?.complained(&[&file, rule_named, told])?;
+        // whoever reads a policy says the same of it
+        let own = std::process::id().to_string();
+        s.cli(&["policy", "check", &file])?.ended(2)?.told(&[&file, rule_named, told])?;
+        s.cli(&["attach", "--policy", &file, "--pid", &own])?.ended(2)?.complained(&[&file, rule_named, told])?;
         ensure!(!fs::exists(&mark)?, "a command ran under a policy that is refused: {rule}");
     }
     Ok(())
