@@ -5,7 +5,7 @@ use std::{ffi::OsString, io, path::Path, process::ExitCode};
 use tipstaff::{
     api::wire::Problem,
     cli::{self, Exit, Failure, Host, policy::Checked, verify::Verified},
-    daemon, duration, enforce, evidence, policy,
+    daemon, duration, enforce, engine, evidence, policy,
 };
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
@@ -56,7 +56,9 @@ fn unverified(error: evidence::Error) -> Failure {
 
 fn check_policy(file: &str, bytes: &[u8]) -> Result<Checked, Vec<Problem>> {
     let policy = policy::parse(file, bytes)?;
-    let summary = policy.summary();
+    let mut summary = policy.summary();
+    // as for an ordinary user's session on this host, as far as whoever asks may read the files
+    summary.notes.extend(engine::notes_on_scripts(&policy, false).iter().map(ToString::to_string));
     let mut text = format!("  policy {} lasts {}\n", summary.name, duration::format(policy.ttl));
     summary.limits.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
     for rule in &summary.rules {

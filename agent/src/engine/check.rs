@@ -4,7 +4,7 @@
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, time::Duration};
 
 use super::{
-    Engine, controls, credentials, judge, limits, look, now, resolve,
+    Engine, controls, credentials, judge, limits, look, now, resolve, scripts,
     start::{failed, principal},
     within::Outer,
 };
@@ -53,6 +53,8 @@ impl Engine {
             format!("policy {name} was to be reviewed by {day}: review it, and give it a later reviewBy")
         }));
         notes.extend(plan.notes.iter().map(ToString::to_string));
+        let scripts = scripts::check(&policy, principal.uid == 0);
+        notes.extend(scripts.map_err(|problem| self.record_refusal(run, principal, problem))?);
         notes.extend(self.check_controls(&policy, attached)?);
         Ok(Checked { policy, host: files, plan, ttl, winner, notes, outer: None })
     }

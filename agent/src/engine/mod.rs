@@ -35,6 +35,7 @@ mod refresh;
 mod refusals;
 mod report;
 mod resolve;
+mod scripts;
 mod shed;
 mod slots;
 mod spent;
@@ -61,6 +62,7 @@ pub use adopt::Past;
 pub use controls::{Control, flow_destroy, from_song as controls_from_song, see_others};
 pub use recover::{RecoverError, Recovered, recover};
 pub use report::wire_control;
+pub use scripts::notes as notes_on_scripts;
 pub use start::pidfd_of;
 
 use self::{

@@ -15,7 +15,7 @@ use super::{
     Engine, Live, complain,
     limits::ending,
     look::identities,
-    resolve,
+    resolve, scripts,
     start::{self, failed},
     stays,
 };
@@ -119,6 +119,7 @@ impl Engine {
             return Err(ApiError::Refused { message: stay.told(), rule: None, remedy: stays::REMEDY.into() });
         }
         let mut notes: Vec<String> = plan.notes.iter().map(ToString::to_string).collect();
+        notes.extend(scripts::check(&policy, live.start.principal.uid == 0)?);
         notes.extend(self.check_controls(&policy, live.start.attached.is_some())?);
         notes.extend(self.check_taken_later(live, &policy)?);
         notes.sort();

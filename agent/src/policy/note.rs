@@ -37,6 +37,13 @@ pub enum Note {
         /// What was found.
         found: String,
     },
+    /// A rule with a digest names a script, whose interpreter reads it after the kernel has looked at it.
+    Script {
+        /// The rule's id.
+        rule: String,
+        /// The script.
+        path: String,
+    },
     /// Rules deny all that the rule on addresses allows.
     Denied {
         /// The allow rule's id.
@@ -90,6 +97,12 @@ impl fmt::Display for Note {
                 write!(f, "rule {rule} names no directory: {target} is a file; write path for it alone")
             }
             Self::Digest { rule, found } => write!(f, "rule {rule} denies what it names: {found}"),
+            Self::Script { rule, path } => write!(
+                f,
+                "rule {rule} holds for the script {path} as the kernel looks at it: its interpreter opens it again by its \
+                 path, so that whoever can write it, or a folder above it, changes what runs; keep it where root alone can \
+                 write, and let another user than root start the session, or leave the digest out"
+            ),
             Self::Denied { rule, by } => write!(f, "rule {rule} has no effect: rule {by} denies what it allows"),
             Self::Repeated { rule, first } => write!(f, "rule {rule} says what rule {first} says: keep one"),
             Self::Overridden { rule, path, by } => {

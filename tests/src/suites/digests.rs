@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Seek, Write},
-    os::unix::fs::{FileExt as _, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt as _, MetadataExt, OpenOptionsExt, PermissionsExt as _},
     path::Path,
 };
 
@@ -11,11 +11,12 @@ use nix::errno::Errno;
 use sha2::{Digest, Sha256};
 
 use super::{
+    exec::write_script,
     programs::{TRIES, Tries},
     scene::{attempt, only, refusal, refused_exec},
 };
 use crate::{
-    harness::{disk::on_disk, mapped::Mapped, mounts::Mounted, prelude::*},
+    harness::{disk::on_disk, launch::User, mapped::Mapped, mounts::Mounted, prelude::*, sandbox::OPERATORS},
     work::ring::{Doer, Ring},
 };
 
@@ -25,6 +26,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("digests::taken-once", WHEREVER, once),
     Test::new("digests::with-no-agent-and-the-next-one", WHEREVER, orphaned),
     Test::sharing("digests::memory-keeps-no-promise", WHEREVER, in_memory),
+    Test::sharing("digests::of-a-script", WHEREVER, scripts),
 ];
 
 /// A byte of a program's first page that matters to nobody: the last of `e_ident`, which is padding (elf(5)).
@@ -259,4 +261,58 @@ fn in_memory(s: &mut Sandbox) -> Result<()> {
     ensure!(sha256(&kept)? != right, "the bytes are what they were: a digest could hold here");
     ensure!((before.ctime(), before.ctime_nsec()) == (after.ctime(), after.ctime_nsec()), "a time was moved");
     attempt(s, &policy, &member, "spawn", &kept)?.was_refused(s, "identity-unknown")
+}
+
+/// What a script's interpreter reads is not what was looked at, so a note says that, and `strict` refuses; not where root alone
+/// could change it and the session is another user's, and not for what the kernel loads by itself.
+fn scripts(s: &mut Sandbox) -> Result<()> {
+    const USER: User = (64_010, OPERATORS);
+    s.start()?;
+    let mut mounts = Mounted::default();
+    let disk = on_disk(s, &mut mounts)?;
+    let (member, interpreter) = (s.program("member")?, s.program("interpreter")?);
+    let shared = format!("{disk}/shared");
+    fs::create_dir(&shared)?;
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o777))?;
+    let (open, closed) = (format!("{shared}/script"), format!("{disk}/script"));
+    for script in [&open, &closed] {
+        write_script(script, &interpreter, &s.file("mark"))?;
+    }
+    let program = copy(&shared, "program")?;
+    for (path, user, noted) in [
+        (&open, None, true),
+        (&open, Some(USER), true),
+        (&closed, None, true),
+        (&closed, Some(USER), false),
+        (&program, None, false),
+        (&program, Some(USER), false),
+    ] {
+        let rule = format!("{{ path: \"{path}\", sha256: \"{}\", id: pinned }}", sha256(path)?);
+        let policy = only(&member).allow("interpreter", &interpreter).exec_rule("allow", &rule);
+        let words = [&format!("rule pinned holds for the script {path} as the kernel looks at it"), "its interpreter"];
+        let run = |policy: &Policy| {
+            let launch = s.launch(&s.policy(policy)?, &member, "say here");
+            let launch = user.iter().fold(launch, |launch, (uid, gid)| launch.user(*uid, *gid));
+            launch.start()?.wait().with_context(|| format!("{path} by {user:?}"))
+        };
+        let told = run(&policy)?;
+        told.ended(0)?.said("here")?;
+        ensure!(told.stderr.contains(words[0]) == noted, "{path} by {user:?}: {:?}", told.stderr);
+        let strict = run(&policy.clone().strict())?;
+        if noted {
+            told.complained(&words)?;
+            strict.ended(125)?.complained(&words)?.complained(&["the policy is strict"])?;
+            ensure!(strict.stdout.is_empty(), "a command ran that was refused: {}", strict.stdout);
+        } else if s.tier == Tier::Full || path == &program {
+            strict.ended(0)?.said("here")?;
+        } else {
+            // there no script is judged by its own file
+            strict.ended(125)?.complained(&["exec-script"])?;
+        }
+        // by whom a session will be started is not known here
+        let checked = s.cli(&["policy", "check", &s.policy(&policy)?])?;
+        checked.ended(0)?;
+        ensure!(checked.stdout.contains(words[0]) == (path == &open), "policy check: {}", checked.stdout);
+    }
+    Ok(())
 }
