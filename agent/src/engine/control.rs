@@ -152,7 +152,7 @@ impl Engine {
     pub(super) fn moved(&mut self, id: SessionId) {
         let Some(live) = self.sessions.get(&id) else { return };
         if live.rules.moved_ends && live.machine.mode() == Mode::Enforce {
-            self.feed(id, Input::End { reason: EndReason::Violation });
+            self.feed(id, Input::End { reason: EndReason::ContextChanged });
         } else if live.machine.is_still() {
             self.stop_members(id);
         }

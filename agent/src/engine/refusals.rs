@@ -50,9 +50,12 @@ fn reason(limits: &Limits, counted: &SessionCounters) -> Option<EndReason> {
     let over = |counts: &[u64], place: u32| {
         usize::try_from(place).ok().and_then(|place| counts.get(place)).is_some_and(|count| *count > 0)
     };
-    let moved = limits.moved_ends.then_some(&KIND_MOVE);
-    if limits.violation_ends.iter().chain(moved).any(|kind| over(&counted.violations, (*kind).into())) {
+    if limits.violation_ends.iter().any(|kind| over(&counted.violations, (*kind).into())) {
         return Some(EndReason::Violation);
+    }
+    // counted among them, and no refusal: a member is not where the session was started
+    if limits.moved_ends && over(&counted.violations, KIND_MOVE.into()) {
+        return Some(EndReason::ContextChanged);
     }
     let budget = |refusal: &u32| refusal.checked_sub(REASON_BUDGET_CONNECTS);
     let used_up = limits.used_up_ends.iter().filter_map(budget).any(|place| over(&counted.used_up, place));

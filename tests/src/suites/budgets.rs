@@ -404,7 +404,7 @@ fn ends_later(s: &mut Sandbox) -> Result<()> {
     let line = format!("fifo {} flood {REFUSALS} {} + idle", full.path, bad.words());
     let fills = s.run(&s.policy(&only(&member).spec("on: { violation: end }"))?, &member, &line)?;
     let (session, other) = (ends.session(s)?, stays.session(s)?);
-    let violate = [fills.session(s)?, moves.session(s)?];
+    let others = [(fills.session(s)?, "violation"), (moves.session(s)?, "context-changed")];
     s.kill_agent()?;
     full.wake()?;
     let said = format!("0 of {REFUSALS}\n");
@@ -416,7 +416,7 @@ fn ends_later(s: &mut Sandbox) -> Result<()> {
     let end = s.session_ended(&session, "budget")?;
     let refused = s.records(&session, "connect")?.iter().filter(|r| r["rule"] == "budget-connects").count();
     ensure!(refused == 0 && end["lost"]["connect"].as_u64() >= Some(4), "{refused} refusals are told, and {end}");
-    violate.iter().try_for_each(|session| s.session_ended(session, "violation").map(drop))?;
+    others.iter().try_for_each(|(session, reason)| s.session_ended(session, reason).map(drop))?;
     all_gone(&[ends.pid(), fills.pid(), moves.pid()])?;
     bad.untouched()?;
     s.cli(&["end", &other])?.ended(0)?;

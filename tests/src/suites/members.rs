@@ -243,7 +243,7 @@ fn clone_into_where_that_ends(
     let running = s.run(&s.policy(&policy)?, member, &format!("clone-into {place} say born + pid {pid} idle"))?;
     let session = running.session(s)?;
     if s.tier == Tier::NoLsm && elsewhere {
-        s.session_ended(&session, "violation")?;
+        s.session_ended(&session, "context-changed")?;
         return running.wait()?.ended(137).map(drop);
     }
     s.pid_in(&pid)?;

@@ -106,7 +106,7 @@ fn moved_ends(s: &mut Sandbox) -> Result<()> {
         let session = running.session(s)?;
         s.wait_evidence("the move", |r| r["type"] == "move" && r["session"] == session && r["joined"] == false)?;
         if what == "end" {
-            let end = s.session_ended(&session, "violation")?;
+            let end = s.session_ended(&session, "context-changed")?;
             ensure!(end["members_left"] == 0, "{end}");
             all_gone(&[running.pid()])?;
             continue;
@@ -139,7 +139,7 @@ fn first_version(s: &mut Sandbox) -> Result<()> {
     ensure!(moves.iter().all(|r| r["joined"] == true), "a move in version 1 is recorded: {moves:?}");
     // one in version 2 comes after it
     s.part("elsewhere").take(running.pid())?;
-    s.session_ended(&session, "violation")?;
+    s.session_ended(&session, "context-changed")?;
     all_gone(&[running.pid()])?;
     there.remove()
 }
