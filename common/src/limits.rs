@@ -22,8 +22,8 @@ pub const VERDICT_RING: u32 = 512 * 1024;
 pub const ACTIVITY_RING: u32 = 4 * 1024 * 1024;
 /// Bytes of the name of a unix socket in a key or record; the kernel's own limit is 108.
 pub const UNIX_NAME: usize = 112;
-/// Folders of the agent that no member changes, and those out of which daemons start programs.
-pub const PROTECTED: u32 = 64;
+/// Folders of the agent that no member changes, those above them, and those out of which daemons start programs.
+pub const PROTECTED: u32 = 128;
 /// Answers about destinations that are remembered; a power of two. Who asks about more asks the rules more often.
 pub const ANSWERS: u32 = 4096;
 /// Distinct destinations that all sessions with such a budget can have had together; preallocated. Full is a fault.

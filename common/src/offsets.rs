@@ -187,7 +187,9 @@ pub struct Offsets {
     pub super_magic: u32,
     /// `mm_struct.exe_file`
     pub mm_program: u32,
+    /// `path.dentry`
+    pub path_dentry: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 90 * 4);
+const _: () = assert!(size_of::<Offsets>() == 91 * 4);
 
 pod!(Offsets);

@@ -43,6 +43,9 @@ pub const AGENT_FILES: u32 = 1 << 31;
 pub const WHOLE: u32 = 1;
 /// In `PROTECTED`: the root of the file system that the pins are in, which is not unmounted.
 pub const MOUNTED: u32 = 2;
+/// In `PROTECTED`: a folder above one of the agent's, which is not renamed or removed, and nothing is mounted over it. What else
+/// is done with it or in it is nobody's.
+pub const ABOVE: u32 = 3;
 /// In `PROTECTED`, from here on: a folder or file out of which a daemon starts programs; above this, the `detail` that records
 /// have.
 pub const SPOOLS: u32 = 16;

@@ -128,6 +128,7 @@ pub static OFFSETS: Offsets = Offsets {
     inode_device: 0,
     super_magic: 0,
     mm_program: 0,
+    path_dentry: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the
@@ -335,8 +336,8 @@ pub static GENERATION: Array<u32, 1> = Array::new();
 #[btf_map]
 pub static DELEGATES: LpmTrie<[u8; limits::UNIX_NAME], u32, { privilege::DELEGATES as usize }> = LpmTrie::new();
 
-/// The agent's folders, and the roots of the file systems that its pins are in; folders out of which daemons start programs.
-/// Written by the agent at its start, the last also when a session starts.
+/// The agent's folders, those above them, and the roots of the file systems that its pins are in; folders out of which daemons
+/// start programs. Written by the agent at its start, the last also when a session starts.
 #[btf_map]
 pub static PROTECTED: HashMap<FileId, u32, { limits::PROTECTED as usize }> = HashMap::new();
 

@@ -51,7 +51,7 @@ const LSM_SOCKETS: [&str; 15] = [
 ];
 /// LSM programs on what a member does beyond its session, as above. What this kernel has no hook for is left out, and named
 /// with the control.
-const LSM_PRIVILEGES: [&str; 38] = [
+const LSM_PRIVILEGES: [&str; 40] = [
     "bprm_creds_from_file",
     "ptrace_access_check",
     "task_kill",
@@ -90,10 +90,13 @@ const LSM_PRIVILEGES: [&str; 38] = [
     "inode_file_setattr",
     "inode_setxattr",
     "inode_set_acl",
+    "inode_removexattr",
+    "inode_remove_acl",
 ];
 /// Those that are not missed where the kernel has none: before 6.8, unless it was ported back, `file_ioctl` is asked in place of
-/// the first; before 6.17 there is no call that asks the second; before 6.2 `inode_setxattr` is asked in place of the third.
-const LSM_OF_LATER: [&str; 3] = ["file_ioctl_compat", "inode_file_setattr", "inode_set_acl"];
+/// the first; before 6.17 there is no call that asks the second; before 6.2 `inode_setxattr` and `inode_removexattr` are asked in
+/// place of the others.
+const LSM_OF_LATER: [&str; 4] = ["file_ioctl_compat", "inode_file_setattr", "inode_set_acl", "inode_remove_acl"];
 const ADDRESSES: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 const PACKETS: [(&str, CgroupSkbAttachType); 2] =
     [("egress", CgroupSkbAttachType::Egress), ("ingress", CgroupSkbAttachType::Ingress)];

@@ -15,7 +15,7 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// The function that programs of the hook `inode_setattr` are attached to.
 const SETATTR: &str = "bpf_lsm_inode_setattr";
 
-const TYPES: [&str; 28] = [
+const TYPES: [&str; 29] = [
     "bpf_sock_addr_kern",
     "cgroup",
     "cgroup_root",
@@ -34,6 +34,7 @@ const TYPES: [&str; 28] = [
     "mount",
     "msghdr",
     "net",
+    "path",
     "sock",
     "sock_flags",
     "socket",
@@ -148,6 +149,7 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         inode_device: at("inode", "i_rdev")?,
         super_magic: at("super_block", "s_magic")?,
         mm_program: at("mm_struct", "exe_file")?,
+        path_dentry: at("path", "dentry")?,
     })
 }
 

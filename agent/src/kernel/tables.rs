@@ -2,7 +2,7 @@
 //! is what makes a change visible in one step; each function says what that step is.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ use aya::{
 };
 use tipstaff_common::{
     limits::UNIX_NAME,
-    privilege::{MOUNTED, SPOOLS, WHOLE},
+    privilege::{ABOVE, MOUNTED, SPOOLS, WHOLE},
     rule::{ExecEntry, ExecKey, FileId, NetEntry, ProgramEntry, UnixKey},
     session::{HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, PolicyEntry},
 };
@@ -200,19 +200,37 @@ impl Kernel {
         Ok(entry(&self.maps.policies, policy, "POLICIES")?.revision)
     }
 
-    /// Keeps members from changing these files and what is in these folders, and from unmounting what the pins are in. What
-    /// is not there is left out.
+    /// Keeps members from changing these files and what is in these folders, from unmounting what the pins are in, and from
+    /// putting something else in the place of a folder above. What is not there is left out.
     pub fn protect(&mut self, whole: &[PathBuf], pins: &Path) -> Result<(), KernelError> {
         let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
         let root = pins.ancestors().take_while(|folder| device(folder) == device(pins)).last();
-        // the root may be the pins' own folder: the stronger word is the last
-        let wanted = root.map(|root| (root, MOUNTED)).into_iter();
-        let wanted = wanted.chain(whole.iter().map(PathBuf::as_path).chain([pins]).map(|path| (path, WHOLE)));
+        let own: Vec<&Path> = whole.iter().map(PathBuf::as_path).chain([pins]).collect();
+        let above = folders_above(&own);
+        // one folder may be all of it: the strongest word is the last
+        let wanted = above.iter().map(|folder| (folder.as_path(), ABOVE));
+        let wanted = wanted.chain(root.map(|root| (root, MOUNTED))).chain(own.iter().map(|path| (*path, WHOLE)));
         let (open, how): (Vec<File>, Vec<u32>) =
             wanted.filter_map(|(path, how)| Some((open_path(path).ok()?, how))).unzip();
-        for (seen, how) in self.see(&open)?.into_iter().zip(how) {
-            let Some(seen) = seen else { continue };
-            self.maps.protected.insert(seen.id, how, 0).map_err(failed("write", "PROTECTED"))?;
+        let seen = self.see(&open)?;
+        let found: BTreeMap<FileId, u32> =
+            seen.into_iter().zip(how).filter_map(|(seen, how)| Some((seen?.id, how))).collect();
+        let map = &mut self.maps.protected;
+        let known: BTreeMap<FileId, u32> = map.iter().filter_map(Result::ok).collect();
+        // an agent with other folders had others above them
+        for (id, mark) in &known {
+            if *mark == ABOVE && !found.contains_key(id) {
+                removed("PROTECTED", map.remove(id))?;
+            }
+        }
+        // what is the agent's own comes first, should there be no room for all
+        let mut found: Vec<(FileId, u32)> = found.into_iter().collect();
+        found.sort_by_key(|(_, mark)| *mark);
+        for (id, mark) in found {
+            // what was an agent's own, or is a scheduler's, stays that
+            if mark != ABOVE || !known.contains_key(&id) {
+                map.insert(id, mark, 0).map_err(failed("write", "PROTECTED"))?;
+            }
         }
         Ok(())
     }
@@ -255,11 +273,18 @@ impl Kernel {
         }
         for (id, mark) in found {
             // what is the agent's own stays that
-            if known.get(&id).is_none_or(|known| *known >= SPOOLS && *known != mark) {
+            if known.get(&id).is_none_or(|known| *known == ABOVE || (*known >= SPOOLS && *known != mark)) {
                 map.insert(id, mark, 0).map_err(failed("write", "PROTECTED"))?;
             }
         }
         self.maps.spools = spools;
         Ok(())
     }
+}
+
+/// The folders above these, by the names that they are given by and by where these lead.
+fn folders_above(paths: &[&Path]) -> BTreeSet<PathBuf> {
+    let led_to = paths.iter().filter_map(|path| fs::canonicalize(path).ok());
+    let all = paths.iter().map(|path| path.to_path_buf()).chain(led_to);
+    all.flat_map(|path| path.ancestors().skip(1).map(Path::to_path_buf).collect::<Vec<_>>()).collect()
 }

@@ -114,8 +114,8 @@ pub const FOLDERS: &[&str] = &[
 ];
 
 const _: () = assert!(SOCKETS.len() <= DELEGATES as usize);
-// the agent's own folders and files are in the same map
-const _: () = assert!(FOLDERS.len() + 16 <= PROTECTED as usize);
+// the agent's own folders and files are in the same map, and those above them
+const _: () = assert!(FOLDERS.len() + 64 <= PROTECTED as usize);
 
 /// Below it every user has a folder of their own.
 const USERS: &str = "/run/user/";

@@ -11,6 +11,7 @@ mod exec;
 mod fork;
 mod heirs;
 mod iterate;
+mod mount;
 mod own_files;
 mod packet;
 mod privilege;

@@ -1,11 +1,12 @@
 //! Files that are more than files (tier full). The agent's own: what lies in its folders, the pins too, no member writes,
-//! makes, renames or removes, whatever its policy and its mode. And what daemons start programs out of, what the kernel goes
+//! makes, renames or removes, whatever its policy and its mode; nor does it change which folders the names of these lead to. And
+//! what daemons start programs out of, what the kernel goes
 //! by, and disks and memory: classes of privileges.
 
 use aya_ebpf::{EbpfContext as _, macros::lsm, programs::LsmContext};
 use tipstaff_common::privilege::{
-    AGENT_FILES, MOUNTED, PRIVILEGE_DELEGATION, PRIVILEGE_KERNEL_SETTINGS, PRIVILEGE_NAMESPACES, PRIVILEGE_RAW_DEVICES,
-    PRIVILEGE_SIGNAL, SPOOLS, WHOLE,
+    ABOVE, AGENT_FILES, MOUNTED, PRIVILEGE_DELEGATION, PRIVILEGE_KERNEL_SETTINGS, PRIVILEGE_NAMESPACES,
+    PRIVILEGE_RAW_DEVICES, PRIVILEGE_SIGNAL, SPOOLS, WHOLE,
 };
 
 use super::privilege::{protect, refuse_in};
@@ -52,7 +53,7 @@ pub fn inode_unlink(context: LsmContext) -> i32 {
 /// HOOK: `inode_rmdir(struct inode *dir, struct dentry *dentry)`, LSM since 5.7.
 #[lsm(hook = "inode_rmdir")]
 pub fn inode_rmdir(context: LsmContext) -> i32 {
-    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
+    kernel::answer(refuse_removal(context.arg::<*const u8>(1) as u64))
 }
 
 /// HOOK: `inode_create(struct inode *dir, struct dentry *dentry, umode_t mode)`, LSM since 5.7.
@@ -92,7 +93,7 @@ pub fn inode_link(context: LsmContext) -> i32 {
 #[lsm(hook = "inode_rename")]
 pub fn inode_rename(context: LsmContext) -> i32 {
     let (from, to) = (context.arg::<*const u8>(1) as u64, context.arg::<*const u8>(3) as u64);
-    kernel::answer(refuse_either(from, to))
+    kernel::answer(refuse_rename(from, to))
 }
 
 /// HOOK: `inode_setattr(struct dentry *dentry, struct iattr *attr)`, LSM since 5.7, with the mount's user ids before them
@@ -117,6 +118,20 @@ pub fn inode_setxattr(context: LsmContext) -> i32 {
 /// an access control list changes who may read and write, and no other hook is asked.
 #[lsm(hook = "inode_set_acl")]
 pub fn inode_set_acl(context: LsmContext) -> i32 {
+    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
+}
+
+/// HOOK: `inode_removexattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name)`, LSM since 5.7 (with the mount's
+/// ids since 5.12); before 6.2 access control lists are removed by it too.
+#[lsm(hook = "inode_removexattr")]
+pub fn inode_removexattr(context: LsmContext) -> i32 {
+    kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
+}
+
+/// HOOK: `inode_remove_acl(struct mnt_idmap *idmap, struct dentry *dentry, const char *acl_name)`, LSM since 6.2; as
+/// `inode_set_acl`.
+#[lsm(hook = "inode_remove_acl")]
+pub fn inode_remove_acl(context: LsmContext) -> i32 {
     kernel::answer(refuse_change(context.arg::<*const u8>(1) as u64))
 }
 
@@ -224,6 +239,37 @@ fn refuse_either(entry: u64, other: u64) -> bool {
     refuse_marked(&session, if one == 0 || (other != 0 && other < one) { other } else { one })
 }
 
+/// As [`refuse_change`], of a folder that goes: one above the agent's stays.
+#[inline(always)]
+fn refuse_removal(entry: u64) -> bool {
+    let Some(session) = session::of_current_often() else { return false };
+    refuse_marked(&session, mark(Dentry(entry))) || refuse_above(&session, Dentry(entry))
+}
+
+/// As [`refuse_removal`], of what gets another name and of what has that name, which may be exchanged.
+#[inline(always)]
+fn refuse_rename(from: u64, to: u64) -> bool {
+    if refuse_either(from, to) {
+        return true;
+    }
+    let Some(session) = session::of_current_often() else { return false };
+    refuse_above(&session, Dentry(from)) || refuse_above(&session, Dentry(to))
+}
+
+/// Whether a member is refused to mount something over what a `struct path` leads to.
+#[inline(always)]
+pub fn refuse_over(session: &Session, path: u64) -> bool {
+    // what cannot be read is taken for one of the agent's
+    let Ok(entry) = kernel::entry_of_path(path) else { return protect(session, AGENT_FILES, (0, 0), false) };
+    refuse_marked(session, mark(entry)) || refuse_above(session, entry)
+}
+
+/// Whether the agent's own is found by way of this folder, which nothing takes the place of.
+#[inline(always)]
+fn refuse_above(session: &Session, entry: Dentry) -> bool {
+    matches!(mark_itself(entry), MOUNTED | ABOVE) && protect(session, AGENT_FILES, (0, 0), false)
+}
+
 /// What becomes of a change to a file with such a mark: the agent's own, or one out of which a daemon starts programs.
 #[inline(always)]
 fn refuse_marked(session: &Session, mark: u32) -> bool {
@@ -245,13 +291,21 @@ fn mark(entry: Dentry) -> u32 {
     }
 }
 
-/// What is about to be made has no file yet, and is nobody's; and neither is a file system's root for the pins that are in it.
+/// A file system's root is nobody's for the pins that are in it, and neither is a folder above the agent's.
 #[inline(always)]
 fn own_mark(entry: Dentry) -> u32 {
+    match mark_itself(entry) {
+        MOUNTED | ABOVE => 0,
+        mark => mark,
+    }
+}
+
+/// What stands in `PROTECTED` of a file or folder. What is about to be made has no file yet, and is nobody's.
+#[inline(always)]
+fn mark_itself(entry: Dentry) -> u32 {
     let Ok(file) = entry.identity() else { return 0 };
     // SAFETY: copied out at once.
-    let mark = unsafe { PROTECTED.get(file) }.copied().unwrap_or(0);
-    if mark == MOUNTED { 0 } else { mark }
+    unsafe { PROTECTED.get(file) }.copied().unwrap_or(0)
 }
 
 /// The mark of a folder, or of one that it lies in; 0: none.

@@ -9,9 +9,9 @@ use tipstaff_common::{
     label::SessionRef,
     limits::WITHIN,
     privilege::{
-        AGENT_FILES, PRIVILEGE_BPF, PRIVILEGE_CAPABILITIES, PRIVILEGE_CHROOT, PRIVILEGE_IO_URING, PRIVILEGE_KEXEC,
-        PRIVILEGE_KEYRING, PRIVILEGE_MODULES, PRIVILEGE_MOUNT, PRIVILEGE_NAMESPACES, PRIVILEGE_PERF_EVENT,
-        PRIVILEGE_PTRACE, PRIVILEGE_SETUID, PRIVILEGE_SIGNAL, PRIVILEGE_USERFAULTFD, SPOOLS,
+        PRIVILEGE_BPF, PRIVILEGE_CAPABILITIES, PRIVILEGE_CHROOT, PRIVILEGE_IO_URING, PRIVILEGE_KEXEC,
+        PRIVILEGE_KEYRING, PRIVILEGE_MODULES, PRIVILEGE_NAMESPACES, PRIVILEGE_PERF_EVENT, PRIVILEGE_PTRACE,
+        PRIVILEGE_SETUID, PRIVILEGE_SIGNAL, PRIVILEGE_USERFAULTFD,
     },
     rule::{REASON_DEFAULT, REASON_LOOK, REASON_PRIVILEGE, REASON_PROTECTED},
     session::MODE_ENFORCE,
@@ -20,7 +20,7 @@ use tipstaff_common::{
 use crate::{
     emit,
     kernel::{self, Binprm, Task},
-    maps::{PROTECTED, SESSION_CONFIG, SESSION_STATE, TASK_LABELS},
+    maps::{SESSION_CONFIG, SESSION_STATE, TASK_LABELS},
     rules,
     session::{self, Session},
     verdict::{Decision, of_fault, settle, settled},
@@ -81,38 +81,6 @@ pub fn kernel_read_file(context: LsmContext) -> i32 {
 #[lsm(hook = "kernel_load_data")]
 pub fn kernel_load_data(context: LsmContext) -> i32 {
     kernel::answer(refuse_code(context.arg::<u64>(0) as u32, kernel::loading()))
-}
-
-/// HOOK: `sb_mount(const char *dev_name, const struct path *path, const char *type, unsigned long flags, void *data)`, LSM
-/// since 5.7; mount(2), whatever it does.
-#[lsm(hook = "sb_mount")]
-pub fn sb_mount(_context: LsmContext) -> i32 {
-    kernel::answer(refuse(PRIVILEGE_MOUNT))
-}
-
-/// HOOK: `sb_umount(struct vfsmount *mnt, int flags)`, LSM since 5.7.
-#[lsm(hook = "sb_umount")]
-pub fn sb_umount(context: LsmContext) -> i32 {
-    kernel::answer(refuse_unmount(context.arg::<*const u8>(0) as u64))
-}
-
-/// HOOK: `sb_remount(struct super_block *sb, void *mnt_opts)`, LSM since 5.7; fsconfig(2) too.
-#[lsm(hook = "sb_remount")]
-pub fn sb_remount(_context: LsmContext) -> i32 {
-    kernel::answer(refuse(PRIVILEGE_MOUNT))
-}
-
-/// HOOK: `sb_pivotroot(const struct path *old_path, const struct path *new_path)`, LSM since 5.7.
-#[lsm(hook = "sb_pivotroot")]
-pub fn sb_pivotroot(_context: LsmContext) -> i32 {
-    kernel::answer(refuse(PRIVILEGE_MOUNT))
-}
-
-/// HOOK: `move_mount(const struct path *from_path, const struct path *to_path)`, LSM since 5.7; move_mount(2), with which
-/// what fsmount(2) and open_tree(2) made gets its place.
-#[lsm(hook = "move_mount")]
-pub fn move_mount(_context: LsmContext) -> i32 {
-    kernel::answer(refuse(PRIVILEGE_MOUNT))
 }
 
 /// HOOK: `path_chroot(const struct path *path)`, LSM since 5.7, in kernels with `CONFIG_SECURITY_PATH`.
@@ -349,21 +317,6 @@ fn refuse_bpf(command: u32) -> bool {
     }
     let reaches = command == OBJ_GET || command == MAP_GET_FD_BY_ID || command == LINK_GET_FD_BY_ID;
     reaches && protect(&session, PRIVILEGE_BPF, (0, command), false)
-}
-
-/// What the pins are in nobody of a session takes off, in its own mount namespace neither.
-#[inline(always)]
-fn refuse_unmount(mount: u64) -> bool {
-    let Some(session) = session::of_current_often() else { return false };
-    if refuse_in(&session, PRIVILEGE_MOUNT, (0, 0)) {
-        return true;
-    }
-    let holds_pins = match kernel::root_of_mount(mount) {
-        // SAFETY: read at once.
-        Ok(root) => unsafe { PROTECTED.get(root) }.is_some_and(|mark| *mark < SPOOLS),
-        Err(_) => true,
-    };
-    holds_pins && protect(&session, AGENT_FILES, (0, 0), false)
 }
 
 /// `id`: what is read; the numbers by which this kernel names a module, and what it is to be replaced by.

@@ -157,6 +157,12 @@ pub fn setattr_says_ids() -> bool {
     offset(offset_of!(Offsets, setattr_says_ids)) != 0
 }
 
+/// What a `struct path` leads to.
+#[inline(always)]
+pub fn entry_of_path(path: u64) -> Result<Dentry, Fault> {
+    read(path, offset_of!(Offsets, path_dentry)).map(Dentry)
+}
+
 /// What the root of a `struct vfsmount` is.
 #[inline(always)]
 pub fn root_of_mount(mount: u64) -> Result<FileId, Fault> {

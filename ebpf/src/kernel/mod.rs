@@ -18,7 +18,7 @@ mod file;
 mod sock;
 mod task;
 
-pub use file::{Dentry, File, Inode, Mode, root_of_mount, setattr_says_ids};
+pub use file::{Dentry, File, Inode, Mode, entry_of_path, root_of_mount, setattr_says_ids};
 pub use sock::{Address, INET, INET6, Sock, UnixSock, cookie, mapped, sock_of, words};
 pub use task::{Binprm, Cgroup, Task};
 

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt},
+    path::{Path, PathBuf},
 };
 
 use nix::errno::Errno;
@@ -24,6 +25,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("privileges::others-without-a-signal", FULL, others),
     Test::sharing("privileges::the-agent-is-out-of-reach", FULL, agent),
     Test::sharing("privileges::the-agents-files-are-kept", FULL, files),
+    Test::sharing("privileges::nothing-takes-the-place-of-the-agents-files", FULL, places),
 ];
 
 /// Every class that a member tries here: by which words, and what comes of it where it is allowed. Of those with several
@@ -281,16 +283,18 @@ fn files(s: &mut Sandbox) -> Result<()> {
         acts.iter().map(|act| format!("own-file {act} {file}")).collect()
     };
     let evidence = s.evidence_file().display().to_string();
-    let is_map = |pin: &std::path::PathBuf| pin.ends_with("map_SESSION_STATE");
+    let is_map = |pin: &PathBuf| pin.ends_with("map_SESSION_STATE");
     let pin = files_below(s.pins()).into_iter().find(is_map).context("there is no pin")?;
     let device = fs::metadata(s.pins())?.dev();
-    let same = |folder: &&std::path::Path| fs::metadata(folder).is_ok_and(|found| found.dev() == device);
+    let same = |folder: &&Path| fs::metadata(folder).is_ok_and(|found| found.dev() == device);
     let mounted = s.pins().ancestors().take_while(same).last().context("the pins are in no file system")?;
     let pins = s.pins().display().to_string();
     let made = ["make", "mkdir", "mknod", "symlink", "link"];
-    let changed = ["write", "empty", "chmod", "chown", "touch", "truncate", "acl", "attribute", "rename", "unlink"];
+    let changed = ["write", "empty", "chmod", "chown", "touch", "truncate", "rename", "unlink"];
+    let attributes = ["acl", "attribute", "no-acl", "no-attribute"];
     let mut tried = acts(&made, &evidence);
     tried.extend(acts(&changed, &evidence));
+    tried.extend(acts(&attributes, &evidence));
     tried.extend(acts(&["rmdir", "rename", "make"], &s.runtime().display().to_string()));
     tried.extend(acts(&["unlink", "rename", "chmod"], &pin.display().to_string()));
     tried.extend(acts(&["rmdir", "rename"], &pins));
@@ -324,11 +328,55 @@ fn files(s: &mut Sandbox) -> Result<()> {
     ensure!(finished.stdout == vec!["ok"; free.len()].join("\n"), "of its own: {}", finished.stdout);
     ensure!(recorded(s, &session)?.is_empty(), "its own files are recorded");
     fs::write(&own, "")?;
-    let (finished, session) = tried_in(s, &only(&member), &member, &acts(&["acl", "attribute"], &own))?;
+    let (finished, session) = tried_in(s, &only(&member), &member, &acts(&attributes, &own))?;
     // not every file system has them
     ensure!(finished.stdout.lines().all(|said| ["ok", "errno 95"].contains(&said)), "of its own: {}", finished.stdout);
     ensure!(recorded(s, &session)?.is_empty(), "its own files' attributes are recorded");
     Ok(())
+}
+
+/// What the agent would find by its paths stays what it was: nothing is mounted over its folders, what the pins are in, and the
+/// folders above, nor do these get other names; and all of it with folders of nobody in particular.
+fn places(s: &mut Sandbox) -> Result<()> {
+    const OVER: [&str; 3] = ["mount-over", "move-over", "pivot-over"];
+    s.start()?;
+    let member = s.program("member")?;
+    let acts = |acts: &[&str], file: &Path| -> Vec<String> {
+        acts.iter().map(|act| format!("own-file {act} {}", file.display())).collect()
+    };
+    let parent = |of: &Path| of.parent().map(Path::to_owned).with_context(|| format!("{} is in none", of.display()));
+    let (runtime, log) = (s.runtime(), s.evidence_file());
+    // all that is the agent's is in it, and what is the tests' too
+    let above = parent(&runtime)?;
+    let folders = [runtime, parent(&log)?, s.pins().to_owned(), parent(s.pins())?, above.clone(), "/".into()];
+    let mut tried: Vec<String> = folders.iter().flat_map(|folder| acts(&OVER, folder)).collect();
+    tried.extend(acts(&OVER[..2], &log));
+    tried.extend(acts(&["rename", "rmdir"], &above));
+    for policy in [only(&member).kind("operator"), only(&member).kind("breakglass").observe()] {
+        let (finished, session) = tried_in(s, &policy, &member, &tried)?;
+        let said: Vec<&str> = finished.stdout.lines().collect();
+        ensure!(said.len() == tried.len(), "of {tried:?}: {said:?}");
+        for (act, said) in tried.iter().zip(said) {
+            ensure!(said == "errno 1", "{act}: {said}");
+        }
+        let found = recorded(s, &session)?;
+        let kept = ("agent-files".to_owned(), "deny protected".to_owned());
+        ensure!(found == vec![kept; tried.len()], "recorded: {found:?}");
+    }
+    let (free, renamed) = (s.fresh("free"), s.fresh("renamed"));
+    for folder in [&free, &renamed] {
+        fs::create_dir(folder)?;
+    }
+    let mut other: Vec<String> = OVER[..2].iter().flat_map(|over| acts(&[over, "unmount"], &free)).collect();
+    other.extend(acts(&["rename"], &renamed));
+    other.extend(acts(&["rmdir"], Path::new(&format!("{}-beside", renamed.display()))));
+    // what else is done with a folder above is nobody's
+    other.extend(acts(&["touch"], &above));
+    let (finished, session) = tried_in(s, &only(&member).kind("operator"), &member, &other)?;
+    finished.said(&vec!["ok"; other.len()].join("\n"))?;
+    ensure!(recorded(s, &session)?.is_empty(), "what is free is recorded");
+    // it is where it was, and answers
+    s.json(&["status"]).map(drop)
 }
 
 fn tried_in(s: &Sandbox, policy: &Policy, member: &str, acts: &[String]) -> Result<(Finished, String)> {

@@ -100,8 +100,9 @@ fn hang_up() -> Result<Result<(), Errno>> {
 }
 
 /// `own-file move FROM TO`, `own-file ACT FILE`: `read` (opens it), `look` (reads all of it), `write`, `empty` (by opening it to read), `make`, `unlink`, `rmdir`, `mkdir`, `mknod`, `symlink`,
-/// `link`, `rename`, `truncate`, `chmod`, `chown`, `touch`, `acl`, `attribute`;
-/// what is made, linked to or renamed to has a name of its own beside it. `unmount`: the file system that begins there.
+/// `link`, `rename`, `truncate`, `chmod`, `chown`, `touch`, `acl`, `attribute`, `no-acl`, `no-attribute` (takes it off);
+/// what is made, linked to or renamed to has a name of its own beside it. `unmount`: the file system that begins there;
+/// `mount-over`, `move-over`, `pivot-over`: something else in its place, by mount(2), move_mount(2), pivot_root(2).
 pub(super) fn own_file(words: &[&str]) -> Result<u8> {
     if let ["move", from, to] = words {
         return Ok(say(fs::rename(from, to).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))));
@@ -120,8 +121,10 @@ pub(super) fn own_file(words: &[&str]) -> Result<u8> {
         "make" => fs::File::create_new(&beside).map(drop),
         "mknod" => nix::unistd::mkfifo(beside.as_str(), Mode::S_IRUSR).map_err(Into::into),
         "touch" => fs::File::open(file).and_then(|file| file.set_modified(SystemTime::UNIX_EPOCH)),
-        "acl" => set_attribute(file, c"system.posix_acl_access", &acl()),
-        "attribute" => set_attribute(file, c"user.tipstaff", b"x"),
+        "acl" => set_attribute(file, ACL, &acl()),
+        "attribute" => set_attribute(file, ATTRIBUTE, b"x"),
+        "no-acl" => remove_attribute(file, ACL),
+        "no-attribute" => remove_attribute(file, ATTRIBUTE),
         "unlink" => fs::remove_file(file),
         "rmdir" => fs::remove_dir(file),
         "mkdir" => fs::create_dir(&beside),
@@ -136,9 +139,39 @@ pub(super) fn own_file(words: &[&str]) -> Result<u8> {
         "chmod" => fs::set_permissions(file, fs::Permissions::from_mode(0o700)),
         "chown" => std::os::unix::fs::chown(file, Some(0), Some(0)),
         "unmount" => nix::mount::umount2(*file, nix::mount::MntFlags::MNT_DETACH).map_err(Into::into),
+        "mount-over" => {
+            let (kind, none) = (Some("tmpfs"), None::<&str>);
+            nix::mount::mount(kind, *file, kind, nix::mount::MsFlags::empty(), none).map_err(Into::into)
+        }
+        "move-over" => move_over(file)?.map_err(Into::into),
+        "pivot-over" => {
+            let path = CString::new(*file)?;
+            // SAFETY: a string that outlives the call.
+            result(unsafe { libc::syscall(libc::SYS_pivot_root, path.as_ptr(), path.as_ptr()) }).map_err(Into::into)
+        }
         _ => bail!("there is no act {act:?}"),
     };
     Ok(say(done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))))
+}
+
+/// A file system that was mounted nowhere, at a path.
+fn move_over(path: &str) -> Result<Result<(), Errno>> {
+    const FROM_DESCRIPTOR: libc::c_uint = 4;
+    let [_, mounted, _] = descriptors::mounts()?;
+    let (from, empty, to) = (mounted.as_raw_fd(), c"".as_ptr(), CString::new(path)?);
+    // SAFETY: strings that outlive the call, and numbers; the descriptor is open.
+    Ok(result(unsafe {
+        libc::syscall(libc::SYS_move_mount, from, empty, libc::AT_FDCWD, to.as_ptr(), FROM_DESCRIPTOR)
+    }))
+}
+
+const ACL: &std::ffi::CStr = c"system.posix_acl_access";
+const ATTRIBUTE: &std::ffi::CStr = c"user.tipstaff";
+
+fn remove_attribute(file: &str, name: &std::ffi::CStr) -> std::io::Result<()> {
+    let path = CString::new(file)?;
+    // SAFETY: two strings that outlive the call.
+    result(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) }.into()).map_err(Into::into)
 }
 
 fn set_attribute(file: &str, name: &std::ffi::CStr, value: &[u8]) -> std::io::Result<()> {
