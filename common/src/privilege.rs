@@ -37,6 +37,9 @@ pub const PRIVILEGE_DELEGATION: u32 = 1 << 16;
 /// Every class.
 pub const PRIVILEGE_ALL: u32 = (1 << 17) - 1;
 
+/// The classes of what is done to a process, which can be a member of another session.
+pub const PRIVILEGE_ON_OTHERS: u32 = PRIVILEGE_PTRACE | PRIVILEGE_SIGNAL;
+
 /// No class, and in no policy: in a record, that a member would have changed the agent's own files or pins.
 pub const AGENT_FILES: u32 = 1 << 31;
 /// In `PROTECTED`: the folder with all that is in it, or the file.

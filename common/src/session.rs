@@ -140,8 +140,8 @@ pub struct PolicyEntry {
     pub sockets: u32,
     /// Classes of privileges that may be used: `privilege::PRIVILEGE_*`.
     pub privileges: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// Those of `privilege::PRIVILEGE_ON_OTHERS` that may be used on members of other sessions too.
+    pub neighbours: u32,
 }
 const _: () = assert!(size_of::<PolicyEntry>() == 40);
 

@@ -233,7 +233,7 @@ const fn deny_all(revision: u32) -> PolicyEntry {
         unix_default: DENY,
         sockets: SOCKET_UNIX,
         privileges: 0,
-        pad: 0,
+        neighbours: 0,
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Plan {
     pub sockets: u32,
     /// Classes of privileges that may be used: `privilege::PRIVILEGE_*`.
     pub privileges: u32,
+    /// Those that may be used on members of other sessions too.
+    pub neighbours: u32,
     /// `HAS_DIRECTORIES`, `HAS_PLACES` and the like
     pub flags: u32,
     /// The id of each rule number.
@@ -72,7 +74,7 @@ impl Plan {
             unix_default: self.unix_default,
             sockets: self.sockets,
             privileges: self.privileges,
-            pad: 0,
+            neighbours: self.neighbours,
         }
     }
 
@@ -222,6 +224,7 @@ pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProb
         unix_default: policy.kind.unix_default().code(),
         sockets: policy.socket_classes() & !useless,
         privileges: policy.privilege_classes(),
+        neighbours: policy.classes_on_neighbours(),
         flags,
         rules: policy.rules().map(str::to_owned).collect(),
         notes,

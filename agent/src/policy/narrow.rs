@@ -62,6 +62,8 @@ pub enum Wider {
     Class(&'static str),
     /// A class of privileges.
     Privilege(&'static str),
+    /// A class of privileges, on members of other sessions.
+    Neighbours(&'static str),
     /// A class of programs.
     Programs(&'static str),
 }
@@ -83,6 +85,7 @@ impl fmt::Display for Wider {
             Self::Denial(id) => write!(f, "it does not have rule {id}, which denies what it could allow"),
             Self::Programs(word) => write!(f, "it allows programs of the class {word}"),
             Self::Privilege(word) => write!(f, "it allows the privilege {word}"),
+            Self::Neighbours(word) => write!(f, "it allows the privilege {word} on other sessions"),
             Self::Class(word) => write!(f, "it allows sockets of the class {word}"),
         }
     }
@@ -96,11 +99,13 @@ pub fn wider(old: &Plan, old_mode: Mode, new: &Candidate<'_>) -> Option<Wider> {
     }
     let classes = SOCKET_CLASSES.iter().find(|(_, mask)| new.plan.sockets & !old.sockets & mask != 0);
     let privileges = PRIVILEGE_CLASSES.iter().find(|(_, mask)| new.plan.privileges & !old.privileges & mask != 0);
+    let neighbours = PRIVILEGE_CLASSES.iter().find(|(_, mask)| new.plan.neighbours & !old.neighbours & mask != 0);
     wider_addresses(old, new.plan)
         .or_else(|| wider_exec(old, new))
         .or_else(|| wider_unix(old, new))
         .or_else(|| classes.map(|(word, _)| Wider::Class(word)))
         .or_else(|| privileges.map(|(word, _)| Wider::Privilege(word)))
+        .or_else(|| neighbours.map(|(word, _)| Wider::Neighbours(word)))
 }
 
 /// As [`wider`], for destinations, local addresses and peers.

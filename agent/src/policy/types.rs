@@ -391,6 +391,12 @@ impl Policy {
         self.privileges.unwrap_or_default().of(self.kind)
     }
 
+    /// Those of `privilege::PRIVILEGE_ON_OTHERS` that may be used on members of other sessions too.
+    #[must_use]
+    pub fn classes_on_neighbours(&self) -> u32 {
+        self.privileges.unwrap_or_default().on_neighbours(self.kind)
+    }
+
     /// Whether daemons may be asked to start programs outside of the session: class `delegation`.
     #[must_use]
     pub fn may_delegate(&self) -> bool {

@@ -12,7 +12,7 @@ use tipstaff_common::privilege::{
 
 use super::{
     own_files::refuse_change,
-    privilege::{is_own_or_within, protect, refuse, refuse_in},
+    privilege::{is_own_or_within, protect, refuse, refuse_on, refuse_on_anybody, whose_task},
 };
 use crate::{
     kernel::{self, File, Task},
@@ -108,7 +108,8 @@ fn refuse_standing(target: *mut c_void) -> bool {
     if process == kernel::agent() {
         return protect(&session, PRIVILEGE_SIGNAL, (process, 0), false);
     }
-    !is_own_or_within(&session, target) && refuse_in(&session, PRIVILEGE_SIGNAL, (process, 0))
+    let whose = whose_task(&session, target);
+    !is_own_or_within(whose) && refuse_on(&session, PRIVILEGE_SIGNAL, (process, 0), whose)
 }
 
 /// A process may have the news of its files itself. Groups, and what is named in the caller's memory, could be anybody: the
@@ -122,13 +123,13 @@ fn refuse_owner(command: u32, owner: u32) -> bool {
     if command == SET_OWNER && (owner == 0 || task.tgid() == Ok(owner) || task.tid() == Ok(owner)) {
         return false;
     }
-    refuse(PRIVILEGE_SIGNAL)
+    refuse_on_anybody(PRIVILEGE_SIGNAL)
 }
 
 #[inline(always)]
 fn refuse_command(file: File, command: u32) -> bool {
     if command == HANG_UP || SET_SOCKETS_OWNER.contains(&command) {
-        return refuse(PRIVILEGE_SIGNAL);
+        return refuse_on_anybody(PRIVILEGE_SIGNAL);
     }
     if TYPE.contains(&command) {
         return refuse(PRIVILEGE_DELEGATION);

@@ -4,12 +4,15 @@
 //! by, and disks and memory: classes of privileges.
 
 use aya_ebpf::{EbpfContext as _, macros::lsm, programs::LsmContext};
-use tipstaff_common::privilege::{
-    ABOVE, AGENT_FILES, MOUNTED, PRIVILEGE_DELEGATION, PRIVILEGE_KERNEL_SETTINGS, PRIVILEGE_NAMESPACES,
-    PRIVILEGE_RAW_DEVICES, PRIVILEGE_SIGNAL, SPOOLS, WHOLE,
+use tipstaff_common::{
+    label::SessionRef,
+    privilege::{
+        ABOVE, AGENT_FILES, MOUNTED, PRIVILEGE_DELEGATION, PRIVILEGE_KERNEL_SETTINGS, PRIVILEGE_NAMESPACES,
+        PRIVILEGE_RAW_DEVICES, PRIVILEGE_SIGNAL, SPOOLS, WHOLE,
+    },
 };
 
-use super::privilege::{protect, refuse_in};
+use super::privilege::{OWN, protect, refuse_in, refuse_on, whose_in};
 use crate::{
     kernel::{self, Dentry, File, Inode},
     maps::PROTECTED,
@@ -146,8 +149,17 @@ fn refuse_open(file: File) -> bool {
         return true;
     }
     let class = class_of_file(inode.0, entry.0, u32::from(mode.writes()));
-    let own = class == PRIVILEGE_SIGNAL && is_in_own_cgroup(&session, entry);
-    class != 0 && !own && refuse_in(&session, class, (0, 0))
+    refuse_class(&session, class, entry)
+}
+
+/// Whether a member is refused a file that takes this class; 0: none. The settings of its own cgroup take none.
+#[inline(always)]
+pub fn refuse_class(session: &Session, class: u32, entry: Dentry) -> bool {
+    if class != PRIVILEGE_SIGNAL {
+        return class != 0 && refuse_in(session, class, (0, 0));
+    }
+    let whose = whose_in(session, session_of_cgroup(entry));
+    whose != OWN && refuse_on(session, class, (0, 0), whose)
 }
 
 /// Whether a member is refused to have a file open to write: the agent's own, and those out of which daemons start programs.
@@ -190,22 +202,22 @@ fn ends_others(entry: Dentry) -> Result<bool, Fault> {
     Ok(!name.starts_with(b"cgroup.") || !matches!(name[7], b'p' | b't' | b's'))
 }
 
-/// Whether a file of cgroup2 is in a cgroup of the session's, or below it.
+/// The session in whose cgroup a file of cgroup2 is, or below it.
 #[inline(always)]
-fn is_in_own_cgroup(session: &Session, file: Dentry) -> bool {
+fn session_of_cgroup(file: Dentry) -> Option<SessionRef> {
     let mut folder = file;
     for _ in 0..CGROUP_LEVELS {
         match folder.parent() {
             Ok(above) if above != folder => folder = above,
-            _ => return false,
+            _ => return None,
         }
         // a cgroup's id is the number of its folder's inode
         let found = folder.identity().ok().and_then(|folder| session::by_cgroup_id(folder.inode));
-        if let Some(found) = found {
-            return (found.slot, found.generation) == (session.slot, session.generation);
+        if found.is_some() {
+            return found;
         }
     }
-    false
+    None
 }
 
 /// Of a procfs: /proc/sys with what is below it, and /proc/sysrq-trigger. The rest is of processes, of drivers (/proc/irq,

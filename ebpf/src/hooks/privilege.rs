@@ -14,7 +14,7 @@ use tipstaff_common::{
         PRIVILEGE_SETUID, PRIVILEGE_SIGNAL, PRIVILEGE_USERFAULTFD,
     },
     rule::{REASON_DEFAULT, REASON_LOOK, REASON_PRIVILEGE, REASON_PROTECTED},
-    session::MODE_ENFORCE,
+    session::{MODE_ENFORCE, PolicyEntry},
 };
 
 use crate::{
@@ -133,7 +133,22 @@ pub fn refuse(class: u32) -> bool {
 /// As [`refuse`]; `on` is the process that it is tried on, and the signal or command.
 #[inline(always)]
 pub fn refuse_in(session: &Session, class: u32, on: (u32, u32)) -> bool {
-    let decision = judge(session, class);
+    refuse_on(session, class, on, NOBODYS)
+}
+
+/// As [`refuse`], of what is tried on whom the kernel does not tell: it could be a member of another session.
+#[inline(always)]
+pub fn refuse_on_anybody(class: u32) -> bool {
+    match session::of_current_often() {
+        Some(session) => refuse_on(&session, class, (0, 0), ANOTHERS),
+        None => false,
+    }
+}
+
+/// As [`refuse_in`]; `whose` the process is, as [`whose`] has it.
+#[inline(always)]
+pub fn refuse_on(session: &Session, class: u32, on: (u32, u32), whose: u32) -> bool {
+    let decision = judge(session, class, whose);
     if decision.is_allow() {
         return false;
     }
@@ -154,14 +169,15 @@ pub fn protect(session: &Session, class: u32, on: (u32, u32), quiet: bool) -> bo
     decision.refuses()
 }
 
-/// What the session's policy says of a class.
+/// What the session's policy says of a class, used on what is `whose`.
 #[inline(always)]
-fn judge(session: &Session, class: u32) -> Decision {
+fn judge(session: &Session, class: u32, whose: u32) -> Decision {
     if let Some(over) = rules::over(session) {
         return over;
     }
+    let open = |policy: &PolicyEntry| if whose == ANOTHERS { policy.neighbours } else { policy.privileges };
     match rules::policy(session) {
-        Ok(policy) if policy.privileges & class != 0 => Decision::allow(REASON_DEFAULT),
+        Ok(policy) if open(policy) & class != 0 => Decision::allow(REASON_DEFAULT),
         Ok(_) => Decision::deny(REASON_PRIVILEGE),
         Err(fault) => of_fault(fault, session),
     }
@@ -230,30 +246,61 @@ fn session_of(target: *mut c_void) -> Option<SessionRef> {
     Some(SessionRef { slot: entry.slot, generation: entry.generation })
 }
 
-/// Whether a task is a member of the session.
+/// The session's own.
+pub const OWN: u32 = 0;
+/// Of a session within it.
+const INNER: u32 = 1;
+/// Of another session, also of one that it is within itself.
+pub const ANOTHERS: u32 = 2;
+/// Of no session.
+pub const NOBODYS: u32 = 3;
+
+/// Whose a task is, for a member of the session.
 #[inline(always)]
-fn is_own(session: &Session, target: *mut c_void) -> bool {
-    session_of(target) == Some(SessionRef { slot: session.slot, generation: session.generation })
+pub fn whose_task(session: &Session, target: *mut c_void) -> u32 {
+    whose_in(session, session_of(target))
 }
 
-/// Whether a task is a member of the session, or of one within it.
+/// Whose is what belongs to the session that was found, for a member of `session`.
 #[inline(always)]
-pub fn is_own_or_within(session: &Session, target: *mut c_void) -> bool {
-    let Some(mut at) = session_of(target) else { return false };
-    // as many as can be within each other, and the first
-    for _ in 0..=WITHIN {
-        if (at.slot, at.generation) == (session.slot, session.generation) {
-            return true;
-        }
-        let word = SESSION_STATE.get(at.slot).copied().unwrap_or(0);
-        let Some(config) = SESSION_CONFIG.get(at.slot) else { return false };
-        // what stands there is of another session by now, or it is within none
-        if (word >> 32) as u32 != at.generation || config.outer_generation == 0 {
-            return false;
-        }
-        at = SessionRef { slot: config.outer_slot, generation: config.outer_generation };
+pub fn whose_in(session: &Session, found: Option<SessionRef>) -> u32 {
+    let word = |slot: u32, generation: u32| u64::from(generation) << 32 | u64::from(slot);
+    match found {
+        Some(found) => whose(word(found.slot, found.generation), word(session.slot, session.generation)),
+        None => NOBODYS,
     }
-    false
+}
+
+/// Whether members of the session signal it freely: their own, and what is within.
+#[inline(always)]
+pub const fn is_own_or_within(whose: u32) -> bool {
+    whose == OWN || whose == INNER
+}
+
+/// As [`whose_in`]; each session is its generation, and below it its slot, 32 bits each.
+///
+/// VERIFIER: as `session::session_of_current`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn whose(found: u64, session: u64) -> u32 {
+    if found == session {
+        return OWN;
+    }
+    let mut at = found;
+    for _ in 0..WITHIN {
+        let slot = at as u32;
+        let word = SESSION_STATE.get(slot).copied().unwrap_or(0);
+        let Some(config) = SESSION_CONFIG.get(slot) else { return ANOTHERS };
+        // what stands there is of another session by now, or it is within none
+        if word >> 32 != at >> 32 || config.outer_generation == 0 {
+            return ANOTHERS;
+        }
+        at = u64::from(config.outer_generation) << 32 | u64::from(config.outer_slot);
+        if at == session {
+            return INNER;
+        }
+    }
+    ANOTHERS
 }
 
 #[inline(always)]
@@ -263,20 +310,18 @@ fn refuse_trace(target: *mut c_void, mode: u32) -> bool {
     if process == kernel::agent() {
         return protect(&session, PRIVILEGE_PTRACE, (process, 0), mode & NO_AUDIT != 0);
     }
+    let whose = whose_task(&session, target);
     if mode & (ATTACH | BY_CALL) == 0 {
-        return refuse_look(&session, target, process, mode & NO_AUDIT != 0);
+        return whose == ANOTHERS && refuse_look(&session, process, mode & NO_AUDIT != 0);
     }
-    !is_own(&session, target) && refuse_in(&session, PRIVILEGE_PTRACE, (process, 0))
+    whose != OWN && refuse_on(&session, PRIVILEGE_PTRACE, (process, 0), whose)
 }
 
 /// A mere look is what ps(1) and pidof(1) take at every process: its owner and its capabilities decide on that. Only what is
 /// in another session is nobody's to see.
 #[inline(always)]
-fn refuse_look(session: &Session, target: *mut c_void, process: u32, quiet: bool) -> bool {
-    if session_of(target).is_none() || is_own_or_within(session, target) {
-        return false;
-    }
-    let mut decision = judge(session, PRIVILEGE_PTRACE);
+fn refuse_look(session: &Session, process: u32, quiet: bool) -> bool {
+    let mut decision = judge(session, PRIVILEGE_PTRACE, ANOTHERS);
     if decision.is_allow() {
         return false;
     }
@@ -306,7 +351,8 @@ fn refuse_signal(target: *mut c_void, signal: u32, sender: *const c_void) -> boo
     if process == kernel::agent() {
         return protect(&session, PRIVILEGE_SIGNAL, (process, signal), false);
     }
-    !is_own_or_within(&session, target) && refuse_in(&session, PRIVILEGE_SIGNAL, (process, signal))
+    let whose = whose_task(&session, target);
+    !is_own_or_within(whose) && refuse_on(&session, PRIVILEGE_SIGNAL, (process, signal), whose)
 }
 
 #[inline(always)]

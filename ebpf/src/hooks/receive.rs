@@ -14,8 +14,8 @@ use tipstaff_common::privilege::{
 
 use super::{
     crossed::refuse_passed,
-    own_files::{class_of_file, refuse_written},
-    privilege::{protect, refuse_in},
+    own_files::{class_of_file, refuse_class, refuse_written},
+    privilege::protect,
 };
 use crate::{
     kernel::{self, Dentry, File, Inode},
@@ -54,10 +54,7 @@ fn refuse_file(file: *mut c_void) -> bool {
     if !mode.only_names() && mode.writes() && refuse_written(&session, entry) {
         return true;
     }
-    match class_of_received(inode.0, entry.0, mode.0) {
-        0 => false,
-        class => refuse_in(&session, class, (0, 0)),
-    }
+    refuse_class(&session, class_of_received(inode.0, entry.0, mode.0), entry)
 }
 
 /// The class of privileges that having this file takes; 0: none.

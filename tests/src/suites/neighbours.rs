@@ -17,8 +17,11 @@ use crate::harness::{
     wait::{all_gone, boot_ns, gone},
 };
 
-pub(super) const TESTS: &[Test] =
-    &[Test::sharing("neighbours::of-one-user", WHEREVER, neighbours), Test::sharing("neighbours::looks", FULL, looks)];
+pub(super) const TESTS: &[Test] = &[
+    Test::sharing("neighbours::of-one-user", WHEREVER, neighbours),
+    Test::sharing("neighbours::looks", FULL, looks),
+    Test::sharing("neighbours::an-operator-is-no-neighbours-master", FULL, operators),
+];
 
 /// Who both sessions are.
 const USER: u32 = 64_011;
@@ -210,4 +213,101 @@ fn looks(s: &mut Sandbox) -> Result<()> {
     }
     s.cli(&["end", &other])?.ended(0)?;
     s.session_ended(&other, "operator").map(drop)
+}
+
+/// In a session of `user`'s: what it said, and its records of classes, each as class, verdict, rule and target.
+fn tried(
+    s: &Sandbox,
+    policy: &Policy,
+    (member, user): (&str, u32),
+    acts: &[String],
+) -> Result<(Vec<String>, Vec<[Value; 4]>)> {
+    let running = s.launch(&s.policy(policy)?, member, &acts.join(" + ")).user(user, OPERATORS).start()?;
+    let session = running.session(s)?;
+    let finished = running.wait()?;
+    s.session_ended(&session, "completed")?;
+    let parts = |r: &Value| ["class", "verdict", "rule", "target"].map(|key| r[key].clone());
+    let records = s.records(&session, "privilege")?.iter().map(parts).collect();
+    Ok((finished.stdout.lines().map(str::to_owned).collect(), records))
+}
+
+/// The record of a signal, or what is as good as one, that was refused; none: nobody knows to whom.
+fn denied(target: Option<u32>) -> [Value; 4] {
+    ["signal".into(), "deny".into(), "privilege".into(), target.into()]
+}
+
+/// What a kind allows on processes outside it does not allow on members of another session: that takes a list, or breakglass.
+fn operators(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let member = s.program("member")?;
+    let idle = s.launch(&s.policy(&only(&member))?, &member, "idle").user(USER, OPERATORS).start()?;
+    let (other, pid) = (idle.session(s)?, idle.pid());
+    let mut command = bare(member.as_ref());
+    command.args(["--work", "idle"]);
+    let outside = Running::spawn(s, command, Some((USER, OPERATORS)))?;
+    let on = |pid: u32| {
+        ["privilege signal PID", "act limit PID same", "act schedule PID same", "act nice PID", "act nice-disk PID"]
+            .map(|act| act.replace("PID", &pid.to_string()))
+    };
+    let operator = || only(&member).kind("operator");
+    let user = (member.as_str(), USER);
+    let breakglass = only(&member).kind("breakglass");
+
+    let (said, records) = tried(s, &operator(), user, &on(pid))?;
+    ensure!(said == ["errno 1"; 5], "at a neighbour: {said:?}");
+    ensure!(records == vec![denied(Some(pid)); 5], "at a neighbour: {records:?}");
+    let (said, records) = tried(s, &operator(), user, &on(outside.pid()))?;
+    ensure!(said == ["ok"; 5] && records.is_empty(), "at a process outside: {said:?}, {records:?}");
+    for policy in [operator().privileges("signal"), only(&member).privileges("signal"), breakglass.clone()] {
+        let (said, records) = tried(s, &policy, user, &on(pid))?;
+        ensure!(said == ["ok"; 5] && records.is_empty(), "at a neighbour, listed: {said:?}, {records:?}");
+    }
+    // of the news of a file and of a terminal nobody knows whom they end
+    let news = [format!("act owner {} fcntl 23", outside.pid()), "privilege hang-up".to_owned()];
+    let (said, records) = tried(s, &operator(), (&member, 0), &news)?;
+    ensure!(said == ["errno 1"; 2] && records == vec![denied(None); 2], "at anybody: {said:?}, {records:?}");
+    // a look, and more than one: no class of an operator's
+    let acts = [format!("own-file look /proc/{pid}/environ"), format!("privilege ptrace {pid}")];
+    for (policy, answers) in [
+        (operator(), ["errno 13", "errno 1"]),
+        (operator().privileges("ptrace"), ["ok", "errno 14"]),
+        (breakglass, ["ok", "errno 14"]),
+    ] {
+        let (said, records) = tried(s, &policy, user, &acts)?;
+        ensure!(said == answers, "a look at a neighbour: {said:?}, {records:?}");
+    }
+    cgroups(s, &member, &other)?;
+    narrower(s, &member)?;
+    s.cli(&["end", &other])?.ended(0)?;
+    s.session_ended(&other, "operator").map(drop)
+}
+
+/// The settings of a cgroup, which end and starve what is in it, are as its members.
+fn cgroups(s: &Sandbox, member: &str, other: &str) -> Result<()> {
+    let operator = only(member).kind("operator");
+    let cell = s.part("elsewhere").child("operators")?;
+    let acts = [s.part("sessions").path().join(other), cell.path().to_owned()]
+        .map(|cgroup| [format!("act write {}/cgroup.max.depth max", cgroup.display())]);
+    let listed = operator.clone().privileges("signal");
+    for (policy, answers) in [(&operator, ["errno 1", "ok"]), (&listed, ["ok", "ok"])] {
+        for (act, answer) in acts.iter().zip(answers) {
+            let (said, records) = tried(s, policy, (member, 0), act)?;
+            let expected = if answer == "ok" { Vec::new() } else { vec![denied(None)] };
+            ensure!(said == [answer] && records == expected, "{act:?}: {said:?}, {records:?}");
+        }
+    }
+    cell.remove()
+}
+
+/// A session that reaches no others does not come to it by narrowing.
+fn narrower(s: &Sandbox, member: &str) -> Result<()> {
+    let operator = only(member).kind("operator");
+    let running = s.run(&s.policy(&operator)?, member, "idle")?;
+    let session = running.session(s)?;
+    let to =
+        |classes: &str| s.cli(&["narrow", &session, "--policy", &s.policy(&operator.clone().privileges(classes))?]);
+    to("signal")?.ended(3)?.complained(&["the privilege signal on other sessions"])?;
+    to("mount")?.ended(0)?;
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator").map(drop)
 }

@@ -55,6 +55,13 @@ impl Privileges {
     pub fn of(self, kind: Kind) -> u32 {
         self.allow.unwrap_or_else(|| kind.privileges()) & !self.deny
     }
+
+    /// What may be used on members of other sessions too: what is listed. Of the kinds only breakglass goes that far.
+    #[must_use]
+    pub fn on_neighbours(self, kind: Kind) -> u32 {
+        let listed = self.allow.is_some() || kind == Kind::Breakglass;
+        if listed { self.of(kind) & privilege::PRIVILEGE_ON_OTHERS } else { 0 }
+    }
 }
 
 impl Kind {

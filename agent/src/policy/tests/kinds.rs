@@ -150,3 +150,19 @@ fn a_list_of_privileges_is_all_that_there_is() {
     assert_eq!(of("agent", "{allow: [bpf], deny: [bpf]}"), 0);
     assert_eq!(of("service", "{}"), privilege::PRIVILEGE_KEYRING | privilege::PRIVILEGE_IO_URING);
 }
+
+/// What a kind allows is for processes outside; towards other sessions a policy lists it, or is for breaking glass.
+#[test]
+fn other_sessions_are_reached_by_what_is_listed() {
+    let (signal, ptrace) = (privilege::PRIVILEGE_SIGNAL, privilege::PRIVILEGE_PTRACE);
+    let of = |kind: &str, scope: &str| policy(kind, scope).classes_on_neighbours();
+    for kind in ["service", "ci", "agent", "operator"] {
+        assert_eq!(of(kind, "{}"), 0, "{kind}");
+        assert_eq!(of(kind, "{privileges: {deny: [setuid]}}"), 0, "{kind}");
+        assert_eq!(of(kind, "{privileges: {allow: [signal, mount]}}"), signal, "{kind}");
+    }
+    assert_eq!(of("operator", "{privileges: {allow: [signal, ptrace], deny: [signal]}}"), ptrace);
+    assert_eq!(of("breakglass", "{}"), signal | ptrace);
+    assert_eq!(of("breakglass", "{privileges: {deny: [ptrace]}}"), signal);
+    assert_eq!(of("breakglass", "{privileges: {allow: [mount]}}"), 0);
+}
