@@ -200,10 +200,10 @@ impl Fresh {
 }
 
 /// A member's socket, for a moment.
-struct Taken(OwnedFd);
+pub(super) struct Taken(pub(super) OwnedFd);
 
 impl Taken {
-    const fn socket(&self) -> &OwnedFd {
+    pub(super) const fn socket(&self) -> &OwnedFd {
         &self.0
     }
 }

@@ -73,9 +73,14 @@ impl Engine {
         // where they are known to be first: looking for more takes longer
         self.destroy(&ids);
         let Some(members) = complain("looking for network namespaces", self.parts.kernel.members()) else { return };
+        let all = ids.clone();
         let more: Vec<SessionId> = ids.into_iter().filter(|id| self.see_namespaces(*id, &members)).collect();
         if !more.is_empty() {
             self.destroy(&more);
+        }
+        let reached: Vec<SessionId> = all.into_iter().filter(|id| self.see_left_behind(*id)).collect();
+        if !reached.is_empty() {
+            self.destroy(&reached);
         }
     }
 
@@ -106,12 +111,21 @@ impl Engine {
             return;
         }
         self.see_again(&[id]);
+        let cut = |engine: &mut Self| {
+            let Some(live) = engine.sessions.get_mut(&id) else { return };
+            let (plan, whose) = (Rc::clone(&live.plan), whose(live.reference, &live.cgroup));
+            let mut labels = || labelled(&mut engine.parts.kernel);
+            let mut look = Look::new(whose.cgroups.clone(), &mut labels);
+            live.flows.cut(&mut engine.namespaces, &mut look, &whose, |found| !in_scope(&plan, found));
+        };
+        cut(self);
+        if self.see_left_behind(id) {
+            cut(self);
+        }
         let Some(live) = self.sessions.get_mut(&id) else { return };
         let (plan, whose) = (Rc::clone(&live.plan), whose(live.reference, &live.cgroup));
         let mut labels = || labelled(&mut self.parts.kernel);
         let mut look = Look::new(whose.cgroups.clone(), &mut labels);
-        live.flows.cut(&mut self.namespaces, &mut look, &whose, |found| !in_scope(&plan, found));
-        look.again();
         live.flows.confirm(&mut self.namespaces, &mut look, &whose, |found| !in_scope(&plan, found));
         let (receipts, revision) = (receipts(live.flows.take()), Some(live.revision));
         records(id, CutCause::Narrow, revision, &receipts).iter().for_each(|record| self.append_durable(record));
@@ -233,7 +247,7 @@ impl LeftFlows {
 }
 
 /// The members of one session.
-fn of(members: &[Member], session: SessionRef) -> impl Iterator<Item = &Member> {
+pub(super) fn of(members: &[Member], session: SessionRef) -> impl Iterator<Item = &Member> {
     members.iter().filter(move |m| m.slot == session.slot && m.generation == session.generation)
 }
 

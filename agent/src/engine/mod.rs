@@ -4,6 +4,7 @@
 mod adopt;
 mod append;
 mod attach;
+mod behind;
 mod calls;
 mod check;
 mod control;

@@ -37,7 +37,9 @@ pub use load::{Kernel, Options, Tier};
 pub use maps::Rings;
 pub use members::{Member, Walk};
 pub use pins::{Pins, lock_soon};
-pub use process::{Urgent, boot_now, descriptor_of, kill_pidfd, open_pidfd, protocol_of, signal_pidfd, trim_heap};
+pub use process::{
+    Urgent, boot_now, descriptor_of, kill_pidfd, namespace_of, open_pidfd, protocol_of, signal_pidfd, trim_heap,
+};
 pub use reader::LabelReader;
 pub use sockets::Socket;
 pub use sys::wait_for_programs;

@@ -20,6 +20,18 @@ pub fn descriptor_of(process: BorrowedFd<'_>, number: i32) -> io::Result<OwnedFd
     Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
 }
 
+/// The network namespace that a socket lives in (`SIOCGSKNS`, since 4.10).
+pub fn namespace_of(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const OF_SOCKET: libc::Ioctl = 0x894c;
+    // SAFETY: no pointers.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), OF_SOCKET) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made it, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(result) })
+}
+
 /// `IPPROTO_*` of a socket.
 pub fn protocol_of(socket: BorrowedFd<'_>) -> io::Result<i32> {
     let (mut protocol, mut length) = (0_i32, size_of::<i32>() as libc::socklen_t);

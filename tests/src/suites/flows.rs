@@ -10,6 +10,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    sys::signal::Signal,
     sys::socket::{Backlog, SockaddrIn, SockaddrIn6, SockaddrStorage, bind, getsockname, listen},
 };
 use serde_json::Value;
@@ -26,6 +27,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("flows::end-destroys-every-socket", WHEREVER, end),
     Test::sharing("flows::accepted-from-outside", WHEREVER, accepted),
     Test::sharing("flows::namespace-of-a-member", WHEREVER, namespace),
+    Test::new("flows::namespace-that-nobody-is-in", WHEREVER, left_behind),
     Test::new("flows::agent-killed-and-back", WHEREVER, agent_killed).waiting(),
     Test::sharing("flows::silenced-where-it-cannot-be-destroyed", WHEREVER, silenced).each_kernel(),
     Test::sharing("flows::narrowing-cuts-what-is-out-of-scope", WHEREVER, narrowed),
@@ -206,6 +208,42 @@ fn namespace(s: &mut Sandbox) -> Result<()> {
         nothing_left(&end, &ended)?;
         elsewhere(&ended)?;
         ensure!(ended[0]["to"] == stays.address(), "receipts: {ended:?}");
+    }
+    Ok(())
+}
+
+/// A flow in a network namespace that the agent never saw anybody in, because it was stopped meanwhile, is destroyed too.
+fn left_behind(s: &mut Sandbox) -> Result<()> {
+    const PORTS: [u16; 2] = [7777, 7778];
+    s.start()?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let (pid, go, back) = (s.file("pid"), s.file("go"), s.file("back"));
+        let policy = only(&member).to("goes", prefix, PORTS[0]).to("stays", prefix, PORTS[1]);
+        let [goes, stays] = PORTS.map(|port| format!("open 1 tcp {address} {port}"));
+        let line = format!("fifo {{fifo}} roam pid {pid} await {go} {goes} {stays} return {back} idle");
+        let mut fifo = Fifo::new(s)?;
+        let line = line.replace("{fifo}", &fifo.path);
+        let policy = s.policy(&policy.privileges("capabilities, namespaces, mount"))?;
+        let running = s.run(&policy, &member, &line)?;
+        let session = running.session(s)?;
+        s.signal_agent(Signal::SIGSTOP)?;
+        fifo.wake()?;
+        let inside = s.pid_in(&pid)?;
+        let goes = Server::tcp_within(inside, address, PORTS[0])?;
+        let stays = Server::tcp_within(inside, address, PORTS[1])?;
+        std::fs::write(&go, "")?;
+        goes.accepted(1)?;
+        stays.accepted(1)?;
+        until("the member to be back", patience(), || Ok(std::fs::exists(&back)?.then_some(())))?;
+        s.signal_agent(Signal::SIGCONT)?;
+        s.cli(&["narrow", &session, "--remove", "goes"])?.ended(0)?;
+        goes.reset(1)?;
+        all_destroyed(&receipts_of(s, &session, "narrow")?, 1)?;
+        s.cli(&["end", &session])?.ended(0)?;
+        stays.reset(1)?;
+        let end = s.session_ended(&session, "operator")?;
+        nothing_left(&end, &receipts_of(s, &session, "end")?)?;
     }
     Ok(())
 }
@@ -396,6 +434,6 @@ fn observed(s: &mut Sandbox) -> Result<()> {
     );
     server.send(b"on").context("the flow of an observed session")?;
     ensure!(!crate::harness::wait::gone(pid), "an observed member was killed");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), nix::sys::signal::Signal::SIGKILL)?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
     all_gone(&[pid])
 }

@@ -13,7 +13,13 @@ use super::{
     scene::{Fifo, only, reach},
     sockets::FAMILIES,
 };
-use crate::{harness::prelude::*, work::held::associate};
+use crate::{
+    harness::{
+        capture::{Capture, own_network},
+        prelude::*,
+    },
+    work::held::associate,
+};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::bind-and-listen", WHEREVER, bind_and_listen),
@@ -70,6 +76,8 @@ fn in_a_ring(s: &mut Sandbox) -> Result<()> {
 fn inbound(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
+    own_network(&[])?;
+    let wire = Capture::new()?;
     for (address, _) in FAMILIES {
         let closed = only(&member).net("listen: allow").net("inbound: deny");
         let open = only(&member).net("listen: allow").net(format!("inbound: [{{ from: \"{address}\", id: friends }}]"));
@@ -84,6 +92,7 @@ fn inbound(s: &mut Sandbox) -> Result<()> {
                 Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
             })?;
             let to = std::net::SocketAddr::new(address.parse()?, port);
+            wire.left()?;
             let wait = if rule.is_some() { patience() } else { Duration::from_millis(700) };
             let came = TcpStream::connect_timeout(&to, wait);
             if rule.is_some() {
@@ -93,6 +102,8 @@ fn inbound(s: &mut Sandbox) -> Result<()> {
                 running.wait()?.said("ok")?;
             } else {
                 ensure!(came.is_err(), "{to} was reached");
+                let answer = wire.left()?.into_iter().find(|packet| packet.from_port == port);
+                ensure!(answer.is_none(), "{to} answered: {answer:?}");
                 s.cli(&["end", &session])?.ended(0)?;
             }
             let (verdict, rule) = rule.map_or(("deny", "default"), |rule| ("allow", rule));

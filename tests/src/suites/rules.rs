@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    attach::workload,
     programs::{TRIES, Tries},
     scene::{attempt, only},
 };
@@ -110,9 +111,10 @@ fn refused_rules(s: &Sandbox, member: &str) -> Result<()> {
         let finished = s.run(&file, member, &format!("mark {mark}"))?.wait()?;
         finished.ended(125)?.complained(&[&file, rule_named, told])?;
         // whoever reads a policy says the same of it
-        let own = std::process::id().to_string();
+        let other = workload(s, member, "idle")?;
+        let pid = other.pid().to_string();
         s.cli(&["policy", "check", &file])?.ended(2)?.told(&[&file, rule_named, told])?;
-        s.cli(&["attach", "--policy", &file, "--pid", &own])?.ended(2)?.complained(&[&file, rule_named, told])?;
+        s.cli(&["attach", "--policy", &file, "--pid", &pid])?.ended(2)?.complained(&[&file, rule_named, told])?;
         ensure!(!fs::exists(&mark)?, "a command ran under a policy that is refused: {rule}");
     }
     Ok(())

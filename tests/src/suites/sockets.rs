@@ -62,7 +62,12 @@ fn classes(s: &mut Sandbox) -> Result<()> {
     let running = s.run(&s.policy(&policy)?, &member, &line)?;
     let session = running.session(s)?;
     running.wait()?.said(&vec!["errno 1"; seen.len()].join("\n"))?;
-    said(s, &session, "socket", "socket-class")?;
+    for what in &seen {
+        let numbers: Vec<u64> = what.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+        let fits = |r: &Value| r["family"] == numbers[0] && r["kind"] == numbers[1] && r["protocol"] == numbers[2];
+        let refused = |r: &Value| r["session"] == session && r["rule"] == "socket-class" && r["verdict"] == "deny";
+        s.wait_evidence(&format!("the refusal of {what}"), |r| refused(r) && fits(r))?;
+    }
     let open = only(&member).scope("sockets: { allow: [raw, packet] }");
     let twin = "make 2 3 17 + make 10 3 58 + make 17 3 0";
     s.run(&s.policy(&open)?, &member, twin)?.wait()?.said("ok\nok\nok")?;

@@ -101,6 +101,8 @@ fn act(words: &[&str]) -> Result<u8> {
         "numbered" => place::numbered(rest),
         "unshare" => place::unshare(rest),
         "apart" => place::apart(rest),
+        "roam" => place::roam(rest),
+        "return" => place::go_home(rest),
         "connect" => network::connect(rest),
         "connect-waiting" => network::connect_waiting(rest),
         "send" => network::send(rest),

@@ -1,6 +1,10 @@
 //! Cgroups and namespaces.
 
-use std::{fs, os::fd::AsRawFd, path::PathBuf};
+use std::{
+    fs,
+    os::fd::{AsRawFd, BorrowedFd},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result, bail};
 use nix::{
@@ -12,7 +16,7 @@ use nix::{
 };
 
 use super::{one, process, run, say};
-use crate::harness::mounts;
+use crate::harness::{guest::raise_loopback, mounts};
 
 /// As `linux/sched.h` has it; libc's constant of that name is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
@@ -149,6 +153,31 @@ pub(super) fn unshare(words: &[&str]) -> Result<u8> {
         Ok(()) => process::fork(rest),
         Err(errno) => Ok(say(Err(errno))),
     }
+}
+
+/// Where a roamer keeps the network namespace that it came from.
+const HOME: i32 = 77;
+
+/// `roam REST`: does the rest in a network namespace of its own, with loopback, from which it can `return`.
+pub(super) fn roam(rest: &[&str]) -> Result<u8> {
+    let home = match fs::File::open("/proc/self/ns/net") {
+        Ok(home) => home,
+        Err(error) => return Ok(say(Err(Errno::from_raw(error.raw_os_error().unwrap_or(0))))),
+    };
+    // SAFETY: integers only; nothing has this number.
+    Errno::result(unsafe { libc::dup2(home.as_raw_fd(), HOME) })?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+    raise_loopback()?;
+    Ok(run(rest))
+}
+
+/// `return FILE REST`: goes back to where it roamed from, writes FILE, and does the rest.
+pub(super) fn go_home(words: &[&str]) -> Result<u8> {
+    let (file, rest) = one(words)?;
+    // SAFETY: `roam` opened it, and nobody closes it.
+    nix::sched::setns(unsafe { BorrowedFd::borrow_raw(HOME) }, CloneFlags::CLONE_NEWNET)?;
+    fs::write(file, "")?;
+    Ok(run(rest))
 }
 
 /// `apart MOUNTS ROOT REST`: a child in a mount namespace of its own, with ROOT as its root directory, does the rest and is

@@ -37,17 +37,26 @@ pub struct Flows {
     /// Where its members were seen.
     pub namespaces: Namespaces,
     cut: BTreeMap<u64, Cut>,
+    waits: bool,
 }
 
 impl Flows {
     /// Destroys the session's sockets that `fails` is true for. Those in a namespace that was not seen yet wait.
     pub fn cut(&mut self, registry: &mut Registry, look: &mut Look<'_>, whose: &Whose, fails: impl Fn(&Found) -> bool) {
+        self.waits = false;
         for found in find(&self.namespaces, registry, look, whose) {
             let waits = found.hidden == Some(Hidden::Unreachable);
+            self.waits |= waits;
             if !waits && !self.cut.contains_key(&found.socket.cookie) && fails(&found) {
                 self.destroy(registry, found);
             }
         }
+    }
+
+    /// Whether a socket was left at the last cut because nobody was seen where it lives.
+    #[must_use]
+    pub const fn waits(&self) -> bool {
+        self.waits
     }
 
     /// Destroys sockets that were found in another way, and looks for them once more.

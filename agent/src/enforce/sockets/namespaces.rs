@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::debug;
 
 use super::diag::Diag;
-use crate::kernel::{KernelError, Member, open_pidfd};
+use crate::kernel::{KernelError, Member, namespace_of, open_pidfd};
 
 /// A netlink socket that sessions share.
 type Shared = Rc<RefCell<Diag>>;
@@ -103,6 +103,29 @@ impl Namespaces {
             }
         }
         Ok(self.0.len() > before)
+    }
+
+    /// The namespace that a socket lives in, if it is one of `wanted`, which no member may be in any more; it is wanted no longer.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn see_socket(
+        &mut self,
+        registry: &mut Registry,
+        socket: BorrowedFd<'_>,
+        wanted: &mut BTreeSet<u64>,
+    ) -> io::Result<()> {
+        let namespace = File::from(namespace_of(socket)?);
+        if wanted.remove(&namespace.metadata()?.ino()) {
+            self.add(registry.enter(namespace)?);
+        }
+        Ok(())
+    }
+
+    /// Whether this namespace was seen.
+    #[must_use]
+    pub fn has(&self, inode: u64) -> bool {
+        self.0.contains_key(&inode)
     }
 
     fn add(&mut self, (inode, diag): (u64, Shared)) {
