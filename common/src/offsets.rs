@@ -189,7 +189,13 @@ pub struct Offsets {
     pub mm_program: u32,
     /// `path.dentry`
     pub path_dentry: u32,
+    /// `task_struct.thread_pid`
+    pub task_number: u32,
+    /// `pid.level`
+    pub pid_level: u32,
+    /// `pid.numbers`
+    pub pid_numbers: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 91 * 4);
+const _: () = assert!(size_of::<Offsets>() == 94 * 4);
 
 pod!(Offsets);

@@ -61,10 +61,13 @@ pub const REASON_DELEGATION: u32 = REASONS + 19;
 pub const REASON_UNSEEN: u32 = REASONS + 20;
 /// A look at a process of another session: its environment, its memory's map, its open files.
 pub const REASON_LOOK: u32 = REASONS + 21;
+/// The socket is of a class that the scope, which was narrowed since it was made, does not have any more.
+pub const REASON_NARROWED: u32 = REASONS + 22;
 
 /// Reasons that are none of the member's doing: its time or its budget is up, nobody could tell what it asked for or what it
-/// runs, the socket is one that it was given, or it looked at every process that is there.
-const NOT_ITS_DOING: [u32; 16] = [
+/// runs, the socket is one that it was given, it looked at every process that is there, or its scope
+/// was narrowed.
+const NOT_ITS_DOING: [u32; 17] = [
     REASON_EXPIRED,
     REASON_ENDED,
     REASON_UNRESOLVED,
@@ -79,6 +82,7 @@ const NOT_ITS_DOING: [u32; 16] = [
     REASON_CROSSED,
     REASON_UNSEEN,
     REASON_LOOK,
+    REASON_NARROWED,
     REASON_CHANGED,
     REASON_IDENTITY,
 ];

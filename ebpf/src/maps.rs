@@ -129,6 +129,9 @@ pub static OFFSETS: Offsets = Offsets {
     super_magic: 0,
     mm_program: 0,
     path_dentry: 0,
+    task_number: 0,
+    pid_level: 0,
+    pid_numbers: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the

@@ -21,8 +21,8 @@ use tracing::warn;
 use super::{Engine, complain, flows};
 use crate::{
     config::Attach,
-    enforce::{Look, Whose, socket_of, sockets_of},
-    evidence::CutCause,
+    enforce::{Found, Look, Whose, socket_of, sockets_of},
+    evidence::{CutCause, CutOutcome},
     kernel::{Member, open_pidfd, protocol_of, ring::Event},
     session::{Mode, SessionId},
 };
@@ -36,6 +36,8 @@ pub(super) struct Seen {
     listening: BTreeSet<u16>,
     /// A member was refused the use of one, which the kernel has marked.
     refused: bool,
+    /// Those that were destroyed, by their cookies: a datagram socket stays, bound to its port and refused.
+    destroyed: BTreeSet<u64>,
 }
 
 impl Seen {
@@ -163,14 +165,31 @@ impl Engine {
 
     fn cut_crossed(&mut self, id: SessionId) {
         self.see_again(&[id]);
+        let cut = |engine: &mut Self, confirms: bool| {
+            let Some(live) = engine.sessions.get_mut(&id) else { return };
+            let (flows, known) = (&mut live.flows, &live.crossed.destroyed);
+            let whose = Whose { session: live.reference, cgroups: Vec::new() };
+            let mut labels = || flows::labelled(&mut engine.parts.kernel);
+            let mut look = Look::new(Vec::new(), &mut labels);
+            let fails = |found: &Found| found.crossed && !known.contains(&found.socket.cookie);
+            if confirms {
+                flows.confirm(&mut engine.namespaces, &mut look, &whose, fails);
+            } else {
+                flows.cut(&mut engine.namespaces, &mut look, &whose, fails);
+            }
+        };
+        cut(self, false);
+        if self.see_left_behind(id) {
+            cut(self, false);
+        }
+        cut(self, true);
+        let seen = self.parts.config.attach == Attach::Root;
         let Some(live) = self.sessions.get_mut(&id) else { return };
-        let whose = Whose { session: live.reference, cgroups: Vec::new() };
-        let mut labels = || flows::labelled(&mut self.parts.kernel);
-        let mut look = Look::new(Vec::new(), &mut labels);
-        live.flows.cut(&mut self.namespaces, &mut look, &whose, |found| found.crossed);
-        look.again();
-        live.flows.confirm(&mut self.namespaces, &mut look, &whose, |found| found.crossed);
-        let (receipts, revision) = (flows::receipts(live.flows.take()), Some(live.revision));
+        let (mut receipts, revision) = (flows::receipts(live.flows.take()), Some(live.revision));
+        // what is not destroyed is silent where its packets are seen; elsewhere each use of it is refused, as before
+        receipts.retain(|receipt| seen || receipt.outcome != CutOutcome::Silenced);
+        let destroyed = receipts.iter().filter(|receipt| receipt.outcome == CutOutcome::Destroyed);
+        live.crossed.destroyed.extend(destroyed.map(|receipt| receipt.cookie));
         let records = flows::records(id, CutCause::Crossed, revision, &receipts);
         records.iter().for_each(|record| self.append_durable(record));
     }

@@ -10,7 +10,7 @@ use crate::{
     policy::{ExecTarget, Note, Policy},
 };
 
-/// Notes on the scripts that rules with a digest name, the first of each rule: what others than root can change, and in a
+/// Notes on rules with a digest that name a script: what others than root can change, and in a
 /// session of root's all of them.
 #[must_use]
 pub fn notes(policy: &Policy, by_root: bool) -> Vec<Note> {
@@ -22,7 +22,12 @@ pub fn notes(policy: &Policy, by_root: bool) -> Vec<Note> {
             ExecTarget::Dir(_) | ExecTarget::Class(_) => return None,
         };
         let changes = |path: &PathBuf| look::is_script(path) && (by_root || !only_root_can_replace(path));
-        let path = files.into_iter().find(changes)?.display().to_string();
+        files.iter().find(|path| changes(path))?;
+        // what a pattern matches is not everybody's to know
+        let path = match &rule.target {
+            ExecTarget::Glob(pattern) => pattern.to_string(),
+            _ => files.first()?.display().to_string(),
+        };
         Some(Note::Script { rule: rule.id.clone(), path })
     });
     notes.collect()

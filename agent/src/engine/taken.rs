@@ -127,6 +127,9 @@ impl Taken {
             return Ok(false);
         }
         self.caller.check_held(pid, process).map_err(|other| other.explained())?;
+        if has_ended(process) {
+            return Ok(false);
+        }
         match cgroup.take(pid) {
             Ok(()) => {
                 self.homes.insert(pid, home);

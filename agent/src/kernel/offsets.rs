@@ -15,7 +15,7 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// The function that programs of the hook `inode_setattr` are attached to.
 const SETATTR: &str = "bpf_lsm_inode_setattr";
 
-const TYPES: [&str; 29] = [
+const TYPES: [&str; 30] = [
     "bpf_sock_addr_kern",
     "cgroup",
     "cgroup_root",
@@ -35,6 +35,7 @@ const TYPES: [&str; 29] = [
     "msghdr",
     "net",
     "path",
+    "pid",
     "sock",
     "sock_flags",
     "socket",
@@ -150,6 +151,9 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         super_magic: at("super_block", "s_magic")?,
         mm_program: at("mm_struct", "exe_file")?,
         path_dentry: at("path", "dentry")?,
+        task_number: at("task_struct", "thread_pid")?,
+        pid_level: at("pid", "level")?,
+        pid_numbers: at("pid", "numbers")?,
     })
 }
 

@@ -27,7 +27,7 @@ pub(super) const RULES: usize = 16_384;
 const _: () = assert!(RULES < rule::PORT_REASONS as usize);
 
 /// The words for codes that are no rule's index. No rule may have such an id.
-pub(super) const REASONS: [(u32, &str); 31] = [
+pub(super) const REASONS: [(u32, &str); 32] = [
     (rule::REASON_DEFAULT, "default"),
     (rule::REASON_EXPIRED, "expired"),
     (rule::REASON_ENDED, "ended"),
@@ -50,6 +50,7 @@ pub(super) const REASONS: [(u32, &str); 31] = [
     (rule::REASON_DELEGATION, "delegation"),
     (rule::REASON_UNSEEN, "unseen-program"),
     (rule::REASON_LOOK, "look"),
+    (rule::REASON_NARROWED, "narrowed"),
     (rule::REASON_CHANGED, "changed"),
     (rule::REASON_DIGEST, "digest"),
     (rule::REASON_IDENTITY, "identity-unknown"),

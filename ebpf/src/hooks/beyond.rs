@@ -17,6 +17,7 @@ use super::{
 use crate::{
     kernel::{self, File, Task},
     session,
+    verdict::Fault,
 };
 
 /// `F_SETOWN`, `F_SETOWN_EX` (`include/uapi/asm-generic/fcntl.h`): to whom the news of a file is signalled.
@@ -112,18 +113,27 @@ fn refuse_standing(target: *mut c_void) -> bool {
     !is_own_or_within(whose) && refuse_on(&session, PRIVILEGE_SIGNAL, (process, 0), whose)
 }
 
-/// A process may have the news of its files itself. Groups, and what is named in the caller's memory, could be anybody: the
-/// number of a process in another namespace of them too.
+/// A process may have the news of its files itself, by its number on the host or in its own pid namespace. Groups, and what is named in
+/// the caller's memory, could be anybody.
 #[inline(always)]
 fn refuse_owner(command: u32, owner: u32) -> bool {
     if command != SET_OWNER && command != SET_OWNER_BY_KIND {
         return false;
     }
     let task = Task::current();
-    if command == SET_OWNER && (owner == 0 || task.tgid() == Ok(owner) || task.tid() == Ok(owner)) {
+    let is = |number: Result<u32, Fault>| number == Ok(owner);
+    if command == SET_OWNER
+        && (owner == 0 || is(task.tgid()) || is(task.tid()) || is(task.number_inside()) || is(leader_inside(task)))
+    {
         return false;
     }
     refuse_on_anybody(PRIVILEGE_SIGNAL)
+}
+
+/// The process's number in its own pid namespace.
+#[inline(always)]
+fn leader_inside(task: Task) -> Result<u32, Fault> {
+    task.leader()?.number_inside()
 }
 
 #[inline(always)]

@@ -25,18 +25,21 @@ const PACKET: u32 = 17;
 const VSOCK: u32 = 40;
 
 /// `SOCK_*`
-const STREAM: u32 = 1;
+pub const STREAM: u32 = 1;
 const DATAGRAM: u32 = 2;
 const RAW: u32 = 3;
+/// `SOCK_SEQPACKET`, `SOCK_DCCP`
+pub const SEQUENCED: u32 = 5;
+pub const DCCP_TYPE: u32 = 6;
 const OLD_PACKET: u32 = 10;
 
 /// `IPPROTO_*`
 const ICMP: u32 = 1;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
-const DCCP: u32 = 33;
+pub const DCCP: u32 = 33;
 const ICMPV6: u32 = 58;
-const SCTP: u32 = 132;
+pub const SCTP: u32 = 132;
 const UDPLITE: u32 = 136;
 const MPTCP: u32 = 262;
 

@@ -5,7 +5,7 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use tipstaff_common::privilege::{AGENT_FILES, MOUNTED, PRIVILEGE_MOUNT, WHOLE};
 
 use super::{
-    own_files::refuse_over,
+    own_files::{refuse_over, refuse_within},
     privilege::{protect, refuse, refuse_in},
 };
 use crate::{kernel, maps::PROTECTED, session};
@@ -37,7 +37,7 @@ pub fn sb_remount(_context: LsmContext) -> i32 {
 }
 
 /// HOOK: `sb_pivotroot(const struct path *old_path, const struct path *new_path)`, LSM since 5.7; where the old root is
-/// mounted, and what is the new one.
+/// mounted, and what is the new one, which nothing is put over. Sandboxes name one place as both, and unmount the old root.
 #[lsm(hook = "sb_pivotroot")]
 pub fn sb_pivotroot(context: LsmContext) -> i32 {
     let (old, new) = (context.arg::<*const u8>(0) as u64, context.arg::<*const u8>(1) as u64);
@@ -67,7 +67,13 @@ fn refuse_mount(over: u64) -> bool {
 #[inline(always)]
 fn refuse_pivot(old: u64, new: u64) -> bool {
     let Some(session) = session::of_current_often() else { return false };
-    refuse_in(&session, PRIVILEGE_MOUNT, (0, 0)) || refuse_over(&session, old) || refuse_over(&session, new)
+    refuse_in(&session, PRIVILEGE_MOUNT, (0, 0))
+        || if are_one_place(old, new) { refuse_within(&session, old) } else { refuse_over(&session, old) }
+}
+
+#[inline(always)]
+fn are_one_place(one: u64, other: u64) -> bool {
+    matches!((kernel::entry_of_path(one), kernel::entry_of_path(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// What the pins are in nobody of a session takes off, in its own mount namespace neither.

@@ -276,6 +276,14 @@ pub fn refuse_over(session: &Session, path: u64) -> bool {
     refuse_marked(session, mark(entry)) || refuse_above(session, entry)
 }
 
+/// As [`refuse_over`], not over what is above the agent's own.
+#[inline(always)]
+pub fn refuse_within(session: &Session, path: u64) -> bool {
+    let Ok(entry) = kernel::entry_of_path(path) else { return protect(session, AGENT_FILES, (0, 0), false) };
+    refuse_marked(session, mark(entry))
+        || (mark_itself(entry) == MOUNTED && protect(session, AGENT_FILES, (0, 0), false))
+}
+
 /// Whether the agent's own is found by way of this folder, which nothing takes the place of.
 #[inline(always)]
 fn refuse_above(session: &Session, entry: Dentry) -> bool {

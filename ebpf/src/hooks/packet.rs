@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use tipstaff_common::{
     event::{Connect, KIND_CONNECT, VIA_ACCEPT, VIA_LISTEN, VIA_PACKET},
-    rule::{ALLOW, DENY, REASON_BUDGET_EGRESS, REASON_DEFAULT, REASON_FAMILY},
+    rule::{ALLOW, DENY, REASON_BUDGET_EGRESS, REASON_DEFAULT, REASON_NARROWED},
     session::{MODE_OBSERVE, PolicyEntry},
     socket::{SOCKET_BEFORE, SOCKET_OF_CLASS, SOCKET_PASSIVE, SOCKET_SERVES, SPENT_ANY, SPENT_DATA, SocketLabel},
 };
@@ -83,7 +83,7 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
         // the kernel makes the sockets under one of MPTCP itself, and connects and listens with them where no program
         // that labels is asked: a worker's connect, a listener on a port that the kernel chose
         if !pointer.is_null() && session.phase == Phase::Live {
-            label = socket::give(pointer.cast(), &session, 0);
+            label = socket::give(pointer.cast(), &session, of_class(context));
         }
         session
     } else {
@@ -105,24 +105,40 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
     }
 }
 
+/// Type and protocol of the packet's socket; zeros where there is no full one.
+#[inline(always)]
+fn kind(context: &SkBuffContext) -> (u32, u32) {
+    // SAFETY: as in `drop`.
+    let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.skb.skb).__bindgen_anon_2.sk) };
+    if pointer.is_null() {
+        return (0, 0);
+    }
+    // SAFETY: the helper takes what the verifier knows as a socket; null where it is no full one.
+    let full = unsafe { bpf_sk_fullsock(pointer) };
+    if full.is_null() {
+        return (0, 0);
+    }
+    // SAFETY: not null. VERIFIER: as in `drop`.
+    unsafe {
+        (core::ptr::read_volatile(&raw const (*full).type_), core::ptr::read_volatile(&raw const (*full).protocol))
+    }
+}
+
+/// The flag for a socket that was accepted by SCTP or DCCP. Raw ones that the kernel makes for a namespace tell others that nobody
+/// is there, whatever members may make.
+#[inline(always)]
+fn of_class(context: &SkBuffContext) -> u32 {
+    match kind(context) {
+        (class::STREAM | class::SEQUENCED | class::DCCP_TYPE, class::SCTP | class::DCCP) => SOCKET_OF_CLASS,
+        _ => 0,
+    }
+}
+
 impl Flow<'_> {
-    /// Type and protocol of the packet's socket; zeros where there is no full one.
+    /// See [`kind`].
     #[inline(always)]
     fn kind(&self) -> (u32, u32) {
-        // SAFETY: as in `drop`.
-        let pointer = unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).__bindgen_anon_2.sk) };
-        if pointer.is_null() {
-            return (0, 0);
-        }
-        // SAFETY: the helper takes what the verifier knows as a socket; null where it is no full one.
-        let full = unsafe { bpf_sk_fullsock(pointer) };
-        if full.is_null() {
-            return (0, 0);
-        }
-        // SAFETY: not null. VERIFIER: as in `drop`.
-        unsafe {
-            (core::ptr::read_volatile(&raw const (*full).type_), core::ptr::read_volatile(&raw const (*full).protocol))
-        }
+        kind(self.context)
     }
 
     /// Whether the packet is of a stream of TCP, and says no more than that the connection is gone.
@@ -239,15 +255,16 @@ impl Flow<'_> {
         }
         let peer = if self.out { packet.destination() } else { packet.source() };
         let mark = socket::fingerprint(&peer, policy.revision);
+        // before what is remembered: a message with an address was judged by that alone
+        if self.is_of_class_no_more(policy) {
+            return self.refuse(packet, &peer, VIA_PACKET, Decision::deny(REASON_NARROWED), mark);
+        }
         // SAFETY: points into the socket's storage.
         if !self.label.is_null() && unsafe { (*self.label).judged } == mark {
             return false;
         }
         if self.is_called(packet) {
             return self.refuse_unless_visitor(policy, packet, Decision::deny(REASON_DEFAULT), mark);
-        }
-        if self.is_of_class_no_more(policy) {
-            return self.refuse(packet, &peer, VIA_PACKET, Decision::deny(REASON_FAMILY), mark);
         }
         match rules::to_destination(policy, &peer, mark) {
             Ok(decision) if decision.verdict == ALLOW => {

@@ -11,9 +11,9 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use tipstaff_common::{
     event::{ACT_CREATE, ACT_OPTION, ACT_USE, VIA_BIND, VIA_CONNECT, VIA_LISTEN, VIA_SEND},
     label::TREE,
-    rule::{DENY, REASON_DEFAULT, REASON_OPTION},
+    rule::{DENY, REASON_DEFAULT, REASON_FAMILY, REASON_NARROWED, REASON_OPTION},
     session::{HAS_LISTEN_RULES, MODE_ENFORCE},
-    socket::{SOCKET_BEFORE, SOCKET_PASSIVE, SPENT_DATA, SocketLabel},
+    socket::{SOCKET_BEFORE, SOCKET_OF_CLASS, SOCKET_PASSIVE, SPENT_DATA, SocketLabel},
 };
 
 use super::{
@@ -162,7 +162,9 @@ fn adopt_accepted(sock: *mut c_void) {
     let Some(session) = session::of_current_often() else { return };
     // of a listener from before an attachment: its peer came in, and each use asks whether it may
     let before = if session.flags & TREE != 0 { SOCKET_BEFORE } else { unseen_by_packets(&session, sock) };
-    if socket::give(sock, &session, SOCKET_PASSIVE | before).is_null() {
+    let (family, kind, protocol) = describe(sock);
+    let of_class = if class::class(family, kind, protocol) == 0 { 0 } else { SOCKET_OF_CLASS };
+    if socket::give(sock, &session, SOCKET_PASSIVE | before | of_class).is_null() {
         session.count_fault();
     }
 }
@@ -346,7 +348,7 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
     }
     let family = Sock(sock as u64).family();
     if family != Ok(INET) && family != Ok(INET6) {
-        return refuse_class(&session, sock);
+        return refuse_class(&session, sock, label);
     }
     // SAFETY: points into the socket's storage.
     let spent =
@@ -366,18 +368,39 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
 /// A socket of another family than the Internet's sends no more where none of its class may be made any more, since the scope
 /// was narrowed; those of the Internet are told by their packets.
 #[inline(always)]
-fn refuse_class(session: &Session, sock: *mut c_void) -> bool {
+fn refuse_class(session: &Session, sock: *mut c_void, label: *mut SocketLabel) -> bool {
     if !is_judged(sock) {
         return false;
     }
     let (family, kind, protocol) = describe(sock);
-    let decision = class::judge(session, family, kind, protocol);
-    if decision.is_allow() {
+    let mut decision = class::judge(session, family, kind, protocol);
+    // an end is said above
+    if decision.rule != REASON_FAMILY || decision.is_allow() {
         return false;
     }
+    decision.rule = REASON_NARROWED;
     let decision = settle(decision, session);
-    report_act(session, ACT_USE, (family, kind, protocol), (0, 0), decision);
+    // what only observes lets each message go, and tells of one
+    if decision.refuses() || is_news(session, label, protocol) {
+        report_act(session, ACT_USE, (family, kind, protocol), (0, 0), decision);
+    }
     decision.refuses()
+}
+
+/// Whether nothing was told yet of such a socket under this revision.
+#[inline(always)]
+fn is_news(session: &Session, label: *mut SocketLabel, protocol: u32) -> bool {
+    let Ok(policy) = rules::policy(session) else { return true };
+    if label.is_null() || !kernel::speaks() {
+        return true;
+    }
+    let mark = socket::fingerprint(&Target { address: [0; 16], port: 0, protocol: protocol as u8 }, policy.revision);
+    // SAFETY: points into the socket's storage.
+    unsafe {
+        let before = (*label).refused;
+        (*label).refused = mark;
+        before != mark
+    }
 }
 
 #[inline(always)]

@@ -40,6 +40,16 @@ impl Task {
         read(self.0, offset_of!(Offsets, task_leader)).map(Self)
     }
 
+    /// The thread's number in its own pid namespace.
+    #[inline(always)]
+    pub fn number_inside(self) -> Result<u32, Fault> {
+        /// `sizeof(struct upid)`, whose first field is the number.
+        const EACH: u64 = 16;
+        let pid: u64 = read(self.0, offset_of!(Offsets, task_number))?;
+        let level: u32 = read(pid, offset_of!(Offsets, pid_level))?;
+        read(pid.wrapping_add(u64::from(level) * EACH), offset_of!(Offsets, pid_numbers))
+    }
+
     /// The thread that made it, or who took it in since.
     #[inline(always)]
     pub fn parent(self) -> Result<Self, Fault> {

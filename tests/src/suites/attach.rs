@@ -12,7 +12,10 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::scene::{Fifo, only, refusal, refused_exec, report};
+use super::{
+    scene::{Fifo, only, refusal, refused_exec, report},
+    sockets::FAMILIES,
+};
 use crate::harness::{
     bpf::{Map, pidfd},
     launch::bare,
@@ -219,14 +222,16 @@ fn holds(s: &mut Sandbox) -> Result<()> {
         s.cli(&["end", &session])?.ended(0)?;
         s.session_ended(&session, "operator")?;
     }
-    let open = Server::tcp("127.0.0.1")?;
-    let pid = s.file("pid");
-    let running = workload(s, &member, &format!("open 1 tcp {} pid {pid} idle", open.words()))?;
-    s.pid_in(&pid)?;
-    let policy = s.policy(&scope(&open, "127.0.0.1/32").spec("attach: { sockets: refuse }"))?;
-    let refused = s.cli(&["attach", "--policy", &policy, "--pid", &running.pid().to_string()])?;
-    refused.ended(3)?.complained(&["holds a tcp socket", &open.address(), "refuses that"])?;
-    ensure!(!gone(running.pid()), "who was refused was ended");
+    for (address, prefix) in [four, six] {
+        let open = Server::tcp(address)?;
+        let pid = s.file("pid");
+        let running = workload(s, &member, &format!("open 1 tcp {} pid {pid} idle", open.words()))?;
+        s.pid_in(&pid)?;
+        let policy = s.policy(&scope(&open, prefix).spec("attach: { sockets: refuse }"))?;
+        let refused = s.cli(&["attach", "--policy", &policy, "--pid", &running.pid().to_string()])?;
+        refused.ended(3)?.complained(&["holds a tcp socket", &open.address(), "refuses that"])?;
+        ensure!(!gone(running.pid()), "who was refused was ended");
+    }
     Ok(())
 }
 
@@ -267,14 +272,22 @@ fn elsewhere(s: &mut Sandbox) -> Result<()> {
 /// in; who came in before, or comes now to a listener from before, is answered.
 fn kept(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let member = s.program("member")?;
-    let (open, closed) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    s.program("member")?;
+    for (ip, prefix) in FAMILIES {
+        kept_by(s, ip, prefix).with_context(|| format!("by {ip}"))?;
+    }
+    Ok(())
+}
+
+fn kept_by(s: &Sandbox, ip: &str, prefix: &str) -> Result<()> {
+    let member = format!("{}/member", s.bin());
+    let (open, closed) = (Server::tcp(ip)?, Server::tcp(ip)?);
     let (pids, answers) = ([s.file("pid"), s.file("pid"), s.file("pid")], [s.file("answers"), s.file("answers")]);
     let (port, said) = (s.file("port"), s.file("answers"));
     let mut fifos = [Fifo::new(s)?, Fifo::new(s)?, Fifo::new(s)?];
     let line = format!(
         "background pid {} report {} hold {} {} + background pid {} report {} hold {} {} \
-         + background report {said} answer 127.0.0.1 {port} {} + pid {} idle",
+         + background report {said} answer {ip} {port} {} + pid {} idle",
         pids[0],
         answers[0],
         open.words(),
@@ -293,10 +306,11 @@ fn kept(s: &mut Sandbox) -> Result<()> {
     let port = until("the member to listen", patience(), || {
         Ok(fs::read_to_string(&port).ok().and_then(|text| text.parse::<u16>().ok()))
     })?;
-    let call = || TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), patience());
+    let to = SocketAddr::new(ip.parse()?, port);
+    let call = || TcpStream::connect_timeout(&to, patience());
     let mut before = call()?;
     until("both connections", patience(), || Ok((open.received() == b"a" && closed.received() == b"a").then_some(())))?;
-    let policy = only(&member).to("open", "127.0.0.1/32", open.port()).listening();
+    let policy = only(&member).to("open", prefix, open.port()).listening();
     let policy = s.policy(&policy.spec("attach: { sockets: keep }"))?;
     let session = session_of(&attach(s, &policy, running.pid())?)?;
     fifos.iter_mut().try_for_each(Fifo::wake)?;
@@ -312,6 +326,11 @@ fn kept(s: &mut Sandbox) -> Result<()> {
     if s.tier == Tier::Full {
         let crossed = |r: &Value| r["session"] == session && r["type"] == "socket" && r["rule"] == "crossed-socket";
         s.wait_evidence("the refusal", crossed)?;
+        closed.reset(1)?;
+        let cut = |r: &Value| r["session"] == session && r["type"] == "flows-cut" && r["cause"] == "crossed";
+        let cut = s.wait_evidence("the end of that socket", cut)?;
+        let receipts = cut["sockets"].as_array().map_or(&[][..], Vec::as_slice);
+        ensure!(receipts.len() == 1 && receipts[0]["to"] == closed.address(), "{cut}");
         ensure!(closed.received() == b"a", "the server out of scope received {:?}", closed.received());
     }
     s.cli(&["end", &session])?.ended(0)?;

@@ -100,16 +100,18 @@ fn class_goes(s: &mut Sandbox) -> Result<()> {
     own_network(&[])?;
     crate::harness::capture::set("ipv4/ping_group_range", "0 2147483647")?;
     let wire = Capture::new()?;
-    let classes = if s.tier == Tier::Full { &["ping", "raw", "packet"][..] } else { &["ping", "raw"] };
+    let all = ["ping", "raw", "ping-to", "raw-to", "packet"];
+    let classes = &all[..if s.tier == Tier::Full { 5 } else { 4 }];
     for (class, (address, prefix)) in classes.iter().flat_map(|class| FAMILIES.map(|family| (class, family))) {
         for kept in [false, true] {
             let reaching = only(&member).to("server", prefix, "");
             let allowing = |list: &str| reaching.clone().scope(format!("sockets: {{ allow: [{list}] }}"));
-            let narrower = if kept { allowing(class) } else { allowing("") };
+            let word = class.trim_end_matches("-to");
+            let narrower = if kept { allowing(word) } else { allowing("") };
             let (narrower, mut fifo) = (s.policy(&narrower)?, Fifo::new(s)?);
             let line = format!("hold-class {class} {address} {}", fifo.path);
             wire.left()?;
-            let running = s.run(&s.policy(&allowing(&format!("{class}, sctp")))?, &member, &line)?;
+            let running = s.run(&s.policy(&allowing(&format!("{word}, sctp")))?, &member, &line)?;
             let session = running.session(s)?;
             until("the first message", patience(), || Ok((running.said() == "ok\n").then_some(())))?;
             s.cli(&["narrow", &session, "--policy", &narrower])?.ended(0)?;
@@ -123,7 +125,7 @@ fn class_goes(s: &mut Sandbox) -> Result<()> {
             if !kept {
                 ensure!(*class != "packet" || finished.stdout == "ok\nerrno 1", "{what}");
                 let kind = if *class == "packet" { "socket" } else { "connect" };
-                said(s, &session, kind, "socket-class")?;
+                said(s, &session, kind, "narrowed")?;
             }
             s.session_ended(&session, "completed")?;
         }

@@ -123,6 +123,10 @@ fn others(s: &mut Sandbox) -> Result<()> {
     let mut own = on("self").to_vec();
     own.push("nest act freeze-none".to_owned());
     answers(&only(&member), &own)?.0.said(&vec!["ok"; own.len()].join("\n"))?;
+    // by its own number in a pid namespace too
+    let inside = ["unshare pid act owner self fcntl 23".to_owned()];
+    let said = answers(&only(&member), &inside)?.0.stdout;
+    ensure!(said.starts_with("ok\n"), "its own, by its number in a pid namespace: {said}");
     // who may signal others may not touch the agent
     let (finished, session) = answers(&only(&member).kind("breakglass"), &on(&s.agent_pid()?.to_string())[..2])?;
     finished.said("errno 1\nerrno 1")?;
@@ -349,7 +353,9 @@ fn places(s: &mut Sandbox) -> Result<()> {
     // all that is the agent's is in it, and what is the tests' too
     let above = parent(&runtime)?;
     let folders = [runtime, parent(&log)?, s.pins().to_owned(), parent(s.pins())?, above.clone(), "/".into()];
-    let mut tried: Vec<String> = folders.iter().flat_map(|folder| acts(&OVER, folder)).collect();
+    // who pivots to a place and has the old root there too, as sandboxes do with `/`, puts nothing over it
+    let ways = |folder: &PathBuf| if *folder == above || *folder == Path::new("/") { &OVER[..2] } else { &OVER };
+    let mut tried: Vec<String> = folders.iter().flat_map(|folder| acts(ways(folder), folder)).collect();
     tried.extend(acts(&OVER[..2], &log));
     tried.extend(acts(&["rename", "rmdir"], &above));
     for policy in [only(&member).kind("operator"), only(&member).kind("breakglass").observe()] {
@@ -375,6 +381,10 @@ fn places(s: &mut Sandbox) -> Result<()> {
     let (finished, session) = tried_in(s, &only(&member).kind("operator"), &member, &other)?;
     finished.said(&vec!["ok"; other.len()].join("\n"))?;
     ensure!(recorded(s, &session)?.is_empty(), "what is free is recorded");
+    let (finished, session) = tried_in(s, &only(&member).kind("operator"), &member, &acts(&["pivot-over"], &above))?;
+    // it is no file system of its own
+    finished.said("errno 22")?;
+    ensure!(recorded(s, &session)?.is_empty(), "who pivots above the agent's folders is recorded");
     // it is where it was, and answers
     s.json(&["status"]).map(drop)
 }

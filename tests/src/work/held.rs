@@ -16,7 +16,7 @@ use nix::{
 };
 
 use super::{
-    network::connect_to,
+    network::{connect_to, send_bytes},
     raw, say,
     ways::{echo, made, ping},
 };
@@ -24,24 +24,29 @@ use super::{
 /// A protocol that nobody has (RFC 3692).
 const EXPERIMENT: i32 = 253;
 
-/// `hold-class ping|raw|packet ADDRESS FIFO`: makes a socket of the class, sends `first-message` by it to the address (by `packet` on
+/// `hold-class ping|raw|packet[-to] ADDRESS FIFO`: makes a socket of the class, which it connects unless each message is `-to` the address, sends `first-message` by it to the address (by `packet` on
 /// loopback whatever the address is), and when the FIFO can be read `second-message`.
 pub(super) fn hold_class(words: &[&str]) -> Result<u8> {
     let [class, ip, fifo] = words else { bail!("hold-class takes a class, an address and a FIFO") };
     let to = SocketAddr::new(ip.parse()?, 0);
-    let socket = match *class {
+    let (class, named) = class.split_once('-').map_or((*class, false), |(class, _)| (class, true));
+    let socket = match class {
         "ping" => ping(&to)?,
         "raw" => made(&to, libc::SOCK_RAW, EXPERIMENT)?,
         "packet" => frames()?,
         _ => bail!("there is no class {class:?} to be held"),
     };
-    if *class != "packet" {
+    if class != "packet" && !named {
         connect_to(&socket, &to)?;
     }
-    let send = |mark: &str| match *class {
-        "ping" => whole(&socket, &echo(&to, mark.as_bytes())),
+    let whole = |bytes: &[u8]| match named {
+        true => send_bytes(&socket, &to, bytes, MsgFlags::empty()),
+        false => whole(&socket, bytes),
+    };
+    let send = |mark: &str| match class {
+        "ping" => whole(&echo(&to, mark.as_bytes())),
         "packet" => frame(&socket, mark.as_bytes()),
-        _ => whole(&socket, mark.as_bytes()),
+        _ => whole(mark.as_bytes()),
     };
     say(send("first-message"));
     File::open(fifo)?.read_exact(&mut [0])?;
