@@ -73,9 +73,9 @@ mod tests {
         ];
         assert_eq!(notes(&policy(&rules, true), true), []);
         assert_eq!(check(&policy(&rules, true), true).unwrap(), Vec::<String>::new());
-        for target in [format!("path: {}", script.display()), format!("glob: \"{}/*\"", dir.path().display())] {
-            let rules = [format!("{{ {target}, {digest}, id: pinned }}")];
-            let note = Note::Script { rule: "pinned".into(), path: script.display().to_string() };
+        for (key, path) in [("path", script.display().to_string()), ("glob", format!("{}/*", dir.path().display()))] {
+            let rules = [format!("{{ {key}: \"{path}\", {digest}, id: pinned }}")];
+            let note = Note::Script { rule: "pinned".into(), path };
             assert_eq!(notes(&policy(&rules, false), true), std::slice::from_ref(&note));
             assert_eq!(check(&policy(&rules, false), true).unwrap(), [note.to_string()]);
             let refused = check(&policy(&rules, true), true).unwrap_err().to_string();
