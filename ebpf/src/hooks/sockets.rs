@@ -374,11 +374,12 @@ fn refuse_class(session: &Session, sock: *mut c_void, label: *mut SocketLabel) -
     }
     let (family, kind, protocol) = describe(sock);
     let mut decision = class::judge(session, family, kind, protocol);
-    // an end is said above
-    if decision.rule != REASON_FAMILY || decision.is_allow() {
+    if decision.is_allow() {
         return false;
     }
-    decision.rule = REASON_NARROWED;
+    if decision.rule == REASON_FAMILY {
+        decision.rule = REASON_NARROWED;
+    }
     let decision = settle(decision, session);
     // what only observes lets each message go, and tells of one
     if decision.refuses() || is_news(session, label, protocol) {
