@@ -80,15 +80,6 @@ pub fn serves(label: *mut SocketLabel) {
     }
 }
 
-/// Notes that a socket which is not `bound` takes any port.
-#[inline(always)]
-pub fn serves_no_more(label: *mut SocketLabel, bound: bool) {
-    if !bound && !label.is_null() {
-        // SAFETY: points into a socket's storage.
-        unsafe { (*label).flags &= !SOCKET_SERVES };
-    }
-}
-
 /// Notes that a socket connects: from here on its peer is one that it went to, whatever it did before.
 #[inline(always)]
 pub fn goes_out(label: *mut SocketLabel) {

@@ -47,7 +47,7 @@ pub fn step_out(cgroup: &Path) -> io::Result<()> {
             .and_then(|mut procs| write!(procs, "{own}"))
         {
             Ok(()) if !is_inside() => {
-                warn!("the agent was moved to {}, and is out of it again", cgroup.display());
+                warn!("the agent was moved to {}, and is out of it again, in {}", cgroup.display(), place.display());
                 return Ok(());
             }
             Ok(()) => {}

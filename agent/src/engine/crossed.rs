@@ -36,8 +36,9 @@ pub(super) struct Seen {
     listening: BTreeSet<u16>,
     /// A member was refused the use of one, which the kernel has marked.
     refused: bool,
-    /// Those that were destroyed, by their cookies: a datagram socket stays, bound to its port and refused.
-    destroyed: BTreeSet<u64>,
+    /// Those that have a receipt, by their cookies: a datagram socket stays, bound to its port and refused, and so does what the kernel
+    /// cannot destroy.
+    told: BTreeSet<u64>,
 }
 
 impl Seen {
@@ -167,7 +168,7 @@ impl Engine {
         self.see_again(&[id]);
         let cut = |engine: &mut Self, confirms: bool| {
             let Some(live) = engine.sessions.get_mut(&id) else { return };
-            let (flows, known) = (&mut live.flows, &live.crossed.destroyed);
+            let (flows, known) = (&mut live.flows, &live.crossed.told);
             let whose = Whose { session: live.reference, cgroups: Vec::new() };
             let mut labels = || flows::labelled(&mut engine.parts.kernel);
             let mut look = Look::new(Vec::new(), &mut labels);
@@ -188,8 +189,7 @@ impl Engine {
         let (mut receipts, revision) = (flows::receipts(live.flows.take()), Some(live.revision));
         // what is not destroyed is silent where its packets are seen; elsewhere each use of it is refused, as before
         receipts.retain(|receipt| seen || receipt.outcome != CutOutcome::Silenced);
-        let destroyed = receipts.iter().filter(|receipt| receipt.outcome == CutOutcome::Destroyed);
-        live.crossed.destroyed.extend(destroyed.map(|receipt| receipt.cookie));
+        live.crossed.told.extend(receipts.iter().map(|receipt| receipt.cookie));
         let records = flows::records(id, CutCause::Crossed, revision, &receipts);
         records.iter().for_each(|record| self.append_durable(record));
     }

@@ -133,12 +133,6 @@ fn refuse(context: &SockAddrContext, target: &Target, via: u8) -> bool {
         Err(_) => return !kernel::is_confined(),
     };
     if via == VIA_BIND && target.port == 0 {
-        if !pointer.is_null() {
-            // it is not bound yet: what it asked for before it did not get
-            // SAFETY: not null. VERIFIER: volatile, of the field's own width.
-            let bound = unsafe { core::ptr::read_volatile(&raw const (*pointer).src_port) } != 0;
-            socket::serves_no_more(socket::label(pointer.cast()), bound);
-        }
         return false; // the kernel chooses a port: that is how a client begins, and a listener is judged when it listens
     }
     let (mut flags, mut gives) = (0, true);

@@ -124,10 +124,19 @@ fn kind(context: &SkBuffContext) -> (u32, u32) {
     }
 }
 
-/// The flag for a socket that was accepted by SCTP or DCCP. Raw ones that the kernel makes for a namespace tell others that nobody
-/// is there, whatever members may make.
+/// The flag for a socket that was accepted by SCTP or DCCP. Those that the kernel makes for a namespace are bound to no port: they
+/// tell others that nobody is there, whatever members may make.
 #[inline(always)]
 fn of_class(context: &SkBuffContext) -> u32 {
+    // SAFETY: as in `drop`.
+    let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.skb.skb).__bindgen_anon_2.sk) };
+    if pointer.is_null() {
+        return 0;
+    }
+    // SAFETY: not null. VERIFIER: as in `drop`.
+    if unsafe { core::ptr::read_volatile(&raw const (*pointer).src_port) } == 0 {
+        return 0;
+    }
     match kind(context) {
         (class::STREAM | class::SEQUENCED | class::DCCP_TYPE, class::SCTP | class::DCCP) => SOCKET_OF_CLASS,
         _ => 0,
@@ -257,6 +266,8 @@ impl Flow<'_> {
         let mark = socket::fingerprint(&peer, policy.revision);
         // before what is remembered: a message with an address was judged by that alone
         if self.is_of_class_no_more(policy) {
+            // it is told once of a socket, whomever it sends to
+            let mark = socket::fingerprint(&Target { address: [0; 16], port: 0, ..peer }, policy.revision);
             return self.refuse(packet, &peer, VIA_PACKET, Decision::deny(REASON_NARROWED), mark);
         }
         // SAFETY: points into the socket's storage.

@@ -222,7 +222,7 @@ fn read_target(sock: *mut c_void, address: Address, target: &mut Target) -> Resu
     Ok(true)
 }
 
-/// Whether a program on a cgroup sees this connect, send or bind: by where the socket was made, unless it sees all of them, and
+/// Whether a program on a cgroup sees this connect, send or bind of the Internet families: by where the socket was made, unless it sees all of them, and
 /// its type and protocol (measured: raw, of whatever protocol, and SCTP are not seen). Of UDP-Lite a connect is not, of ping only that
 /// is (`pre_connect` of `udplite_prot` and `ping_prot`, since 6.1).
 #[inline(always)]
@@ -233,7 +233,11 @@ fn seen_by_cgroup(sock: *mut c_void, via: u8) -> bool {
     const MPTCP: u16 = 262;
     const PING: [u16; 2] = [1, 58];
     let sock = Sock(sock as u64);
-    let (Ok(kind), Ok(protocol)) = (sock.kind(), sock.protocol()) else { return false };
+    let (Ok(family), Ok(kind), Ok(protocol)) = (sock.family(), sock.kind(), sock.protocol()) else { return false };
+    // other families have numbers of their own
+    if family != INET && family != INET6 {
+        return false;
+    }
     let connects = via == VIA_CONNECT;
     let seen = protocol == TCP || protocol == UDP || protocol == MPTCP || (protocol == UDP_LITE && !connects);
     if kind == RAW || !(seen || (connects && (protocol == PING[0] || protocol == PING[1]))) {

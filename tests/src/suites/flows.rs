@@ -167,6 +167,14 @@ fn accepted(s: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
+/// Servers in the network namespace of a process, each of which a member calls once it is told by the file.
+fn both_within(inside: u32, address: &str, ports: [u16; 2], go: &str) -> Result<[Server; 2]> {
+    let servers = [Server::tcp_within(inside, address, ports[0])?, Server::tcp_within(inside, address, ports[1])?];
+    std::fs::write(go, "")?;
+    servers.iter().try_for_each(|server| server.accepted(1))?;
+    Ok(servers)
+}
+
 /// A member that made a network namespace of its own has its flows in there destroyed too, by a narrower scope and at the
 /// end.
 fn namespace(s: &mut Sandbox) -> Result<()> {
@@ -181,11 +189,7 @@ fn namespace(s: &mut Sandbox) -> Result<()> {
         let running = s.run(&s.policy(&policy.privileges("capabilities"))?, &member, &line)?;
         let session = running.session(s)?;
         let inside = s.pid_in(&pid)?;
-        let goes = Server::tcp_within(inside, address, PORTS[0])?;
-        let stays = Server::tcp_within(inside, address, PORTS[1])?;
-        std::fs::write(&go, "")?;
-        goes.accepted(1)?;
-        stays.accepted(1)?;
+        let [goes, stays] = both_within(inside, address, PORTS, &go)?;
         let home = s.records(&session, "session-start")?[0]["context"]["namespaces"]["net"].clone();
         let elsewhere = |receipts: &[Value]| {
             let here = receipts.iter().find(|r| r["netns"] == home);
@@ -230,11 +234,7 @@ fn left_behind(s: &mut Sandbox) -> Result<()> {
         s.signal_agent(Signal::SIGSTOP)?;
         fifo.wake()?;
         let inside = s.pid_in(&pid)?;
-        let goes = Server::tcp_within(inside, address, PORTS[0])?;
-        let stays = Server::tcp_within(inside, address, PORTS[1])?;
-        std::fs::write(&go, "")?;
-        goes.accepted(1)?;
-        stays.accepted(1)?;
+        let [goes, stays] = both_within(inside, address, PORTS, &go)?;
         until("the member to be back", patience(), || Ok(std::fs::exists(&back)?.then_some(())))?;
         s.signal_agent(Signal::SIGCONT)?;
         s.cli(&["narrow", &session, "--remove", "goes"])?.ended(0)?;

@@ -33,6 +33,13 @@ pub(super) const TESTS: &[Test] = &[
     Test::sharing("sockets::answers-take-a-rule-for-the-way-out", WHEREVER, answered),
 ];
 
+/// The port that a member writes to a file.
+fn port_in(file: &str) -> Result<u16> {
+    until("the member's port", patience(), || {
+        Ok(fs::read_to_string(file).ok().and_then(|text| text.parse::<u16>().ok()))
+    })
+}
+
 fn bind_and_listen(s: &mut Sandbox) -> Result<()> {
     s.start()?;
     let member = s.program("member")?;
@@ -88,9 +95,7 @@ fn inbound(s: &mut Sandbox) -> Result<()> {
             let line = format!("serve {address} {file} fifo {} nothing", fifo.path);
             let running = s.run(&s.policy(&policy)?, &member, &line)?;
             let session = running.session(s)?;
-            let port = until("the member to listen", patience(), || {
-                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-            })?;
+            let port = port_in(&file)?;
             let to = std::net::SocketAddr::new(address.parse()?, port);
             wire.left()?;
             let wait = if rule.is_some() { patience() } else { Duration::from_millis(700) };
@@ -134,9 +139,7 @@ fn everywhere(s: &mut Sandbox) -> Result<()> {
                 s.wait_evidence("the refusal", |r| r["session"] == session && r["via"] == "listen")?;
                 continue;
             }
-            let port = until("the member to listen", patience(), || {
-                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-            })?;
+            let port = port_in(&file)?;
             let to = std::net::SocketAddr::new(ip.parse()?, port);
             let wait = if comes { patience() } else { Duration::from_millis(700) };
             let came = TcpStream::connect_timeout(&to, wait).and_then(|mut stream| stream.read_exact(&mut [0; 3]));
@@ -164,9 +167,7 @@ fn no_listener(s: &Sandbox, member: &str, address: &str) -> Result<()> {
         running.wait()?.complained(&["Operation not permitted"])?;
         ensure!(!std::path::Path::new(&file).exists(), "the member listens");
     } else {
-        let port = until("the member to listen", patience(), || {
-            Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-        })?;
+        let port = port_in(&file)?;
         let to = std::net::SocketAddr::new(address.parse()?, port);
         ensure!(TcpStream::connect_timeout(&to, Duration::from_millis(700)).is_err(), "{to} was reached");
         s.cli(&["end", &session])?.ended(0)?;
@@ -196,9 +197,7 @@ fn datagrams(s: &mut Sandbox) -> Result<()> {
             let file = s.file("port");
             let running = s.run(&s.policy(&policy)?, &member, &format!("hear {file} {address} {}", to.port()))?;
             let session = running.session(s)?;
-            let port = until("the member's port", patience(), || {
-                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-            })?;
+            let port = port_in(&file)?;
             outsider.send_to(b"outside", (address, port))?;
             asked.send_to(b"in", (address, port))?;
             running.wait()?.said(heard)?;
@@ -232,9 +231,7 @@ fn serving(s: &mut Sandbox) -> Result<()> {
             let line = format!("hear-serving {file} {} {address} {}", fifo.path, asked.local_addr()?.port());
             let running = s.run(&s.policy(&policy)?, &member, &line)?;
             let session = running.session(s)?;
-            let port = until("the member's port", patience(), || {
-                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-            })?;
+            let port = port_in(&file)?;
             // from an address that may be sent to, and nobody asked
             asked.send_to(b"unasked", (address, port))?;
             if heard == "received 2" {
@@ -310,9 +307,7 @@ fn answered(s: &mut Sandbox) -> Result<()> {
             let (caller, file) = (UdpSocket::bind((address, 0))?, s.file("port"));
             let running = s.run(&s.policy(policy)?, &member, &format!("echo {file} {address} {way}"))?;
             let session = running.session(s)?;
-            let port = until("the member's port", patience(), || {
-                Ok(fs::read_to_string(&file).ok().and_then(|text| text.parse::<u16>().ok()))
-            })?;
+            let port = port_in(&file)?;
             caller.send_to(b"ask", (address, port))?;
             let (told, verdict) = if rule.is_ok() { ("ok", "allow") } else { ("errno 1", "deny") };
             running.wait()?.said(told).with_context(|| format!("{way}, {rule:?}, {address}"))?;

@@ -145,6 +145,7 @@ fn agent_taken_in(s: &mut Sandbox) -> Result<()> {
             let own = moves.iter().filter(|r| r["pid"] == agent && r["joined"] == false);
             Ok((own.count() >= times && home()? == before).then_some(()))
         })
+        .with_context(|| format!("it is in {:?}, and was in {before:?}", home()))
     };
     told(1)?;
     let listed = s.json(&["inspect", &session])?["members"].to_string();
