@@ -25,6 +25,8 @@ pub(super) const LAST_VERDICTS: usize = 20;
 pub(super) struct Written {
     /// Records of its members, by kind.
     pub(super) counts: [u64; KINDS],
+    /// The highest number that the kernel gave one of them.
+    highest: u64,
     /// Its start was written.
     pub(super) started: bool,
     /// Its end was written.
@@ -131,7 +133,7 @@ fn asked(detail: &str) -> Option<EndReason> {
 
 impl Written {
     fn take(&mut self, record: &Record) {
-        if let Some(last) = self.count(record.body.kind()).and_then(|kind| self.last.get_mut(kind)) {
+        if let Some(last) = self.add(&record.body).and_then(|kind| self.last.get_mut(kind)) {
             *last = record.happened().boot_ns.max(*last);
         }
         match &record.body {
@@ -162,6 +164,20 @@ impl Written {
             }
             self.verdicts.push_back(verdict);
         }
+    }
+
+    /// Records that were made for certain and are not there: the kernel numbers them without holes, and what is refused goes by
+    /// another ring than what is allowed, so that a later one may be written and an earlier one not.
+    pub(super) fn missing(&self) -> u64 {
+        self.highest.saturating_sub(self.counts.iter().sum())
+    }
+
+    /// Counts a record that is written, and looks at its number. The kind's number.
+    fn add(&mut self, body: &Body) -> Option<usize> {
+        if let Some((_, _, sequence)) = produced(body) {
+            self.highest = self.highest.max(sequence);
+        }
+        self.count(body.kind())
     }
 
     /// Counts a record by its kind's name; other records have none. The kind's number.
@@ -241,6 +257,17 @@ mod tests {
                 let told = produced(&translate(id, &event, |_| "a".into()));
                 assert_eq!(told, Some((event.header().kind, verdict, 7)));
             }
+        }
+    }
+
+    #[test]
+    fn a_number_behind_a_hole_tells_what_is_missing() {
+        let id = SessionId::from_random([7; 16]);
+        let mut written = Written::default();
+        for (sequence, missing) in [(1, 0), (2, 0), (5, 2), (3, 1), (4, 0)] {
+            let exit = Event::Exit(Exit { header: header(KIND_EXIT, rule::ALLOW, sequence), ..Exit::default() });
+            written.add(&translate(id, &exit, |_| "a".into()));
+            assert_eq!(written.missing(), missing, "after number {sequence}");
         }
     }
 

@@ -189,8 +189,13 @@ fn end(
     if !counted {
         // the kernel's counts are gone: what is known to have been produced is what was written
         counters.produced = history.of(id).counts;
-        let detail =
-            format!("the kernel's counts of session {id} are gone: what it did and was not written is not known");
+        let missing = match history.of(id).missing() {
+            0 => String::new(),
+            missing => format!("; by the numbers of those that are written, {missing} more at least were made"),
+        };
+        let detail = format!(
+            "the kernel's counts of session {id} are gone: what it did and was not written is not known{missing}"
+        );
         let since = history.last.clone();
         let body = Gap { since, session: Some(id), detail: Some(detail), ..Gap::new(GapCause::AgentAbsent) };
         log.append(&Body::Gap(body), now())?;

@@ -266,9 +266,16 @@ pub(super) fn open(kind: SockType, address: &SocketAddr) -> Result<OwnedFd> {
 
 pub(super) fn connect_to(socket: &OwnedFd, address: &SocketAddr) -> Result<(), Errno> {
     let fd = socket.as_raw_fd();
-    match address {
-        SocketAddr::V4(v4) => nix::sys::socket::connect(fd, &SockaddrIn::from(*v4)),
-        SocketAddr::V6(v6) => nix::sys::socket::connect(fd, &SockaddrIn6::from(*v6)),
+    // a ring of before that the kernel takes down signals the thread, and a connect with a time limit is not begun again for
+    // that (io_uring/io_uring.c, Linux 6.1: io_ring_exit_work); a second one waits for what the first began
+    loop {
+        let done = match address {
+            SocketAddr::V4(v4) => nix::sys::socket::connect(fd, &SockaddrIn::from(*v4)),
+            SocketAddr::V6(v6) => nix::sys::socket::connect(fd, &SockaddrIn6::from(*v6)),
+        };
+        if done != Err(Errno::EINTR) {
+            return done;
+        }
     }
 }
 
