@@ -300,11 +300,17 @@ impl Engine {
         };
         let policy = narrower.text.clone().unwrap_or_else(|| kept.policy.clone());
         let policy_revision = self.policies.revision(slot);
-        let before = Some(Box::new(kept.clone()));
+        let before = kept.clone();
         let named = Named::of(&narrower.host);
         let winner = if shorter(live, longest).is_some() { "policy".to_owned() } else { kept.winner.clone() };
         let narrowed = Some(narrowed);
-        Kept { policy_slot: slot, policy_revision, policy, machine, narrowed, named, winner, before, ..kept }
+        let start_policy = live.start_text.clone();
+        let mut begun =
+            Kept { policy_slot: slot, policy_revision, policy, start_policy, machine, narrowed, named, winner, ..kept };
+        if begun.start_policy == begun.policy {
+            begun.start_policy.clear();
+        }
+        begun.begun(before)
     }
 
     fn shorten(&mut self, id: SessionId, ttl: Duration) {

@@ -31,6 +31,9 @@ use super::{
 /// `BPF_F_NO_PREALLOC`, which tries must have.
 const NO_PREALLOC: u32 = 1;
 
+/// Entries of a trie that are written by one call: as many as the processor's cache holds.
+const AT_ONCE: usize = 512;
+
 /// Prefix length in bits of 128, address, rules.
 pub type AddressRules = (u32, [u8; 16], NetEntry);
 
@@ -84,11 +87,13 @@ fn put_trie(
     name: &'static str,
 ) -> Result<Duration, KernelError> {
     let mut inner = NetRules::create(room(rules.len()), NO_PREALLOC).map_err(failed("make", name))?;
-    let split = rules.iter().map(|(length, address, value)| (Key::new(*length, *address), *value));
-    let (keys, values): (Vec<_>, Vec<NetEntry>) = split.unzip();
-    if !sys::update_batch(&inner, &keys, &values).map_err(failed("write", name))? {
-        for (key, value) in keys.iter().zip(&values) {
-            inner.insert(key, value, 0).map_err(failed("write", name))?;
+    for some in rules.chunks(AT_ONCE) {
+        let split = some.iter().map(|(length, address, value)| (Key::new(*length, *address), *value));
+        let (keys, values): (Vec<_>, Vec<NetEntry>) = split.unzip();
+        if !sys::update_batch(&inner, &keys, &values).map_err(failed("write", name))? {
+            for (key, value) in keys.iter().zip(&values) {
+                inner.insert(key, value, 0).map_err(failed("write", name))?;
+            }
         }
     }
     let began = Instant::now();

@@ -83,24 +83,26 @@ impl Plan {
     /// than numbers.
     #[must_use]
     pub fn renumbered(mut self, names: &[String]) -> Option<Self> {
-        let mut all = names.to_vec();
-        let mut numbers: HashMap<String, u16> = HashMap::with_capacity(all.len());
+        let mut numbers: HashMap<&str, u16> = HashMap::with_capacity(names.len() + self.rules.len());
         for (number, name) in names.iter().enumerate() {
-            numbers.entry(name.clone()).or_insert(u16::try_from(number).ok()?);
+            numbers.entry(name).or_insert(u16::try_from(number).ok()?);
         }
+        let mut fresh: Vec<&String> = Vec::new();
         let mut own = Vec::with_capacity(self.rules.len());
         for name in &self.rules {
-            let number = match numbers.get(name) {
+            let number = match numbers.get(name.as_str()) {
                 Some(number) => *number,
                 None => {
-                    let number = u16::try_from(all.len()).ok().filter(|number| *number < rule::PORT_REASONS)?;
-                    all.push(name.clone());
-                    numbers.insert(name.clone(), number);
+                    let number = u16::try_from(names.len() + fresh.len()).ok();
+                    let number = number.filter(|number| *number < rule::PORT_REASONS)?;
+                    fresh.push(name);
+                    numbers.insert(name, number);
                     number
                 }
             };
             own.push(number);
         }
+        let all = names.iter().chain(fresh).cloned().collect();
         let of = |number: usize| own.get(number).copied();
         // an entry that no rule made has no number, and may be the only one
         let made = self.exec.values_mut().filter(|entry| entry.flags & rule::NO_RULE == 0);

@@ -2,7 +2,7 @@
 //! decide where deny must beat allow.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -129,19 +129,28 @@ pub(super) struct Rules<'a> {
     pub(super) no_logins: bool,
 }
 
-/// The folded rules of every prefix.
-pub(super) struct Folded(HashMap<IpNet, Vec<PortRule>>);
+/// The folded rules of every prefix, in the prefixes' order: what covers another comes before it.
+pub(super) struct Folded(Vec<(IpNet, Vec<PortRule>)>);
 
 impl Folded {
     pub(super) fn table(&self) -> NetTable {
-        self.0.iter().map(|(net, rules)| (NetKey::from(*net), net_entry(rules))).collect()
+        // a map sorts what it is made of: keys are moved faster than entries
+        let mut keys: Vec<(NetKey, &[PortRule])> =
+            self.0.iter().map(|(net, rules)| (NetKey::from(*net), rules.as_slice())).collect();
+        keys.sort_unstable_by_key(|(key, _)| *key);
+        keys.into_iter().map(|(key, rules)| (key, net_entry(rules))).collect()
+    }
+
+    fn of(&self, net: IpNet) -> Option<&[PortRule]> {
+        let index = self.0.binary_search_by_key(&net, |(net, _)| *net).ok()?;
+        Some(&self.0[index].1)
     }
 
     /// The rule that denies the first thing that `rule` allows, if rules deny all of it.
     pub(super) fn overrides(&self, host: &Resolved, rule: &NetRule) -> Option<u32> {
         let mut by = None;
         for net in rule.to.nets(host) {
-            let folded = self.0.get(&net)?;
+            let folded = self.of(net)?;
             for own in port_rules(rule, 0, is_v6(net)) {
                 let denied = folded.iter().find(|r| u32::from(r.verdict) == rule::DENY && hides(r, &own))?;
                 by = by.or_else(|| Some(u32::from(denied.rule)));
@@ -157,44 +166,55 @@ impl Rules<'_> {
     pub(super) fn fold(&self) -> Result<Folded, Vec<CompileProblem>> {
         let mut problems = Vec::new();
         let own = self.own();
-        let mut folded: HashMap<IpNet, Vec<PortRule>> = HashMap::with_capacity(own.len());
-        let mut prefixes: Vec<_> = own.keys().copied().collect();
-        // what covers is folded before what it covers
-        prefixes.sort_by_key(|net| (net.prefix_len(), *net));
-        for prefix in prefixes {
-            let mut above = covering(&folded, prefix).cloned().unwrap_or_default();
-            if self.no_logins && of_this_host(self.host).any(|own| own == prefix) {
-                // after the denials of rules, which have names
-                above.push(SSH);
-            }
-            let rules = match metadata::named_by(prefix) {
-                Some(_) if self.destinations => {
-                    let denials: Vec<_> =
-                        above.iter().copied().filter(|r| u32::from(r.verdict) == rule::DENY).collect();
-                    let mut rules = fold(&own[&prefix], &denials);
-                    rules.push(METADATA);
-                    rules
-                }
-                _ => fold(&own[&prefix], &above),
-            };
+        let mut folded: Vec<(IpNet, Vec<PortRule>)> = Vec::with_capacity(own.len());
+        // those that cover the next one, the widest first. An IPv6 prefix around mapped IPv4 does not cover what is IPv4
+        let mut around: Vec<usize> = Vec::new();
+        for same in own.chunk_by(|(a, _), (b, _)| a == b) {
+            let prefix = same[0].0;
+            while around.pop_if(|above| !folded[*above].0.contains(&prefix)).is_some() {}
+            let own = same.iter().filter_map(|(_, index)| self.rules.get((*index)?));
+            let own: Vec<PortRule> = own.flat_map(|(rule, number)| port_rules(rule, *number, is_v6(prefix))).collect();
+            let above = around.last().map_or(&[][..], |above| &folded[*above].1);
+            let rules = self.fold_one(prefix, &own, above);
             if rules.len() > PORT_RULES {
                 problems.push(CompileProblem::PortRules { prefix, count: rules.len(), limit: PORT_RULES });
             }
-            folded.insert(prefix, rules);
+            around.push(folded.len());
+            folded.push((prefix, rules));
         }
         if problems.is_empty() { Ok(Folded(folded)) } else { Err(problems) }
     }
 
-    /// Every prefix that needs an entry, with the port rules that are its own.
-    fn own(&self) -> HashMap<IpNet, Vec<PortRule>> {
-        let mut own: HashMap<IpNet, Vec<PortRule>> = HashMap::with_capacity(self.rules.len() + UNSPECIFIED.len());
-        for (rule, number) in &self.rules {
+    /// `above` holds for what covers the prefix.
+    fn fold_one(&self, prefix: IpNet, own: &[PortRule], above: &[PortRule]) -> Vec<PortRule> {
+        let mut all;
+        let mut above = above;
+        if self.no_logins && of_this_host(self.host).any(|own| own == prefix) {
+            // after the denials of rules, which have names
+            all = above.to_vec();
+            all.push(SSH);
+            above = &all;
+        }
+        if !self.destinations || metadata::named_by(prefix).is_none() {
+            return fold(own, above);
+        }
+        let denials: Vec<_> = above.iter().copied().filter(|r| u32::from(r.verdict) == rule::DENY).collect();
+        let mut rules = fold(own, &denials);
+        rules.push(METADATA);
+        rules
+    }
+
+    /// Every prefix that needs an entry, once for each of the rules that are its own, by their indices; in the prefixes' order,
+    /// and those of a prefix in the rules'.
+    fn own(&self) -> Vec<(IpNet, Option<usize>)> {
+        let mut own: Vec<(IpNet, Option<usize>)> = Vec::with_capacity(self.rules.len() + UNSPECIFIED.len());
+        for (index, (rule, _)) in self.rules.iter().enumerate() {
             let nets = rule.to.nets(self.host);
             for net in &nets {
-                own.entry(*net).or_default().extend(port_rules(rule, *number, is_v6(*net)));
+                own.push((*net, Some(index)));
                 if covers_mapped(*net) {
                     // stops the trie from finding a rule for IPv6 where it looks for IPv4
-                    own.entry(IpNet::V4(Ipv4Net::default())).or_default();
+                    own.push((IpNet::V4(Ipv4Net::default()), None));
                 }
             }
             if !self.destinations || rule.effect == Effect::Allow {
@@ -203,20 +223,17 @@ impl Rules<'_> {
             for unspecified in UNSPECIFIED {
                 let meant = |address: &IpAddr| nets.iter().any(|net| net.contains(address));
                 if loopbacks(unspecified.addr()).iter().any(meant) {
-                    own.entry(unspecified).or_default().extend(port_rules(rule, *number, is_v6(unspecified)));
+                    own.push((unspecified, Some(index)));
                 }
             }
         }
         if self.no_logins {
-            for net in of_this_host(self.host) {
-                own.entry(net).or_default();
-            }
+            own.extend(of_this_host(self.host).map(|net| (net, None)));
         }
         if self.destinations {
-            for address in metadata::ADDRESSES {
-                own.entry(IpNet::from(address)).or_default();
-            }
+            own.extend(metadata::ADDRESSES.map(|address| (IpNet::from(address), None)));
         }
+        own.sort_by_key(|(net, _)| *net);
         own
     }
 }
@@ -248,19 +265,6 @@ fn port_rules(rule: &NetRule, number: u32, v6: bool) -> Vec<PortRule> {
         rule: u16::try_from(number).unwrap_or(PORT_REASONS - 1),
     };
     numbers.iter().flat_map(|protocol| ports.iter().map(|range| one(range, *protocol))).collect()
-}
-
-/// The folded rules of the longest prefix that covers `prefix` and is not itself. An IPv6 prefix around mapped IPv4 does
-/// not cover what is IPv4: `IpNet::supernet` stays in its family.
-fn covering(folded: &HashMap<IpNet, Vec<PortRule>>, prefix: IpNet) -> Option<&Vec<PortRule>> {
-    let mut above = prefix.supernet();
-    while let Some(net) = above {
-        if let Some(rules) = folded.get(&net) {
-            return Some(rules);
-        }
-        above = net.supernet();
-    }
-    None
 }
 
 /// A prefix's own port rules and those of what covers it: denials first, the own before the others, without those

@@ -34,9 +34,10 @@ pub struct Kept {
     pub machine: Session,
     /// Its first record.
     pub start: SessionStart,
-    /// The text of the policy that holds.
+    /// The text of the policy that holds. Empty, in what was kept before a narrowing: the same as after it.
     pub policy: String,
-    /// The text of the policy that it was started under, whose limits stay.
+    /// The text of the policy that it was started under, whose limits stay. Empty: that of the policy that holds; in what was
+    /// kept before a narrowing, as after it.
     pub start_policy: String,
     /// What became of its scope since then; none: it was never narrowed.
     #[serde(default)]
@@ -58,6 +59,26 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// The text of the policy that it was started under.
+    #[must_use]
+    pub fn start_text(&self) -> &str {
+        if self.start_policy.is_empty() { &self.policy } else { &self.start_policy }
+    }
+
+    /// The session as it is kept while a narrowing to `self` is under way. Each text of a policy is written once: they are what
+    /// takes the room and the time.
+    #[must_use]
+    pub fn begun(mut self, mut before: Self) -> Self {
+        if before.start_text() == self.start_text() {
+            before.start_policy.clear();
+        }
+        if before.policy == self.policy {
+            before.policy.clear();
+        }
+        self.before = Some(Box::new(before));
+        self
+    }
+
     /// How many scopes it has had.
     #[must_use]
     pub fn revision(&self) -> u32 {
@@ -71,7 +92,13 @@ impl Kept {
     /// # Errors
     /// Those of `revision`.
     pub fn settled<E>(mut self, in_force: u32, revision: impl Fn(u32) -> Result<u32, E>) -> Result<(Self, bool), E> {
-        let Some(before) = self.before.take() else { return Ok((self, false)) };
+        let Some(mut before) = self.before.take() else { return Ok((self, false)) };
+        if before.policy.is_empty() {
+            before.policy.clone_from(&self.policy);
+        }
+        if before.start_policy.is_empty() {
+            self.start_text().clone_into(&mut before.start_policy);
+        }
         let stands = |kept: &Self| Ok(kept.policy_revision != 0 && revision(kept.policy_slot)? == kept.policy_revision);
         if in_force != before.policy_slot || !stands(&before)? {
             return Ok((self, false));

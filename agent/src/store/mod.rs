@@ -418,8 +418,11 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 /// A value with its digest before it.
 fn encode(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
-    let text = serde_json::to_vec(value)?;
-    Ok([Sha256::digest(&text).as_slice(), &text].concat())
+    let mut bytes = vec![0; DIGEST];
+    serde_json::to_writer(&mut bytes, value)?;
+    let digest = Sha256::digest(&bytes[DIGEST..]);
+    bytes[..DIGEST].copy_from_slice(&digest);
+    Ok(bytes)
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {

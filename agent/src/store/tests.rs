@@ -125,12 +125,30 @@ fn a_session_of_an_earlier_version_is_read() {
 /// A session under policy 1, revision 11, that is being narrowed to policy 2, revision 12.
 fn begun() -> Kept {
     let before = sample(1);
-    Kept {
-        policy_slot: 2,
-        policy_revision: 12,
-        policy: "less".into(),
-        before: Some(Box::new(before.clone())),
-        ..before
+    Kept { policy_slot: 2, policy_revision: 12, policy: "less".into(), ..before.clone() }.begun(before)
+}
+
+#[test]
+fn a_text_is_kept_once_and_known_whole() {
+    // the texts of the policy before, of the one that it began with, and of the one after; what of them is written
+    let same = ["p", "", "p", ""];
+    for ([before, start, after, start_after], written) in [
+        (same, [true, true]),
+        (["p", "", "q", "p"], [false, true]),
+        (["q", "p", "q", "p"], [true, true]),
+        (["q", "p", "p", ""], [false, true]),
+        (["p", "p", "p", "p"], [true, true]),
+    ] {
+        let of = |policy: &str, start: &str| Kept { policy: policy.into(), start_policy: start.into(), ..sample(1) };
+        let was = of(before, start);
+        let (text, start_text) = (was.policy.clone(), was.start_text().to_owned());
+        let begun = Kept { policy_slot: 2, policy_revision: 12, ..of(after, start_after) }.begun(was);
+        let kept = begun.before.as_ref().expect("what it was");
+        assert_eq!([kept.policy.is_empty(), kept.start_policy.is_empty()], written, "{before} {start} {after}");
+        let read: Kept = decode(&encode(&begun).expect("bytes")).expect("read");
+        // the new policy is not in the kernel: the session is as it was
+        let (back, _) = read.settled(1, |slot| Ok::<_, ()>(if slot == 1 { 11 } else { 0 })).expect("it is read");
+        assert_eq!((back.policy.as_str(), back.start_text()), (text.as_str(), start_text.as_str()));
     }
 }
 
