@@ -192,9 +192,15 @@ fn visit(session: &Session, limit: u64, counters: *mut SessionCounters, target: 
 }
 
 /// Counts the bytes of a packet out. `Err`: what the session's mode makes of the budget's refusal, and whether it is the
-/// first; what is refused uses nothing up, and a larger packet than fits leaves room for smaller ones.
+/// first; what is refused uses nothing up, and a larger packet than fits leaves room for smaller ones. `now` is asked where it
+/// counts: nanoseconds of `CLOCK_BOOTTIME`.
 #[inline(always)]
-pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u64) -> Result<(), (Decision, bool)> {
+pub fn charge_bytes(
+    session: &Session,
+    counters: *mut SessionCounters,
+    bytes: u64,
+    now: impl FnOnce() -> u64,
+) -> Result<(), (Decision, bool)> {
     // SAFETY: points into the map.
     let (total, window) = unsafe { (&raw mut (*counters).egress_bytes, &raw mut (*counters).egress_window) };
     let before = add(total, bytes);
@@ -203,7 +209,7 @@ pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u6
     let refused = if budgets.egress_bytes != 0 && before + bytes > budgets.egress_bytes {
         REASON_BUDGET_EGRESS
     } else if budgets.egress_bytes_per_second != 0 {
-        match within_second(window, bytes, budgets.egress_bytes_per_second, kernel::coarse_now()) {
+        match within_second(window, bytes, budgets.egress_bytes_per_second, now()) {
             Ok((_, true)) => return Ok(()),
             Ok((counted, false)) => (in_window, second) = (true, counted),
             Err(_) => {}
@@ -222,6 +228,22 @@ pub fn charge_bytes(session: &Session, counters: *mut SessionCounters, bytes: u6
         take_back(window, bytes, second);
     }
     Err((decision, add(refusals(counters, refused), 1) == 0))
+}
+
+/// Whether a session's bytes out have a bound.
+#[inline(always)]
+pub fn bounds_bytes(session: &Session) -> bool {
+    of(session).is_some_and(|budgets| budgets.egress_bytes | budgets.egress_bytes_per_second != 0)
+}
+
+/// Counts the bytes of a message of a socket whose packets no program sees.
+#[inline(always)]
+pub fn charge_message(session: &Session, bytes: u64) -> Decision {
+    let Some(counters) = session.counters() else { return Decision::allow(0) };
+    match charge_bytes(session, counters, bytes, kernel::now) {
+        Ok(()) => Decision::allow(0),
+        Err((decision, _)) => decision,
+    }
 }
 
 /// Whether so many bytes more are over the total of bytes out.

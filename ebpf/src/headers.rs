@@ -29,6 +29,9 @@ const PLAIN4: usize = 20;
 const PLAIN6: usize = 40;
 const PORTS: usize = 4;
 const FLAGS: usize = 14;
+/// Bytes of the headers of UDP and UDP-Lite, and of SCTP's common one.
+const UDP_HEADER: u32 = 8;
+const SCTP_HEADER: u32 = 12;
 
 /// What a packet says of itself. Aligned as a [`Target`] is.
 #[repr(C, align(8))]
@@ -44,11 +47,12 @@ pub struct Packet {
     flags: u8,
     /// 1: an association of SCTP, a connection of DCCP or an exchange of echoes begins with it; or it is of UDP-Lite.
     begins: u8,
-    /// Always 0, as `more`: the verifier wants every byte of what a function is given to have been written.
+    /// Always 0: the verifier wants every byte of what a function is given to have been written.
     pad: u8,
     /// Bytes after TCP's header.
     payload: u32,
-    more: u32,
+    /// Bytes of its own headers: those of IP, with options, and of the protocols that are cut into segments.
+    pub headers: u32,
 }
 
 impl Packet {
@@ -99,6 +103,15 @@ impl Packet {
     #[inline(always)]
     pub const fn carries_data(&self) -> bool {
         self.protocol == TCP && self.payload != 0
+    }
+
+    /// Whether it goes to, or comes from, an address of loopback: 127.0.0.0/8, `::1`.
+    #[inline(always)]
+    pub fn is_for_loopback(&self, out: bool) -> bool {
+        // SAFETY: as many bytes, integers only; a `Packet` is aligned, and its addresses lie at its beginning.
+        let [a, b, c, d] = unsafe { *core::ptr::from_ref(if out { &self.to } else { &self.from }).cast::<[u32; 4]>() };
+        let one = 1_u32.to_be();
+        a | b == 0 && (c == 0xffff_u32.to_be() && d.to_ne_bytes()[0] == 127 || c == 0 && d == one)
     }
 
     /// Whether it says that a connection of TCP is gone, and no more.
@@ -211,7 +224,10 @@ fn plain4(context: *mut __sk_buff, packet: &mut Packet) -> bool {
         // SAFETY: so many bytes are there.
         let word = unsafe { four::<{ PLAIN4 + 10 }>(place) };
         tcp(word, packet, total.saturating_sub(PLAIN4 as u32));
+    } else {
+        packet.headers = UDP_HEADER;
     }
+    packet.headers += PLAIN4 as u32;
     packet.from = kernel::mapped(from.to_le_bytes());
     packet.to = kernel::mapped(to.to_le_bytes());
     fill(packet, protocol, ports);
@@ -241,7 +257,10 @@ fn plain6(context: *mut __sk_buff, packet: &mut Packet) -> bool {
         let length = u32::from(u16::from_be((first >> 32) as u16));
         // SAFETY: as above.
         tcp(unsafe { four::<{ PLAIN6 + 10 }>(place) }, packet, length);
+    } else {
+        packet.headers = UDP_HEADER;
     }
+    packet.headers += PLAIN6 as u32;
     (packet.from, packet.to) = (kernel::words(from), kernel::words(to));
     fill(packet, protocol, ports);
     true
@@ -257,8 +276,10 @@ fn fill(packet: &mut Packet, protocol: u8, ports: u32) {
 /// The two bytes after the first two of `word` are TCP's header length and flags; `length` is its header's and payload's.
 #[inline(always)]
 fn tcp(word: u32, packet: &mut Packet, length: u32) {
+    let header = (word >> 20 & 0xf) * 4;
     packet.flags = (word >> 24) as u8;
-    packet.payload = length.saturating_sub((word >> 20 & 0xf) * 4);
+    packet.headers = header;
+    packet.payload = length.saturating_sub(header);
 }
 
 #[inline(always)]
@@ -319,6 +340,7 @@ fn parse6(context: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
 #[inline(always)]
 fn transport(context: *mut __sk_buff, packet: &mut Packet, start: u32, total: u32) -> Option<()> {
     packet.begins = u8::from(begins(context, packet.protocol, start));
+    packet.headers = start + if packet.protocol == SCTP { SCTP_HEADER } else { UDP_HEADER };
     if !matches!(packet.protocol, TCP | UDP | UDPLITE | SCTP | DCCP) {
         return Some(());
     }
@@ -328,7 +350,8 @@ fn transport(context: *mut __sk_buff, packet: &mut Packet, start: u32, total: u3
     if packet.protocol == TCP {
         let [offset, flags]: [u8; 2] = load(context, start + 12)?;
         packet.flags = flags;
-        packet.payload = total.saturating_sub(start + u32::from(offset >> 4) * 4);
+        packet.headers = start + u32::from(offset >> 4) * 4;
+        packet.payload = total.saturating_sub(packet.headers);
     }
     Some(())
 }

@@ -212,6 +212,11 @@ fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -
         Ok(policy) => policy,
         Err(fault) => return Some(of_fault(fault, session)),
     };
+    // a message of a connected socket that says how to send it, and not where: the kernel takes none to port 0, and asks with
+    // zeros where there is no address (net/ipv4/udp.c and net/ipv6/udp.c, Linux 6.1). Its packet is judged
+    if via == VIA_SEND && target.port == 0 {
+        return None;
+    }
     let mark = socket::fingerprint(target, policy.revision);
     // SAFETY: points into the socket's storage.
     if via == VIA_SEND && !label.is_null() && unsafe { (*label).judged } == mark {

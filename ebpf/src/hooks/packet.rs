@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use tipstaff_common::{
     event::{Connect, KIND_CONNECT, VIA_ACCEPT, VIA_LISTEN, VIA_PACKET},
-    rule::{ALLOW, DENY, REASON_BUDGET_EGRESS, REASON_DEFAULT, REASON_NARROWED},
+    rule::{ALLOW, DENY, REASON_BUDGET_EGRESS, REASON_DEFAULT, REASON_NARROWED, REASON_OPTION},
     session::{MODE_OBSERVE, PolicyEntry},
     socket::{SOCKET_BEFORE, SOCKET_OF_CLASS, SOCKET_PASSIVE, SOCKET_SERVES, SPENT_ANY, SPENT_DATA, SocketLabel},
 };
@@ -34,6 +34,8 @@ use crate::{
 const DROP: i32 = 0;
 const PASS: i32 = 1;
 
+/// `LOOPBACK_IFINDEX` (`include/net/flow.h`): the same in every network namespace.
+const LOOPBACK: u32 = 1;
 /// `BPF_TCP_LISTEN`
 const LISTEN: u32 = 10;
 /// `SOCK_STREAM`
@@ -180,16 +182,15 @@ impl Flow<'_> {
                 return decision.refuses();
             }
         };
-        // SAFETY: the context is valid for the program's run. VERIFIER: as above.
-        let bytes = u64::from(unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).len) });
         if self.refused_by_scope(policy, packet) {
             return true;
         }
         if !kernel::speaks() {
             return false;
         }
+        let bytes = self.bytes(packet);
         if self.out {
-            if let Err((decision, first)) = budget::charge_bytes(&self.session, counters, bytes)
+            if let Err((decision, first)) = budget::charge_bytes(&self.session, counters, bytes, kernel::coarse_now)
                 && self.over_budget(packet, decision, first)
             {
                 return true;
@@ -211,6 +212,17 @@ impl Flow<'_> {
             }
         }
         false
+    }
+
+    /// What it is on the wire: one that is cut into segments later has its headers in each.
+    #[inline(always)]
+    fn bytes(&self, packet: &Packet) -> u64 {
+        // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the fields' own width.
+        let (length, segments) = unsafe {
+            let skb = self.context.skb.skb;
+            (core::ptr::read_volatile(&raw const (*skb).len), core::ptr::read_volatile(&raw const (*skb).gso_segs))
+        };
+        u64::from(length) + u64::from(segments.saturating_sub(1)) * u64::from(packet.headers)
     }
 
     #[inline(always)]
@@ -248,21 +260,22 @@ impl Flow<'_> {
     /// The rules on addresses, both ways.
     #[inline(always)]
     fn refused_by_scope(&self, policy: &PolicyEntry, packet: &Packet) -> bool {
-        let passive = self.is_passive();
-        if packet.protocol == TCP && !self.out {
-            if packet.opens() && self.listens() {
+        let peer = if self.out { packet.destination() } else { packet.source() };
+        if packet.is_for_loopback(self.out) && self.interface() != LOOPBACK {
+            return self.refuse_elsewhere(policy, packet, &peer);
+        }
+        if packet.protocol == TCP {
+            if packet.opens() && !self.out && self.listens() {
                 return self.refuse_caller(policy, packet);
             }
-            return passive && self.refuse_visitor(policy, packet, false);
-        }
-        if packet.protocol == TCP && passive {
-            if !packet.opens() {
-                return self.refuse_visitor(policy, packet, true);
+            if self.is_passive() {
+                if !self.out || !packet.opens() {
+                    return self.refuse_visitor(policy, packet, self.out);
+                }
+                // a connection that begins here is none that came in
+                socket::goes_out(self.label);
             }
-            // a connection that begins here is none that came in
-            socket::goes_out(self.label);
         }
-        let peer = if self.out { packet.destination() } else { packet.source() };
         let mark = socket::fingerprint(&peer, policy.revision);
         // before what is remembered: a message with an address was judged by that alone
         if self.is_of_class_no_more(policy) {
@@ -295,6 +308,13 @@ impl Flow<'_> {
             Ok(decision) => self.refuse_unless_visitor(policy, packet, decision, mark),
             Err(fault) => settle(of_fault(fault, &self.session), &self.session).refuses(),
         }
+    }
+
+    /// The interface that it leaves by, or came in by.
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the field's own width.
+        unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).ifindex) }
     }
 
     #[inline(always)]
@@ -451,6 +471,10 @@ impl Flow<'_> {
         if self.out {
             return self.refuse(packet, &packet.destination(), VIA_PACKET, refusal, mark);
         }
+        // of a connection that went where nobody may go by now its own packets tell
+        if packet.protocol == TCP && self.kind().0 != RAW {
+            return self.refuse_silently(refusal);
+        }
         let own = self.own(packet);
         match rules::by_rules(policy, Scope::Listen, &own) {
             Ok(decision) if decision.verdict == ALLOW => {}
@@ -486,6 +510,28 @@ impl Flow<'_> {
         }
         self.session.count_dropped_packet();
         true
+    }
+
+    /// An address of loopback beyond the host: a socket that is told to leave by some interface (`SO_BINDTODEVICE`, `IP_PKTINFO`)
+    /// goes by the routes of that one, and takes what comes in there. What others send is nothing that a member did.
+    #[inline(always)]
+    fn refuse_elsewhere(&self, policy: &PolicyEntry, packet: &Packet, peer: &Target) -> bool {
+        let refusal = Decision::deny(REASON_OPTION);
+        if !self.out {
+            return self.refuse_silently(refusal);
+        }
+        let mark = socket::fingerprint(&Target { port: 0, ..*peer }, policy.revision);
+        self.refuse(packet, peer, VIA_PACKET, refusal, mark)
+    }
+
+    /// Refuses without a record.
+    #[inline(always)]
+    fn refuse_silently(&self, decision: Decision) -> bool {
+        let refused = settle(decision, &self.session).refuses();
+        if refused {
+            self.session.count_dropped_packet();
+        }
+        refused
     }
 
     /// Whether something was once allowed on this socket, or it is from before anything was asked.

@@ -357,7 +357,11 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
     // SAFETY: points into the socket's storage.
     let spent =
         !label.is_null() && unsafe { (*label).spent } & SPENT_DATA != 0 && Sock(sock as u64).kind() == Ok(STREAM);
-    let decision = budget::judge_message(&session, size & 0xffff_ffff, spent);
+    let size = size & 0xffff_ffff;
+    let mut decision = budget::judge_message(&session, size, spent);
+    if decision.is_allow() && budget::bounds_bytes(&session) && unseen_by_packets(&session, sock) != 0 {
+        decision = budget::charge_message(&session, size);
+    }
     if decision.refuses() {
         report(&session, &peer(Sock(sock as u64)), VIA_SEND, decision, sock);
         return true;

@@ -69,6 +69,8 @@ const BLOCK_DEVICE: u16 = 0o060_000;
 const CHARACTER_DEVICE: u16 = 0o020_000;
 /// `MEM_MAJOR` above 20 bits of minor number (`include/linux/kdev_t.h`; the devices in `drivers/char/mem.c`).
 const MEMORY: [u32; 3] = [1 << 20 | 1, 1 << 20 | 2, 1 << 20 | 4];
+/// `IB_UVERBS_MAJOR`, `IB_UMAD_MAJOR` (`drivers/infiniband/core`): what sends without a socket.
+const INFINIBAND: u32 = 231;
 /// `SB_KERNMOUNT` (`include/linux/fs.h`): the kernel's own mount, which nothing has a path in.
 const KERNEL_MOUNT: u64 = 1 << 22;
 /// Above the nanoseconds of a ctime: `I_CTIME_QUERIED` (`include/linux/fs.h`, 6.13).
@@ -122,7 +124,8 @@ impl Inode {
         Ok(read::<i32>(self.0, offset_of!(Offsets, inode_writers))? > 0)
     }
 
-    /// A block device, or the machine's memory or ports (`/dev/mem`, `/dev/kmem`, `/dev/port`).
+    /// A block device, the machine's memory or ports (`/dev/mem`, `/dev/kmem`, `/dev/port`), or an adapter that reaches others' memory
+    /// (`/dev/infiniband`).
     #[inline(always)]
     pub fn is_raw_device(self) -> Result<bool, Fault> {
         let mode: u16 = read(self.0, offset_of!(Offsets, inode_mode))?;
@@ -130,7 +133,7 @@ impl Inode {
             BLOCK_DEVICE => Ok(true),
             CHARACTER_DEVICE => {
                 let number: u32 = read(self.0, offset_of!(Offsets, inode_device))?;
-                Ok(MEMORY.contains(&number))
+                Ok(MEMORY.contains(&number) || number >> 20 == INFINIBAND)
             }
             _ => Ok(false),
         }

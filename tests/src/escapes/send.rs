@@ -78,36 +78,14 @@ fn unspecified(mark: &str, to: SocketAddrV4) -> Result<(), Errno> {
     send_to(&socket, mark.as_bytes(), &address(libc::AF_UNSPEC, to))
 }
 
-/// A datagram with its header, without a check sum.
-fn datagram(mark: &str, port: u16) -> Vec<u8> {
-    let length = u16::try_from(8 + mark.len()).unwrap_or(0);
-    let header = [[0x99, 0x99], port.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
-    [&header, mark.as_bytes()].concat()
-}
-
-/// A packet with all its headers.
-fn whole(mark: &str, from: Ipv4Addr, to: SocketAddrV4) -> Vec<u8> {
-    let inner = datagram(mark, to.port());
-    let length = u16::try_from(20 + inner.len()).unwrap_or(0).to_be_bytes();
-    let start = [0x45, 0, length[0], length[1], 0, 1, 0, 0, 64, UDP, 0, 0];
-    let mut packet = [&start[..], &from.octets(), &to.ip().octets(), &inner].concat();
-    let mut sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let check = !u16::try_from(sum).unwrap_or(0);
-    packet[10..12].copy_from_slice(&check.to_be_bytes());
-    packet
-}
-
 fn raw_udp(mark: &str, to: SocketAddrV4) -> Result<(), Errno> {
     let socket = made(libc::AF_INET, libc::SOCK_RAW, i32::from(UDP))?;
-    send_to(&socket, &datagram(mark, to.port()), &address(libc::AF_INET, to))
+    send_to(&socket, &interface::datagram(mark, to.port()), &address(libc::AF_INET, to))
 }
 
 fn raw_whole(mark: &str, to: SocketAddrV4) -> Result<(), Errno> {
     let socket = made(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
-    send_to(&socket, &whole(mark, Ipv4Addr::LOCALHOST, to), &address(libc::AF_INET, to))
+    send_to(&socket, &interface::whole(mark, Ipv4Addr::LOCALHOST, to), &address(libc::AF_INET, to))
 }
 
 /// A packet that is handed to the loopback interface.
@@ -119,7 +97,7 @@ fn packet(mark: &str, to: SocketAddrV4) -> Result<(), Errno> {
     link.sll_protocol = u16::try_from(libc::ETH_P_IP).unwrap_or(0).to_be();
     link.sll_ifindex = 1;
     link.sll_halen = 6;
-    send_to(&socket, &whole(mark, Ipv4Addr::LOCALHOST, to), &link)
+    send_to(&socket, &interface::whole(mark, Ipv4Addr::LOCALHOST, to), &link)
 }
 
 /// A connection that is said to be there already (`TCP_REPAIR`), and sends when it is let go.
@@ -179,21 +157,5 @@ fn tunnel(mark: &str, to: SocketAddrV4) -> Result<(), Errno> {
     let (mut device, _) = interface::tunnel(*to.ip())?;
     let [a, b, c, d] = to.ip().octets();
     let from = Ipv4Addr::new(a, b, c, d ^ 1);
-    io(device.write_all(&whole(mark, from, to)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_packet_has_its_lengths_and_a_check_sum() {
-        let to = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 9), 80);
-        let packet = whole("mark", Ipv4Addr::LOCALHOST, to);
-        assert_eq!(packet.len(), 20 + 8 + 4);
-        assert_eq!(packet[2..4], 32_u16.to_be_bytes());
-        assert_eq!(packet[24..26], 12_u16.to_be_bytes());
-        let sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
-    }
+    io(device.write_all(&interface::whole(mark, from, to)))
 }

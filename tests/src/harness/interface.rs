@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io::Error,
     mem::{transmute, zeroed},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
@@ -13,6 +13,8 @@ use nix::errno::Errno;
 /// `IFF_TUN` and `IFF_NO_PI` (`linux/if_tun.h`)
 const TUN: i16 = 1;
 const NO_PACKET_INFORMATION: i16 = 0x1000;
+/// `IPPROTO_UDP`
+const UDP: u8 = 17;
 /// `TUNSETIFF`
 const SET_INTERFACE: libc::Ioctl = 0x4004_54ca;
 /// `SIOCGIFINDEX`
@@ -57,4 +59,42 @@ fn address(value: Ipv4Addr) -> libc::sockaddr {
 
 fn io<T>(done: std::io::Result<T>) -> Result<T, Errno> {
     done.map_err(|error: Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+}
+
+/// A datagram with its header, without a check sum.
+pub(crate) fn datagram(mark: &str, port: u16) -> Vec<u8> {
+    let length = u16::try_from(8 + mark.len()).unwrap_or(0);
+    let header = [[0x99, 0x99], port.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
+    [&header, mark.as_bytes()].concat()
+}
+
+/// A packet with all its headers.
+pub(crate) fn whole(mark: &str, from: Ipv4Addr, to: SocketAddrV4) -> Vec<u8> {
+    let inner = datagram(mark, to.port());
+    let length = u16::try_from(20 + inner.len()).unwrap_or(0).to_be_bytes();
+    let start = [0x45, 0, length[0], length[1], 0, 1, 0, 0, 64, UDP, 0, 0];
+    let mut packet = [&start[..], &from.octets(), &to.ip().octets(), &inner].concat();
+    let mut sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let check = !u16::try_from(sum).unwrap_or(0);
+    packet[10..12].copy_from_slice(&check.to_be_bytes());
+    packet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_has_its_lengths_and_a_check_sum() {
+        let to = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 9), 80);
+        let packet = whole("mark", Ipv4Addr::LOCALHOST, to);
+        assert_eq!(packet.len(), 20 + 8 + 4);
+        assert_eq!(packet[2..4], 32_u16.to_be_bytes());
+        assert_eq!(packet[24..26], 12_u16.to_be_bytes());
+        let sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
+    }
 }

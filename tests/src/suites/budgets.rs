@@ -25,6 +25,7 @@ use crate::harness::{
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("budgets::cut-in-the-kernel", WHEREVER, budgets),
     Test::sharing("budgets::all-members-share-each", WHEREVER, shared),
+    Test::sharing("budgets::bytes-of-a-moved-member", FULL, moved),
     Test::sharing("budgets::bytes-of-one-second-after-another", WHEREVER, seconds),
     Test::sharing("budgets::a-stream-that-is-over-its-bytes", WHEREVER, stream),
     Test::new("budgets::no-place-for-a-destination", NO_LSM, places).agents_own(),
@@ -65,6 +66,14 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
         ),
         // 28 bytes of headers each
         ("egressBytes: 5120", "send-many 20 1000 127.0.0.1 9", "4 done 16 refused", "budget-egress"),
+        // each of its datagrams has headers on the wire
+        ("egressBytes: 1500", "send-segments 64 127.0.0.1 9", "errno 1", "budget-egress"),
+        (
+            "egressBytes: 2000",
+            "send-segments 64 127.0.0.1 9 + send-many 1 200 127.0.0.1 9",
+            "ok\n0 done 1 refused",
+            "budget-egress",
+        ),
         // where its first segment would be dropped, a connect waits for minutes: it is told
         (
             "egressBytes: 4190",
@@ -154,6 +163,34 @@ fn shared(s: &mut Sandbox) -> Result<()> {
             let most = 10 * (began.elapsed().as_secs() + 2);
             ensure!((10..=most).contains(&done), "two members with {budget} did {done}, at most {most} are right");
             s.wait_evidence(rule, |r| r["session"] == session && r["rule"] == rule)?;
+        }
+    }
+    Ok(())
+}
+
+/// Of a socket that no program sees on its packets, the messages count, without headers.
+fn moved(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, elsewhere) = (s.program("member")?, s.part("elsewhere").path().display().to_string());
+    for (address, prefix) in FAMILIES {
+        let server = Server::udp(address)?;
+        let scope = only(&member).to("server", prefix, server.port());
+        let sends = format!("cgroup {elsewhere} send-many 20 1000 {}", server.words());
+        for (budget, said, rule) in [
+            ("egressBytes: 5120", "5 done 15 refused", "budget-egress"),
+            ("egressBytes: 20000", "20 done 0 refused", ""),
+            ("egressBytesPerSecond: 2500", "", "budget-egress-rate"),
+        ] {
+            let policy = s.policy(&scope.clone().spec(format!("budgets: {{ {budget} }}")))?;
+            let running = s.run(&policy, &member, &sends)?;
+            let session = running.session(s)?;
+            let finished = running.wait()?;
+            if !said.is_empty() {
+                finished.said(said).with_context(|| format!("{budget}, {address}"))?;
+            }
+            if !rule.is_empty() {
+                s.wait_evidence(rule, |r| r["session"] == session && r["rule"] == rule)?;
+            }
         }
     }
     Ok(())

@@ -132,25 +132,43 @@ fn silenced(s: &mut Sandbox) -> Result<()> {
     for (address, prefix) in [("127.0.0.1", "127.0.0.1/32"), ("::1", "::1/128")] {
         let (pair, kept) = (Pair::new(s, address, "silent")?, Server::tcp(address)?);
         let [a, b] = pair.ports()?;
-        let policy = only(&member(s)).to("a", prefix, a).to("b", prefix, b).to("c", prefix, kept.port());
-        let line = format!("{} + background open 1 tcp {} idle + idle", pair.words(address)?, kept.words());
+        let talks = TcpListener::bind((address, 0))?;
+        let d = talks.local_addr()?.port();
+        let policy =
+            only(&member(s)).to("a", prefix, a).to("b", prefix, b).to("c", prefix, kept.port()).to("d", prefix, d);
+        let line = format!(
+            "{} + background open 1 tcp {} idle + background chat {address} {d} + idle",
+            pair.words(address)?,
+            kept.words()
+        );
         let running = s.run(&s.policy(&policy)?, &member(s), &line)?;
+        let (mut talker, _) = talks.accept()?;
+        talker.read_exact(&mut [0])?;
         let mut stream = pair.ready(&wire)?;
         until("the other flow", patience(), || Ok((kept.received().len() == 1).then_some(())))?;
         let session = running.session(s)?;
         wire.left()?;
-        s.cli(&["narrow", &session, "--remove", "a", "b"])?.ended(0)?;
+        s.cli(&["narrow", &session, "--remove", "a", "b", "d"])?.ended(0)?;
         // the peer's window opens
         stream.set_nonblocking(true)?;
         while stream.read(&mut [0; 1 << 16]).is_ok_and(|length| length > 0) {}
+        // what comes in does not arrive: the peer's kernel says it again
+        talker.write_all(b"late")?;
+        let mut left = Vec::new();
+        until("what the peer says to be said again", patience(), || {
+            left.extend(wire.left()?);
+            let said = left.iter().filter(|p| p.from_port == d && p.payload > 0).count();
+            Ok((said >= 2).then_some(()))
+        })?;
+        ensure!(!running.said().contains("received"), "what comes in by a cut flow arrives: {}", running.said());
         s.cli(&["end", &session])?.ended(0)?;
         s.session_ended(&session, "operator")?;
         all_gone(&[running.pid()])?;
-        let left = wire.left()?;
+        left.extend(wire.left()?);
         let carries = left.iter().find(|p| [a, b, kept.port()].contains(&p.to_port) && p.payload > 0);
         ensure!(carries.is_none(), "a packet left: {carries:?}");
         let cut = s.records(&session, "flows-cut")?;
-        for (port, cause) in [(a, "narrow"), (b, "narrow"), (kept.port(), "end")] {
+        for (port, cause) in [(a, "narrow"), (b, "narrow"), (d, "narrow"), (kept.port(), "end")] {
             let to = SocketAddr::new(address.parse()?, port).to_string();
             let said = |r: &Value| r["to"] == to && r["outcome"] == "silenced" && r["why"].is_string();
             let own = cut.iter().filter(|r| r["cause"] == cause).filter_map(|r| r["sockets"].as_array());

@@ -34,7 +34,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// The port that a member writes to a file.
-fn port_in(file: &str) -> Result<u16> {
+pub(super) fn port_in(file: &str) -> Result<u16> {
     until("the member's port", patience(), || {
         Ok(fs::read_to_string(file).ok().and_then(|text| text.parse::<u16>().ok()))
     })

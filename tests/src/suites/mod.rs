@@ -22,6 +22,7 @@ mod faults;
 mod flows;
 mod formats;
 mod inbound;
+mod interfaces;
 mod limits;
 mod losing;
 mod losses;
@@ -91,6 +92,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     narrow::TESTS,
     sockets::TESTS,
     inbound::TESTS,
+    interfaces::TESTS,
     budgets::TESTS,
     privileges::TESTS,
     received::TESTS,

@@ -247,7 +247,7 @@ fn ways() -> Result<Vec<Way>> {
     {
         ways.push(tcp(name)?);
     }
-    for name in ["udp", "udp-again", "udp-aside", "udp-to", "udp-message", "udp-many"] {
+    for name in ["udp", "udp-again", "udp-aside", "udp-to", "udp-message", "udp-many", "udp-marked"] {
         ways.push(udp(name)?);
     }
     for name in ["ring-udp", "ringworker-udp", "ringpoller-udp"] {

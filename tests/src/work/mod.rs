@@ -4,6 +4,7 @@
 //! followed by the rest: `daemonise report FILE connect tcp 127.0.0.1 80`. A `+` stands between actions that follow each
 //! other. An action prints one line: `ok`, `errno N`, or of a child `exit N` or `signal N`.
 
+mod ancillary;
 mod argv;
 pub(crate) mod flows;
 mod guard;
@@ -106,6 +107,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "connect" => network::connect(rest),
         "connect-waiting" => network::connect_waiting(rest),
         "send" => network::send(rest),
+        "send-segments" => sockets::send_segments(rest),
         "send-each" => network::send_each(rest),
         "send-v4-on-v6" => network::send_v4_on_v6(rest),
         "fast-open" => network::fast_open(rest),

@@ -28,7 +28,7 @@ use nix::{
 };
 
 use super::{
-    inform,
+    ancillary, inform,
     network::{address, open},
     one, run, say,
     ways::publish,
@@ -381,6 +381,18 @@ pub(super) fn send_many(words: &[&str]) -> Result<u8> {
     }
     println!("{done} done {refused} refused");
     Ok(0)
+}
+
+/// `send-segments COUNT ADDRESS PORT`: a message that the kernel cuts into so many datagrams of one byte (`UDP_SEGMENT`).
+pub(super) fn send_segments(words: &[&str]) -> Result<u8> {
+    let (count, rest) = one(words)?;
+    let (to, _) = address(rest)?;
+    let socket = UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0))?;
+    socket.connect(to)?;
+    let socket = OwnedFd::from(socket);
+    ancillary::set(&socket, libc::IPPROTO_UDP, libc::UDP_SEGMENT, 1)?;
+    let bytes = vec![b'x'; count.parse()?];
+    Ok(say(send(socket.as_raw_fd(), &bytes, MsgFlags::empty()).map(drop)))
 }
 
 /// `send-through SECONDS SIZE ADDRESS PORT`: as `send-many`, until it was refused and let go on again so many times.

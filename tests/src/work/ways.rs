@@ -21,6 +21,7 @@ use nix::{
 };
 
 use super::{
+    ancillary,
     network::{address, connect_to, disconnect, open, send_bytes},
     one,
     process::idle,
@@ -83,7 +84,17 @@ pub(super) fn by(words: &[&str]) -> Result<u8> {
         "raw-other-version" => raw::other_version(&to, mark),
         "raw-some-headers" => raw::headers(&to, 6, mark),
         "raw-many-headers" => raw::headers(&to, 7, mark),
-        "hop" => by_way_of(one(rest)?.0.parse().context("the hop is no address")?, &to, mark),
+        "hop" => ancillary::by_way_of(one(rest)?.0.parse().context("the hop is no address")?, &to, mark),
+        "udp-marked" => ancillary::marked(&to, mark),
+        "udp-by-interface" => ancillary::by_interface(one(rest)?.0.parse().context("no number")?, &to, mark),
+        "udp-on-interface" => {
+            ancillary::on_interface(one(rest)?.0.parse().context("no number")?, SockType::Datagram, &to)
+                .and_then(|socket| stream(&socket, &to, mark))
+        }
+        "open-on-interface" => {
+            ancillary::on_interface(one(rest)?.0.parse().context("no number")?, SockType::Stream, &to)
+                .and_then(|socket| send_bytes(&socket, &to, mark, fast_open()))
+        }
         _ => match way.split_once('-') {
             Some((doer, what)) if doer.starts_with("ring") => in_ring(doer, what, &to, mark)?,
             _ => bail!("there is no way {way:?}"),
@@ -214,42 +225,6 @@ pub(super) fn echo(to: &SocketAddr, mark: &[u8]) -> Vec<u8> {
 fn query(name: &[u8]) -> Result<Vec<u8>> {
     let header = [0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     Ok([&header[..], &[u8::try_from(name.len())?], name, &[0, 0, 1, 0, 1]].concat())
-}
-
-/// A datagram whose own ancillary data says that it goes by another address: a loose source route, or a routing header of
-/// type 2.
-fn by_way_of(hop: IpAddr, to: &SocketAddr, mark: &[u8]) -> Result<(), Errno> {
-    let (level, kind, option) = match hop {
-        // no operation; loose source route of one address
-        IpAddr::V4(hop) => (libc::IPPROTO_IP, libc::IP_RETOPTS, [&[1, 131, 7, 4][..], &hop.octets()].concat()),
-        // next header, length, type, addresses left; reserved
-        IpAddr::V6(hop) => {
-            (libc::IPPROTO_IPV6, libc::IPV6_RTHDR, [&[0, 2, 2, 1, 0, 0, 0, 0][..], &hop.octets()].concat())
-        }
-    };
-    let socket = open(SockType::Datagram, to).map_err(|_error| Errno::EMFILE)?;
-    let address = SockaddrStorage::from(*to);
-    let mut part = libc::iovec { iov_base: mark.as_ptr().cast_mut().cast(), iov_len: mark.len() };
-    let mut ancillary = [0u64; 8];
-    // SAFETY: an all-zero msghdr is a value of it. The pieces outlive the call; the ancillary data is aligned and has room for
-    // a header of 16 bytes and the longest option, of 24.
-    let sent = unsafe {
-        let mut message: libc::msghdr = std::mem::zeroed();
-        message.msg_name = address.as_ptr().cast_mut().cast();
-        message.msg_namelen = address.len();
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = ancillary.as_mut_ptr().cast();
-        let length = u32::try_from(option.len()).unwrap_or(0);
-        message.msg_controllen = libc::CMSG_SPACE(length) as usize;
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
-        (*header).cmsg_level = level;
-        (*header).cmsg_type = kind;
-        (*header).cmsg_len = libc::CMSG_LEN(length) as usize;
-        std::ptr::copy_nonoverlapping(option.as_ptr(), libc::CMSG_DATA(header), option.len());
-        libc::sendmsg(socket.as_raw_fd(), &raw const message, 0)
-    };
-    Errno::result(sent).map(drop)
 }
 
 /// `ring`: in the caller; `ringworker`: by a worker of the kernel; `ringpoller`: by its polling thread. `tcp` and `udp` make
