@@ -359,6 +359,7 @@ fn exec_rules() {
 fn net_rules() {
     let to = "5:6: spec.scope.net.allow[0].to";
     rule("net.allow", "{to: 10.0.0.1/8}", to, "write 10.0.0.0/8");
+    rule("net.allow", "{to: '2001:db8::1/32'}", to, "write 2001:db8::/32");
     rule("net.allow", "{to: example.com}", to, "names are not supported");
     rule("net.allow", "{to: 10}", to, "must be a text");
     rule("net.allow", "{to: '::ffff:0:0/95'}", to, "at least 96");
@@ -406,6 +407,8 @@ fn listening_and_coming_in() {
     net("listen: [{to: ::1}]", "5:12: spec.scope.net.listen[0].to", "unknown key \"to\"");
     net("listen: [{on: metadata}]", "5:16: spec.scope.net.listen[0].on", "is a name");
     net("inbound: [{from: 10.0.0.1/8}]", "5:19: spec.scope.net.inbound[0].from", "write 10.0.0.0/8");
+    net("inbound: [{from: 'fd00::1/8'}]", "5:19: spec.scope.net.inbound[0].from", "write fd00::/8");
+    net("listen: [{on: 'fd00:77::9/64'}]", "5:16: spec.scope.net.listen[0].on", "write fd00:77::/64");
     net("inbound: [{ports: [0]}]", "5:21: spec.scope.net.inbound[0].ports[0]", "is no port");
     net("allow: [{to: ::1, id: a}],\n listen: [{id: a}]", "6:16: spec.scope.net.listen[0].id", "in line 5");
 }
