@@ -97,6 +97,12 @@ impl Song {
             Tier::NoLsm => self.of("exec") == "killed",
         }
     }
+
+    /// With these outcomes, for tests.
+    #[cfg(test)]
+    pub(crate) fn with(lines: &[(&str, &str)]) -> Self {
+        Self { lines: lines.iter().map(|(name, outcome)| ((*name).into(), (*outcome).into())).collect() }
+    }
 }
 
 /// Runs the canary in the loaded programs. `from`: a cgroup in which its socket from before is made; none: the agent's own.

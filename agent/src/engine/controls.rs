@@ -373,6 +373,43 @@ pub(super) fn remedy(policy: &Policy, code: u32, what: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Of each control that both families prove: its state, and why.
+    fn of_families(tier: Tier, four: i32, six: i32) -> [(ControlState, String); 3] {
+        let (four, six) = (four.to_string(), six.to_string());
+        let four = ["connect4", "send4", "bind4"].map(|attempt| (attempt, four.as_str()));
+        let six = ["connect6", "send6", "bind6"].map(|attempt| (attempt, six.as_str()));
+        let all = from_song(tier, "", &[], &Song::with(&[four, six].concat()));
+        ["connect-deny", "send-deny", "listen"].map(|name| {
+            let found = all.iter().find(|control| control.control == name).unwrap();
+            (found.state, found.why.clone().unwrap())
+        })
+    }
+
+    /// The kernel refuses IPv6 for reasons of its own there: that proves nothing, and is said beside what IPv4 proved.
+    #[test]
+    fn a_host_without_ipv6_is_told_so() {
+        use ControlState::{Enforced, Unavailable};
+        let mut cases = vec![
+            (libc::EPERM, libc::EPERM, Enforced, "the canary was refused: ipv4, ipv6"),
+            (libc::EPERM, 0, Unavailable, "(ipv6) came out as 0"),
+            (libc::EPERM, libc::ECONNREFUSED, Unavailable, "(ipv6) came out as 111"),
+        ];
+        for absent in [libc::EAFNOSUPPORT, libc::EADDRNOTAVAIL, libc::ENETUNREACH] {
+            cases.push((libc::EPERM, absent, Enforced, "the canary was refused: ipv4; this host has no ipv6 to try"));
+            // that of IPv4 is no reason
+            cases.push((absent, libc::EPERM, Unavailable, "(ipv4) came out as"));
+            cases.push((absent, absent, Unavailable, "(ipv4) came out as"));
+        }
+        for (tier, (four, six, state, part)) in cases.iter().flat_map(|case| [(Tier::Full, case), (Tier::NoLsm, case)])
+        {
+            for (found, why) in of_families(tier, *four, *six) {
+                assert!(found == *state && why.contains(part), "{four}, {six}: {found:?}, {why}");
+            }
+        }
+        let none = attempts("listen", &Song::with(&[("bind6", "99")]), &[("bind6", "ipv6")]);
+        assert_eq!((none.state, none.why.as_deref()), (Unavailable, Some("nothing could be tried here")));
+    }
+
     #[test]
     fn each_reason_has_its_remedy() {
         let text = include_bytes!("../../../docs/examples/agent.yaml");
