@@ -49,7 +49,8 @@ impl Seen {
 #[derive(Debug)]
 pub(crate) struct Server {
     address: SocketAddr,
-    udp: bool,
+    /// What datagrams come to; none: it listens.
+    datagrams: Option<UdpSocket>,
     seen: Arc<Seen>,
 }
 
@@ -87,7 +88,7 @@ impl Server {
                 thread::spawn(move || keep(number, stream, &shared));
             }
         });
-        Ok(Self { address, udp: false, seen })
+        Ok(Self { address, datagrams: None, seen })
     }
 
     /// On a port that the kernel picks. A datagram counts as accepted.
@@ -103,7 +104,7 @@ impl Server {
     /// With a socket that is bound already.
     pub(crate) fn datagrams(socket: UdpSocket) -> Result<Self> {
         let (address, seen) = (socket.local_addr()?, Arc::new(Seen::default()));
-        let shared = Arc::clone(&seen);
+        let (shared, datagrams) = (Arc::clone(&seen), Some(socket.try_clone()?));
         thread::spawn(move || {
             let mut buffer = [0; 2048];
             while let Ok((length, from)) = socket.recv_from(&mut buffer) {
@@ -112,7 +113,7 @@ impl Server {
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
             }
         });
-        Ok(Self { address, udp: true, seen })
+        Ok(Self { address, datagrams, seen })
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -148,7 +149,7 @@ impl Server {
     /// Fails where anything but this call has reached it. (The kernel queues in order: what came before would have
     /// been accepted before.)
     pub(crate) fn untouched(&self) -> Result<()> {
-        if self.udp {
+        if self.datagrams.is_some() {
             let own = if self.address.is_ipv4() { "127.0.0.1" } else { "::1" };
             UdpSocket::bind(any_port(own)?)?.send_to(b"?", self.address)?;
         } else {
@@ -166,8 +167,12 @@ impl Server {
         self.seen.bytes().clone()
     }
 
-    /// Sends `bytes` on every connection that it has.
+    /// Sends `bytes` on every connection that it has, or to everybody who sent.
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<()> {
+        if let Some(socket) = &self.datagrams {
+            let answer = |caller: &SocketAddr| socket.send_to(bytes, caller).map(drop);
+            return self.seen.callers().iter().try_for_each(answer).context("server cannot send");
+        }
         self.seen.streams().values_mut().try_for_each(|stream| stream.write_all(bytes)).context("server cannot send")
     }
 }
