@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::IoSlice,
-    net::UdpSocket,
+    net::{SocketAddr, UdpSocket},
     os::{
         fd::AsRawFd as _,
         unix::{
@@ -20,6 +20,7 @@ use serde_json::Value;
 use super::scene::{Fifo, only, reach};
 use crate::{
     harness::{
+        capture::own_network,
         launch::{Finished, bare},
         prelude::*,
         server::Server,
@@ -222,24 +223,68 @@ fn moved(s: &mut Sandbox) -> Result<()> {
 /// A datagram to an address in scope by way of one that is not: the option is refused (tier full), the packet is dropped.
 fn source_route(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (member, server) = (s.program("member")?, Server::udp("127.0.0.1")?);
-    // the option wants the capability that packet sockets do
-    let policy = only(&member).to("server", "127.0.0.1/32", server.port()).scope("sockets: { allow: [packet] }");
-    let line = format!("source-route 127.0.0.9 {}", server.words());
-    let running = s.run(&s.policy(&policy)?, &member, &line)?;
-    let session = running.session(s)?;
-    running.wait()?.said("errno 1")?;
-    server.untouched()?;
-    if s.tier == Tier::Full {
-        said(s, &session, "socket", "socket-option")?;
-    } else {
-        let hop = format!("127.0.0.9:{}", server.port());
-        let seen = s.saw_connect(&session, &hop, "deny", "default")?;
-        ensure!(seen["via"] == "packet", "the packet is recorded as {seen}");
+    let member = s.program("member")?;
+    own_network(&["fd00:77::9"])?;
+    for ((address, prefix), hop) in FAMILIES.into_iter().zip(["127.0.0.9", "fd00:77::9"]) {
+        let server = Server::udp(address)?;
+        // the option of IPv4 wants the capability that packet sockets do
+        let policy = only(&member).to("server", prefix, server.port()).scope("sockets: { allow: [packet] }");
+        let line = format!("source-route {hop} {}", server.words());
+        let running = s.run(&s.policy(&policy)?, &member, &line)?;
+        let session = running.session(s)?;
+        running.wait()?.said("errno 1").with_context(|| format!("by way of {hop}"))?;
+        server.untouched()?;
+        if s.tier == Tier::Full {
+            said(s, &session, "socket", "socket-option")?;
+        } else {
+            let next = SocketAddr::new(hop.parse()?, server.port()).to_string();
+            let seen = s.saw_connect(&session, &next, "deny", "default")?;
+            ensure!(seen["via"] == "packet", "the packet is recorded as {seen}");
+        }
+        let twin = Server::udp(address)?;
+        let policy = only(&member).to("server", prefix, twin.port());
+        reach(s, &policy, &member, &format!("send {}", twin.words()))?.arrived(s, &twin, "server")?;
+        // who may go anywhere may go there by any way
+        let open = s.run(&s.policy(&only(&member).kind("operator"))?, &member, &line)?;
+        open.wait()?.said("ok").with_context(|| format!("by way of {hop}"))?;
     }
-    let twin = Server::udp("127.0.0.1")?;
-    let policy = only(&member).to("server", "127.0.0.1/32", twin.port());
-    reach(s, &policy, &member, &format!("send {}", twin.words()))?.arrived(s, &twin, "server")
+    options(s, &member)?;
+    changed(s, &member)
+}
+
+/// Every option that leads packets elsewhere or changes what a socket is, with a value that says nothing.
+fn options(s: &Sandbox, member: &str) -> Result<()> {
+    // IP_OPTIONS; IPV6_ADDRFORM, IPV6_2292RTHDR, IPV6_2292PKTOPTIONS, IPV6_RTHDR; TCP_REPAIR
+    const OPTIONS: [(u32, u32); 6] = [(0, 4), (41, 1), (41, 5), (41, 6), (41, 57), (6, 19)];
+    let line = OPTIONS.map(|(level, option)| format!("set-option {level} {option}")).join(" + ");
+    if s.tier == Tier::Full {
+        let running = s.run(&s.policy(&only(member))?, member, &line)?;
+        let session = running.session(s)?;
+        running.wait()?.said(&["errno 1"; OPTIONS.len()].join("\n"))?;
+        for (level, option) in OPTIONS {
+            let refused = |r: &Value| r["session"] == session && r["rule"] == "socket-option" && r["verdict"] == "deny";
+            let fits = |r: &Value| r["level"] == level && r["option"] == option;
+            s.wait_evidence(&format!("the refusal of {level}/{option}"), |r| refused(r) && fits(r))?;
+        }
+    }
+    // the kernel takes some of them, and says of none that it may not be
+    let open = s.run(&s.policy(&only(member).kind("operator"))?, member, &line)?.wait()?;
+    let answers: Vec<&str> = open.stdout.lines().collect();
+    ensure!(answers.len() == OPTIONS.len() && !answers.contains(&"errno 1"), "{open:?}");
+    Ok(())
+}
+
+/// A socket of IPv6 goes where its session may go, also once it has become one of IPv4, which it may without LSM.
+fn changed(s: &Sandbox, member: &str) -> Result<()> {
+    let (good, bad) = (Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?);
+    let policy = only(member).to("server", "127.0.0.1/32", good.port());
+    let line = |to: &Server| format!("address-form ::ffff:127.0.0.1 {} {}", good.port(), to.words());
+    let refused = reach(s, &policy, member, &line(&bad))?;
+    refused.was_refused(s, &bad, "default")?;
+    if s.tier == Tier::Full {
+        said(s, &refused.session, "socket", "socket-option")?;
+    }
+    reach(s, &policy, member, &line(&good))?.arrived(s, &good, "server")
 }
 
 /// By path, by place, by directory and by abstract name; streams and datagrams.

@@ -151,6 +151,8 @@ fn act(words: &[&str]) -> Result<u8> {
         "early" => sockets::early(rest),
         "beforehand" => sockets::beforehand(rest),
         "source-route" => sockets::source_route(rest),
+        "set-option" => sockets::set_option(rest),
+        "address-form" => sockets::address_form(rest),
         "raw-unspec" => sockets::raw_unspec(rest),
         "hear" => sockets::hear(rest),
         "hear-serving" => sockets::hear_serving(rest),

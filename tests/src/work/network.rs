@@ -289,7 +289,7 @@ pub(super) fn disconnect(socket: &OwnedFd) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
-fn send_to(socket: &OwnedFd, address: &SocketAddr, flags: MsgFlags) -> Result<(), Errno> {
+pub(super) fn send_to(socket: &OwnedFd, address: &SocketAddr, flags: MsgFlags) -> Result<(), Errno> {
     send_bytes(socket, address, b"x", flags)
 }
 
