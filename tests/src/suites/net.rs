@@ -235,34 +235,42 @@ fn metadata(s: &mut Sandbox) -> Result<()> {
 
 fn daemonised(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (good, bad, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?, s.program("member")?);
-    let policy = s.policy(&only(&member).to("server", "127.0.0.1/32", good.port()))?;
-    for (server, expected) in [(&bad, "errno 1"), (&good, "ok")] {
-        let answers = s.file("answers");
-        let line = format!("daemonise report {answers} connect tcp {} + idle", server.words());
-        let running = s.run(&policy, &member, &line)?;
-        let session = running.session(s)?;
-        ensure!(report(&answers, 1)?[0] == expected, "a daemonised child: {:?}", report(&answers, 1)?);
-        let (verdict, rule) = if expected == "ok" { ("allow", "server") } else { ("deny", "default") };
-        s.saw_connect(&session, &server.address(), verdict, rule)?;
-        s.cli(&["end", &session])?.ended(0)?;
-        s.session_ended(&session, "operator")?;
+    let member = s.program("member")?;
+    for (address, prefix) in FAMILIES {
+        let (good, bad) = (Server::tcp(address)?, Server::tcp(address)?);
+        let policy = s.policy(&only(&member).to("server", prefix, good.port()))?;
+        for (server, expected) in [(&bad, "errno 1"), (&good, "ok")] {
+            let answers = s.file("answers");
+            let line = format!("daemonise report {answers} connect tcp {} + idle", server.words());
+            let running = s.run(&policy, &member, &line)?;
+            let session = running.session(s)?;
+            ensure!(report(&answers, 1)?[0] == expected, "a daemonised child: {:?}", report(&answers, 1)?);
+            let (verdict, rule) = if expected == "ok" { ("allow", "server") } else { ("deny", "default") };
+            s.saw_connect(&session, &server.address(), verdict, rule)?;
+            s.cli(&["end", &session])?.ended(0)?;
+            s.session_ended(&session, "operator")?;
+        }
+        bad.untouched()?;
+        good.accepted(1)?;
     }
-    bad.untouched()?;
-    good.accepted(1)
+    Ok(())
 }
 
 fn observe(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (server, closed, member) = (Server::tcp("127.0.0.1")?, Server::tcp("127.0.0.1")?, s.program("member")?);
+    let member = s.program("member")?;
     let policy = s.policy(&only(&member).observe())?;
-    let running = s.run(&policy, &member, &format!("connect tcp {}", server.words()))?;
-    let session = running.session(s)?;
-    running.wait()?.said("ok")?;
-    server.accepted(1)?;
-    s.saw_connect(&session, &server.address(), "would-deny", "default")?;
-    let refused = reach(s, &only(&member), &member, &format!("connect tcp {}", closed.words()))?;
-    refused.was_refused(s, &closed, "default")
+    for (address, _) in FAMILIES {
+        let (server, closed) = (Server::tcp(address)?, Server::tcp(address)?);
+        let running = s.run(&policy, &member, &format!("connect tcp {}", server.words()))?;
+        let session = running.session(s)?;
+        running.wait()?.said("ok")?;
+        server.accepted(1)?;
+        s.saw_connect(&session, &server.address(), "would-deny", "default")?;
+        let refused = reach(s, &only(&member), &member, &format!("connect tcp {}", closed.words()))?;
+        refused.was_refused(s, &closed, "default")?;
+    }
+    Ok(())
 }
 
 /// No way to an address in scope is no refusal, and who then takes IPv4 gets there; one that is refused is told at once and may
