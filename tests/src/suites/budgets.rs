@@ -42,7 +42,8 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
         s.policy(&policy.spec(format!("budgets: {{ {budgets} }}")))
     };
     loops(s, &member, &policy)?;
-    let (server, listener) = (Server::udp("127.0.0.1")?, Server::tcp("127.0.0.1")?);
+    FAMILIES.into_iter().zip(PLACES).try_for_each(|((ip, _), (_, headers))| bytes(s, &member, &policy, ip, headers))?;
+    let server = Server::udp("127.0.0.1")?;
     let cases = [
         (
             "destinations: 2",
@@ -64,41 +65,11 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
             "ok\n0 done 40 refused\nok",
             "budget-destinations",
         ),
-        // 28 bytes of headers each
-        ("egressBytes: 5120", "send-many 20 1000 127.0.0.1 9", "4 done 16 refused", "budget-egress"),
-        // each of its datagrams has headers on the wire
-        ("egressBytes: 1500", "send-segments 64 127.0.0.1 9", "errno 1", "budget-egress"),
-        (
-            "egressBytes: 2000",
-            "send-segments 64 127.0.0.1 9 + send-many 1 200 127.0.0.1 9",
-            "ok\n0 done 1 refused",
-            "budget-egress",
-        ),
-        // where its first segment would be dropped, a connect waits for minutes: it is told
-        (
-            "egressBytes: 4190",
-            "send-many 5 1000 127.0.0.1 9 + connect tcp STREAM",
-            "4 done 1 refused\nerrno 1",
-            "budget-egress",
-        ),
-        (
-            "egressBytes: 5120",
-            "send-many 5 1000 127.0.0.1 9 + connect tcp STREAM",
-            "4 done 1 refused\nok",
-            "budget-egress",
-        ),
-        // what was too large uses nothing up
-        (
-            "egressBytesPerSecond: 4000",
-            "send-many 1 8000 127.0.0.1 9 + send-many 3 1000 127.0.0.1 9",
-            "0 done 1 refused\n3 done 0 refused",
-            "budget-egress-rate",
-        ),
     ];
     for (budget, line, expected, rule) in cases {
         // a socket of the port, so that no ICMP error comes back
         let _sink = UdpSocket::bind(("127.0.0.1", 0))?;
-        let line = line.replace("127.0.0.1 9", &server.words()).replace("STREAM", &listener.words());
+        let line = line.replace("127.0.0.1 9", &server.words());
         let running = s.run(&policy(budget)?, &member, &line)?;
         let session = running.session(s)?;
         running.wait()?.said(expected)?;
@@ -115,6 +86,43 @@ fn budgets(s: &mut Sandbox) -> Result<()> {
     ensure!(done >= 10 && done <= 10 * (seconds + 2) && refused > 0, "{said} in {seconds} s");
     s.wait_evidence("the refusal", |r| r["session"] == session && r["rule"] == "budget-connect-rate")?;
     Ok(())
+}
+
+/// Of datagrams, each with so many bytes of headers, as many leave as the budget has bytes for; a connect is told where its
+/// first segment would be dropped, which would wait for minutes.
+fn bytes(s: &Sandbox, member: &str, policy: &dyn Fn(&str) -> Result<String>, ip: &str, headers: usize) -> Result<()> {
+    let (server, listener) = (Server::udp(ip)?, Server::tcp(ip)?);
+    let sends = |count: u32, size: u32| format!("send-many {count} {size} {}", server.words());
+    let connects = format!("{} + connect tcp {}", sends(5, 1000), listener.words());
+    let (four, segments) = (4 * (1000 + headers), 64 * (1 + headers));
+    let cut = format!("send-segments 64 {}", server.words());
+    for (budget, line, expected, rule) in [
+        (format!("egressBytes: {}", four + 1000), sends(20, 1000), "4 done 16 refused", "budget-egress"),
+        // a first segment has up to 80 bytes
+        (format!("egressBytes: {}", four + 78), connects.clone(), "4 done 1 refused\nerrno 1", "budget-egress"),
+        (format!("egressBytes: {}", four + 1000), connects, "4 done 1 refused\nok", "budget-egress"),
+        // each datagram that a message is cut into has headers on the wire
+        (format!("egressBytes: {}", segments - 1), cut.clone(), "errno 1", "budget-egress"),
+        (
+            format!("egressBytes: {segments}"),
+            format!("{cut} + {}", sends(1, 1)),
+            "ok\n0 done 1 refused",
+            "budget-egress",
+        ),
+        // what was too large uses nothing up
+        (
+            format!("egressBytesPerSecond: {}", four - 1),
+            format!("{} + {}", sends(1, 8000), sends(3, 1000)),
+            "0 done 1 refused\n3 done 0 refused",
+            "budget-egress-rate",
+        ),
+    ] {
+        let running = s.run(&policy(&budget)?, member, &line)?;
+        let session = running.session(s)?;
+        running.wait()?.said(expected).with_context(|| format!("{budget} by {ip}"))?;
+        s.wait_evidence(rule, |r| r["session"] == session && r["rule"] == rule)?;
+    }
+    listener.accepted(1)
 }
 
 /// Of each family addresses of loopback, and the bytes of a datagram's headers.
@@ -431,30 +439,43 @@ fn ends_in(s: &Sandbox, ip: &str) -> Result<()> {
 /// record of it is left.
 fn ends_later(s: &mut Sandbox) -> Result<()> {
     s.start()?;
-    let (member, server, bad) = (s.program("member")?, Server::udp("127.0.0.1")?, Server::udp("127.0.0.1")?);
-    let (mut full, mut fifo) = (Fifo::new(s)?, Fifo::new(s)?);
-    let policy = only(&member).to("loopback", "127.0.0.0/8", "").spec("budgets: { connects: 5 }");
-    let line = format!("fifo {} connect-many 9 {} + idle", fifo.path, server.words());
-    let ends = s.run(&s.policy(&policy.clone().spec("on: { budget: end }"))?, &member, &line)?;
+    let (member, bad) = (s.program("member")?, Server::udp("127.0.0.1")?);
+    let servers = [Server::udp("127.0.0.1")?, Server::udp("::1")?];
+    let (mut full, mut fifos) = (Fifo::new(s)?, [Fifo::new(s)?, Fifo::new(s)?]);
+    let policy = only(&member).to("loopback", "127.0.0.0/8", "").to("loopback6", "::1/128", "");
+    let policy = policy.spec("budgets: { connects: 5 }");
+    let end = s.policy(&policy.clone().spec("on: { budget: end }"))?;
+    let mut ends = Vec::new();
+    for (fifo, server) in fifos.iter().zip(&servers) {
+        let line = format!("fifo {} connect-many 9 {} + idle", fifo.path, server.words());
+        let running = s.run(&end, &member, &line)?;
+        ends.push((running.session(s)?, running));
+    }
     let moves = s.run(&s.policy(&only(&member).spec("on: { moved: end }"))?, &member, "idle")?;
     let stays = s.run(&s.policy(&policy)?, &member, "idle")?;
     let line = format!("fifo {} flood {REFUSALS} {} + idle", full.path, bad.words());
     let fills = s.run(&s.policy(&only(&member).spec("on: { violation: end }"))?, &member, &line)?;
-    let (session, other) = (ends.session(s)?, stays.session(s)?);
+    let other = stays.session(s)?;
     let others = [(fills.session(s)?, "violation"), (moves.session(s)?, "context-changed")];
     s.kill_agent()?;
     full.wake()?;
     let said = format!("0 of {REFUSALS}\n");
     until("the ring to be full", 4 * patience(), || Ok((fills.said() == said).then_some(())))?;
     s.part("elsewhere").take(moves.pid())?;
-    fifo.wake()?;
-    until("the budget to be used up", patience(), || Ok(ends.said().contains("5 done 4 refused").then_some(())))?;
+    for ((_, running), fifo) in ends.iter().zip(&mut fifos) {
+        fifo.wake()?;
+        until("the budget to be used up", patience(), || {
+            Ok(running.said().contains("5 done 4 refused").then_some(()))
+        })?;
+    }
     s.start()?;
-    let end = s.session_ended(&session, "budget")?;
-    let refused = s.records(&session, "connect")?.iter().filter(|r| r["rule"] == "budget-connects").count();
-    ensure!(refused == 0 && end["lost"]["connect"].as_u64() >= Some(4), "{refused} refusals are told, and {end}");
+    for (session, _) in &ends {
+        let end = s.session_ended(session, "budget")?;
+        let refused = s.records(session, "connect")?.iter().filter(|r| r["rule"] == "budget-connects").count();
+        ensure!(refused == 0 && end["lost"]["connect"].as_u64() >= Some(4), "{refused} refusals are told, and {end}");
+    }
     others.iter().try_for_each(|(session, reason)| s.session_ended(session, reason).map(drop))?;
-    all_gone(&[ends.pid(), fills.pid(), moves.pid()])?;
+    all_gone(&[ends[0].1.pid(), ends[1].1.pid(), fills.pid(), moves.pid()])?;
     bad.untouched()?;
     s.cli(&["end", &other])?.ended(0)?;
     s.session_ended(&other, "operator").map(drop)
