@@ -15,7 +15,10 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::scene::{Fifo, only, report, stamps};
+use super::{
+    multipath,
+    scene::{Fifo, only, report, stamps},
+};
 use crate::harness::{
     prelude::*,
     server::Server,
@@ -44,7 +47,7 @@ fn receipts(s: &Sandbox, session: &str) -> Result<Vec<Value>> {
 }
 
 /// Those of a session for one cause.
-fn receipts_of(s: &Sandbox, session: &str, cause: &str) -> Result<Vec<Value>> {
+pub(super) fn receipts_of(s: &Sandbox, session: &str, cause: &str) -> Result<Vec<Value>> {
     let records = s.records(session, "flows-cut")?;
     let of_cause = records.iter().filter(|r| r["cause"] == cause);
     Ok(of_cause.filter_map(|r| r["sockets"].as_array()).flatten().cloned().collect())
@@ -56,7 +59,7 @@ fn of(receipts: &[Value], protocol: &str) -> Vec<Value> {
 }
 
 /// Every one of them was destroyed, and was not listed any more.
-fn all_destroyed(receipts: &[Value], count: usize) -> Result<()> {
+pub(super) fn all_destroyed(receipts: &[Value], count: usize) -> Result<()> {
     ensure!(receipts.len() == count, "{} receipts for {count} sockets: {receipts:?}", receipts.len());
     let odd = receipts.iter().find(|r| r["outcome"] != "destroyed" || r["gone"] != true);
     ensure!(odd.is_none(), "a socket was not destroyed: {odd:?}");
@@ -389,7 +392,7 @@ fn narrowed(s: &mut Sandbox) -> Result<()> {
         ensure!(told(&kept)? == "received 1", "the flow in scope: {}", told(&kept)?);
         s.cli(&["end", &session])?.ended(0)?;
     }
-    Ok(())
+    FAMILIES.into_iter().try_for_each(|(address, prefix)| multipath::narrowed(s, &member, address, prefix))
 }
 
 /// Calls a member that tried to listen, where it could: it is let through where it may be.

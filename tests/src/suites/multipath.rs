@@ -11,7 +11,8 @@ use std::{
 use nix::errno::Errno;
 
 use super::{
-    scene::only,
+    flows::{all_destroyed, receipts_of},
+    scene::{only, report},
     wire::{FAMILIES, RST, listener as listening, member, policy, wire},
 };
 use crate::{
@@ -135,4 +136,32 @@ fn further(s: &mut Sandbox) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Of two connections the one that a narrower scope does not name loses its path, which is destroyed as TCP is, and the other
+/// goes on. (No kernel destroys the socket over a path: its owner waits until the kernel gives it up.)
+pub(super) fn narrowed(s: &Sandbox, member: &str, address: &str, prefix: &str) -> Result<()> {
+    let serve = || -> Result<Server> {
+        let multipath = listening(libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+        Server::serve(multipath.context("the kernel has no MPTCP")?)
+    };
+    let (stays, goes, kept) = (serve()?, serve()?, s.file("kept"));
+    let policy = only(member).to("stays", prefix, stays.port()).to("goes", prefix, goes.port());
+    let chat = |server: &Server| format!("multipath-chat {address} {}", server.port());
+    let line = format!("background report {kept} {} + {}", chat(&stays), chat(&goes));
+    let running = s.run(&s.policy(&policy)?, member, &line)?;
+    let session = running.session(s)?;
+    for server in [&stays, &goes] {
+        until("the connections to be open", patience(), || Ok((server.received() == b"x").then_some(())))?;
+    }
+    s.cli(&["narrow", &session, "--remove", "goes"])?.ended(0)?;
+    let cut = receipts_of(s, &session, "narrow")?;
+    all_destroyed(&cut, 1)?;
+    let to = SocketAddr::new(address.parse()?, goes.port()).to_string();
+    ensure!(cut[0]["protocol"] == "tcp" && cut[0]["to"] == to, "the path to {to}: {cut:?}");
+    stays.send(b"y")?;
+    let told = report(&kept, 2)?.swap_remove(1);
+    ensure!(told == "received 1", "the connection in scope: {told}");
+    s.cli(&["end", &session])?.ended(0)?;
+    s.session_ended(&session, "operator").map(drop)
 }

@@ -146,7 +146,8 @@ pub(super) fn listen_first(words: &[&str]) -> Result<u8> {
     talk(&socket, &address)
 }
 
-fn talk(socket: &OwnedFd, address: &SocketAddr) -> Result<u8> {
+/// Connects, sends one byte, and waits for what comes back.
+pub(super) fn talk(socket: &OwnedFd, address: &SocketAddr) -> Result<u8> {
     connect_to(socket, address)?;
     say(send(socket.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL).map(drop));
     match recv(socket.as_raw_fd(), &mut [0; 8], MsgFlags::empty()) {

@@ -176,6 +176,7 @@ fn act(words: &[&str]) -> Result<u8> {
         "bind-in-ring" => ways::bind_in_ring(rest),
         "stuff" => ways::stuff(rest),
         "multipath-hold" => ways::multipath_hold(rest),
+        "multipath-chat" => ways::multipath_chat(rest),
         "act" => crate::escapes::act(rest),
         "attempts" => crate::escapes::attempts(rest),
         "multipath-serve" => ways::multipath_serve(rest),

@@ -22,6 +22,7 @@ use nix::{
 
 use super::{
     ancillary,
+    flows::talk,
     network::{address, connect_to, disconnect, open, send_bytes},
     one,
     process::idle,
@@ -360,6 +361,12 @@ pub(super) fn multipath_hold(words: &[&str]) -> Result<u8> {
     let socket = made(&to, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
     say(stream(&socket, &to, b"x"));
     idle()
+}
+
+/// `multipath-chat ADDRESS PORT`: as `chat`, by MPTCP.
+pub(super) fn multipath_chat(words: &[&str]) -> Result<u8> {
+    let (to, _) = address(words)?;
+    talk(&made(&to, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?, &to)
 }
 
 /// A connected socket of MPTCP, for tests.
