@@ -15,8 +15,8 @@ const LOOK_NS: u64 = 1_000_000_000;
 impl Live {
     fn ends_by_refusal(&self) -> bool {
         let rules = &self.rules;
-        let ends = rules.moved_ends || !rules.used_up_ends.is_empty() || !rules.violation_ends.is_empty();
-        ends && self.machine.mode() == Mode::Enforce && self.machine.reason().is_none()
+        let refusals = !rules.used_up_ends.is_empty() || !rules.violation_ends.is_empty() || rules.denials.is_some();
+        (rules.moved_ends || refusals) && self.machine.mode() == Mode::Enforce && self.machine.reason().is_none()
     }
 }
 
@@ -51,6 +51,11 @@ fn reason(limits: &Limits, counted: &SessionCounters) -> Option<EndReason> {
         usize::try_from(place).ok().and_then(|place| counts.get(place)).is_some_and(|count| *count > 0)
     };
     if limits.violation_ends.iter().any(|kind| over(&counted.violations, (*kind).into())) {
+        return Some(EndReason::Violation);
+    }
+    let refused = (0..).zip(&counted.violations).filter(|(kind, _)| *kind != KIND_MOVE);
+    let refused = refused.fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
+    if limits.denials.is_some_and(|most| refused > most) {
         return Some(EndReason::Violation);
     }
     // counted among them, and no refusal: a member is not where the session was started

@@ -10,9 +10,12 @@ use super::{
 };
 
 const KEYS: Keys = Keys {
-    known: &["connects", "connectsPerSecond", "destinations", "egressBytes", "egressBytesPerSecond"],
-    later: &["execs", "forks", "denials"],
+    known: &["connects", "connectsPerSecond", "destinations", "egressBytes", "egressBytesPerSecond", "denials"],
+    later: &["execs", "forks"],
 };
+/// Those that refuse something.
+const REFUSING: Keys =
+    Keys { known: &["connects", "connectsPerSecond", "destinations", "egressBytes", "egressBytesPerSecond"], ..KEYS };
 /// What a refusal by each of them is called.
 const REFUSALS: [(&str, u32); 5] = [
     ("connects", rule::REASON_BUDGET_CONNECTS),
@@ -31,16 +34,8 @@ const DESTINATIONS: u64 = tipstaff_common::limits::DESTINATIONS as u64;
 pub(super) fn read(spec: &Fields<'_>, problems: &mut Problems) -> Budgets {
     let Some(field) = spec.get("budgets") else { return Budgets::default() };
     let Some(fields) = fields(field.at(), KEYS, problems) else { return Budgets::default() };
-    let mut one = |key: &str, bytes: bool, most: u64| {
-        let field = fields.get(key)?;
-        let value = if bytes { size(&field, problems) } else { count(&field, problems) }?;
-        if (1..=most).contains(&value) {
-            return Some(value);
-        }
-        let remedy = if value == 0 { "to allow none, name none in spec.scope.net" } else { "write a smaller number" };
-        problems.add(field.at().node.at, &field.path, format!("must be from 1 to {most}, not {value}: {remedy}"));
-        None
-    };
+    let none = "to allow none, name none in spec.scope.net";
+    let mut one = |key: &str, bytes: bool, most: u64| number(fields.get(key)?, bytes, most, none, problems);
     Budgets {
         connects: one("connects", false, u64::MAX >> 1),
         connects_per_second: one("connectsPerSecond", false, RATE),
@@ -48,6 +43,23 @@ pub(super) fn read(spec: &Fields<'_>, problems: &mut Problems) -> Budgets {
         egress_bytes: one("egressBytes", true, u64::MAX >> 1),
         egress_bytes_per_second: one("egressBytesPerSecond", true, RATE),
     }
+}
+
+/// Reads `spec.budgets.denials`: violations that a session may go on after.
+pub(super) fn denials(spec: &Fields<'_>, problems: &mut Problems) -> Option<u64> {
+    // what is wrong with the others is told where they are read
+    let budgets = fields(spec.get("budgets")?.at(), KEYS, &mut Problems::new(""))?;
+    number(budgets.get("denials")?, false, u64::MAX >> 1, "to end at the first, write on: { violation: end }", problems)
+}
+
+fn number(field: Field<'_>, bytes: bool, most: u64, none: &str, problems: &mut Problems) -> Option<u64> {
+    let value = if bytes { size(&field, problems) } else { count(&field, problems) }?;
+    if (1..=most).contains(&value) {
+        return Some(value);
+    }
+    let remedy = if value == 0 { none } else { "write a smaller number" };
+    problems.add(field.at().node.at, &field.path, format!("must be from 1 to {most}, not {value}: {remedy}"));
+    None
 }
 
 /// Reads `spec.on.budget`, a word for all budgets or one for each: refusals, by their codes, of which the first ends the
@@ -59,7 +71,7 @@ pub(super) fn ends(spec: &Fields<'_>, field: &Field<'_>, problems: &mut Problems
     let all = REFUSALS.iter().filter(|(key, _)| has(key));
     if !matches!(field.at().node.value, Value::Map(_)) {
         let ends = word(field.at(), &USED_UP, problems).unwrap_or_default();
-        if ends && all.clone().next().is_none() {
+        if ends && all.clone().next().is_none() && !has("denials") {
             problems.add(
                 field.at().node.at,
                 &field.path,
@@ -68,7 +80,7 @@ pub(super) fn ends(spec: &Fields<'_>, field: &Field<'_>, problems: &mut Problems
         }
         return all.filter(|_| ends).map(|(_, code)| *code).collect();
     }
-    let Some(each) = fields(field.at(), KEYS, problems) else { return Vec::new() };
+    let Some(each) = fields(field.at(), REFUSING, problems) else { return Vec::new() };
     let mut found = Vec::new();
     for (key, code) in REFUSALS {
         let Some(field) = each.get(key) else { continue };

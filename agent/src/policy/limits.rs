@@ -97,6 +97,8 @@ pub struct Limits {
     pub used_up_ends: Vec<u32>,
     /// Kinds of records (`event::KIND_…`) of which the first refusal against the policy ends the session.
     pub violation_ends: Vec<u16>,
+    /// How many refusals against the policy a session goes on after: the next one ends it.
+    pub denials: Option<u64>,
 }
 
 impl Default for Limits {
@@ -113,16 +115,16 @@ impl Default for Limits {
             principal_gone_ends: false,
             used_up_ends: Vec::new(),
             violation_ends: Vec::new(),
+            denials: None,
         }
     }
 }
 
 impl Limits {
-    /// Whether a refusal with such a record ends a session. What a packet is refused is nobody's violation.
+    /// Whether a refusal with such a record can end a session. What a packet is refused is nobody's violation.
     pub(crate) fn ends_at(&self, refused: &Header) -> bool {
-        let violates =
-            || refused.tgid != 0 && is_violation(refused.rule) && self.violation_ends.contains(&refused.kind);
-        self.used_up_ends.contains(&refused.rule) || violates()
+        let counts = || self.denials.is_some() || self.violation_ends.contains(&refused.kind);
+        self.used_up_ends.contains(&refused.rule) || refused.tgid != 0 && is_violation(refused.rule) && counts()
     }
 
     /// What they say, one line each, for people.
@@ -152,6 +154,7 @@ impl Limits {
         }
         lines.extend(self.used_up_ends.iter().map(|reason| format!("ends at the refusal {}", reason_name(*reason))));
         lines.extend(violations::line(&self.violation_ends));
+        lines.extend(self.denials.map(|most| format!("ends at the refusal after {most} that are against it")));
         lines
     }
 }
@@ -168,6 +171,7 @@ pub(super) fn read(spec: &Fields<'_>, problems: &mut Problems) -> Option<(Durati
         found.violation_ends = on.get("violation").map(|f| violations::read(&f, problems)).unwrap_or_default();
         found.agent_loss = on.get("agentLoss").and_then(|f| word(f.at(), &AGENT_LOSS, problems)).unwrap_or_default();
     }
+    found.denials = budgets::denials(spec, problems);
     let Some(limits) = spec.get("limits") else {
         problems.add(spec.at, "spec.limits.ttl", "is missing: every session ends; add limits: { ttl: 15m }");
         return None;

@@ -64,7 +64,8 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
     let budgets = budgets::read(&spec, problems);
     let attach = attach::read(&spec, problems);
     let run = attach::read_run(&spec, problems);
-    let nested = nested(&spec, &budgets, problems);
+    let denials = limits.as_ref().is_some_and(|(_, limits)| limits.denials.is_some());
+    let nested = nested(&spec, denials || budgets != Budgets::default(), problems);
     let review_by = spec.get("reviewBy").and_then(|field| date(field.at(), problems));
     let (ttl, limits) = limits?;
     Some(Policy {
@@ -92,10 +93,10 @@ fn document(root: &yaml::Node, bytes: &[u8], problems: &mut Problems) -> Option<
 }
 
 /// Each session has its budgets to itself: with sessions within it, one would have them again and again.
-fn nested(spec: &Fields<'_>, budgets: &Budgets, problems: &mut Problems) -> bool {
+fn nested(spec: &Fields<'_>, has_budgets: bool, problems: &mut Problems) -> bool {
     let Some(field) = spec.get("nested") else { return false };
     let nested = word(field.at(), &NESTED, problems).unwrap_or(false);
-    if nested && *budgets != Budgets::default() {
+    if nested && has_budgets {
         let why =
             "is narrower, and the policy has budgets, which sessions within it would have once more: leave out one";
         problems.add(field.at().node.at, &field.path, why.to_owned());

@@ -261,7 +261,7 @@ impl Flow<'_> {
     #[inline(always)]
     fn refused_by_scope(&self, policy: &PolicyEntry, packet: &Packet) -> bool {
         let peer = if self.out { packet.destination() } else { packet.source() };
-        if packet.is_for_loopback(self.out) && self.interface() != LOOPBACK {
+        if packet.is_for_loopback(self.out) && self.is_elsewhere() {
             return self.refuse_elsewhere(policy, packet, &peer);
         }
         if packet.protocol == TCP {
@@ -310,11 +310,13 @@ impl Flow<'_> {
         }
     }
 
-    /// The interface that it leaves by, or came in by.
+    /// Whether it leaves by another interface than loopback, or came in by one. 0: a packet that was asked about when it came in, and is
+    /// asked about once more (`net/dccp/ipv6.c`, Linux 6.1, `dccp_v6_do_rcv`), has none any more.
     #[inline(always)]
-    fn interface(&self) -> u32 {
+    fn is_elsewhere(&self) -> bool {
         // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the field's own width.
-        unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).ifindex) }
+        let interface = unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).ifindex) };
+        interface != LOOPBACK && (self.out || interface != 0)
     }
 
     #[inline(always)]

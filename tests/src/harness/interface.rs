@@ -48,6 +48,33 @@ pub(crate) fn tunnel(own: Ipv4Addr) -> Result<(File, i32), Errno> {
     Ok((device, unsafe { request.ifr_ifru.ifru_ifindex }))
 }
 
+/// `struct in6_rtmsg` (`linux/ipv6_route.h`)
+#[repr(C)]
+#[derive(Default)]
+struct Route {
+    destination: [u8; 16],
+    source: [u8; 16],
+    gateway: [u8; 16],
+    kind: u32,
+    destination_length: u16,
+    source_length: u16,
+    metric: u32,
+    info: libc::c_ulong,
+    flags: u32,
+    interface: i32,
+}
+
+/// Whatever else IPv6 goes to is reached by this interface.
+pub(crate) fn leads_everywhere(interface: i32) -> Result<(), Errno> {
+    let route = Route { metric: 1, flags: u32::from(libc::RTF_UP), interface, ..Route::default() };
+    // SAFETY: integers only.
+    let socket = Errno::result(unsafe { libc::socket(libc::AF_INET6, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the kernel just made it, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: a request that outlives the call; the descriptor is open.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, &raw const route) }).map(drop)
+}
+
 fn address(value: Ipv4Addr) -> libc::sockaddr {
     // SAFETY: all zeros are a value of it: integers.
     let mut address: libc::sockaddr_in = unsafe { zeroed() };

@@ -14,8 +14,8 @@ use super::{
     wire::{FAMILIES, member},
 };
 use crate::harness::{
-    capture::{Capture, own_network, set},
-    interface::{tunnel, whole},
+    capture::{Capture, add_address_to, own_network, set},
+    interface::{leads_everywhere, tunnel, whole},
     prelude::*,
     server::Server,
 };
@@ -36,6 +36,8 @@ fn stays(s: &mut Sandbox) -> Result<()> {
     own_network(&[])?;
     set("ipv4/tcp_fastopen", "519")?;
     let (_away, number) = tunnel(AWAY)?;
+    add_address_to(number, "2001:db8:77::1".parse()?)?;
+    leads_everywhere(number)?;
     let wire = Capture::new()?;
     for family in &FAMILIES {
         let (server, to) = (Server::udp(family.good)?, family.good.parse::<IpAddr>()?);

@@ -30,7 +30,7 @@ pub(super) const TESTS: &[Test] = &[
 
 /// Every class that a member tries here: by which words, and what comes of it where it is allowed. Of those with several
 /// hooks each hook is asked.
-pub(super) fn attempts() -> Result<[(&'static str, String, &'static str); 23]> {
+pub(super) fn attempts() -> Result<[(&'static str, String, &'static str); 24]> {
     // a key of this process's, as long as it is there; none where the kernel has no keys
     let key = match add_key() {
         Err(Errno::ENOSYS) => 0,
@@ -62,6 +62,7 @@ pub(super) fn attempts() -> Result<[(&'static str, String, &'static str); 23]> {
         ("io-uring", "io-uring".to_owned(), "ok"),
         ("kernel-settings", "kernel-settings".to_owned(), "ok"),
         ("raw-devices", "raw-devices".to_owned(), "ok"),
+        ("raw-devices", "verbs".to_owned(), "errno 6"),
     ])
 }
 

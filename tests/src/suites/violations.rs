@@ -12,6 +12,7 @@ use crate::harness::{prelude::*, server::Server, wait::all_gone};
 
 pub(super) const TESTS: &[Test] = &[
     Test::sharing("violations::first-use-of-what-is-not-listed-ends", WHEREVER, first_use),
+    Test::new("violations::the-one-after-so-many-ends", WHEREVER, so_many),
     Test::sharing("violations::each-part-by-itself", WHEREVER, parts),
     Test::sharing("violations::strangers-end-nothing", WHEREVER, strangers),
 ];
@@ -44,6 +45,37 @@ fn first_use(s: &mut Sandbox) -> Result<()> {
             s.session_ended(&session, "operator")?;
         }
         ensure!(Path::new(&ran).exists() && !Path::new(&mark).exists(), "{on}: what is listed runs, and nothing else");
+    }
+    Ok(())
+}
+
+/// With four that are let pass by a session goes on, whatever they are of, and ends with the fifth, one that an agent reads which
+/// was not there for those before.
+fn so_many(s: &mut Sandbox) -> Result<()> {
+    s.start()?;
+    let (member, bad) = (s.program("member")?, s.program("bad")?);
+    for address in ["127.0.0.1", "::1"] {
+        let (closed, mark, mut fifo) = (Server::udp(address)?, s.file("mark"), Fifo::new(s)?);
+        let policy = s.policy(&only(&member).spec("budgets: { denials: 4 }"))?;
+        let line = format!(
+            "connect-many 3 {0} + spawn {bad} --work mark {mark} + fifo {1} connect udp {0} + idle",
+            closed.words(),
+            fifo.path
+        );
+        let running = s.run(&policy, &member, &line)?;
+        let session = running.session(s)?;
+        let said = format!("0 done 3 refused\n{}\n", refused_exec(s));
+        until("the member to have tried", patience(), || Ok((running.said() == said).then_some(())))?;
+        s.saw_exec(&session, &bad, refusal(s), "default")?;
+        s.kill_agent()?;
+        s.start()?;
+        ensure!(s.json(&["inspect", &session])?["session"]["state"] == "active", "it ended with the fourth refusal");
+        fifo.wake()?;
+        s.session_ended(&session, "violation")?;
+        let denied = s.records(&session, "connect")?.iter().filter(|r| r["verdict"] == "deny").count();
+        ensure!(denied == 4, "{denied} connects are recorded as refused");
+        closed.untouched()?;
+        running.wait()?.ended(137)?;
     }
     Ok(())
 }

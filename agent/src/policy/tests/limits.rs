@@ -72,6 +72,19 @@ fn violations_end_a_session_where_that_is_asked_of_them() {
 }
 
 #[test]
+fn so_many_violations_end_a_session() {
+    let limits = read("", ", budgets: {denials: 5}").expect("a policy");
+    assert_eq!(
+        (limits.denials, limits.lines()),
+        (Some(5), vec!["ends at the refusal after 5 that are against it".to_owned()])
+    );
+    let at = |tgid, rule| limits.ends_at(&Header { tgid, kind: KIND_CONNECT, rule, ..Header::default() });
+    assert!(at(1, REASON_DEFAULT) && !at(0, REASON_DEFAULT) && !at(1, REASON_BUDGET_CONNECTS));
+    assert!(read("", ", budgets: {denials: 5, connects: 1}, on: {budget: {denials: end}}").is_err());
+    assert!(read("", ", budgets: {denials: 5}, on: {budget: end}").is_ok());
+}
+
+#[test]
 fn what_is_no_limit_says_where_and_what_to_do() {
     for (limits, more, parts) in [
         (", idle: 0s", "", &["limits.idle: \"0s\" must be longer than zero"][..]),

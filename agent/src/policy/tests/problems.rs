@@ -455,7 +455,9 @@ fn budgets() {
     budget("egressBytes: []", "5:15: spec.budgets.egressBytes", "must be a size such as 200MiB, not a list");
     budget("egressBytesPerSecond: 1TiB", "5:24: spec.budgets.egressBytesPerSecond", "write a smaller number");
     budget("connect: 1", "5:2: spec.budgets.connect", "did you mean connects?");
-    budget("denials: 5", "5:2: spec.budgets.denials", "not supported by this version");
+    budget("denials: 0", "5:11: spec.budgets.denials", "not 0: to end at the first, write on: { violation: end }");
+    budget("denials: few", "5:11: spec.budgets.denials", "must be a whole number, not the text");
+    budget("execs: 5", "5:2: spec.budgets.execs", "not supported by this version");
     let text =
         "{kind: ci, limits: {ttl: 1m}, budgets: {connects: 10, egressBytes: 200MiB, egressBytesPerSecond: 4096}}";
     let read = parse("p", document(text).as_bytes()).expect(text).budgets;
