@@ -258,7 +258,7 @@ fn fold_access(host: &Resolved, access: &Access, numbers: &[u32]) -> Result<Fold
 /// Rules on addresses that do nothing, because of others.
 fn net_notes(policy: &Policy, host: &Resolved, net: &Folded, notes: &mut Vec<Note>) {
     for rules in [&policy.net, &policy.listen.rules, &policy.inbound.rules] {
-        let mut seen = HashMap::new();
+        let mut seen = HashMap::with_capacity(rules.len());
         for rule in rules {
             let same = (rule.effect, rule.to, rule.ports.as_slice(), rule.protocols.as_slice());
             let first = *seen.entry(same).or_insert(rule.id.as_str());

@@ -148,14 +148,17 @@ impl Folded {
 
     /// The rule that denies the first thing that `rule` allows, if rules deny all of it.
     pub(super) fn overrides(&self, host: &Resolved, rule: &NetRule) -> Option<u32> {
-        let mut by = None;
-        for net in rule.to.nets(host) {
-            let folded = self.of(net)?;
-            for own in port_rules(rule, 0, is_v6(net)) {
-                let denied = folded.iter().find(|r| u32::from(r.verdict) == rule::DENY && hides(r, &own))?;
-                by = by.or_else(|| Some(u32::from(denied.rule)));
+        let by = rule.to.with_nets(host, |nets| {
+            let mut by = None;
+            for net in nets {
+                let folded = self.of(*net)?;
+                for own in port_rules(rule, 0, is_v6(*net)) {
+                    let denied = folded.iter().find(|r| u32::from(r.verdict) == rule::DENY && hides(r, &own))?;
+                    by = by.or_else(|| Some(u32::from(denied.rule)));
+                }
             }
-        }
+            by
+        });
         by.filter(|number| *number < u32::from(PORT_REASONS))
     }
 }
@@ -169,13 +172,15 @@ impl Rules<'_> {
         let mut folded: Vec<(IpNet, Vec<PortRule>)> = Vec::with_capacity(own.len());
         // those that cover the next one, the widest first. An IPv6 prefix around mapped IPv4 does not cover what is IPv4
         let mut around: Vec<usize> = Vec::new();
+        let mut rules_of_it: Vec<PortRule> = Vec::new();
         for same in own.chunk_by(|(a, _), (b, _)| a == b) {
             let prefix = same[0].0;
             while around.pop_if(|above| !folded[*above].0.contains(&prefix)).is_some() {}
             let own = same.iter().filter_map(|(_, index)| self.rules.get((*index)?));
-            let own: Vec<PortRule> = own.flat_map(|(rule, number)| port_rules(rule, *number, is_v6(prefix))).collect();
+            rules_of_it.clear();
+            rules_of_it.extend(own.flat_map(|(rule, number)| port_rules(rule, *number, is_v6(prefix))));
             let above = around.last().map_or(&[][..], |above| &folded[*above].1);
-            let rules = self.fold_one(prefix, &own, above);
+            let rules = self.fold_one(prefix, &rules_of_it, above);
             if rules.len() > PORT_RULES {
                 problems.push(CompileProblem::PortRules { prefix, count: rules.len(), limit: PORT_RULES });
             }
@@ -209,23 +214,8 @@ impl Rules<'_> {
     fn own(&self) -> Vec<(IpNet, Option<usize>)> {
         let mut own: Vec<(IpNet, Option<usize>)> = Vec::with_capacity(self.rules.len() + UNSPECIFIED.len());
         for (index, (rule, _)) in self.rules.iter().enumerate() {
-            let nets = rule.to.nets(self.host);
-            for net in &nets {
-                own.push((*net, Some(index)));
-                if covers_mapped(*net) {
-                    // stops the trie from finding a rule for IPv6 where it looks for IPv4
-                    own.push((IpNet::V4(Ipv4Net::default()), None));
-                }
-            }
-            if !self.destinations || rule.effect == Effect::Allow {
-                continue;
-            }
-            for unspecified in UNSPECIFIED {
-                let meant = |address: &IpAddr| nets.iter().any(|net| net.contains(address));
-                if loopbacks(unspecified.addr()).iter().any(meant) {
-                    own.push((unspecified, Some(index)));
-                }
-            }
+            let denies = self.destinations && rule.effect == Effect::Deny;
+            rule.to.with_nets(self.host, |nets| own_of(nets, index, denies, &mut own));
         }
         if self.no_logins {
             own.extend(of_this_host(self.host).map(|net| (net, None)));
@@ -238,6 +228,23 @@ impl Rules<'_> {
     }
 }
 
+/// The prefixes that need an entry for one rule's networks; `denies`: it denies destinations.
+fn own_of(nets: &[IpNet], index: usize, denies: bool, own: &mut Vec<(IpNet, Option<usize>)>) {
+    for net in nets {
+        own.push((*net, Some(index)));
+        if covers_mapped(*net) {
+            // stops the trie from finding a rule for IPv6 where it looks for IPv4
+            own.push((IpNet::V4(Ipv4Net::default()), None));
+        }
+    }
+    for unspecified in UNSPECIFIED.into_iter().filter(|_| denies) {
+        let meant = |address: &IpAddr| nets.iter().any(|net| net.contains(address));
+        if loopbacks(unspecified.addr()).iter().any(meant) {
+            own.push((unspecified, Some(index)));
+        }
+    }
+}
+
 const fn is_v6(net: IpNet) -> bool {
     matches!(net, IpNet::V6(_))
 }
@@ -247,15 +254,12 @@ fn covers_mapped(net: IpNet) -> bool {
     matches!(net, IpNet::V6(v6) if v6.prefix_len() < MAPPED_BITS && v6.contains(&mapped))
 }
 
-fn port_rules(rule: &NetRule, number: u32, v6: bool) -> Vec<PortRule> {
+fn port_rules(rule: &NetRule, number: u32, v6: bool) -> impl Iterator<Item = PortRule> {
     const EVERY: &[PortRange] = &[PortRange { low: 0, high: u16::MAX }];
     let ports = if rule.ports.is_empty() { EVERY } else { &rule.ports };
-    let numbers: Vec<u8> = if rule.protocols.is_empty() {
-        vec![0]
-    } else {
-        rule.protocols.iter().map(|protocol| protocol.number(v6)).collect()
-    };
-    let one = |range: &PortRange, protocol: u8| PortRule {
+    let any = rule.protocols.is_empty().then_some(0);
+    let protocols = rule.protocols.iter().map(move |protocol| protocol.number(v6)).chain(any);
+    let one = move |range: &PortRange, protocol: u8| PortRule {
         low: range.low,
         high: range.high,
         protocol,
@@ -264,7 +268,7 @@ fn port_rules(rule: &NetRule, number: u32, v6: bool) -> Vec<PortRule> {
         // a checked policy has fewer rules
         rule: u16::try_from(number).unwrap_or(PORT_REASONS - 1),
     };
-    numbers.iter().flat_map(|protocol| ports.iter().map(|range| one(range, *protocol))).collect()
+    protocols.flat_map(move |protocol| ports.iter().map(move |range| one(range, protocol)))
 }
 
 /// A prefix's own port rules and those of what covers it: denials first, the own before the others, without those

@@ -99,6 +99,14 @@ pub enum Addresses {
 }
 
 impl Addresses {
+    /// As [`Addresses::nets`], without a list where it is one network.
+    pub(super) fn with_nets<T>(self, host: &Resolved, with: impl FnOnce(&[IpNet]) -> T) -> T {
+        match self {
+            Self::Net(net) => with(&[net]),
+            other => with(&other.nets(host)),
+        }
+    }
+
     /// The networks that this is on a host.
     pub(super) fn nets(self, host: &Resolved) -> Vec<IpNet> {
         match self {
