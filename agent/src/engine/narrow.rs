@@ -304,12 +304,7 @@ impl Engine {
         let named = Named::of(&narrower.host);
         let winner = if shorter(live, longest).is_some() { "policy".to_owned() } else { kept.winner.clone() };
         let narrowed = Some(narrowed);
-        let start_policy = live.start_text.clone();
-        let mut begun =
-            Kept { policy_slot: slot, policy_revision, policy, start_policy, machine, narrowed, named, winner, ..kept };
-        if begun.start_policy == begun.policy {
-            begun.start_policy.clear();
-        }
+        let begun = Kept { policy_slot: slot, policy_revision, policy, machine, narrowed, named, winner, ..kept };
         begun.begun(before)
     }
 
@@ -365,10 +360,9 @@ fn millis(length: Duration) -> u64 {
 fn check_limits(new: &Policy, old: &Limits) -> Result<(), ApiError> {
     let idle = new.limits.idle.is_some() && new.limits.idle != old.idle;
     let windows = !new.limits.windows.is_empty() && new.limits.windows != old.windows;
-    if !idle && !windows {
-        return Ok(());
-    }
-    let what = if idle { "idle limit" } else { "windows" };
+    let denials = new.limits.denials.is_some() && new.limits.denials != old.denials;
+    let other = [(idle, "idle limit"), (windows, "windows"), (denials, "number of denials")];
+    let Some((_, what)) = other.into_iter().find(|(is_other, _)| *is_other) else { return Ok(()) };
     let message = format!("policy {} has another {what} than the session's", new.name);
     let remedy = "narrow changes no limit but the time to live: leave it out, or as it is".into();
     Err(ApiError::Refused { message, rule: None, remedy })

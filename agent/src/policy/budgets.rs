@@ -71,11 +71,11 @@ pub(super) fn ends(spec: &Fields<'_>, field: &Field<'_>, problems: &mut Problems
     let all = REFUSALS.iter().filter(|(key, _)| has(key));
     if !matches!(field.at().node.value, Value::Map(_)) {
         let ends = word(field.at(), &USED_UP, problems).unwrap_or_default();
-        if ends && all.clone().next().is_none() && !has("denials") {
+        if ends && all.clone().next().is_none() {
             problems.add(
                 field.at().node.at,
                 &field.path,
-                "the policy has no budgets: add spec.budgets, or remove this",
+                "the policy has no budget that refuses something: add one to spec.budgets, or remove this",
             );
         }
         return all.filter(|_| ends).map(|(_, code)| *code).collect();

@@ -261,14 +261,17 @@ impl Flow<'_> {
     #[inline(always)]
     fn refused_by_scope(&self, policy: &PolicyEntry, packet: &Packet) -> bool {
         let peer = if self.out { packet.destination() } else { packet.source() };
-        if packet.is_for_loopback(self.out) && self.is_elsewhere() {
-            return self.refuse_elsewhere(policy, packet, &peer);
+        if self.out && self.is_beyond_loopback(packet) {
+            let mark = socket::fingerprint(&Target { port: 0, ..peer }, policy.revision);
+            return self.refuse(packet, &peer, VIA_PACKET, Decision::deny(REASON_OPTION), mark);
         }
         if packet.protocol == TCP {
-            if packet.opens() && !self.out && self.listens() {
-                return self.refuse_caller(policy, packet);
+            let passive = self.is_passive();
+            if !self.out && self.listens() && (packet.opens() || !passive) {
+                // what is of no connection yet, the kernel answers
+                return packet.opens() && self.refuse_caller(policy, packet);
             }
-            if self.is_passive() {
+            if passive {
                 if !self.out || !packet.opens() {
                     return self.refuse_visitor(policy, packet, self.out);
                 }
@@ -310,10 +313,14 @@ impl Flow<'_> {
         }
     }
 
-    /// Whether it leaves by another interface than loopback, or came in by one. 0: a packet that was asked about when it came in, and is
-    /// asked about once more (`net/dccp/ipv6.c`, Linux 6.1, `dccp_v6_do_rcv`), has none any more.
+    /// Whether it goes to an address of loopback by another interface, or comes from one by one. A socket that is told to leave by some
+    /// interface (`SO_BINDTODEVICE`, `IP_PKTINFO`) goes by the routes of that one. 0: a packet that was asked about when it came in, and
+    /// is asked about once more (`net/dccp/ipv6.c`, Linux 6.1, `dccp_v6_do_rcv`), has none any more.
     #[inline(always)]
-    fn is_elsewhere(&self) -> bool {
+    fn is_beyond_loopback(&self, packet: &Packet) -> bool {
+        if !packet.is_for_loopback(self.out) {
+            return false;
+        }
         // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the field's own width.
         let interface = unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).ifindex) };
         interface != LOOPBACK && (self.out || interface != 0)
@@ -416,6 +423,10 @@ impl Flow<'_> {
     /// Somebody calls: the port must be one to listen on, and the caller one who may come.
     #[inline(always)]
     fn refuse_caller(&self, policy: &PolicyEntry, packet: &Packet) -> bool {
+        // what a neighbour sends in the name of this host
+        if self.is_beyond_loopback(packet) {
+            return self.refuse_silently(Decision::deny(REASON_OPTION));
+        }
         let own = self.own(packet);
         let listened = rules::by_rules(policy, Scope::Listen, &own);
         let (target, via, found) = match listened {
@@ -473,20 +484,23 @@ impl Flow<'_> {
         if self.out {
             return self.refuse(packet, &packet.destination(), VIA_PACKET, refusal, mark);
         }
-        // of a connection that went where nobody may go by now its own packets tell
-        if packet.protocol == TCP && self.kind().0 != RAW {
+        // what a neighbour sends in the name of this host; and of a connection that went where nobody may go by now its own packets tell
+        if self.is_beyond_loopback(packet) || (packet.protocol == TCP && self.kind().0 != RAW) {
             return self.refuse_silently(refusal);
         }
         let own = self.own(packet);
-        match rules::by_rules(policy, Scope::Listen, &own) {
-            Ok(decision) if decision.verdict == ALLOW => {}
-            Ok(decision) => return self.refuse(packet, &own, VIA_LISTEN, decision, mark),
-            Err(fault) => return settle(of_fault(fault, &self.session), &self.session).refuses(),
-        }
         let visitor = packet.visitor(false);
-        match rules::by_rules(policy, Scope::Inbound, &visitor) {
+        let (target, via, found) = match rules::by_rules(policy, Scope::Listen, &own) {
+            Ok(decision) if decision.verdict == ALLOW => {
+                (visitor, VIA_ACCEPT, rules::by_rules(policy, Scope::Inbound, &visitor))
+            }
+            other => (own, VIA_LISTEN, other),
+        };
+        match found {
             Ok(decision) if decision.verdict == ALLOW => false,
-            Ok(decision) => self.refuse(packet, &visitor, VIA_ACCEPT, decision, mark),
+            // a raw socket is shown everybody's segments
+            Ok(decision) if packet.protocol == TCP => self.refuse_silently(decision),
+            Ok(decision) => self.refuse(packet, &target, via, decision, mark),
             Err(fault) => settle(of_fault(fault, &self.session), &self.session).refuses(),
         }
     }
@@ -512,18 +526,6 @@ impl Flow<'_> {
         }
         self.session.count_dropped_packet();
         true
-    }
-
-    /// An address of loopback beyond the host: a socket that is told to leave by some interface (`SO_BINDTODEVICE`, `IP_PKTINFO`)
-    /// goes by the routes of that one, and takes what comes in there. What others send is nothing that a member did.
-    #[inline(always)]
-    fn refuse_elsewhere(&self, policy: &PolicyEntry, packet: &Packet, peer: &Target) -> bool {
-        let refusal = Decision::deny(REASON_OPTION);
-        if !self.out {
-            return self.refuse_silently(refusal);
-        }
-        let mark = socket::fingerprint(&Target { port: 0, ..*peer }, policy.revision);
-        self.refuse(packet, peer, VIA_PACKET, refusal, mark)
     }
 
     /// Refuses without a record.

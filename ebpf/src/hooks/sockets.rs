@@ -358,19 +358,26 @@ fn refuse_message(socket: *mut c_void, message: *const c_void, size: u64) -> boo
     let spent =
         !label.is_null() && unsafe { (*label).spent } & SPENT_DATA != 0 && Sock(sock as u64).kind() == Ok(STREAM);
     let size = size & 0xffff_ffff;
-    let mut decision = budget::judge_message(&session, size, spent);
-    if decision.is_allow() && budget::bounds_bytes(&session) && unseen_by_packets(&session, sock) != 0 {
-        decision = budget::charge_message(&session, size);
-    }
+    let decision = budget::judge_message(&session, size, spent);
     if decision.refuses() {
         report(&session, &peer(Sock(sock as u64)), VIA_SEND, decision, sock);
         return true;
     }
     match Address::of_message(message as u64) {
-        Ok(None) => false,
-        Ok(Some(address)) => refuse_target(&session, sock, label, address, VIA_SEND),
-        Err(fault) => settle(of_fault(fault, &session), &session).refuses(),
+        Ok(None) => {}
+        Ok(Some(address)) if refuse_target(&session, sock, label, address, VIA_SEND) => return true,
+        Ok(Some(_)) => {}
+        Err(fault) => return settle(of_fault(fault, &session), &session).refuses(),
     }
+    // no program sees its packets: what is refused above uses nothing up
+    if !budget::bounds_bytes(&session) || !kernel::speaks() || unseen_by_packets(&session, sock) == 0 {
+        return false;
+    }
+    let decision = budget::charge_message(&session, size);
+    if decision.refuses() {
+        report(&session, &peer(Sock(sock as u64)), VIA_SEND, decision, sock);
+    }
+    decision.refuses()
 }
 
 /// A socket of another family than the Internet's sends no more where none of its class may be made any more, since the scope

@@ -165,7 +165,7 @@ fn silenced(s: &mut Sandbox) -> Result<()> {
         s.session_ended(&session, "operator")?;
         all_gone(&[running.pid()])?;
         left.extend(wire.left()?);
-        let carries = left.iter().find(|p| [a, b, kept.port()].contains(&p.to_port) && p.payload > 0);
+        let carries = left.iter().find(|p| [a, b, d, kept.port()].contains(&p.to_port) && p.payload > 0);
         ensure!(carries.is_none(), "a packet left: {carries:?}");
         let cut = s.records(&session, "flows-cut")?;
         for (port, cause) in [(a, "narrow"), (b, "narrow"), (d, "narrow"), (kept.port(), "end")] {

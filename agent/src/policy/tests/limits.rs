@@ -81,7 +81,7 @@ fn so_many_violations_end_a_session() {
     let at = |tgid, rule| limits.ends_at(&Header { tgid, kind: KIND_CONNECT, rule, ..Header::default() });
     assert!(at(1, REASON_DEFAULT) && !at(0, REASON_DEFAULT) && !at(1, REASON_BUDGET_CONNECTS));
     assert!(read("", ", budgets: {denials: 5, connects: 1}, on: {budget: {denials: end}}").is_err());
-    assert!(read("", ", budgets: {denials: 5}, on: {budget: end}").is_ok());
+    assert!(read("", ", budgets: {denials: 5}, on: {budget: end}").is_err());
 }
 
 #[test]
@@ -108,7 +108,11 @@ fn what_is_no_limit_says_where_and_what_to_do() {
         ("", ", on: {expiry: kill}", &["on.expiry: unknown value \"kill\": write end"]),
         ("", ", on: {expiry: {}}", &["on.expiry.term: is missing: add term: 5s"]),
         ("", ", on: {expiry: {term: 10m}}", &["on.expiry.term: the time to end in is not shorter than limits.ttl"]),
-        ("", ", on: {budget: end}", &["on.budget: the policy has no budgets: add spec.budgets, or remove this"]),
+        (
+            "",
+            ", on: {budget: end}",
+            &["on.budget: the policy has no budget that refuses something: add one to spec.budgets"],
+        ),
         (
             "",
             ", budgets: {connects: 5}, on: {budget: {destinations: end}}",
