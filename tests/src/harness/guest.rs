@@ -100,6 +100,8 @@ fn load_modules() -> Result<()> {
         let file = File::open(&path).with_context(|| path.clone())?;
         match finit_module(&file, c"", ModuleInitFlags::empty()) {
             Ok(()) | Err(Errno::EEXIST) => {}
+            // a part for IPv6 where there is none (`ipv6.disable=1`)
+            Err(Errno::EAFNOSUPPORT) => eprintln!("{path} is for a family that this kernel has not"),
             Err(errno) => bail!("the kernel does not take its module {path}: {errno}; its log says why"),
         }
     }
