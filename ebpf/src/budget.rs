@@ -230,16 +230,18 @@ pub fn charge_bytes(
     Err((decision, add(refusals(counters, refused), 1) == 0))
 }
 
-/// Whether a session's bytes out have a bound.
+/// Whether a session's bytes out may have a bound.
 #[inline(always)]
 pub fn bounds_bytes(session: &Session) -> bool {
-    of(session).is_some_and(|budgets| budgets.egress_bytes | budgets.egress_bytes_per_second != 0)
+    of(session).is_none_or(|budgets| budgets.egress_bytes | budgets.egress_bytes_per_second != 0)
 }
 
 /// Counts the bytes of a message of a socket whose packets no program sees.
 #[inline(always)]
 pub fn charge_message(session: &Session, bytes: u64) -> Decision {
-    let Some(counters) = session.counters() else { return Decision::allow(0) };
+    let (Some(_), Some(counters)) = (of(session), session.counters()) else {
+        return settle(of_fault(Fault::NoEntry, session), session);
+    };
     match charge_bytes(session, counters, bytes, kernel::now) {
         Ok(()) => Decision::allow(0),
         Err((decision, _)) => decision,

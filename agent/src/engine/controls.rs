@@ -380,8 +380,8 @@ mod tests {
         let six = ["connect6", "send6", "bind6"].map(|attempt| (attempt, six.as_str()));
         let all = from_song(tier, "", &[], &Song::with(&[four, six].concat()));
         ["connect-deny", "send-deny", "listen"].map(|name| {
-            let found = all.iter().find(|control| control.control == name).unwrap();
-            (found.state, found.why.clone().unwrap())
+            let found = all.iter().find(|control| control.control == name).expect(name);
+            (found.state, found.why.clone().expect(name))
         })
     }
 

@@ -36,8 +36,7 @@ pub struct Kept {
     pub start: SessionStart,
     /// The text of the policy that holds. Empty, in what was kept before a narrowing: the same as after it.
     pub policy: String,
-    /// The text of the policy that it was started under, whose limits stay. Empty: that of the policy that holds; in what was
-    /// kept before a narrowing, as after it.
+    /// The text of the policy that it was started under, whose limits stay. Empty as above.
     pub start_policy: String,
     /// What became of its scope since then; none: it was never narrowed.
     #[serde(default)]
@@ -59,17 +58,11 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// The text of the policy that it was started under.
-    #[must_use]
-    pub fn start_text(&self) -> &str {
-        if self.start_policy.is_empty() { &self.policy } else { &self.start_policy }
-    }
-
-    /// The session as it is kept while a narrowing to `self` is under way. Each text of a policy is written once: they are what
-    /// takes the room and the time.
+    /// The session as it is kept while a narrowing to `self` is under way. What is the same before and after is written once of
+    /// the texts of policies: they are what takes the room and the time.
     #[must_use]
     pub fn begun(mut self, mut before: Self) -> Self {
-        if before.start_text() == self.start_text() {
+        if before.start_policy == self.start_policy {
             before.start_policy.clear();
         }
         if before.policy == self.policy {
@@ -97,7 +90,7 @@ impl Kept {
             before.policy.clone_from(&self.policy);
         }
         if before.start_policy.is_empty() {
-            self.start_text().clone_into(&mut before.start_policy);
+            before.start_policy.clone_from(&self.start_policy);
         }
         let stands = |kept: &Self| Ok(kept.policy_revision != 0 && revision(kept.policy_slot)? == kept.policy_revision);
         if in_force != before.policy_slot || !stands(&before)? {

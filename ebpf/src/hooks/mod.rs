@@ -14,6 +14,7 @@ mod iterate;
 mod mount;
 mod own_files;
 mod packet;
+mod packet_socket;
 mod privilege;
 mod receive;
 mod record;

@@ -8,7 +8,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id},
+    helpers::{bpf_get_socket_cookie, bpf_skb_ancestor_cgroup_id},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -19,12 +19,12 @@ use tipstaff_common::{
     socket::{SOCKET_BEFORE, SOCKET_OF_CLASS, SOCKET_PASSIVE, SOCKET_SERVES, SPENT_ANY, SPENT_DATA, SocketLabel},
 };
 
-use super::{class, connect::write};
+use super::{class, connect::write, packet_socket};
 use crate::{
     budget,
     emit::{self, Who, add},
     headers::{Packet, TCP, parse},
-    kernel::{self, INET, INET6},
+    kernel,
     rules::{self, Scope, Target},
     session::{self, Phase, Session},
     socket,
@@ -36,8 +36,6 @@ const PASS: i32 = 1;
 
 /// `LOOPBACK_IFINDEX` (`include/net/flow.h`): the same in every network namespace.
 const LOOPBACK: u32 = 1;
-/// `BPF_TCP_LISTEN`
-const LISTEN: u32 = 10;
 /// `SOCK_STREAM`
 const STREAM: u32 = 1;
 /// `SOCK_RAW`
@@ -66,8 +64,7 @@ struct Flow<'a> {
 
 #[inline(always)]
 fn drop(context: &SkBuffContext, out: bool) -> bool {
-    // SAFETY: the context is valid for the program's run. VERIFIER: volatile, of the field's own width.
-    let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.skb.skb).__bindgen_anon_2.sk) };
+    let pointer = packet_socket::pointer(context);
     let mut label = if pointer.is_null() { core::ptr::null_mut() } else { socket::label(pointer.cast()) };
     let session = if label.is_null() {
         // SAFETY: the helper takes the context.
@@ -85,7 +82,7 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
         // the kernel makes the sockets under one of MPTCP itself, and connects and listens with them where no program
         // that labels is asked: a worker's connect, a listener on a port that the kernel chose
         if !pointer.is_null() && session.phase == Phase::Live {
-            label = socket::give(pointer.cast(), &session, of_class(context));
+            label = socket::give(pointer.cast(), &session, packet_socket::of_class(context));
         }
         session
     } else {
@@ -107,56 +104,12 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
     }
 }
 
-/// Type and protocol of the packet's socket; zeros where there is no full one.
-#[inline(always)]
-fn kind(context: &SkBuffContext) -> (u32, u32) {
-    // SAFETY: as in `drop`.
-    let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.skb.skb).__bindgen_anon_2.sk) };
-    if pointer.is_null() {
-        return (0, 0);
-    }
-    // SAFETY: the helper takes what the verifier knows as a socket; null where it is no full one.
-    let full = unsafe { bpf_sk_fullsock(pointer) };
-    if full.is_null() {
-        return (0, 0);
-    }
-    // SAFETY: not null. VERIFIER: as in `drop`.
-    unsafe {
-        (core::ptr::read_volatile(&raw const (*full).type_), core::ptr::read_volatile(&raw const (*full).protocol))
-    }
-}
-
-/// The flag for a socket that was accepted by SCTP or DCCP. Those that the kernel makes for a namespace are bound to no port: they
-/// tell others that nobody is there, whatever members may make.
-#[inline(always)]
-fn of_class(context: &SkBuffContext) -> u32 {
-    // SAFETY: as in `drop`.
-    let pointer = unsafe { core::ptr::read_volatile(&raw const (*context.skb.skb).__bindgen_anon_2.sk) };
-    if pointer.is_null() {
-        return 0;
-    }
-    // SAFETY: not null. VERIFIER: as in `drop`.
-    if unsafe { core::ptr::read_volatile(&raw const (*pointer).src_port) } == 0 {
-        return 0;
-    }
-    match kind(context) {
-        (class::STREAM | class::SEQUENCED | class::DCCP_TYPE, class::SCTP | class::DCCP) => SOCKET_OF_CLASS,
-        _ => 0,
-    }
-}
-
 impl Flow<'_> {
-    /// See [`kind`].
-    #[inline(always)]
-    fn kind(&self) -> (u32, u32) {
-        kind(self.context)
-    }
-
     /// Whether the packet is of a stream of TCP, and says no more than that the connection is gone.
     #[inline(always)]
     fn is_reset(&self, packet: &Packet) -> bool {
         // a raw socket has the protocol too, and its packets are the member's own making
-        self.out && packet.is_bare_reset() && self.kind() == (STREAM, u32::from(TCP))
+        self.out && packet.is_bare_reset() && packet_socket::kind(self.context) == (STREAM, u32::from(TCP))
     }
 
     /// A session that is over, or a socket that no member may use: nothing but the news that a connection is gone, so that
@@ -240,7 +193,7 @@ impl Flow<'_> {
             if decision.rule == REASON_BUDGET_EGRESS
                 && !self.label.is_null()
                 && packet.protocol == TCP
-                && !self.listens()
+                && !packet_socket::listens(self.context)
             {
                 let data = if packet.carries_data() { SPENT_DATA } else { 0 };
                 // SAFETY: points into the socket's storage.
@@ -267,7 +220,7 @@ impl Flow<'_> {
         }
         if packet.protocol == TCP {
             let passive = self.is_passive();
-            if !self.out && self.listens() && (packet.opens() || !passive) {
+            if !self.out && packet_socket::listens(self.context) && (packet.opens() || !passive) {
                 // what is of no connection yet, the kernel answers
                 return packet.opens() && self.refuse_caller(policy, packet);
             }
@@ -345,7 +298,7 @@ impl Flow<'_> {
         if !self.out || !self.has(SOCKET_OF_CLASS) {
             return false;
         }
-        let (kind, protocol) = self.kind();
+        let (kind, protocol) = packet_socket::kind(self.context);
         kind != 0 && class::class(class::INET, kind, protocol) & !policy.sockets != 0
     }
 
@@ -358,7 +311,7 @@ impl Flow<'_> {
         if judged == 0 || !packet.opens() {
             return judged == 0;
         }
-        let (kind, protocol) = self.kind();
+        let (kind, protocol) = packet_socket::kind(self.context);
         let told = Target { port: 0, protocol: protocol as u8, ..*peer };
         kind == RAW && judged != socket::fingerprint(&told, revision)
     }
@@ -380,46 +333,6 @@ impl Flow<'_> {
         self.has(SOCKET_PASSIVE)
     }
 
-    /// Whether the packet's socket listens.
-    #[inline(always)]
-    fn listens(&self) -> bool {
-        // SAFETY: as in `drop`.
-        let pointer = unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).__bindgen_anon_2.sk) };
-        if pointer.is_null() {
-            return false;
-        }
-        // SAFETY: not null. VERIFIER: as in `drop`.
-        unsafe { core::ptr::read_volatile(&raw const (*pointer).state) == LISTEN }
-    }
-
-    /// What the packet's socket is bound to, as `bind` and `listen` are judged: all addresses are one of their own.
-    #[inline(always)]
-    fn own(&self, packet: &Packet) -> Target {
-        let mut own = packet.destination();
-        // SAFETY: as in `drop`.
-        let pointer = unsafe { core::ptr::read_volatile(&raw const (*self.context.skb.skb).__bindgen_anon_2.sk) };
-        if pointer.is_null() {
-            return own;
-        }
-        // SAFETY: not null. VERIFIER: as in `drop`.
-        let (family, four, six) = unsafe {
-            (
-                core::ptr::read_volatile(&raw const (*pointer).family),
-                core::ptr::read_volatile(&raw const (*pointer).src_ip4),
-                core::ptr::read_volatile(&raw const (*pointer).src_ip6[0])
-                    | core::ptr::read_volatile(&raw const (*pointer).src_ip6[1])
-                    | core::ptr::read_volatile(&raw const (*pointer).src_ip6[2])
-                    | core::ptr::read_volatile(&raw const (*pointer).src_ip6[3]),
-            )
-        };
-        if family == u32::from(INET6) && six == 0 {
-            own.address = [0; 16];
-        } else if family == u32::from(INET) && four == 0 {
-            own.address = kernel::mapped([0; 4]);
-        }
-        own
-    }
-
     /// Somebody calls: the port must be one to listen on, and the caller one who may come.
     #[inline(always)]
     fn refuse_caller(&self, policy: &PolicyEntry, packet: &Packet) -> bool {
@@ -427,7 +340,7 @@ impl Flow<'_> {
         if self.is_beyond_loopback(packet) {
             return self.refuse_silently(Decision::deny(REASON_OPTION));
         }
-        let own = self.own(packet);
+        let own = packet_socket::place(self.context, packet);
         let listened = rules::by_rules(policy, Scope::Listen, &own);
         let (target, via, found) = match listened {
             Ok(decision) if decision.verdict == ALLOW => {
@@ -444,11 +357,11 @@ impl Flow<'_> {
         self.report(&target, via, decision);
         if decision.refuses() {
             self.session.count_dropped_packet();
-        } else if self.listens() {
+        } else if packet_socket::listens(self.context) {
             // the connection's own socket will be a copy, which the kernel makes after this packet
             socket::lets_in(self.label);
             // it may go somewhere by now
-            if !self.listens() {
+            if !packet_socket::listens(self.context) {
                 socket::goes_out(self.label);
             }
         }
@@ -485,10 +398,10 @@ impl Flow<'_> {
             return self.refuse(packet, &packet.destination(), VIA_PACKET, refusal, mark);
         }
         // what a neighbour sends in the name of this host; and of a connection that went where nobody may go by now its own packets tell
-        if self.is_beyond_loopback(packet) || (packet.protocol == TCP && self.kind().0 != RAW) {
+        if self.is_beyond_loopback(packet) || (packet.protocol == TCP && packet_socket::kind(self.context).0 != RAW) {
             return self.refuse_silently(refusal);
         }
-        let own = self.own(packet);
+        let own = packet_socket::place(self.context, packet);
         let visitor = packet.visitor(false);
         let (target, via, found) = match rules::by_rules(policy, Scope::Listen, &own) {
             Ok(decision) if decision.verdict == ALLOW => {

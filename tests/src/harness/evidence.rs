@@ -157,7 +157,12 @@ fn balanced(records: &[&Value], gaps: &[&Value], end: &Value) -> Result<()> {
     // of a session of which nothing was kept a gap tells, and the end how much it was
     let named =
         |gap: &Value| gap["lost"].is_null() && gap["detail"].to_string().contains(session.as_str().unwrap_or("-"));
-    let forgotten = gaps("agent-absent").any(named);
+    let forgotten = gaps("agent-absent").find(|gap| named(gap));
+    // so many more, by the numbers of those that are there
+    let detail = forgotten.map(|gap| gap["detail"].to_string()).unwrap_or_default();
+    let more =
+        detail.split_once("that are written, ").and_then(|(_, more)| more.split(' ').next()?.parse::<u64>().ok());
+    let forgotten = forgotten.is_some();
     let mut written: BTreeMap<&str, u64> = BTreeMap::new();
     for kind in records.iter().filter(within).filter_map(|r| r["type"].as_str()) {
         *written.entry(kind).or_default() += 1;
@@ -182,8 +187,8 @@ fn balanced(records: &[&Value], gaps: &[&Value], end: &Value) -> Result<()> {
     let distinct: BTreeSet<u64> = numbers.iter().copied().collect();
     ensure!(distinct.len() == numbers.len(), "session {session}: a record stands twice among {}", numbers.len());
     let last = distinct.last().copied().unwrap_or(0);
-    // where the kernel's counts are gone, the records that are there are all that is known of them
-    ensure!(last <= produced || forgotten, "session {session}: record {last} of {produced}");
+    let more = more.unwrap_or(0);
+    ensure!(last <= produced + more, "session {session}: record {last} of {produced}, and a gap tells of {more} more");
     // every number that is not there was lost, before the last that is there or after it
     let missing = produced - distinct.len() as u64;
     ensure!(unwritten || missing == lost, "session {session}: {missing} numbers are missing, {lost} were lost");
@@ -237,6 +242,18 @@ mod tests {
             let mut all = well.clone();
             all[at][field] = value;
             assert!(judged(&all).is_err(), "{field} of record {at}");
+        }
+        // without the kernel's counts: by the numbers of those that are there so many more were made, and no others
+        for (more, right) in
+            [("; by the numbers of those that are written, 1 more at least were made", true), ("", false)]
+        {
+            let counts = json!({"exec": 2, "fork": 1});
+            let end = json!({"type": "session-end", "session": "a", "members_left": 0, "produced": counts, "consumed": counts,
+                "lost": {}});
+            let mut all = log(end);
+            let detail = format!("the kernel's counts of session a are gone: what it did is not known{more}");
+            all[4] = json!({"n": 5, "type": "gap", "session": "a", "cause": "agent-absent", "detail": detail});
+            assert_eq!(judged(&all).is_ok(), right, "{more:?}");
         }
         // with a gap of unwritten records nobody knows
         let mut all = well;

@@ -101,7 +101,9 @@ fn load_modules() -> Result<()> {
         match finit_module(&file, c"", ModuleInitFlags::empty()) {
             Ok(()) | Err(Errno::EEXIST) => {}
             // a part for IPv6 where there is none (`ipv6.disable=1`)
-            Err(Errno::EAFNOSUPPORT) => eprintln!("{path} is for a family that this kernel has not"),
+            Err(Errno::EAFNOSUPPORT) if !fs::exists("/proc/net/if_inet6")? => {
+                eprintln!("{path} is for a family that this kernel has not")
+            }
             Err(errno) => bail!("the kernel does not take its module {path}: {errno}; its log says why"),
         }
     }

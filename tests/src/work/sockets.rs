@@ -28,7 +28,7 @@ use nix::{
 };
 
 use super::{
-    ancillary, inform,
+    inform,
     network::{address, open},
     one, run, say,
     ways::publish,
@@ -244,52 +244,6 @@ pub(super) fn beforehand(words: &[&str]) -> Result<u8> {
     Ok(0)
 }
 
-/// `source-route HOP ADDRESS PORT`: sends a datagram by way of another address: a loose source route (`IP_OPTIONS`), or a
-/// routing header of segments (`IPV6_RTHDR`), which a kernel without mobile IPv6 takes too.
-pub(super) fn source_route(words: &[&str]) -> Result<u8> {
-    let (hop, rest) = one(words)?;
-    let (to, _) = address(rest)?;
-    let (level, name, option) = match hop.parse()? {
-        // no operation; loose source route of one address
-        IpAddr::V4(hop) => (libc::IPPROTO_IP, libc::IP_OPTIONS, [&[1, 131, 7, 4][..], &hop.octets()].concat()),
-        // next header, length, type, segments left, number of the last, flags, tag; the end, which the kernel writes; the hop
-        IpAddr::V6(hop) => {
-            let header = [&[0, 4, 4, 1, 1, 0, 0, 0][..], &[0; 16], &hop.octets()].concat();
-            (libc::IPPROTO_IPV6, libc::IPV6_RTHDR, header)
-        }
-    };
-    let socket = UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0))?;
-    if let Err(errno) = set(socket.as_fd(), level, name, &option) {
-        return Ok(say(Err(errno)));
-    }
-    Ok(say_io(socket.send_to(b"x", to)))
-}
-
-fn set(socket: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
-    let length = libc::socklen_t::try_from(value.len()).map_err(|_error| Errno::EINVAL)?;
-    // SAFETY: the value outlives the call; the descriptor is open.
-    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
-    Errno::result(set).map(drop)
-}
-
-/// `set-option LEVEL OPTION`, as numbers: of a UDP socket of IPv6, to 0.
-pub(super) fn set_option(words: &[&str]) -> Result<u8> {
-    let [level, option] = words else { bail!("set-option takes two numbers") };
-    let socket = UdpSocket::bind(("::", 0))?;
-    Ok(say(set(socket.as_fd(), level.parse()?, option.parse()?, &[0; 4])))
-}
-
-/// `address-form ADDRESS PORT ADDRESS PORT`: a UDP socket of IPv6, connected to the first, a mapped address, becomes one of
-/// IPv4 (`IPV6_ADDRFORM`), and sends to the second, an address of IPv4.
-pub(super) fn address_form(words: &[&str]) -> Result<u8> {
-    let (first, rest) = address(words)?;
-    let (second, _) = address(rest)?;
-    let socket = open(SockType::Datagram, &first)?;
-    super::network::connect_to(&socket, &first)?;
-    say(set(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_ADDRFORM, &libc::AF_INET.to_ne_bytes()));
-    Ok(say(super::network::send_to(&socket, &second, MsgFlags::empty())))
-}
-
 /// `raw-unspec ADDRESS`: sends to an IPv6 address whose family is not said, which raw sockets of IPv6 take.
 pub(super) fn raw_unspec(words: &[&str]) -> Result<u8> {
     let (ip, _) = one(words)?;
@@ -407,18 +361,6 @@ pub(super) fn send_many(words: &[&str]) -> Result<u8> {
     }
     println!("{done} done {refused} refused");
     Ok(0)
-}
-
-/// `send-segments COUNT ADDRESS PORT`: a message that the kernel cuts into so many datagrams of one byte (`UDP_SEGMENT`).
-pub(super) fn send_segments(words: &[&str]) -> Result<u8> {
-    let (count, rest) = one(words)?;
-    let (to, _) = address(rest)?;
-    let socket = UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0))?;
-    socket.connect(to)?;
-    let socket = OwnedFd::from(socket);
-    ancillary::set(&socket, libc::IPPROTO_UDP, libc::UDP_SEGMENT, 1)?;
-    let bytes = vec![b'x'; count.parse()?];
-    Ok(say(send(socket.as_raw_fd(), &bytes, MsgFlags::empty()).map(drop)))
 }
 
 /// `send-through SECONDS SIZE ADDRESS PORT`: as `send-many`, until it was refused and let go on again so many times.

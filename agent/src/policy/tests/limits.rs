@@ -111,7 +111,7 @@ fn what_is_no_limit_says_where_and_what_to_do() {
         (
             "",
             ", on: {budget: end}",
-            &["on.budget: the policy has no budget that refuses something: add one to spec.budgets"],
+            &["on.budget: the policy has no budget that refuses something: add one to spec.budgets, or remove this"],
         ),
         (
             "",
