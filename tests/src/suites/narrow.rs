@@ -332,10 +332,12 @@ fn flip_over(s: &Sandbox, ip: &str, [open_to, shut_to]: [&str; 2]) -> Result<()>
         let finished = running.wait()?;
         let lines: Vec<&str> = finished.stdout.lines().collect();
         for (line, shut) in lines.iter().zip([true, true, false].into_iter().cycle()) {
-            // PORT allowed N refused N back N other N
+            // PORT allowed N refused N cut N back N other N error N
             let counts: Vec<u64> = line.split(' ').filter_map(|word| word.parse().ok()).skip(1).collect();
-            let [allowed, refused, back, other] = counts[..] else { anyhow::bail!("not understood: {line}") };
+            let [allowed, refused, cut, back, other, _] = counts[..] else { anyhow::bail!("not understood: {line}") };
             ensure!(allowed > 0 && (refused > 0) == shut && back == 0 && other == 0, "{lines:?}");
+            // one that had begun when its port was shut was refused by the later rules, and nothing else is
+            ensure!(cut <= u64::from(shut), "{lines:?}");
         }
         ensure!(lines.len() * loops.len() == 2 * ports.len(), "{lines:?}");
     }

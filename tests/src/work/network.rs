@@ -304,8 +304,8 @@ pub(super) fn send_bytes(socket: &OwnedFd, address: &SocketAddr, bytes: &[u8], f
 }
 
 /// `flips FILE tcp|udp|both ADDRESS PORT…`: until FILE is there, connects to one port after the other, where nobody listens: by UDP
-/// nothing is sent. By both in two loops at a time. For each port: how often that was allowed, refused, allowed again after it was
-/// refused, and anything else.
+/// nothing is sent. By both in two loops at a time. For each port: how often that was allowed, refused, begun and then cut, allowed
+/// again after it was refused or cut, and anything else; of the latter also the last error.
 pub(super) fn flips(words: &[&str]) -> Result<u8> {
     let (file, rest) = one(words)?;
     let (protocol, rest) = one(rest)?;
@@ -324,25 +324,37 @@ pub(super) fn flips(words: &[&str]) -> Result<u8> {
         joined.collect::<Result<Vec<_>>>()
     })?;
     for counts in all {
-        for (port, [allowed, refused, back, other]) in ports.iter().zip(counts) {
-            println!("{port} allowed {allowed} refused {refused} back {back} other {other}");
+        for (port, Flips { allowed, refused, cut, back, other, error }) in ports.iter().zip(counts) {
+            println!("{port} allowed {allowed} refused {refused} cut {cut} back {back} other {other} error {error}");
         }
     }
     Ok(0)
 }
 
-fn flip_by(kind: SockType, addresses: &[SocketAddr], file: &str) -> Result<Vec<[u64; 4]>> {
-    let mut counts = vec![[0u64; 4]; addresses.len()];
+/// What came of the connects to one port.
+#[derive(Clone, Default)]
+struct Flips {
+    allowed: u64,
+    refused: u64,
+    cut: u64,
+    back: u64,
+    other: u64,
+    error: i32,
+}
+
+fn flip_by(kind: SockType, addresses: &[SocketAddr], file: &str) -> Result<Vec<Flips>> {
+    let mut counts = vec![Flips::default(); addresses.len()];
     while !std::path::Path::new(file).exists() {
         for (address, count) in addresses.iter().zip(&mut counts) {
             let socket = open(kind, address)?;
-            let place = match connect_to(&socket, address) {
-                Ok(()) | Err(Errno::ECONNREFUSED) if count[1] > 0 => 2,
-                Ok(()) | Err(Errno::ECONNREFUSED) => 0,
-                Err(Errno::EPERM) => 1,
-                Err(_) => 3,
-            };
-            count[place] += 1;
+            match connect_to(&socket, address) {
+                Ok(()) | Err(Errno::ECONNREFUSED) if count.refused + count.cut > 0 => count.back += 1,
+                Ok(()) | Err(Errno::ECONNREFUSED) => count.allowed += 1,
+                Err(Errno::EPERM) => count.refused += 1,
+                // destroyed, tcp_abort(): it was allowed, and its first segment came after the rules had changed
+                Err(Errno::ECONNABORTED) if kind == SockType::Stream => count.cut += 1,
+                Err(errno) => (count.other, count.error) = (count.other + 1, errno as i32),
+            }
         }
         std::thread::sleep(Duration::from_millis(2));
     }
