@@ -18,7 +18,7 @@ pub mod session;
 pub mod socket;
 
 /// The version of everything in this crate: pins of another layout are never adopted.
-pub const LAYOUT: u32 = 16;
+pub const LAYOUT: u32 = 17;
 
 /// Implements aya's `Pod` for wire types of this crate, on the agent's side only.
 #[cfg(feature = "user")]

@@ -10,6 +10,9 @@ pub const POLICIES: u32 = 1024;
 pub const MIRROR: u32 = 65_536;
 /// Port rules that one address prefix can carry after folding (see `rule::NetEntry`).
 pub const PORT_RULES: usize = 32;
+/// How many of them stand in the trie itself; where there are more, all of them stand in `PORT_LISTS`. As many as a node of a trie
+/// has room for in 96 bytes, which is a size that the kernel hands out.
+pub const PORT_RULES_INLINE: usize = 4;
 /// Directories above a program that a `dir` rule is looked for in. A program below more is denied as unresolved.
 pub const DEPTH: u32 = 48;
 /// Bytes of the program's path kept in an exec record.

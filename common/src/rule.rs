@@ -1,7 +1,7 @@
 //! Compiled rules: what `exec` and `net` look up, and the codes of verdicts and reasons.
 
 use crate::{
-    limits::{PORT_RULES, UNIX_NAME},
+    limits::{PORT_RULES, PORT_RULES_INLINE, UNIX_NAME},
     pod,
 };
 
@@ -311,21 +311,24 @@ const _: () = assert!(size_of::<PortRule>() == 8);
 /// `NET_RULES`: the peer's address and port. `LISTEN_RULES`: the local address and port of a bind or listen.
 /// `INBOUND_RULES`: the peer's address and the *local* port that it came to.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetEntry {
-    /// Rules in use.
+    /// Rules in use, at most `PORT_RULES`.
     pub count: u32,
-    /// Always 0.
-    pub pad: u32,
-    /// The rules; beyond `count` all zero.
+    /// Where more than `PORT_RULES_INLINE` are in use: the key of the list of them all. Else 0.
+    pub list: u32,
+    /// The rules where they have room here; beyond `count`, and where there is a list, all zero.
+    pub ports: [PortRule; PORT_RULES_INLINE],
+}
+const _: () = assert!(size_of::<NetEntry>() == 8 + 8 * PORT_RULES_INLINE);
+
+/// Value of an inner map of `PORT_LISTS`: the rules of one entry that has no room for them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortList {
+    /// The rules; beyond the entry's `count` all zero.
     pub ports: [PortRule; PORT_RULES],
 }
-const _: () = assert!(size_of::<NetEntry>() == 8 + 8 * PORT_RULES);
+const _: () = assert!(size_of::<PortList>() == 8 * PORT_RULES);
 
-impl Default for NetEntry {
-    fn default() -> Self {
-        Self { count: 0, pad: 0, ports: [PortRule { low: 0, high: 0, protocol: 0, verdict: 0, rule: 0 }; PORT_RULES] }
-    }
-}
-
-pod!(FileId, Content, ExecKey, ProgramEntry, ExecEntry, UnixKey, PortRule, NetEntry);
+pod!(FileId, Content, ExecKey, ProgramEntry, ExecEntry, UnixKey, PortRule, NetEntry, PortList);

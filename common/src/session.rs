@@ -122,7 +122,7 @@ const _: () = assert!(size_of::<SessionCounters>() == 344);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PolicyEntry {
-    /// Key of the inner maps in `EXEC_RULES`, `NET_RULES`, `LISTEN_RULES`, `INBOUND_RULES` and `UNIX_RULES`; 0 is no revision: everything is denied.
+    /// Key of the inner maps in `EXEC_RULES`, `NET_RULES`, `LISTEN_RULES`, `INBOUND_RULES`, `PORT_LISTS` and `UNIX_RULES`; 0 is no revision: everything is denied.
     pub revision: u32,
     /// `rule::ALLOW` or `rule::DENY` for a program that no rule names.
     pub exec_default: u32,
@@ -154,6 +154,8 @@ pub const HAS_UNIX_DIRECTORIES: u32 = 2;
 pub const HAS_LISTEN_RULES: u32 = 4;
 /// There is an inner map in `INBOUND_RULES`, as above.
 pub const HAS_INBOUND_RULES: u32 = 8;
+/// There is an inner map in `PORT_LISTS`, as above.
+pub const HAS_PORT_LISTS: u32 = 256;
 /// There is an inner map in `UNIX_RULES`, as above.
 pub const HAS_UNIX_RULES: u32 = 16;
 /// Some rule denies unix sockets by file, place or directory: a path by itself does not tell whether it is of these.

@@ -14,7 +14,7 @@ use tipstaff_common::{
     limits,
     offsets::Offsets,
     privilege,
-    rule::{ExecKey, FileId, NetEntry, ProgramEntry, UnixKey},
+    rule::{ExecKey, FileId, NetEntry, PortList, ProgramEntry, UnixKey},
     session::{HostRoot, PolicyEntry, SessionConfig, SessionCounters, Settings},
     socket::{Destination, SocketLabel},
 };
@@ -290,6 +290,14 @@ pub static LISTEN_RULES: HashOfMaps<u32, NetRules, { limits::POLICIES as usize }
 /// Revision → rules on who may come in. As `EXEC_RULES`.
 #[btf_map]
 pub static INBOUND_RULES: HashOfMaps<u32, NetRules, { limits::POLICIES as usize }> = HashOfMaps::new();
+
+/// The port rules of entries that have no room for them, one inner map a revision, by numbers from 0. The value is a `PortList`;
+/// see [`ExecRules`].
+pub type PortLists = HashMap<u32, [u64; size_of::<PortList>() / 8], 1024>;
+
+/// Revision → lists of port rules. As `EXEC_RULES`.
+#[btf_map]
+pub static PORT_LISTS: HashOfMaps<u32, PortLists, { limits::POLICIES as usize }> = HashOfMaps::new();
 
 /// Rules on unix sockets, one inner map a revision. The value is an `ExecEntry`; see [`ExecRules`].
 pub type UnixRules = HashMap<UnixKey, u64, 1024>;

@@ -5,13 +5,13 @@ use core::ffi::c_void;
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::bpf_loop};
 use tipstaff_common::{
-    limits::PORT_RULES,
-    rule::{NetEntry, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED},
+    limits::{PORT_RULES, PORT_RULES_INLINE},
+    rule::{NetEntry, PortList, PortRule, REASON_DEFAULT, REASON_ENDED, REASON_EXPIRED},
     session::{HAS_INBOUND_RULES, HAS_LISTEN_RULES, PolicyEntry},
 };
 
 use crate::{
-    maps::{INBOUND_RULES, LISTEN_RULES, NET_RULES, NetRules, POLICIES},
+    maps::{INBOUND_RULES, LISTEN_RULES, NET_RULES, NetRules, POLICIES, PORT_LISTS, PortLists},
     remembered,
     session::{Phase, Session},
     verdict::{Decision, Fault, of_fault},
@@ -109,13 +109,13 @@ const NONE: u64 = u64::MAX;
 /// There is no inner map.
 const FAULT: u64 = u64::MAX - 1;
 
-/// The search for the first rule of an entry that fits.
+/// The search for the first rule of a list that fits.
 #[repr(C)]
 struct Search {
-    entry: *const NetEntry,
-    port: u16,
-    protocol: u8,
-    pad: u8,
+    list: *const PortList,
+    /// As `rules_on_address` takes it.
+    asked: u32,
+    pad: u32,
     /// Verdict and rule in one word.
     found: u64,
 }
@@ -145,31 +145,62 @@ pub extern "C" fn rules_on_address(revision: u32, scope: u32, address: *const [u
     let Some(rules) = rules else { return FAULT };
     // SAFETY: not null; the callers pass their own.
     let Some(entry) = rules.get(&Key::new(128, unsafe { *address })) else { return NONE };
-    // as many bytes, which the agent wrote as a `NetEntry`, integers only and of lesser alignment
-    let entry = core::ptr::from_ref(entry).cast::<NetEntry>();
-    let mut search = Search { entry, port: asked as u16, protocol: (asked >> 16) as u8, pad: 0, found: NONE };
+    // SAFETY: as many bytes, which the agent wrote as a `NetEntry`, integers only and of lesser alignment
+    let entry = unsafe { &*core::ptr::from_ref(entry).cast::<NetEntry>() };
+    if entry.count > PORT_RULES_INLINE as u32 {
+        return rules_in_list(revision, entry, asked);
+    }
+    for (index, rule) in entry.ports.iter().enumerate() {
+        if index as u32 >= entry.count {
+            break;
+        }
+        if fits(rule, asked) {
+            return in_one_word(rule);
+        }
+    }
+    NONE
+}
+
+/// The same where the rules stand in a list of their own.
+#[inline(always)]
+fn rules_in_list(revision: u32, entry: &NetEntry, asked: u32) -> u64 {
+    // SAFETY: as above.
+    let lists: Option<&PortLists> = unsafe { PORT_LISTS.get(&revision) };
+    // SAFETY: as above: an inner map does not change once it is there.
+    let Some(list) = lists.and_then(|lists| unsafe { lists.get(&entry.list) }) else { return FAULT };
+    let mut search = Search { list: core::ptr::from_ref(list).cast::<PortList>(), asked, pad: 0, found: NONE };
     let context = core::ptr::from_mut(&mut search).cast::<c_void>();
-    // SAFETY: the entry is not null; the callback takes what it is given here, and the search outlives the call.
-    unsafe { bpf_loop((*search.entry).count.min(PORT_RULES as u32), try_rule as *mut c_void, context, 0) };
+    // SAFETY: the callback takes what it is given here, and the search outlives the call.
+    unsafe { bpf_loop(entry.count.min(PORT_RULES as u32), try_rule as *mut c_void, context, 0) };
     search.found
 }
 
 /// One step of the search. 0: go on, 1: stop.
 #[inline(never)]
 extern "C" fn try_rule(index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `rules_on_address` passes its `Search`, which nothing else holds meanwhile.
+    // SAFETY: `rules_in_list` passes its `Search`, which nothing else holds meanwhile.
     let search = unsafe { &mut *context.cast::<Search>() };
     // VERIFIER: the bound once more.
     if index >= PORT_RULES as u32 {
         return 1;
     }
     // SAFETY: not null, and as long as the program runs (RCU).
-    let rule = unsafe { (*search.entry).ports[index as usize] };
-    let fits = rule.low <= search.port && search.port <= rule.high;
-    if fits && (rule.protocol == 0 || rule.protocol == search.protocol) {
-        let decision = Decision::of_port_rule(rule);
-        search.found = u64::from(decision.verdict) << 32 | u64::from(decision.rule);
+    let rule = unsafe { &(*search.list).ports[index as usize] };
+    if fits(rule, search.asked) {
+        search.found = in_one_word(rule);
         return 1;
     }
     0
+}
+
+#[inline(always)]
+const fn fits(rule: &PortRule, asked: u32) -> bool {
+    let (port, protocol) = (asked as u16, (asked >> 16) as u8);
+    rule.low <= port && port <= rule.high && (rule.protocol == 0 || rule.protocol == protocol)
+}
+
+#[inline(always)]
+const fn in_one_word(rule: &PortRule) -> u64 {
+    let decision = Decision::of_port_rule(*rule);
+    (decision.verdict as u64) << 32 | decision.rule as u64
 }

@@ -31,7 +31,7 @@ use nix::{
 };
 use tipstaff_common::{
     label::SessionRef,
-    rule::{ALLOW, DENY, NetEntry, PortRule},
+    rule::{ALLOW, DENY, PortRule},
     session::{Budgets, MODE_ENFORCE, PolicyEntry, SessionConfig},
     socket::SOCKET_UNIX,
 };
@@ -223,7 +223,8 @@ fn ticked(child: &mut Child, process: BorrowedFd<'_>) -> std::io::Result<String>
 
 /// Rules that deny nearly everything.
 fn install(kernel: &mut Kernel, revision: u32) -> Result<(), KernelError> {
-    let net = [datagrams_to_self()];
+    let to_self = [datagrams_to_self()];
+    let net = [(128, Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets(), &to_self[..])];
     let rules = Revision { exec: &[], net: &net, listen: &[], inbound: &[], unix: &[], entry: deny_all(revision) };
     kernel.install(SLOT, &rules)
 }
@@ -244,12 +245,10 @@ const fn deny_all(revision: u32) -> PolicyEntry {
 }
 
 /// Allows UDP to 127.0.0.1, so that there is an open flow to be silenced.
-fn datagrams_to_self() -> (u32, [u8; 16], NetEntry) {
-    let mut entry = NetEntry { count: 1, ..NetEntry::default() };
+fn datagrams_to_self() -> PortRule {
     let protocol = u8::try_from(libc::IPPROTO_UDP).unwrap_or(17);
     let verdict = u8::try_from(ALLOW).unwrap_or(0);
-    entry.ports[0] = PortRule { low: 1, high: u16::MAX, protocol, verdict, rule: 0 };
-    (128, Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets(), entry)
+    PortRule { low: 1, high: u16::MAX, protocol, verdict, rule: 0 }
 }
 
 /// The child's side: tries one thing after the other and says what came of it. Waits for a line before each part.

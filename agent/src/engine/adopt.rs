@@ -11,6 +11,7 @@ use std::{
 use nix::unistd::{getegid, geteuid};
 use tipstaff_common::{
     label::SessionRef,
+    rule::PortRule,
     session::{STATE_ACTIVE, STATE_ENDED, STATE_UNDONE},
 };
 use tracing::{info, warn};
@@ -403,6 +404,6 @@ fn find_first(kept: &Kept, is_member: impl Fn(std::os::fd::BorrowedFd<'_>) -> bo
 }
 
 /// A trie as the kernel has it.
-fn net_table(rules: Vec<AddressRules>) -> NetTable {
-    rules.into_iter().map(|(prefix_len, address, entry)| (NetKey { prefix_len, address }, entry)).collect()
+fn net_table(rules: Vec<AddressRules<Vec<PortRule>>>) -> NetTable {
+    rules.into_iter().map(|(prefix_len, address, rules)| (NetKey { prefix_len, address }, rules)).collect()
 }

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use tipstaff_common::{label::SessionRef, limits};
+use tipstaff_common::{label::SessionRef, limits, rule::PortRule};
 
 use crate::{
     kernel::{AddressRules, Kernel, KernelError, Revision},
@@ -140,6 +140,6 @@ fn stamp(boot_ns: u64) -> u32 {
     u32::try_from((boot_ns >> 20) & 0xffff_ffff).unwrap_or(0)
 }
 
-fn trie(table: &NetTable) -> Vec<AddressRules> {
-    table.iter().map(|(key, entry)| (key.prefix_len, key.address, *entry)).collect()
+fn trie(table: &NetTable) -> Vec<AddressRules<&[PortRule]>> {
+    table.iter().map(|(key, rules)| (key.prefix_len, key.address, rules.as_slice())).collect()
 }

@@ -18,7 +18,7 @@ use tipstaff_common::{
     event::KINDS,
     label::{CONFINED, Label, Mirrored, SessionRef, TREE},
     limits::UNIX_NAME,
-    rule::{ExecEntry, ExecKey, FileId, NetEntry, ProgramEntry, UnixKey},
+    rule::{ExecEntry, ExecKey, FileId, NetEntry, PortList, ProgramEntry, UnixKey},
     session::{PolicyEntry, SessionConfig, SessionCounters},
     socket::Destination,
 };
@@ -33,6 +33,7 @@ use super::{
 
 type ExecRules = HashMap<MapData, ExecKey, ProgramEntry>;
 pub(super) type NetRules = LpmTrie<MapData, [u8; 16], NetEntry>;
+type PortLists = HashMap<MapData, u32, PortList>;
 type UnixRules = HashMap<MapData, UnixKey, ExecEntry>;
 /// `Label::exec_id` of a task whose present program was never judged.
 const NEVER_JUDGED: u32 = u32::MAX;
@@ -52,6 +53,7 @@ pub struct Maps {
     pub(super) net_rules: HashOfMaps<MapData, u32, NetRules>,
     pub(super) listen_rules: HashOfMaps<MapData, u32, NetRules>,
     pub(super) inbound_rules: HashOfMaps<MapData, u32, NetRules>,
+    pub(super) port_lists: HashOfMaps<MapData, u32, PortLists>,
     pub(super) unix_rules: HashOfMaps<MapData, u32, UnixRules>,
     pub(super) destinations: HashMap<MapData, Destination, u32>,
     generation: Array<MapData, u32>,
@@ -99,6 +101,7 @@ impl Maps {
             net_rules: typed(ebpf, "NET_RULES")?,
             listen_rules: typed(ebpf, "LISTEN_RULES")?,
             inbound_rules: typed(ebpf, "INBOUND_RULES")?,
+            port_lists: typed(ebpf, "PORT_LISTS")?,
             unix_rules: typed(ebpf, "UNIX_RULES")?,
             destinations: typed(ebpf, "DESTINATIONS")?,
             generation: typed(ebpf, "GENERATION")?,

@@ -18,6 +18,7 @@ mod maps;
 mod members;
 mod offsets;
 mod pins;
+mod port_lists;
 mod process;
 mod programs;
 mod reader;

@@ -17,14 +17,15 @@ use aya::{
 use tipstaff_common::{
     limits::UNIX_NAME,
     privilege::{ABOVE, MOUNTED, SPOOLS, WHOLE},
-    rule::{ExecEntry, ExecKey, FileId, NetEntry, ProgramEntry, UnixKey},
-    session::{HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_UNIX_RULES, PolicyEntry},
+    rule::{ExecEntry, ExecKey, FileId, NetEntry, PortRule, ProgramEntry, UnixKey},
+    session::{HAS_INBOUND_RULES, HAS_LISTEN_RULES, HAS_PORT_LISTS, HAS_UNIX_RULES, PolicyEntry},
 };
 
 use super::{
     Kernel, KernelError,
     identity::open_path,
     maps::{NetRules, entry, failed, removed},
+    port_lists::{PortLists, rules_of},
     sys,
 };
 
@@ -34,8 +35,8 @@ const NO_PREALLOC: u32 = 1;
 /// Entries of a trie that are written by one call: as many as the processor's cache holds.
 const AT_ONCE: usize = 512;
 
-/// Prefix length in bits of 128, address, rules.
-pub type AddressRules = (u32, [u8; 16], NetEntry);
+/// Prefix length in bits of 128, address, rules: denials first.
+pub type AddressRules<R> = (u32, [u8; 16], R);
 
 /// A revision of rules to put into the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,11 +44,11 @@ pub struct Revision<'a> {
     /// Rules on programs.
     pub exec: &'a [(ExecKey, ProgramEntry)],
     /// Rules on addresses.
-    pub net: &'a [AddressRules],
+    pub net: &'a [AddressRules<&'a [PortRule]>],
     /// Rules on local addresses, as above.
-    pub listen: &'a [AddressRules],
+    pub listen: &'a [AddressRules<&'a [PortRule]>],
     /// Rules on who may come in, as above.
-    pub inbound: &'a [AddressRules],
+    pub inbound: &'a [AddressRules<&'a [PortRule]>],
     /// Rules on unix sockets.
     pub unix: &'a [(UnixKey, ExecEntry)],
     /// Defaults and flags; its `revision` is the number to store it under. Which inner maps there are is added to the
@@ -83,7 +84,7 @@ fn put_hash<K: Pod, V: Pod>(
 fn put_trie(
     outer: &mut HashOfMaps<MapData, u32, NetRules>,
     revision: u32,
-    rules: &[AddressRules],
+    rules: &[AddressRules<NetEntry>],
     name: &'static str,
 ) -> Result<Duration, KernelError> {
     let mut inner = NetRules::create(room(rules.len()), NO_PREALLOC).map_err(failed("make", name))?;
@@ -108,9 +109,15 @@ impl Kernel {
         let maps = &mut self.maps;
         let mut entry = revision.entry;
         let number = entry.revision;
+        let mut lists = PortLists::default();
+        let mut entries = |rules: &[AddressRules<&[PortRule]>]| -> Result<Vec<_>, KernelError> {
+            rules.iter().map(|(length, address, rules)| Ok((*length, *address, lists.entry(rules)?))).collect()
+        };
+        let (net, listen, inbound) = (entries(revision.net)?, entries(revision.listen)?, entries(revision.inbound)?);
         for (empty, flag) in [
             (revision.listen.is_empty(), HAS_LISTEN_RULES),
             (revision.inbound.is_empty(), HAS_INBOUND_RULES),
+            (lists.all().is_empty(), HAS_PORT_LISTS),
             (revision.unix.is_empty(), HAS_UNIX_RULES),
         ] {
             entry.flags |= if empty { 0 } else { flag };
@@ -121,13 +128,17 @@ impl Kernel {
             let exec = &mut maps.exec_rules;
             let mut parts = vec![scope.spawn(move || put_hash(exec, number, revision.exec, "EXEC_RULES"))];
             for (wanted, outer, rules, name) in [
-                (true, &mut maps.net_rules, revision.net, "NET_RULES"),
-                (has(HAS_LISTEN_RULES), &mut maps.listen_rules, revision.listen, "LISTEN_RULES"),
-                (has(HAS_INBOUND_RULES), &mut maps.inbound_rules, revision.inbound, "INBOUND_RULES"),
+                (true, &mut maps.net_rules, net, "NET_RULES"),
+                (has(HAS_LISTEN_RULES), &mut maps.listen_rules, listen, "LISTEN_RULES"),
+                (has(HAS_INBOUND_RULES), &mut maps.inbound_rules, inbound, "INBOUND_RULES"),
             ] {
                 if wanted {
-                    parts.push(scope.spawn(move || put_trie(outer, number, rules, name)));
+                    parts.push(scope.spawn(move || put_trie(outer, number, &rules, name)));
                 }
+            }
+            if has(HAS_PORT_LISTS) {
+                let (outer, lists) = (&mut maps.port_lists, lists.all());
+                parts.push(scope.spawn(move || put_hash(outer, number, lists, "PORT_LISTS")));
             }
             if has(HAS_UNIX_RULES) {
                 let unix = &mut maps.unix_rules;
@@ -163,15 +174,25 @@ impl Kernel {
     }
 
     /// The rules on destinations, local addresses and peers of a revision, as the programs have them.
-    pub fn address_rules(&self, revision: u32) -> Result<[Vec<AddressRules>; 3], KernelError> {
+    pub fn address_rules(&self, revision: u32) -> Result<[Vec<AddressRules<Vec<PortRule>>>; 3], KernelError> {
+        let lists = match self.maps.port_lists.get(&revision, 0) {
+            // all rules have room in their entries
+            Err(MapError::KeyNotFound) => None,
+            lists => Some(lists.map_err(failed("read", "PORT_LISTS"))?),
+        };
+        let list = |number: u32| lists.as_ref()?.get(&number, 0).ok();
         let of = |outer: &HashOfMaps<MapData, u32, NetRules>, name: &'static str| {
             let rules = match outer.get(&revision, 0) {
                 // a policy that says nothing of them has none
                 Err(MapError::KeyNotFound) => return Ok(Vec::new()),
                 rules => rules.map_err(failed("read", name))?,
             };
-            let all = rules.iter().map(|rule| rule.map(|(key, entry)| (key.prefix_len(), key.data(), entry)));
-            all.collect::<Result<_, _>>().map_err(failed("read", name))
+            let all = rules.iter().map(|rule| {
+                let (key, entry) = rule.map_err(failed("read", name))?;
+                let gone = || failed("read", "PORT_LISTS")("an entry's list is not there");
+                Ok((key.prefix_len(), key.data(), rules_of(&entry, list).ok_or_else(gone)?))
+            });
+            all.collect()
         };
         let maps = &self.maps;
         Ok([
@@ -193,6 +214,9 @@ impl Kernel {
         }
         if flags & HAS_INBOUND_RULES != 0 {
             removed("INBOUND_RULES", maps.inbound_rules.remove(&revision))?;
+        }
+        if flags & HAS_PORT_LISTS != 0 {
+            removed("PORT_LISTS", maps.port_lists.remove(&revision))?;
         }
         if flags & HAS_UNIX_RULES != 0 {
             removed("UNIX_RULES", maps.unix_rules.remove(&revision))?;

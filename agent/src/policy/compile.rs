@@ -113,7 +113,7 @@ impl Plan {
             }
         }
         for table in [&mut self.net, &mut self.listen, &mut self.inbound] {
-            for port in table.values_mut().flat_map(|entry| &mut entry.ports[..entry.count as usize]) {
+            for port in table.values_mut().flatten() {
                 if port.rule < rule::PORT_REASONS {
                     port.rule = of(usize::from(port.rule))?;
                 }

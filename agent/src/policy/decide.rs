@@ -445,9 +445,8 @@ fn judge(table: &NetTable, default: u32, address: IpAddr, port: u16, protocol: u
     });
     let fits =
         |rule: &&PortRule| (rule.low..=rule.high).contains(&port) && (rule.protocol == 0 || rule.protocol == protocol);
-    let used = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
     longest
-        .and_then(|entry| entry.ports.iter().take(used(entry.count)).find(fits))
+        .and_then(|rules| rules.iter().find(fits))
         .map(|found| Decision { verdict: effect(u32::from(found.verdict)), rule: code(found.rule) })
         .unwrap_or_else(|| Decision::by_default(effect(default)))
 }

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use tipstaff_common::rule::{self, ExecKey, FileId, KNOWN_ONLY, NO_RULE, NetEntry, PINNED, ProgramEntry, STRICT};
+use tipstaff_common::rule::{self, ExecKey, FileId, KNOWN_ONLY, NO_RULE, PINNED, PortRule, ProgramEntry, STRICT};
 
 use super::{
     compile::{Plan, is_place},
@@ -302,8 +302,8 @@ struct Prefix<'t> {
     first: u128,
     last: u128,
     /// The longest match's entry for what lies in this prefix and in no longer one.
-    old: Option<&'t NetEntry>,
-    new: Option<&'t NetEntry>,
+    old: Option<&'t [PortRule]>,
+    new: Option<&'t [PortRule]>,
     /// What is not covered by longer prefixes that were seen begins here; `None`: nothing is left.
     rest: Option<u128>,
     /// The first address that is not covered by longer prefixes.
@@ -341,8 +341,8 @@ fn wider_table(old: (&NetTable, u32), new: (&NetTable, u32)) -> Option<(u128, u1
         open.push(Prefix {
             first,
             last: first | u128::MAX.checked_shr(length).unwrap_or(0),
-            old: old.0.get(&key).or(outer.0),
-            new: new.0.get(&key).or(outer.1),
+            old: old.0.get(&key).map(Vec::as_slice).or(outer.0),
+            new: new.0.get(&key).map(Vec::as_slice).or(outer.1),
             rest: Some(first),
             own: None,
         });
@@ -358,28 +358,23 @@ fn place(key: NetKey) -> (u128, u32) {
 }
 
 /// The first port and protocol that the new entry allows and the old one does not.
-fn wider_entry(old: (Option<&NetEntry>, u32), new: (Option<&NetEntry>, u32)) -> Option<(u16, u8)> {
-    let rules = |entry: Option<&NetEntry>| {
-        let used = entry.map_or(0, |entry| usize::try_from(entry.count).unwrap_or(usize::MAX));
-        entry.map_or(Vec::new(), |entry| entry.ports.iter().take(used).copied().collect::<Vec<_>>())
-    };
-    let (old_rules, new_rules) = (rules(old.0), rules(new.0));
+fn wider_entry(old: (Option<&[PortRule]>, u32), new: (Option<&[PortRule]>, u32)) -> Option<(u16, u8)> {
+    let (old_rules, new_rules) = (old.0.unwrap_or_default(), new.0.unwrap_or_default());
     if new.1 != rule::ALLOW && new_rules.iter().all(|r| u32::from(r.verdict) != rule::ALLOW) {
         return None;
     }
-    let both = || old_rules.iter().chain(&new_rules);
+    let both = || old_rules.iter().chain(new_rules);
     let mut ports: BTreeSet<u16> = both().map(|r| r.low).chain(both().filter_map(|r| r.high.checked_add(1))).collect();
     ports.insert(0);
     let mut protocols: BTreeSet<u8> = both().map(|r| r.protocol).filter(|protocol| *protocol != 0).collect();
     // stands for all that no rule names
     protocols.extend((1..=u8::MAX).find(|protocol| !protocols.contains(protocol)));
-    let allowed = |rules: &[rule::PortRule], default: u32, port: u16, protocol: u8| {
-        let fits =
-            |r: &&rule::PortRule| (r.low..=r.high).contains(&port) && (r.protocol == 0 || r.protocol == protocol);
+    let allowed = |rules: &[PortRule], default: u32, port: u16, protocol: u8| {
+        let fits = |r: &&PortRule| (r.low..=r.high).contains(&port) && (r.protocol == 0 || r.protocol == protocol);
         rules.iter().find(fits).map_or(default, |r| u32::from(r.verdict)) == rule::ALLOW
     };
     let more = |port: u16, protocol: u8| {
-        allowed(&new_rules, new.1, port, protocol) && !allowed(&old_rules, old.1, port, protocol)
+        allowed(new_rules, new.1, port, protocol) && !allowed(old_rules, old.1, port, protocol)
     };
     let all = ports.iter().flat_map(|port| protocols.iter().map(|protocol| (*port, *protocol)));
     all.into_iter().find(|(port, protocol)| more(*port, *protocol))

@@ -9,7 +9,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tipstaff_common::{
     limits::PORT_RULES,
-    rule::{self, NetEntry, PORT_REASONS, PortRule},
+    rule::{self, PORT_REASONS, PortRule},
 };
 
 use super::{
@@ -99,8 +99,8 @@ impl From<IpNet> for NetKey {
     }
 }
 
-/// An inner trie.
-pub type NetTable = BTreeMap<NetKey, NetEntry>;
+/// What an inner trie holds: of each prefix the rules that hold for it, as in `rule::NetEntry`.
+pub type NetTable = BTreeMap<NetKey, Vec<PortRule>>;
 
 /// Why a policy cannot be put into the kernel's tables.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -133,12 +133,8 @@ pub(super) struct Rules<'a> {
 pub(super) struct Folded(Vec<(IpNet, Vec<PortRule>)>);
 
 impl Folded {
-    pub(super) fn table(&self) -> NetTable {
-        // a map sorts what it is made of: keys are moved faster than entries
-        let mut keys: Vec<(NetKey, &[PortRule])> =
-            self.0.iter().map(|(net, rules)| (NetKey::from(*net), rules.as_slice())).collect();
-        keys.sort_unstable_by_key(|(key, _)| *key);
-        keys.into_iter().map(|(key, rules)| (key, net_entry(rules))).collect()
+    pub(super) fn table(self) -> NetTable {
+        self.0.into_iter().map(|(net, rules)| (NetKey::from(net), rules)).collect()
     }
 
     fn of(&self, net: IpNet) -> Option<&[PortRule]> {
@@ -297,13 +293,4 @@ fn fold(own: &[PortRule], above: &[PortRule]) -> Vec<PortRule> {
 /// Whether `a` fits wherever `b` fits.
 const fn hides(a: &PortRule, b: &PortRule) -> bool {
     a.low <= b.low && b.high <= a.high && (a.protocol == 0 || a.protocol == b.protocol)
-}
-
-fn net_entry(rules: &[PortRule]) -> NetEntry {
-    let mut entry = NetEntry::default();
-    for (slot, rule) in entry.ports.iter_mut().zip(rules) {
-        *slot = *rule;
-        entry.count += 1;
-    }
-    entry
 }
