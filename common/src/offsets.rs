@@ -195,7 +195,19 @@ pub struct Offsets {
     pub pid_level: u32,
     /// `pid.numbers`
     pub pid_numbers: u32,
+    /// `sock.__sk_common.skc_cookie`
+    pub sock_cookie: u32,
+    /// `sock.sk_bpf_storage`
+    pub sock_storage: u32,
+    /// `bpf_local_storage.list`
+    pub storage_list: u32,
+    /// `bpf_local_storage_elem.snode`
+    pub element_node: u32,
+    /// `bpf_local_storage_elem.sdata.smap`
+    pub element_map: u32,
+    /// `bpf_local_storage_elem.sdata.data`
+    pub element_value: u32,
 }
-const _: () = assert!(size_of::<Offsets>() == 94 * 4);
+const _: () = assert!(size_of::<Offsets>() == 100 * 4);
 
 pod!(Offsets);

@@ -132,6 +132,12 @@ pub static OFFSETS: Offsets = Offsets {
     task_number: 0,
     pid_level: 0,
     pid_numbers: 0,
+    sock_cookie: 0,
+    sock_storage: 0,
+    storage_list: 0,
+    element_node: 0,
+    element_map: 0,
+    element_value: 0,
 };
 
 /// A task-local storage map, which aya-ebpf 0.2 has no type for. Laid out as its BTF maps are: the loader reads the

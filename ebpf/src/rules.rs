@@ -167,7 +167,7 @@ fn rules_in_list(revision: u32, entry: &NetEntry, asked: u32) -> u64 {
     // SAFETY: as above.
     let lists: Option<&PortLists> = unsafe { PORT_LISTS.get(&revision) };
     // SAFETY: as above: an inner map does not change once it is there.
-    let Some(list) = lists.and_then(|lists| unsafe { lists.get(&entry.list) }) else { return FAULT };
+    let Some(list) = lists.and_then(|lists| unsafe { lists.get(entry.list) }) else { return FAULT };
     let mut search = Search { list: core::ptr::from_ref(list).cast::<PortList>(), asked, pad: 0, found: NONE };
     let context = core::ptr::from_mut(&mut search).cast::<c_void>();
     // SAFETY: the callback takes what it is given here, and the search outlives the call.

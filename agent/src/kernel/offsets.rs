@@ -15,7 +15,10 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// The function that programs of the hook `inode_setattr` are attached to.
 const SETATTR: &str = "bpf_lsm_inode_setattr";
 
-const TYPES: [&str; 30] = [
+const TYPES: [&str; 33] = [
+    "bpf_local_storage",
+    "bpf_local_storage_data",
+    "bpf_local_storage_elem",
     "bpf_sock_addr_kern",
     "cgroup",
     "cgroup_root",
@@ -154,6 +157,12 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, KernelError> {
         task_number: at("task_struct", "thread_pid")?,
         pid_level: at("pid", "level")?,
         pid_numbers: at("pid", "numbers")?,
+        sock_cookie: at("sock", "__sk_common.skc_cookie")?,
+        sock_storage: at("sock", "sk_bpf_storage")?,
+        storage_list: at("bpf_local_storage", "list")?,
+        element_node: at("bpf_local_storage_elem", "snode")?,
+        element_map: at("bpf_local_storage_elem", "sdata.smap")?,
+        element_value: at("bpf_local_storage_elem", "sdata.data")?,
     })
 }
 

@@ -34,13 +34,27 @@ pub fn namespace_of(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// `IPPROTO_*` of a socket.
 pub fn protocol_of(socket: BorrowedFd<'_>) -> io::Result<i32> {
-    let (mut protocol, mut length) = (0_i32, size_of::<i32>() as libc::socklen_t);
-    let at = (&raw mut protocol).cast();
-    // SAFETY: the kernel writes at most `length` bytes of one integer.
-    let result =
-        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PROTOCOL, at, &raw mut length) };
-    if result == 0 { Ok(protocol) } else { Err(io::Error::last_os_error()) }
+    option_of(socket, libc::SO_PROTOCOL)
 }
+
+/// A socket's cookie, which the kernel makes now where it has none (`SO_COOKIE`, since 4.12).
+pub fn cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    option_of(socket, libc::SO_COOKIE)
+}
+
+/// An option of level `SOL_SOCKET` whose value is one integer.
+fn option_of<T: Integer>(socket: BorrowedFd<'_>, option: i32) -> io::Result<T> {
+    let (mut value, mut length) = (T::default(), size_of::<T>() as libc::socklen_t);
+    let at = (&raw mut value).cast();
+    // SAFETY: the kernel writes at most `length` bytes of one integer.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, at, &raw mut length) };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What every pattern of bits is one of.
+trait Integer: Default {}
+impl Integer for i32 {}
+impl Integer for u64 {}
 
 /// Gives back what was allocated and is free again. The allocator keeps it for later otherwise, and the kernel's type
 /// information, which only the start reads, takes several times what the agent ever needs again.

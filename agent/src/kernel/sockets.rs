@@ -14,14 +14,14 @@ use tipstaff_common::{
     socket::{SOCKET_CONFINED, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel, SocketRow},
 };
 
-use super::{Kernel, KernelError, attach::OF_LABELS, maps::storage, programs, sys};
+use super::{Kernel, KernelError, attach::OF_LABELS, maps::storage, process::cookie_of, programs, sys};
 
 /// A socket that carries a session's label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Socket {
     /// Its session.
     pub session: SessionRef,
-    /// The kernel's own number for it, never used again while the host is up.
+    /// The kernel's own number for it, never used again while the host is up; 0: it has none yet.
     pub cookie: u64,
     /// Inode number of its network namespace.
     pub namespace: u32,
@@ -55,8 +55,10 @@ impl Kernel {
     pub fn sockets(&mut self) -> Result<Vec<Socket>, KernelError> {
         if self.lists_sockets != OF_LABELS {
             let mut sockets = decode_rows(&self.iterate(self.lists_sockets)?);
-            sockets.sort_unstable_by_key(|socket| socket.cookie);
-            sockets.dedup_by_key(|socket| socket.cookie);
+            // one without a cookie is told by its ends
+            let which = |socket: &Socket| (socket.cookie, socket.namespace, socket.local, socket.remote);
+            sockets.sort_unstable_by_key(which);
+            sockets.dedup_by_key(|socket| which(socket));
             return Ok(sockets);
         }
         let refused = |error: &(dyn std::error::Error + 'static)| KernelError::refused("iterator sockets", error);
@@ -88,7 +90,11 @@ impl Kernel {
             reason: error.to_string(),
         };
         match sys::set_socket_label(map, socket, label) {
-            Ok(()) => Ok(label.flags),
+            Ok(()) => {
+                // who lists it by its label finds it with one; a socket that cannot say it is listed without
+                let _cookie = cookie_of(socket);
+                Ok(label.flags)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let found = sys::socket_label(map, socket).map_err(|error| refused("read", error))?;
                 let own = found.filter(|found| (found.slot, found.generation) == (slot, generation));

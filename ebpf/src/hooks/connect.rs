@@ -11,7 +11,6 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::bpf_get_socket_cookie,
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
@@ -254,8 +253,7 @@ fn judge(session: &Session, label: *mut SocketLabel, target: &Target, via: u8) -
 /// Records a connect, send or bind.
 #[inline(always)]
 fn report(session: &Session, target: &Target, via: u8, decision: Decision, context: *mut c_void) {
-    // SAFETY: the helper takes the context.
-    let cookie = unsafe { bpf_get_socket_cookie(context) };
+    let cookie = kernel::cookie(context);
     emit::record::<Connect>(session, KIND_CONNECT, decision, |place| {
         write(place, target, via, cookie);
     });
@@ -303,6 +301,8 @@ fn refuse_create(context: &SockContext) -> bool {
         decision
     };
     if decision.is_allow() {
+        // an iterator that cannot give it one finds it with one
+        kernel::cookie(context.as_ptr());
         return false;
     }
     let decision = settle(decision, &session);

@@ -110,14 +110,14 @@ pub extern "C" fn sockets(context: *const SocketContext) -> i32 {
     if pointer.is_null() || label.is_null() {
         return 0;
     }
-    write_socket(meta, pointer, label);
+    write_socket(meta, Sock(pointer as u64), label, kernel::cookie(pointer));
     0
 }
 
 /// HOOK: `iter/task_file(struct bpf_iter__task_file *)`, since 5.8; `bpf_sock_from_file` since 5.11. Writes a `SocketRow` for
 /// each open file that is a socket with a label, for kernels that refuse [`sockets`]: one that is open in several processes
 /// comes several times. Does not see a socket that nobody holds open: one that is closed and still sends, one that was not
-/// accepted yet, one on its way to another process.
+/// accepted yet, one on its way to another process. Gives no socket a cookie: one that has none is written without.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn sockets_held(context: *const TaskFileContext) -> i32 {
@@ -131,20 +131,15 @@ pub extern "C" fn sockets_held(context: *const TaskFileContext) -> i32 {
     if socket.is_null() {
         return 0;
     }
-    let pointer = kernel::sock_of(socket);
-    if pointer.is_null() {
-        return 0;
-    }
-    let label = SOCKET_LABELS.get(pointer, false);
-    if !label.is_null() {
-        write_socket(meta, pointer, label);
-    }
+    let Ok(Some(socket)) = Sock::of_socket(socket as u64) else { return 0 };
+    let Ok(Some(label)) = socket.stored::<SocketLabel>((&raw const SOCKET_LABELS) as u64) else { return 0 };
+    let Ok(cookie) = socket.cookie() else { return 0 };
+    write_socket(meta, socket, &raw const label, cookie);
     0
 }
 
 #[inline(always)]
-fn write_socket(meta: *const *mut c_void, pointer: *mut c_void, label: *const SocketLabel) {
-    let socket = Sock(pointer as u64);
+fn write_socket(meta: *const *mut c_void, socket: Sock, label: *const SocketLabel, cookie: u64) {
     // SAFETY: the label lives while the program runs; VERIFIER: field by field, a read-only buffer.
     let mut row = unsafe {
         SocketRow {
@@ -154,7 +149,7 @@ fn write_socket(meta: *const *mut c_void, pointer: *mut c_void, label: *const So
             spent: (*label).spent,
             sent: (*label).sent,
             received: (*label).received,
-            cookie: kernel::cookie(pointer),
+            cookie,
             ..SocketRow::default()
         }
     };

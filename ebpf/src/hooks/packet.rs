@@ -6,12 +6,7 @@
 //! The verdict on a socket's last address is kept in the socket's label, under the revision that gave it: a flow costs one
 //! look-up in the storage and a compare.
 
-use aya_ebpf::{
-    EbpfContext as _,
-    helpers::{bpf_get_socket_cookie, bpf_skb_ancestor_cgroup_id},
-    macros::cgroup_skb,
-    programs::SkBuffContext,
-};
+use aya_ebpf::{EbpfContext as _, helpers::bpf_skb_ancestor_cgroup_id, macros::cgroup_skb, programs::SkBuffContext};
 use tipstaff_common::{
     event::{Connect, KIND_CONNECT, VIA_ACCEPT, VIA_LISTEN, VIA_PACKET},
     rule::{ALLOW, DENY, REASON_BUDGET_EGRESS, REASON_DEFAULT, REASON_NARROWED, REASON_OPTION},
@@ -83,6 +78,7 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
         // that labels is asked: a worker's connect, a listener on a port that the kernel chose
         if !pointer.is_null() && session.phase == Phase::Live {
             label = socket::give(pointer.cast(), &session, packet_socket::of_class(context));
+            kernel::cookie(context.as_ptr());
         }
         session
     } else {
@@ -195,6 +191,8 @@ impl Flow<'_> {
                 && packet.protocol == TCP
                 && !packet_socket::listens(self.context)
             {
+                // the agent knows by its cookie whom to take down, and may look where nothing gives it one
+                kernel::cookie(self.context.as_ptr());
                 let data = if packet.carries_data() { SPENT_DATA } else { 0 };
                 // SAFETY: points into the socket's storage.
                 unsafe { (*self.label).spent |= SPENT_ANY | data };
@@ -463,8 +461,7 @@ impl Flow<'_> {
 
     #[inline(always)]
     fn report(&self, target: &Target, via: u8, decision: Decision) {
-        // SAFETY: the helper takes the context.
-        let cookie = unsafe { bpf_get_socket_cookie(self.context.as_ptr()) };
+        let cookie = kernel::cookie(self.context.as_ptr());
         if kernel::speaks() {
             emit::produce_of::<Connect>(&self.session, KIND_CONNECT, Who::NOBODY, decision, |place| {
                 write(place, target, via, cookie);

@@ -2,17 +2,21 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::bpf_get_socket_cookie;
 use tipstaff_common::event::{Connect, KIND_CONNECT, KIND_SOCKET, Socket};
 
 use super::connect::{write, write_act};
-use crate::{emit, kernel::Sock, rules::Target, session::Session, verdict::Decision};
+use crate::{
+    emit,
+    kernel::{self, Sock},
+    rules::Target,
+    session::Session,
+    verdict::Decision,
+};
 
 /// Records a connect, send, bind or listen.
 #[inline(always)]
 pub fn report(session: &Session, target: &Target, via: u8, decision: Decision, sock: *mut c_void) {
-    // SAFETY: the helper takes a socket that the verifier knows.
-    let cookie = unsafe { bpf_get_socket_cookie(sock) };
+    let cookie = kernel::cookie(sock);
     let answer = u64::from(decision.verdict) << 32 | u64::from(decision.rule);
     report_address(core::ptr::from_ref(session), core::ptr::from_ref(target), via.into(), cookie, answer);
 }

@@ -16,6 +16,8 @@ pub struct Sock(pub u64);
 pub const INET: u16 = 2;
 /// `AF_INET6`
 pub const INET6: u16 = 10;
+/// Maps that one socket's storage is searched for, at most: each program that keeps something with it has one.
+const STORED: u32 = 32;
 
 impl Sock {
     /// What a program on addresses was asked about (`struct bpf_sock_addr_kern`).
@@ -111,6 +113,43 @@ impl Sock {
         read(namespace, offset_of!(Offsets, namespace_number))
     }
 
+    /// That of a `struct socket`; `None`: it has none.
+    #[inline(always)]
+    pub fn of_socket(socket: u64) -> Result<Option<Self>, Fault> {
+        let place: u64 = read(socket, offset_of!(Offsets, socket_sock))?;
+        Ok(if place == 0 { None } else { Some(Self(place)) })
+    }
+
+    /// Its cookie; 0: it has none yet.
+    #[inline(always)]
+    pub fn cookie(self) -> Result<u64, Fault> {
+        read(self.0, offset_of!(Offsets, sock_cookie))
+    }
+
+    /// What the socket's storage holds for the map at an address (`struct bpf_local_storage`), read as any of the kernel's memory:
+    /// for programs that have the socket's address, and not as the verifier's pointer. `None`: nothing.
+    #[inline(always)]
+    pub fn stored<T>(self, map: u64) -> Result<Option<T>, Fault> {
+        let storage: u64 = read(self.0, offset_of!(Offsets, sock_storage))?;
+        if storage == 0 {
+            return Ok(None);
+        }
+        let mut node: u64 = read(storage, offset_of!(Offsets, storage_list))?;
+        for _ in 0..STORED {
+            if node == 0 {
+                return Ok(None);
+            }
+            let element = node - offset(offset_of!(Offsets, element_node));
+            let owner: u64 = read(element, offset_of!(Offsets, element_map))?;
+            if owner == map {
+                return read(element, offset_of!(Offsets, element_value)).map(Some);
+            }
+            // SAFETY: the helper checks the address and copies; it never faults. `hlist_node.next` is the first field
+            node = unsafe { bpf_probe_read_kernel(node as *const u64) }.map_err(|_errno| Fault::Unreadable)?;
+        }
+        Err(Fault::Unreadable)
+    }
+
     /// Writes what it is and what it is connected to into a row.
     #[inline(always)]
     pub fn describe(self, row: &mut SocketRow) -> Result<(), Fault> {
@@ -144,6 +183,9 @@ pub fn words(words: [u64; 2]) -> [u8; 16] {
 }
 
 /// The socket of the network layer in a `struct socket`, as the verifier's pointer; null: it has none.
+///
+/// VERIFIER: of an argument of a hook only. What follows from a helper's pointer is a socket to most kernels and nothing to some
+/// (a 6.18: `R2 type=untrusted_ptr_`); there it is an address, see [`Sock::stored`].
 #[inline(always)]
 pub fn sock_of(socket: *mut c_void) -> *mut c_void {
     // SAFETY: the verifier knows what `socket` points to, and checks that a pointer to a `struct sock` is read there.

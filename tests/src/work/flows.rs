@@ -143,7 +143,26 @@ pub(super) fn listen_first(words: &[&str]) -> Result<u8> {
     publish(file, &port.to_string())?;
     fs::File::open(fifo)?.read_exact(&mut [0])?;
     disconnect(&socket)?;
-    talk(&socket, &address)
+    match talk(&socket, &address) {
+        // see `listener_connects`
+        Err(error) if error.downcast_ref() == Some(&Errno::EINVAL) => {
+            say(Err(Errno::EINVAL));
+            idle()
+        }
+        done => done,
+    }
+}
+
+/// Whether this kernel lets a socket that listened connect: one that is hardened (a 6.18) does not, whoever asks.
+pub fn listener_connects(address: &SocketAddr) -> Result<bool> {
+    let socket = socket(SockType::Stream, address)?;
+    listen_on(&socket, Backlog::new(1)?)?;
+    disconnect(&socket)?;
+    match connect_to(&socket, address) {
+        Ok(()) => Ok(true),
+        Err(Errno::EINVAL) => Ok(false),
+        Err(errno) => Err(errno).context("connecting a socket that listened"),
+    }
 }
 
 /// Connects, sends one byte, and waits for what comes back.

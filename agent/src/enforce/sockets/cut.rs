@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, io};
 
 use super::{
-    find::{Found, Hidden, Look, Whose, find},
+    find::{Found, Hidden, Look, Which, Whose, find},
     namespaces::{Namespaces, Registry},
 };
 use crate::kernel::boot_now;
@@ -36,7 +36,7 @@ pub enum Failure {
 pub struct Flows {
     /// Where its members were seen.
     pub namespaces: Namespaces,
-    cut: BTreeMap<u64, Cut>,
+    cut: BTreeMap<Which, Cut>,
     waits: bool,
 }
 
@@ -47,7 +47,7 @@ impl Flows {
         for found in find(&self.namespaces, registry, look, whose) {
             let waits = found.hidden == Some(Hidden::Unreachable);
             self.waits |= waits;
-            if !waits && !self.cut.contains_key(&found.socket.cookie) && fails(&found) {
+            if !waits && !self.cut.contains_key(&found.which()) && fails(&found) {
                 self.destroy(registry, found);
             }
         }
@@ -80,7 +80,7 @@ impl Flows {
         fails: impl Fn(&Found) -> bool,
     ) {
         let mut left = find(&self.namespaces, registry, look, whose);
-        let is_new = |f: &&Found| !self.cut.contains_key(&f.socket.cookie) && fails(f);
+        let is_new = |f: &&Found| !self.cut.contains_key(&f.which()) && fails(f);
         let news: Vec<Found> = left.iter().filter(is_new).cloned().collect();
         if !news.is_empty() {
             news.into_iter().for_each(|found| self.destroy(registry, found));
@@ -91,10 +91,10 @@ impl Flows {
     }
 
     fn settle(&mut self, left: &[Found]) {
-        let left: BTreeMap<u64, &Found> = left.iter().map(|found| (found.socket.cookie, found)).collect();
-        for (cookie, cut) in &mut self.cut {
+        let left: BTreeMap<Which, &Found> = left.iter().map(|found| (found.which(), found)).collect();
+        for (which, cut) in &mut self.cut {
             // a datagram socket that was destroyed stays open, bound to its port and connected to nobody
-            cut.gone = left.get(cookie).is_none_or(|now| now.socket.remote != cut.found.socket.remote);
+            cut.gone = left.get(which).is_none_or(|now| now.socket.remote != cut.found.socket.remote);
         }
     }
 
@@ -109,6 +109,6 @@ impl Flows {
             (None, None) => Some(Failure::Hidden(Hidden::Unreachable)),
             (None, Some(diag)) => diag.borrow_mut().destroy(&found.socket).err().map(Failure::Refused),
         };
-        self.cut.insert(found.socket.cookie, Cut { found, when: boot_now(), failure, gone: false });
+        self.cut.insert(found.which(), Cut { found, when: boot_now(), failure, gone: false });
     }
 }

@@ -5,6 +5,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::SocketAddr,
 };
 
 use tipstaff_common::label::SessionRef;
@@ -109,20 +110,58 @@ pub enum Hidden {
 
 /// All open sockets of a session.
 pub(super) fn find(namespaces: &Namespaces, registry: &mut Registry, look: &mut Look<'_>, whose: &Whose) -> Vec<Found> {
-    let labelled = look.labelled(whose.session);
+    let mut labelled = look.labelled(whose.session);
     let mut found = made_in(namespaces, registry, look, &whose.cgroups);
+    take_cookies(&mut labelled, &found);
     let known: BTreeSet<u64> = found.iter().map(|f| f.socket.cookie).collect();
     let others = labelled.iter().filter(|row| is_open(row) && !known.contains(&row.cookie));
     found.extend(crossed(namespaces, registry, others));
-    let labels: BTreeMap<u64, &Labelled> = labelled.iter().map(|row| (row.cookie, row)).collect();
+    let labels: BTreeMap<Which, &Labelled> = labelled.iter().map(|row| (which(row.cookie, ends(row)), row)).collect();
     let place = |f: &Found| (f.namespace, f.socket.protocol, f.socket.local.port());
     let listening: BTreeSet<(u64, u8, u16)> = found.iter().filter(|f| f.socket.state == LISTEN).map(place).collect();
     for one in &mut found {
-        let label = labels.get(&one.socket.cookie);
+        let label = labels.get(&one.which());
         one.passive = came_in(one, label.copied(), listening.contains(&place(one)));
         one.socket.bytes = one.socket.bytes.or_else(|| label.map(|l| (l.received, l.sent)));
     }
     found
+}
+
+/// What a socket's list and its label both tell: network namespace, protocol, and both ends.
+type Ends = (u64, u8, SocketAddr, SocketAddr);
+
+/// Which socket it is: its cookie, or its ends where it has none.
+pub(super) type Which = (u64, Option<Ends>);
+
+const fn which(cookie: u64, ends: Ends) -> Which {
+    (cookie, if cookie == 0 { Some(ends) } else { None })
+}
+
+impl Found {
+    fn ends(&self) -> Ends {
+        (self.namespace, self.socket.protocol, self.socket.local, self.socket.remote)
+    }
+
+    pub(super) fn which(&self) -> Which {
+        which(self.socket.cookie, self.ends())
+    }
+}
+
+fn ends(row: &Labelled) -> Ends {
+    (u64::from(row.namespace), number(i32::from(row.protocol)), row.local, row.remote)
+}
+
+/// Gives rows without a cookie that of the socket that was found with the same ends. The kernel makes a socket's cookie when it is
+/// asked for it: for a list it does, and where labels are read with the open files it does not. What is accepted begins without.
+fn take_cookies(rows: &mut [Labelled], found: &[Found]) {
+    let mut without = rows.iter_mut().filter(|row| row.cookie == 0).peekable();
+    if without.peek().is_none() {
+        return;
+    }
+    let cookies: BTreeMap<Ends, u64> = found.iter().map(|f| (f.ends(), f.socket.cookie)).collect();
+    for row in without {
+        row.cookie = cookies.get(&ends(row)).copied().unwrap_or(0);
+    }
 }
 
 /// Whether a socket listens, or its peer came in; `beside`: another one listens at its port. A label says so of TCP, where
@@ -171,7 +210,11 @@ fn crossed<'a>(
             Some(taken(listed, protocol, registry))
         });
         let hidden = if list.is_none() { Hidden::Unreachable } else { Hidden::Unlisted };
-        let listed = list.iter().flatten().find(|socket| socket.cookie == row.cookie);
+        let same = |socket: &&Socket| match row.cookie {
+            0 => (u64::from(row.namespace), socket.protocol, socket.local, socket.remote) == ends(row),
+            cookie => socket.cookie == cookie,
+        };
+        let listed = list.iter().flatten().find(same);
         let (socket, hidden) = listed.map_or_else(|| (unlisted(row), Some(hidden)), |s| (s.clone(), None));
         let (namespace, passive, crossed) = (u64::from(row.namespace), row.passive, row.crossed);
         found.push(Found { socket, namespace, passive, crossed, hidden });
@@ -266,5 +309,22 @@ mod tests {
         ] {
             assert_eq!(came_in(&found(protocol, state), label, beside), came, "{protocol} {state} {label:?} {beside}");
         }
+    }
+
+    #[test]
+    fn a_row_without_a_cookie_is_the_socket_with_its_ends() {
+        let one = found(libc::IPPROTO_TCP, OPEN);
+        let row = |port: u16, cookie: u64| Labelled {
+            cookie,
+            local: one.socket.local,
+            remote: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            ..labelled(true)
+        };
+        let mut rows = [row(80, 0), row(81, 0), row(80, 7)];
+        take_cookies(&mut rows, std::slice::from_ref(&one));
+        assert_eq!(rows.map(|row| row.cookie), [1, 0, 7]);
+        let [a, b] = [80, 81].map(|port| which(0, ends(&row(port, 0))));
+        assert!(a != b, "two without a cookie are two");
+        assert_eq!(which(7, ends(&row(80, 7))), which(7, ends(&row(81, 7))));
     }
 }
