@@ -226,7 +226,7 @@ fn install(kernel: &mut Kernel, revision: u32) -> Result<(), KernelError> {
     let to_self = [datagrams_to_self()];
     let net = [(128, Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets(), &to_self[..])];
     let rules = Revision { exec: &[], net: &net, listen: &[], inbound: &[], unix: &[], entry: deny_all(revision) };
-    kernel.install(SLOT, &rules)
+    kernel.install(SLOT, &rules, || ())
 }
 
 const fn deny_all(revision: u32) -> PolicyEntry {

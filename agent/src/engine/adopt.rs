@@ -150,7 +150,7 @@ impl Engine {
             cgroup,
             policy,
             policy_text: kept.policy.clone(),
-            start_text: kept.start_policy.clone(),
+            start_text: kept.start_text().clone(),
             source: narrowed.as_ref().map_or_else(|| kept.start.policy.source.clone(), |n| n.source.clone()),
             revision: kept.revision(),
             phase: narrowed.as_ref().and_then(|n| n.phase.clone()),
@@ -209,7 +209,7 @@ impl Engine {
         let read = cgroup.ok_or_else(|| "its cgroup is gone".to_owned()).and_then(|cgroup| {
             let first = |problems: Vec<policy::Problem>| problems.first().map(ToString::to_string).unwrap_or_default();
             let parse = |text: &str| policy::parse(&kept.start.policy.source, text.as_bytes()).map_err(first);
-            let (began, policy) = (parse(&kept.start_policy)?, parse(&kept.policy)?);
+            let (began, policy) = (parse(kept.start_text())?, parse(&kept.policy)?);
             let (policy, host, plan) = self.plan_in_force(policy, kept, revision)?;
             Ok((cgroup, [began, policy], host, plan))
         });

@@ -35,7 +35,7 @@ impl Engine {
             machine: live.machine.clone(),
             start: live.start.clone(),
             policy: live.policy_text.clone(),
-            start_policy: live.start_text.clone(),
+            start_policy: Kept::beside(&live.policy_text, &live.start_text),
             narrowed: live.narrowed(),
             named: Named::of(&live.host),
             winner: live.winner.to_owned(),

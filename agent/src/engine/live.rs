@@ -16,7 +16,7 @@ use crate::{
     evidence::{Mark, Principal, SessionStart},
     policy::{Limits, Plan, Policy, Resolved, Shed},
     session::{Ending, Session, SessionId},
-    store::First,
+    store::{First, PolicyText},
 };
 
 /// A disarm that waits for the last session's end.
@@ -33,9 +33,9 @@ pub(super) struct Live {
     pub(super) cgroup: SessionCgroup,
     pub(super) policy: Policy,
     /// The text that `policy` was read from.
-    pub(super) policy_text: String,
+    pub(super) policy_text: PolicyText,
     /// The text of the policy that it was started under.
-    pub(super) start_text: String,
+    pub(super) start_text: PolicyText,
     /// Where the policy was read.
     pub(super) source: String,
     /// The rules of the text that were removed.

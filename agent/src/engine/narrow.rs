@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs,
     path::{Path, PathBuf},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,7 @@ use super::{
     limits::ending,
     look::identities,
     resolve, scripts,
+    slots::Place,
     start::{self, failed},
     stays,
 };
@@ -26,9 +28,9 @@ use crate::{
     },
     evidence::{Body, SessionNarrowed},
     kernel::{Kernel, KernelError, boot_now, wait_for_programs},
-    policy::{self, Candidate, ExecTarget, Limits, Plan, Policy, Resolved, UnixTarget, Wider},
+    policy::{self, Candidate, CompileProblem, ExecTarget, Limits, Plan, Policy, Resolved, UnixTarget, Wider},
     session::{Input, SessionId, State},
-    store::{Kept, Named, Narrowed},
+    store::{Kept, Named, Narrowed, PolicyText},
 };
 
 /// Files that are open at once.
@@ -37,7 +39,7 @@ const CHUNK: usize = 256;
 /// What a session is to be narrowed to.
 struct Narrower {
     /// The text of the policy; the rules that were removed from it.
-    text: Option<String>,
+    text: Option<PolicyText>,
     policy: Policy,
     /// Where the policy came from.
     source: String,
@@ -102,7 +104,7 @@ impl Engine {
         host.resolvers.clone_from(&live.host.resolvers);
         // an address of this host is one to the session's end
         host.own.extend_from_slice(&live.host.own);
-        let plan = compiled(&policy, &host)?;
+        let plan = compiled(policy::compile(&policy, &host))?;
         let candidate = Candidate { policy: &policy, host: &host, plan: &plan, above: &above };
         if let Some(wider) = wider(live, &candidate) {
             let message = format!("policy {} is wider than the session's: {wider}", policy.name);
@@ -123,7 +125,7 @@ impl Engine {
         notes.extend(self.check_controls(&policy, live.start.attached.is_some())?);
         notes.extend(self.check_taken_later(live, &policy)?);
         notes.sort();
-        let (text, source) = (Some(text.to_owned()), source.to_owned());
+        let (text, source) = (Some(text.into()), source.to_owned());
         Ok((Narrower { text, policy, source, host, removed: Vec::new(), phase: None, notes }, plan))
     }
 
@@ -182,14 +184,14 @@ impl Engine {
             let message = format!("the session's policy has no rule {rule:?}: see `tipstaff inspect`");
             ApiError::BadRequest { message }
         })?;
-        let plan = compiled(&policy, &host)?;
+        let plan = compiled(policy::compile_less(&policy, &host))?;
         let (source, removed, notes) = (live.source.clone(), ids.to_vec(), Vec::new());
         let phase = phase.map(str::to_owned).or_else(|| live.phase.clone());
         Ok((Narrower { text: None, policy, source, host, removed, phase, notes }, plan))
     }
 
-    /// Rules first, then the store, then the one word, then the record: an agent that dies on the way leaves the scope
-    /// before, or one that the next agent puts in force.
+    /// Rules and the store, then the one word, then the record: an agent that dies on the way leaves the scope before, or one
+    /// that the next agent puts in force.
     fn put_in_force(
         &mut self,
         id: SessionId,
@@ -207,12 +209,18 @@ impl Engine {
         let reference = live.reference;
         let budgets = narrower.policy.budgets.stricter(live.policy.budgets);
         let waited = self.parts.kernel.waited();
-        let (slot, plan) = self.policies.acquire(&mut self.parts.kernel, plan).map_err(failed)?;
-        let waited = self.parts.kernel.waited().saturating_sub(waited);
-        let live = self.sessions.get(&id).ok_or_else(gone)?;
         let old_budgets = live.policy.budgets.for_kernel();
-        let begun = self.kept_narrower(live, &narrower, &plan, slot);
-        let done = match self.parts.store.keep(&begun) {
+        let place = self.policies.place(plan).map_err(failed)?;
+        let begun = self.kept_narrower(live, &narrower, &place);
+        let (kernel, store) = (&mut self.parts.kernel, &self.parts.store);
+        // an agent that dies before the rules are there finds the narrowing kept, and no rules: the scope before
+        let kept = self.policies.take(kernel, &place, || store.keep(&begun)).map_err(|problem| {
+            self.keep(id);
+            failed(problem)
+        })?;
+        let Place { slot, plan, .. } = place;
+        let waited = self.parts.kernel.waited().saturating_sub(waited);
+        let done = match kept {
             // what is not kept does not hold: the next agent would not know of it
             Err(problem) => Err(format!("its narrower scope cannot be kept: {problem}")),
             Ok(()) => {
@@ -277,7 +285,7 @@ impl Engine {
     }
 
     /// The session as the next agent has to know it once it is narrowed, and as it was.
-    fn kept_narrower(&self, live: &Live, narrower: &Narrower, plan: &Plan, slot: u32) -> Kept {
+    fn kept_narrower(&self, live: &Live, narrower: &Narrower, place: &Place) -> Kept {
         let kept = self.kept(live);
         let longest = live.longest.min(narrower.policy.ttl);
         let mut machine = kept.machine.clone();
@@ -293,18 +301,20 @@ impl Engine {
             source: narrower.source.clone(),
             digest: narrower.policy.digest.clone(),
             removed,
-            rules: plan.rules.clone(),
+            rules: Rc::clone(&place.plan.rules),
             longest_ms: millis(longest),
             renew: live.rules.renew && narrower.policy.limits.renew,
             phase: narrower.phase.clone(),
         };
         let policy = narrower.text.clone().unwrap_or_else(|| kept.policy.clone());
-        let policy_revision = self.policies.revision(slot);
+        let start_policy = Kept::beside(&policy, &live.start_text);
+        let (policy_slot, policy_revision) = (place.slot, place.revision);
         let before = kept.clone();
         let named = Named::of(&narrower.host);
         let winner = if shorter(live, longest).is_some() { "policy".to_owned() } else { kept.winner.clone() };
         let narrowed = Some(narrowed);
-        let begun = Kept { policy_slot: slot, policy_revision, policy, machine, narrowed, named, winner, ..kept };
+        let begun =
+            Kept { policy_slot, policy_revision, policy, start_policy, machine, narrowed, named, winner, ..kept };
         begun.begun(before)
     }
 
@@ -338,7 +348,7 @@ impl Live {
             source: self.source.clone(),
             digest: self.policy.digest.clone(),
             removed: self.removed.clone(),
-            rules: self.plan.rules.clone(),
+            rules: Rc::clone(&self.plan.rules),
             longest_ms: millis(self.longest),
             renew: self.rules.renew,
             phase: self.phase.clone(),
@@ -368,8 +378,8 @@ fn check_limits(new: &Policy, old: &Limits) -> Result<(), ApiError> {
     Err(ApiError::Refused { message, rule: None, remedy })
 }
 
-fn compiled(policy: &Policy, host: &Resolved) -> Result<Plan, ApiError> {
-    policy::compile(policy, host).map_err(|problems| {
+fn compiled(plan: Result<Plan, Vec<CompileProblem>>) -> Result<Plan, ApiError> {
+    plan.map_err(|problems| {
         let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         ApiError::Refused { message, rule: None, remedy: "split the policy".into() }
     })

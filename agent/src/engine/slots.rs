@@ -62,6 +62,13 @@ struct Installed {
     users: usize,
 }
 
+/// Where in the kernel a plan is, or will be.
+pub(super) struct Place {
+    pub(super) slot: u32,
+    pub(super) revision: u32,
+    pub(super) plan: Rc<Plan>,
+}
+
 /// The plans in the kernel.
 pub(super) struct Policies {
     installed: Vec<Installed>,
@@ -80,27 +87,45 @@ impl Policies {
         self.installed.iter().find(|i| i.slot == slot).map_or(0, |i| i.revision)
     }
 
-    /// Puts a plan in force, or finds an equal one that is. Its number in `POLICIES`.
-    pub(super) fn acquire(&mut self, kernel: &mut Kernel, plan: Plan) -> Result<(u32, Rc<Plan>), KernelError> {
-        for same in &mut self.installed {
-            if let Some(shared) = same.plan.as_ref().filter(|shared| ***shared == plan) {
-                same.users += 1;
-                return Ok((same.slot, Rc::clone(shared)));
-            }
+    /// Where a plan is in force, or would be next.
+    pub(super) fn place(&self, plan: Plan) -> Result<Place, KernelError> {
+        let same = |i: &&Installed| i.plan.as_ref().is_some_and(|shared| **shared == plan);
+        if let Some(Installed { plan: Some(shared), slot, revision, .. }) = self.installed.iter().find(same) {
+            return Ok(Place { slot: *slot, revision: *revision, plan: Rc::clone(shared) });
         }
         let free = (1..limits::POLICIES).find(|slot| self.installed.iter().all(|i| i.slot != *slot));
         let slot = free.ok_or(KernelError::Full { what: "policies", limit: limits::POLICIES - 1 })?;
-        self.revisions = self.revisions.wrapping_add(1).max(1);
-        let revision = self.revisions;
+        Ok(Place { slot, revision: self.revisions.wrapping_add(1).max(1), plan: Rc::new(plan) })
+    }
+
+    /// Puts a plan in force, or finds an equal one that is. Its number in `POLICIES`.
+    pub(super) fn acquire(&mut self, kernel: &mut Kernel, plan: Plan) -> Result<(u32, Rc<Plan>), KernelError> {
+        let place = self.place(plan)?;
+        self.take(kernel, &place, || ())?;
+        Ok((place.slot, place.plan))
+    }
+
+    /// As [`Policies::acquire`], of the place that was just asked for. `meanwhile` is done while the kernel lets the tables wait.
+    pub(super) fn take<R>(
+        &mut self,
+        kernel: &mut Kernel,
+        Place { slot, revision, plan }: &Place,
+        meanwhile: impl FnOnce() -> R,
+    ) -> Result<R, KernelError> {
+        if let Some(same) = self.installed.iter_mut().find(|i| i.slot == *slot) {
+            same.users += 1;
+            return Ok(meanwhile());
+        }
+        let (slot, revision) = (*slot, *revision);
+        self.revisions = revision;
         let exec: Vec<_> = plan.exec.iter().map(|(k, v)| (*k, *v)).collect();
         let unix: Vec<_> = plan.unix.iter().map(|(k, v)| (*k, *v)).collect();
         let [net, listen, inbound] = [&plan.net, &plan.listen, &plan.inbound].map(trie);
         let entry = plan.entry(revision);
         let rules = Revision { exec: &exec, net: &net, listen: &listen, inbound: &inbound, unix: &unix, entry };
-        kernel.install(slot, &rules)?;
-        let plan = Rc::new(plan);
-        self.installed.push(Installed { plan: Some(Rc::clone(&plan)), slot, revision, users: 1 });
-        Ok((slot, plan))
+        let done = kernel.install(slot, &rules, meanwhile)?;
+        self.installed.push(Installed { plan: Some(Rc::clone(plan)), slot, revision, users: 1 });
+        Ok(done)
     }
 
     /// Counts a session of an earlier agent as a user of the policy that it left in the kernel.

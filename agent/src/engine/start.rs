@@ -38,7 +38,7 @@ use crate::{
     policy::{Mode, Policy, Shed, delegates},
     readable::Readable,
     session::{self, Input, Session, SessionId},
-    store::First,
+    store::{First, PolicyText},
 };
 
 /// Namespaces that a session's context names.
@@ -137,6 +137,7 @@ impl Engine {
         let start = SessionStart { deadline_boot_ns: deadline, limits: Box::new(held.start), users, within, ..start };
         let doings = Doings::watch(&checked.policy, subject.pid);
         notes.extend(doings.missing(&checked.policy));
+        let text = PolicyText::from(run.policy.as_str());
         let live = Live {
             machine,
             rules: checked.policy.limits.clone(),
@@ -144,8 +145,8 @@ impl Engine {
             reference,
             cgroup,
             policy: checked.policy,
-            policy_text: run.policy.clone(),
-            start_text: run.policy.clone(),
+            policy_text: text.clone(),
+            start_text: text,
             source: run.policy_source.clone(),
             host: checked.host,
             removed: Vec::new(),

@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::mpsc::{self, Sender},
     thread,
     time::{Duration, Instant},
 };
@@ -61,13 +62,21 @@ fn room(count: usize) -> u32 {
     u32::try_from(count.max(1)).unwrap_or(u32::MAX)
 }
 
-/// Makes an inner hash and puts it under a revision's number. How long the latter took.
+/// Says that a table is made.
+fn tell(made: Sender<Duration>, took: Duration) {
+    // who waits for it waits for the other end to go, too
+    let _ = made.send(took);
+}
+
+/// Makes an inner hash, tells how long that took, and puts it under a revision's number.
 fn put_hash<K: Pod, V: Pod>(
     outer: &mut HashOfMaps<MapData, u32, HashMap<MapData, K, V>>,
     revision: u32,
     rules: &[(K, V)],
     name: &'static str,
-) -> Result<Duration, KernelError> {
+    made: Sender<Duration>,
+) -> Result<(), KernelError> {
+    let began = Instant::now();
     let mut inner = HashMap::create(room(rules.len()), 0).map_err(failed("make", name))?;
     let (keys, values): (Vec<K>, Vec<V>) = rules.iter().copied().unzip();
     if !sys::update_batch(&inner, &keys, &values).map_err(failed("write", name))? {
@@ -75,9 +84,8 @@ fn put_hash<K: Pod, V: Pod>(
             inner.insert(key, value, 0).map_err(failed("write", name))?;
         }
     }
-    let began = Instant::now();
-    outer.insert(revision, &inner, 0).map_err(failed("write", name))?;
-    Ok(began.elapsed())
+    tell(made, began.elapsed());
+    outer.insert(revision, &inner, 0).map_err(failed("write", name))
 }
 
 /// Makes an inner trie and puts it under a revision's number. As above.
@@ -86,7 +94,9 @@ fn put_trie(
     revision: u32,
     rules: &[AddressRules<NetEntry>],
     name: &'static str,
-) -> Result<Duration, KernelError> {
+    made: Sender<Duration>,
+) -> Result<(), KernelError> {
+    let began = Instant::now();
     let mut inner = NetRules::create(room(rules.len()), NO_PREALLOC).map_err(failed("make", name))?;
     for some in rules.chunks(AT_ONCE) {
         let split = some.iter().map(|(length, address, value)| (Key::new(*length, *address), *value));
@@ -97,15 +107,19 @@ fn put_trie(
             }
         }
     }
-    let began = Instant::now();
-    outer.insert(revision, &inner, 0).map_err(failed("write", name))?;
-    Ok(began.elapsed())
+    tell(made, began.elapsed());
+    outer.insert(revision, &inner, 0).map_err(failed("write", name))
 }
 
 impl Kernel {
     /// Puts a revision of rules in force as policy `policy`: the inner maps are complete before one write of the
-    /// policy's entry makes them count.
-    pub fn install(&mut self, policy: u32, revision: &Revision<'_>) -> Result<(), KernelError> {
+    /// policy's entry makes them count. `meanwhile` is done before that write, beside the kernel's waiting (RCU).
+    pub fn install<R>(
+        &mut self,
+        policy: u32,
+        revision: &Revision<'_>,
+        meanwhile: impl FnOnce() -> R,
+    ) -> Result<R, KernelError> {
         let maps = &mut self.maps;
         let mut entry = revision.entry;
         let number = entry.revision;
@@ -124,35 +138,45 @@ impl Kernel {
         }
         let has = |flag: u32| entry.flags & flag != 0;
         // each update of an outer map waits for RCU: side by side they wait once
-        self.waited += thread::scope(|scope| {
-            let exec = &mut maps.exec_rules;
-            let mut parts = vec![scope.spawn(move || put_hash(exec, number, revision.exec, "EXEC_RULES"))];
+        let began = Instant::now();
+        let (told, made) = mpsc::channel();
+        let (longest, done) = thread::scope(|scope| {
+            let (exec, made_exec) = (&mut maps.exec_rules, told.clone());
+            let mut parts = vec![scope.spawn(move || put_hash(exec, number, revision.exec, "EXEC_RULES", made_exec))];
             for (wanted, outer, rules, name) in [
                 (true, &mut maps.net_rules, net, "NET_RULES"),
                 (has(HAS_LISTEN_RULES), &mut maps.listen_rules, listen, "LISTEN_RULES"),
                 (has(HAS_INBOUND_RULES), &mut maps.inbound_rules, inbound, "INBOUND_RULES"),
             ] {
                 if wanted {
-                    parts.push(scope.spawn(move || put_trie(outer, number, &rules, name)));
+                    let told = told.clone();
+                    parts.push(scope.spawn(move || put_trie(outer, number, &rules, name, told)));
                 }
             }
             if has(HAS_PORT_LISTS) {
-                let (outer, lists) = (&mut maps.port_lists, lists.all());
-                parts.push(scope.spawn(move || put_hash(outer, number, lists, "PORT_LISTS")));
+                let (outer, lists, told) = (&mut maps.port_lists, lists.all(), told.clone());
+                parts.push(scope.spawn(move || put_hash(outer, number, lists, "PORT_LISTS", told)));
             }
             if has(HAS_UNIX_RULES) {
-                let unix = &mut maps.unix_rules;
-                parts.push(scope.spawn(move || put_hash(unix, number, revision.unix, "UNIX_RULES")));
+                let (unix, told) = (&mut maps.unix_rules, told.clone());
+                parts.push(scope.spawn(move || put_hash(unix, number, revision.unix, "UNIX_RULES", told)));
             }
-            parts.into_iter().try_fold(Duration::ZERO, |longest, part| {
-                let waited = part.join().map_err(|_panic| failed("write", "EXEC_RULES")("a thread panicked"))??;
-                Ok(longest.max(waited))
-            })
+            drop(told);
+            // all are made, or have failed: what is left of them is waiting
+            let longest = made.iter().max().unwrap_or_default();
+            let done = meanwhile();
+            parts.into_iter().try_for_each(|part| {
+                part.join().map_err(|_panic| failed("write", "EXEC_RULES")("a thread panicked"))?
+            })?;
+            Ok::<_, KernelError>((longest, done))
         })?;
-        maps.policies.set(policy, entry, 0).map_err(failed("write", "POLICIES"))
+        self.waited += began.elapsed().saturating_sub(longest);
+        maps.policies.set(policy, entry, 0).map_err(failed("write", "POLICIES"))?;
+        Ok(done)
     }
 
-    /// How long all revisions that were put in force waited until no program used the outer maps as they were before (RCU).
+    /// How long all revisions that were put in force waited until no program used the outer maps as they were before (RCU), beside the
+    /// making of their tables.
     pub const fn waited(&self) -> Duration {
         self.waited
     }

@@ -1,7 +1,10 @@
 //! Policy and file identities → the tables that the kernel programs look up. Owns the folding that lets one look-up
 //! decide where deny must beat allow; puts nothing into the kernel.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    rc::Rc,
+};
 
 use tipstaff_common::{
     limits::UNIX_NAME,
@@ -55,7 +58,7 @@ pub struct Plan {
     /// `HAS_DIRECTORIES`, `HAS_PLACES` and the like
     pub flags: u32,
     /// The id of each rule number.
-    pub rules: Vec<String>,
+    pub rules: Rc<[String]>,
     /// What the policy's author should know about this host.
     pub notes: Vec<Note>,
 }
@@ -82,27 +85,9 @@ impl Plan {
     /// told apart by nobody: an id that `names` has keeps its number, the others come after. `None`: there are more names
     /// than numbers.
     #[must_use]
-    pub fn renumbered(mut self, names: &[String]) -> Option<Self> {
-        let mut numbers: HashMap<&str, u16> = HashMap::with_capacity(names.len() + self.rules.len());
-        for (number, name) in names.iter().enumerate() {
-            numbers.entry(name).or_insert(u16::try_from(number).ok()?);
-        }
-        let mut fresh: Vec<&String> = Vec::new();
-        let mut own = Vec::with_capacity(self.rules.len());
-        for name in &self.rules {
-            let number = match numbers.get(name.as_str()) {
-                Some(number) => *number,
-                None => {
-                    let number = u16::try_from(names.len() + fresh.len()).ok();
-                    let number = number.filter(|number| *number < rule::PORT_REASONS)?;
-                    fresh.push(name);
-                    numbers.insert(name, number);
-                    number
-                }
-            };
-            own.push(number);
-        }
-        let all = names.iter().chain(fresh).cloned().collect();
+    pub fn renumbered(mut self, names: &Rc<[String]>) -> Option<Self> {
+        let (own, fresh) = numbers(&self.rules, names)?;
+        let all = if fresh.is_empty() { Rc::clone(names) } else { names.iter().chain(fresh).cloned().collect() };
         let of = |number: usize| own.get(number).copied();
         // an entry that no rule made has no number, and may be the only one
         let made = self.exec.values_mut().filter(|entry| entry.flags & rule::NO_RULE == 0);
@@ -188,25 +173,70 @@ impl Plan {
     }
 }
 
-/// Makes the kernel's tables.
+/// The number of each of `rules`, which are all different: that of its name, or one after those of all names; and those that are no
+/// names. `None`: there are more than numbers.
+fn numbers<'r>(rules: &'r [String], names: &[String]) -> Option<(Vec<u16>, Vec<&'r String>)> {
+    let mut own = Vec::with_capacity(rules.len());
+    // a session that loses rules has the others in the order that they had
+    let mut left = names.iter().enumerate();
+    let in_order = rules.iter().map_while(|rule| left.find(|(_, name)| *name == rule));
+    own.extend(in_order.map_while(|(number, _)| u16::try_from(number).ok()));
+    let rest = &rules[own.len()..];
+    if rest.is_empty() {
+        return Some((own, Vec::new()));
+    }
+    let mut known: HashMap<&str, u16> = HashMap::with_capacity(names.len());
+    for (number, name) in names.iter().enumerate() {
+        known.entry(name).or_insert(u16::try_from(number).ok()?);
+    }
+    let mut fresh = Vec::new();
+    for rule in rest {
+        let number = match known.get(rule.as_str()) {
+            Some(number) => *number,
+            None => {
+                let number = u16::try_from(names.len() + fresh.len()).ok();
+                fresh.push(rule);
+                number.filter(|number| *number < rule::PORT_REASONS)?
+            }
+        };
+        own.push(number);
+    }
+    Some((own, fresh))
+}
+
+/// Makes the kernel's tables, and says what in the policy does nothing.
 ///
 /// # Errors
 /// Every prefix for which too many port rules hold.
 pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProblem>> {
-    let numbered = |rules: &'_ [NetRule], number: fn(&Policy, usize) -> u32| -> Vec<u32> {
+    compiled(policy, host, true)
+}
+
+/// As [`compile`], of a policy whose notes were told with more rules.
+///
+/// # Errors
+/// As above.
+pub fn compile_less(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProblem>> {
+    compiled(policy, host, false)
+}
+
+fn compiled(policy: &Policy, host: &Resolved, told: bool) -> Result<Plan, Vec<CompileProblem>> {
+    let numbered = |rules: &'_ [Rc<NetRule>], number: fn(&Policy, usize) -> u32| -> Vec<u32> {
         (0..rules.len()).map(|index| number(policy, index)).collect()
     };
     let (exec, mut notes) = exec_table(policy, host);
     let net = Rules {
         host,
-        rules: policy.net.iter().zip(numbered(&policy.net, Policy::net_number)).collect(),
+        rules: policy.net.iter().map(Rc::as_ref).zip(numbered(&policy.net, Policy::net_number)).collect(),
         destinations: true,
         no_logins: !policy.may_delegate(),
     };
     let net = net.fold()?;
     let listen = fold_access(host, &policy.listen, &numbered(&policy.listen.rules, Policy::listen_number))?;
     let inbound = fold_access(host, &policy.inbound, &numbered(&policy.inbound.rules, Policy::inbound_number))?;
-    net_notes(policy, host, &net, &mut notes);
+    if told {
+        net_notes(policy, host, &net, &mut notes);
+    }
     let unix = unix_table(policy, host, &mut notes);
     notes.extend(delegates::notes(policy, host));
     let flags = flags(&exec, &unix);
@@ -251,7 +281,7 @@ fn flags(exec: &BTreeMap<ExecKey, ProgramEntry>, unix: &BTreeMap<UnixKey, ExecEn
 }
 
 fn fold_access(host: &Resolved, access: &Access, numbers: &[u32]) -> Result<Folded, Vec<CompileProblem>> {
-    let rules = access.rules.iter().zip(numbers.iter().copied()).collect();
+    let rules = access.rules.iter().map(Rc::as_ref).zip(numbers.iter().copied()).collect();
     Rules { host, rules, destinations: false, no_logins: false }.fold()
 }
 
@@ -266,6 +296,9 @@ fn net_notes(policy: &Policy, host: &Resolved, net: &Folded, notes: &mut Vec<Not
                 notes.push(Note::Repeated { rule: rule.id.clone(), first: first.to_owned() });
             }
         }
+    }
+    if policy.net.iter().all(|rule| rule.effect == Effect::Allow) {
+        return;
     }
     for rule in policy.net.iter().filter(|rule| rule.effect == Effect::Allow) {
         if let Some(number) = net.overrides(host, rule) {

@@ -183,7 +183,7 @@ pub fn decide_net(policy: &Policy, host: &Resolved, to: IpAddr, port: u16, proto
     let to = to.to_canonical();
     let named_by = |effect: Effect| {
         let names = |rule: &NetRule| rule.effect == effect && rule.names_destination(host, to, port, protocol);
-        let index = policy.net.iter().position(names)?;
+        let index = policy.net.iter().position(|rule| names(rule))?;
         Some(Decision { verdict: effect, rule: policy.net_number(index) })
     };
     let otherwise = || {

@@ -35,7 +35,7 @@ mod window;
 mod yaml;
 
 pub use attach::{Descriptors, Inherited};
-pub use compile::{Plan, compile};
+pub use compile::{Plan, compile, compile_less};
 pub use decide::{Decision, UnixSocket, decide_exec, decide_inbound, decide_listen, decide_net, decide_unix};
 pub use limits::{Activity, IdleLimit, Limits};
 pub use narrow::{Candidate, Wider, unbound, wider, wider_later};

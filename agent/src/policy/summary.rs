@@ -1,5 +1,7 @@
 //! A policy as `policy check` shows it. Owns the form for people and programs; decides nothing.
 
+use std::rc::Rc;
+
 use serde::Serialize;
 
 use super::{
@@ -84,8 +86,8 @@ impl Policy {
             effect: rule.effect,
             what: rule.to_string(),
         });
-        let addresses = |scope: &'static str, rules: &[NetRule]| {
-            let one = |rule: &NetRule| {
+        let addresses = |scope: &'static str, rules: &[Rc<NetRule>]| {
+            let one = |rule: &Rc<NetRule>| {
                 let (id, effect, what) = (rule.id.clone(), rule.effect, rule.to_string());
                 RuleSummary { id, scope, effect, what }
             };

@@ -1,7 +1,7 @@
 //! What a checked policy says of traffic: destinations, local addresses, peers, unix sockets, classes of sockets,
 //! budgets. Owns their meaning; knows neither YAML nor the kernel's tables.
 
-use std::{fmt, net::IpAddr, path::PathBuf};
+use std::{fmt, net::IpAddr, path::PathBuf, rc::Rc};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -194,7 +194,7 @@ pub struct Access {
     /// What happens to what no rule names; `None` where the policy does not have the key: the kind's default.
     pub default: Option<Effect>,
     /// Rules that allow.
-    pub rules: Vec<NetRule>,
+    pub rules: Vec<Rc<NetRule>>,
 }
 
 /// What a unix rule names. Paths are as in `ExecTarget`.

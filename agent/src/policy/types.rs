@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
+    rc::Rc,
     time::Duration,
 };
 
@@ -250,7 +251,7 @@ pub struct Policy {
     /// Rules for programs: those that allow, then those that deny.
     pub exec: Vec<ExecRule>,
     /// Rules for destinations: those that allow, those that deny, then what `net.resolver` says.
-    pub net: Vec<NetRule>,
+    pub net: Vec<Rc<NetRule>>,
     /// `net.listen`: rules for local addresses.
     pub listen: Access,
     /// `net.inbound`: rules for peers that come in, and the local ports that they come to.
@@ -323,18 +324,16 @@ impl Policy {
     /// # Errors
     /// The id, and whether there is such a rule.
     pub fn without<'i>(&self, host: &Resolved, ids: &'i [String]) -> Result<(Self, Resolved), (&'i str, bool)> {
-        let mut denies: BTreeMap<&str, bool> = BTreeMap::new();
+        let mut denies: BTreeMap<&String, Option<bool>> = ids.iter().map(|id| (id, None)).collect();
         for (id, effect) in self.effects() {
-            *denies.entry(id).or_default() |= effect == Effect::Deny;
-        }
-        for id in ids {
-            let found = denies.get(id.as_str());
-            if found != Some(&false) {
-                return Err((id, found.is_some()));
+            if let Some(denies) = denies.get_mut(id) {
+                *denies = Some(denies.unwrap_or(false) || effect == Effect::Deny);
             }
         }
-        let gone: BTreeSet<&String> = ids.iter().collect();
-        let kept = |id: &String| !gone.contains(id);
+        if let Some(id) = ids.iter().find(|id| denies.get(id) != Some(&Some(false))) {
+            return Err((id, denies.get(id).is_some_and(Option::is_some)));
+        }
+        let kept = |id: &String| !denies.contains_key(id);
         let mut policy = self.clone();
         let mut host = host.clone();
         let mut exec = self.exec.iter();

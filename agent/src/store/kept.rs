@@ -1,10 +1,11 @@
 //! A session as it is kept for the next agent.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf, rc::Rc};
 
 use serde::{Deserialize, Serialize};
 use tipstaff_common::rule::FileId;
 
+use super::PolicyText;
 use crate::{
     evidence::SessionStart,
     policy::Resolved,
@@ -35,9 +36,10 @@ pub struct Kept {
     /// Its first record.
     pub start: SessionStart,
     /// The text of the policy that holds. Empty, in what was kept before a narrowing: the same as after it.
-    pub policy: String,
-    /// The text of the policy that it was started under, whose limits stay. Empty as above.
-    pub start_policy: String,
+    pub policy: PolicyText,
+    /// The text of the policy that it was started under, whose limits stay. Empty: that of the policy that holds, or as above. See
+    /// [`Kept::start_text`].
+    pub start_policy: PolicyText,
     /// What became of its scope since then; none: it was never narrowed.
     #[serde(default)]
     pub narrowed: Option<Narrowed>,
@@ -58,15 +60,27 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// The text of the policy that it was started under.
+    #[must_use]
+    pub fn start_text(&self) -> &PolicyText {
+        if self.start_policy.is_empty() { &self.policy } else { &self.start_policy }
+    }
+
+    /// As `start_policy` has it beside the text of the policy that holds: texts take the room and the time, and most sessions have one.
+    #[must_use]
+    pub fn beside(policy: &PolicyText, start: &PolicyText) -> PolicyText {
+        if policy == start { PolicyText::default() } else { start.clone() }
+    }
+
     /// The session as it is kept while a narrowing to `self` is under way. What is the same before and after is written once of
     /// the texts of policies: they are what takes the room and the time.
     #[must_use]
     pub fn begun(mut self, mut before: Self) -> Self {
         if before.start_policy == self.start_policy {
-            before.start_policy.clear();
+            before.start_policy = PolicyText::default();
         }
         if before.policy == self.policy {
-            before.policy.clear();
+            before.policy = PolicyText::default();
         }
         self.before = Some(Box::new(before));
         self
@@ -113,7 +127,7 @@ pub struct Narrowed {
     /// The rules of the text that it does not have.
     pub removed: Vec<String>,
     /// The id of each rule number in the kernel.
-    pub rules: Vec<String>,
+    pub rules: Rc<[String]>,
     /// The longest time to live that its policies gave it, milliseconds.
     #[serde(default)]
     pub longest_ms: u64,

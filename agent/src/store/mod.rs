@@ -6,6 +6,7 @@
 mod kept;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,6 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
 pub use kept::{First, Kept, Named, Narrowed};
+pub use text::PolicyText;
 
 use crate::session::SessionId;
 

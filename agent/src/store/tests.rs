@@ -52,7 +52,7 @@ fn sample(n: u8) -> Kept {
         over: false,
         machine: Session::new(id(n), Mode::Enforce, Limits::ttl(5), 1),
         start,
-        policy: format!("text of a policy {n}\n").repeat(40),
+        policy: format!("text of a policy {n}\n").repeat(40).into(),
         start_policy: "text of a policy".into(),
         narrowed: None,
         named: Named::default(),
@@ -135,18 +135,25 @@ fn a_text_is_kept_once_and_known_whole() {
         (["p", "p", "p"], [true, true]),
         (["p", "p", "q"], [false, true]),
         (["q", "p", "q"], [true, true]),
-        (["q", "p", "p"], [false, true]),
+        (["q", "p", "p"], [false, false]),
     ] {
-        let of = |policy: &str, start: &str| Kept { policy: policy.into(), start_policy: start.into(), ..sample(1) };
+        let of = |policy: &str, start: &str| {
+            let [policy, start] = [policy, start].map(PolicyText::from);
+            Kept { start_policy: Kept::beside(&policy, &start), policy, ..sample(1) }
+        };
         let was = of(before, start);
-        let (text, start_text) = (was.policy.clone(), was.start_policy.clone());
+        assert_eq!((&**was.start_text(), was.start_policy.is_empty()), (start, before == start));
         let begun = Kept { policy_slot: 2, policy_revision: 12, ..of(after, start) }.begun(was);
         let kept = begun.before.as_ref().expect("what it was");
         assert_eq!([kept.policy.is_empty(), kept.start_policy.is_empty()], empty, "{before} {start} {after}");
         let read: Kept = decode(&encode(&begun).expect("bytes")).expect("read");
         // the new policy is not in the kernel: the session is as it was
         let (back, _) = read.settled(1, |slot| Ok::<_, ()>(if slot == 1 { 11 } else { 0 })).expect("it is read");
-        assert_eq!((back.policy, back.start_policy), (text, start_text));
+        assert_eq!((&*back.policy, &**back.start_text()), (before, start));
+        // and where it is: it goes on from there
+        let read: Kept = decode(&encode(&begun).expect("bytes")).expect("read");
+        let (on, _) = read.settled(2, |slot| Ok::<_, ()>(if slot == 2 { 12 } else { 0 })).expect("it is read");
+        assert_eq!((&*on.policy, &**on.start_text()), (after, start));
     }
 }
 

@@ -6,7 +6,7 @@ mod privileges;
 mod sockets;
 mod unix;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, rc::Rc};
 
 use super::{
     problem::{Problems, quote},
@@ -33,7 +33,7 @@ const ID_BYTES: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Scope {
     pub(super) exec: Vec<ExecRule>,
-    pub(super) net: Vec<NetRule>,
+    pub(super) net: Vec<Rc<NetRule>>,
     pub(super) listen: Access,
     pub(super) inbound: Access,
     pub(super) unix: Option<Vec<UnixRule>>,

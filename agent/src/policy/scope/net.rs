@@ -1,5 +1,7 @@
 //! `spec.scope.net`: destinations, resolvers, local addresses, peers.
 
+use std::rc::Rc;
+
 use tipstaff_common::limits::PORT_RULES;
 
 use super::{EFFECTS, Ids, RuleAt, rule_id, rule_list, rules};
@@ -22,13 +24,13 @@ pub(super) const RESOLVER: &str = "net.resolver";
 /// Where resolvers listen.
 const DNS: PortRange = PortRange { low: 53, high: 53 };
 
-pub(super) fn read(scope: &Fields<'_>, ids: &mut Ids, problems: &mut Problems) -> (Vec<NetRule>, Access, Access) {
+pub(super) fn read(scope: &Fields<'_>, ids: &mut Ids, problems: &mut Problems) -> (Vec<Rc<NetRule>>, Access, Access) {
     let nothing = || (Vec::new(), Access::default(), Access::default());
     let Some(field) = scope.get("net") else { return nothing() };
     let Some(section) = fields(field.at(), NET, problems) else { return nothing() };
     let found = rules(&section, "net", DESTINATION, problems);
-    let mut net: Vec<_> = found.iter().filter_map(|rule| net_rule(rule, "to", ids, problems)).collect();
-    net.extend(section.get("resolver").and_then(|field| resolver(&field, problems)));
+    let mut net: Vec<_> = found.iter().filter_map(|rule| net_rule(rule, "to", ids, problems)).map(Rc::new).collect();
+    net.extend(section.get("resolver").and_then(|field| resolver(&field, problems)).map(Rc::new));
     let listen = access(&section, "listen", "on", LOCAL, ids, problems);
     let inbound = access(&section, "inbound", "from", PEER, ids, problems);
     (net, listen, inbound)
@@ -50,7 +52,7 @@ fn access(net: &Fields<'_>, name: &str, place: &str, keys: Keys, ids: &mut Ids, 
     let Some(field) = net.get(name) else { return Access::default() };
     if let Value::List(_) = field.at().node.value {
         let found = rule_list(&field, &format!("net.{name}"), Effect::Allow, keys, problems);
-        let rules = found.iter().filter_map(|rule| net_rule(rule, place, ids, problems)).collect();
+        let rules = found.iter().filter_map(|rule| net_rule(rule, place, ids, problems)).map(Rc::new).collect();
         return Access { default: Some(Effect::Deny), rules };
     }
     if !matches!(field.at().node.value, Value::Text(_)) {

@@ -1,5 +1,7 @@
 //! `spec.scope.sockets`: classes of sockets that no rule on addresses judges.
 
+use std::rc::Rc;
+
 use tipstaff_common::socket;
 
 use crate::policy::{
@@ -56,7 +58,7 @@ impl Policy {
     /// Classes of connections that may be made, but that no rule lets go anywhere or be listened on. A connect of one would
     /// be refused whatever its address, and where no hook sees it (tier no-lsm), it would wait.
     pub(in crate::policy) fn useless_classes(&self) -> u32 {
-        let allows = |rules: &[NetRule], protocol: Protocol| {
+        let allows = |rules: &[Rc<NetRule>], protocol: Protocol| {
             let speaks = |rule: &NetRule| rule.protocols.is_empty() || rule.protocols.contains(&protocol);
             rules.iter().any(|rule| rule.effect == Effect::Allow && speaks(rule))
         };

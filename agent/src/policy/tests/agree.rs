@@ -1,6 +1,9 @@
 //! The compiled tables against the reference decision, on random policies and operations.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    rc::Rc,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
@@ -191,22 +194,18 @@ fn network() -> impl Strategy<Value = IpNet> {
     })
 }
 
-fn net_rule() -> impl Strategy<Value = NetRule> {
+fn net_rule() -> impl Strategy<Value = Rc<NetRule>> {
     let ports =
         prop::collection::vec((1u16..12, 0u16..4).prop_map(|(low, more)| PortRange { low, high: low + more }), 0..4);
     let protocols = prop::sample::subsequence([Protocol::Tcp, Protocol::Udp, Protocol::Icmp].as_slice(), 0..=2);
-    (effect(), addresses(), ports, protocols).prop_map(|(effect, to, ports, protocols)| NetRule {
-        id: String::new(),
-        effect,
-        to,
-        ports: join_ranges(ports),
-        protocols,
+    (effect(), addresses(), ports, protocols).prop_map(|(effect, to, ports, protocols)| {
+        Rc::new(NetRule { id: String::new(), effect, to, ports: join_ranges(ports), protocols })
     })
 }
 
 /// What `net.listen` and `net.inbound` say.
 fn access() -> impl Strategy<Value = Access> {
-    let allowed = net_rule().prop_map(|rule| NetRule { effect: Effect::Allow, ..rule });
+    let allowed = net_rule().prop_map(|rule| Rc::new(NetRule { effect: Effect::Allow, ..NetRule::clone(&rule) }));
     (prop::option::of(effect()), prop::collection::vec(allowed, 0..6))
         .prop_map(|(default, rules)| Access { default, rules })
 }
@@ -365,7 +364,7 @@ proptest! {
         if less[removed].effect == Effect::Allow {
             less.remove(removed);
         }
-        less.push(NetRule { effect: Effect::Deny, ..denied });
+        less.push(Rc::new(NetRule { effect: Effect::Deny, ..NetRule::clone(&denied) }));
         let (old, new) = (Policy { net, ..policy(kind) }, Policy { net: less, ..policy(kind) });
         let (Ok(old), Ok(new)) = (compile(&old, &host), compile(&new, &host)) else { return Ok(()) };
         prop_assert_eq!(wider_addresses(&old, &new), None);
@@ -385,7 +384,7 @@ proptest! {
         exec.iter_mut().for_each(|rule| rule.digest = None);
         let mut full = Policy { exec, net, listen, ..policy(kind) };
         let name = |n: usize| format!("r{n}");
-        let net = full.net.iter_mut().chain(&mut full.listen.rules).map(|rule| &mut rule.id);
+        let net = full.net.iter_mut().chain(&mut full.listen.rules).map(|rule| &mut Rc::make_mut(rule).id);
         full.exec.iter_mut().map(|rule| &mut rule.id).chain(net).enumerate().for_each(|(n, id)| *id = name(n));
         let of = |second: bool| {
             let named = stays.iter().enumerate().filter(|(_, (first, then))| *first && (*then || !second));

@@ -12,7 +12,8 @@ use tipstaff_common::{
 
 use super::{TCP, allowed, denied, policy};
 use crate::policy::{
-    Effect, Program, ProgramClass, Resolved, UnixFound, UnixSocket, compile, decide_exec, decide_unix,
+    Effect, Plan, Program, ProgramClass, Resolved, UnixFound, UnixSocket, compile, compile_less, decide_exec,
+    decide_unix,
 };
 
 fn id(inode: u64) -> FileId {
@@ -40,7 +41,9 @@ fn what_is_removed_and_renumbered_keeps_its_names() {
     assert_eq!(less.rules().collect::<Vec<_>>(), ["b", "two", "no", "web"]);
     let after = compile(&less, &less_host).expect("a plan").renumbered(&plan.rules).expect("few rules");
     assert_eq!(after.rules, plan.rules);
-    let tcp = |plan: &crate::policy::Plan, to: &str| {
+    let quiet = compile_less(&less, &less_host).expect("a plan").renumbered(&plan.rules).expect("few rules");
+    assert_eq!(Plan { notes: after.notes.clone(), ..quiet }, after, "the same but for what is told");
+    let tcp = |plan: &Plan, to: &str| {
         let judged = plan.judge_net(to.parse().expect(to), 80, TCP);
         (judged.verdict, plan.rule_name(judged.rule).to_owned())
     };
@@ -54,11 +57,15 @@ fn what_is_removed_and_renumbered_keeps_its_names() {
     }
     assert_eq!(after.judge_exec(&Program::of(id(1), &[])).rule, REASON_DEFAULT);
     assert_eq!(after.rule_name(after.judge_exec(&Program::of(id(2), &[])).rule), "b");
-    let more = plan.clone().renumbered(&ids(&["x", "two"])).expect("few rules");
-    assert_eq!(more.rules, ids(&["x", "two", "a", "b", "one", "no", "web", "n"]));
+    let more = plan.clone().renumbered(&ids(&["x", "two"]).into()).expect("few rules");
+    assert_eq!(more.rules[..], ids(&["x", "two", "a", "b", "one", "no", "web", "n"]));
     assert_eq!(tcp(&more, "10.2.0.1"), allowed("two"));
     assert_eq!(tcp(&more, "10.1.1.1"), denied("no"));
-    assert!(plan.renumbered(&vec!["x".to_owned(); 70_000]).is_none());
+    // some in the order of the names, one out of it, and one that is new
+    let mixed = plan.clone().renumbered(&ids(&["a", "x", "b", "two", "one", "no", "web"]).into()).expect("few rules");
+    assert_eq!(mixed.rules[..], ids(&["a", "x", "b", "two", "one", "no", "web", "n"]));
+    assert_eq!((tcp(&mixed, "10.1.0.1"), tcp(&mixed, "10.2.0.1")), (allowed("one"), allowed("two")));
+    assert!(plan.renumbered(&vec!["x".to_owned(); 70_000].into()).is_none());
 }
 
 #[test]
@@ -222,9 +229,9 @@ fn a_policy_without_rules_has_numbers_too() {
     let host = Resolved { classes: [(file, ProgramClass::Loader.bit())].into(), ..Resolved::default() };
     let plan = compile(&policy("ci", "{}"), &host)
         .expect("it compiles")
-        .renumbered(&["gone".to_owned()])
+        .renumbered(&["gone".to_owned()].into())
         .expect("it has numbers");
-    assert_eq!(plan.rules, ["gone"]);
+    assert_eq!(plan.rules[..], ["gone"]);
     assert_eq!(plan.judge_exec(&Program::of(file, &[])).verdict, Effect::Deny);
 }
 

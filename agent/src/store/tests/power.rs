@@ -116,7 +116,7 @@ impl History {
         for (n, lines) in [(1, 40), (2, 1), (1, 400), (3, 40), (2, 0), (1, 2), (4, 900), (3, 0), (1, 0), (5, 40)] {
             live.retain(|kept| kept.start.session != id(n));
             let value = (lines > 0).then(|| {
-                let kept = Kept { policy: "a line of a policy\n".repeat(lines), ..sample(n) };
+                let kept = Kept { policy: "a line of a policy\n".repeat(lines).into(), ..sample(n) };
                 let value = encode(&kept).expect("is encoded");
                 live.push(kept);
                 value
