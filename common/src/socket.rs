@@ -81,7 +81,7 @@ pub struct SocketRow {
     pub slot: u32,
     /// The session's generation.
     pub generation: u32,
-    /// The socket's cookie.
+    /// The socket's cookie; 0: it has none yet.
     pub cookie: u64,
     /// Inode number of its network namespace.
     pub namespace: u32,
@@ -109,8 +109,15 @@ pub struct SocketRow {
     pub sent: u64,
     /// Bytes of packets in.
     pub received: u64,
+    /// Number of its inode, where it was found as an open file; else 0.
+    pub inode: u32,
+    /// Always 0.
+    pub pad: u32,
 }
-const _: () = assert!(size_of::<SocketRow>() == 88);
+const _: () = assert!(size_of::<SocketRow>() == 96);
+
+/// In [`SocketRow::slot`]: what the kernel keeps with the socket could not be read.
+pub const UNREADABLE: u32 = u32::MAX;
 
 /// Key of `DESTINATIONS`: an address that a session with such a budget has been to.
 #[repr(C)]

@@ -106,7 +106,7 @@ pub fn by_rules(policy: &PolicyEntry, scope: Scope, target: &Target) -> Result<D
 
 /// No rule of the entry fits.
 const NONE: u64 = u64::MAX;
-/// There is no inner map.
+/// There is no inner map, or not the list that an entry names.
 const FAULT: u64 = u64::MAX - 1;
 
 /// The search for the first rule of a list that fits.

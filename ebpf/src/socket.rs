@@ -28,11 +28,13 @@ pub fn label(socket: *mut c_void) -> *mut SocketLabel {
     SOCKET_LABELS.get(socket, false)
 }
 
-/// The label of a socket that a session made, written if there is none; null: no room.
+/// The label of a socket that a session made, written if there is none; null: no room. A socket with a label has a cookie too:
+/// who lists labels may not be able to give it one. `asked` is what the helper for cookies takes for the socket here.
 #[inline(always)]
-pub fn give(socket: *mut c_void, session: &Session, flags: u32) -> *mut SocketLabel {
+pub fn give(socket: *mut c_void, asked: *mut c_void, session: &Session, flags: u32) -> *mut SocketLabel {
     let place = SOCKET_LABELS.get(socket, true);
     if !place.is_null() {
+        kernel::cookie(asked);
         let confined = if session.flags & CONFINED != 0 { SOCKET_CONFINED } else { 0 };
         // SAFETY: points into the socket's storage. What is not written was zeroed by the kernel; a label that was there
         // keeps its session.

@@ -14,7 +14,7 @@ mod watch;
 pub use canary::{CALL, PRIVILEGES, Song, VERB, child, prove};
 pub use cgroup::{SessionCgroup, cgroup_of, processes_below, remember_home, step_out};
 pub use sockets::{
-    Cut, Failure, Flows, Found, Held, HeldUnix, Inheritance, Look, Registry, Whose, explain, inheritance,
+    Cut, Failure, Flows, Found, Held, HeldUnix, Inheritance, Look, Registry, Which, Whose, explain, inheritance,
     protocol_name, prove_destroy, socket_of, sockets_of,
 };
 pub use sweep::{End, Killed, Left, Sweep, has_ended, round, signal_members};

@@ -21,8 +21,8 @@ use tracing::warn;
 use super::{Engine, complain, flows};
 use crate::{
     config::Attach,
-    enforce::{Found, Look, Whose, socket_of, sockets_of},
-    evidence::{CutCause, CutOutcome},
+    enforce::{Found, Look, Which, Whose, socket_of, sockets_of},
+    evidence::{CutCause, CutOutcome, SocketReceipt},
     kernel::{Member, open_pidfd, protocol_of, ring::Event},
     session::{Mode, SessionId},
 };
@@ -36,9 +36,9 @@ pub(super) struct Seen {
     listening: BTreeSet<u16>,
     /// A member was refused the use of one, which the kernel has marked.
     refused: bool,
-    /// Those that have a receipt, by their cookies: a datagram socket stays, bound to its port and refused, and so does what the kernel
+    /// Those that have a receipt: a datagram socket stays, bound to its port and refused, and so does what the kernel
     /// cannot destroy.
-    told: BTreeSet<u64>,
+    told: BTreeSet<Which>,
 }
 
 impl Seen {
@@ -172,7 +172,7 @@ impl Engine {
             let whose = Whose { session: live.reference, cgroups: Vec::new() };
             let mut labels = || flows::labelled(&mut engine.parts.kernel);
             let mut look = Look::new(Vec::new(), &mut labels);
-            let fails = |found: &Found| found.crossed && !known.contains(&found.socket.cookie);
+            let fails = |found: &Found| found.crossed && !known.contains(&found.which());
             if confirms {
                 flows.confirm(&mut engine.namespaces, &mut look, &whose, fails);
             } else {
@@ -186,10 +186,13 @@ impl Engine {
         cut(self, true);
         let seen = self.parts.config.attach == Attach::Root;
         let Some(live) = self.sessions.get_mut(&id) else { return };
-        let (mut receipts, revision) = (flows::receipts(live.flows.take()), Some(live.revision));
+        let (cut, revision) = (live.flows.take(), Some(live.revision));
+        let which: Vec<Which> = cut.iter().map(|cut| cut.found.which()).collect();
         // what is not destroyed is silent where its packets are seen; elsewhere each use of it is refused, as before
-        receipts.retain(|receipt| seen || receipt.outcome != CutOutcome::Silenced);
-        live.crossed.told.extend(receipts.iter().map(|receipt| receipt.cookie));
+        let told = |(receipt, _): &(SocketReceipt, Which)| seen || receipt.outcome != CutOutcome::Silenced;
+        let told = flows::receipts(cut).into_iter().zip(which).filter(told);
+        let (receipts, which): (Vec<_>, Vec<Which>) = told.unzip();
+        live.crossed.told.extend(which);
         let records = flows::records(id, CutCause::Crossed, revision, &receipts);
         records.iter().for_each(|record| self.append_durable(record));
     }

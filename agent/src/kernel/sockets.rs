@@ -2,6 +2,7 @@
 //! where the kernel refuses that one, from the iterator over open files.
 
 use std::{
+    cmp::Reverse,
     fs::File,
     io::Read as _,
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -11,8 +12,9 @@ use std::{
 use aya::programs::Iter;
 use tipstaff_common::{
     label::SessionRef,
-    socket::{SOCKET_CONFINED, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel, SocketRow},
+    socket::{SOCKET_CONFINED, SOCKET_CROSSED, SOCKET_PASSIVE, SocketLabel, SocketRow, UNREADABLE},
 };
+use tracing::warn;
 
 use super::{Kernel, KernelError, attach::OF_LABELS, maps::storage, process::cookie_of, programs, sys};
 
@@ -47,6 +49,8 @@ pub struct Socket {
     pub sent: u64,
     /// Bytes of packets in, as above.
     pub received: u64,
+    /// Number of its inode, where it was found as an open file; else 0.
+    pub inode: u32,
 }
 
 impl Kernel {
@@ -55,10 +59,17 @@ impl Kernel {
     pub fn sockets(&mut self) -> Result<Vec<Socket>, KernelError> {
         if self.lists_sockets != OF_LABELS {
             let mut sockets = decode_rows(&self.iterate(self.lists_sockets)?);
-            // one without a cookie is told by its ends
-            let which = |socket: &Socket| (socket.cookie, socket.namespace, socket.local, socket.remote);
-            sockets.sort_unstable_by_key(which);
-            sockets.dedup_by_key(|socket| which(socket));
+            // one that is open in several processes, and may have got its cookie in between
+            sockets.sort_unstable_by_key(|socket| (socket.inode, Reverse(socket.cookie)));
+            sockets.dedup_by_key(|socket| socket.inode);
+            let all = sockets.len();
+            sockets.retain(|socket| socket.session.slot != UNREADABLE);
+            if sockets.len() < all {
+                let lost = all - sockets.len();
+                warn!(
+                    "what the kernel keeps with {lost} sockets cannot be read: if they are sessions', they are not found"
+                );
+            }
             return Ok(sockets);
         }
         let refused = |error: &(dyn std::error::Error + 'static)| KernelError::refused("iterator sockets", error);
@@ -89,12 +100,10 @@ impl Kernel {
             map: "SOCKET_LABELS",
             reason: error.to_string(),
         };
+        // who lists it by its label finds it with one
+        cookie_of(socket).map_err(|error| refused("make a cookie beside", error))?;
         match sys::set_socket_label(map, socket, label) {
-            Ok(()) => {
-                // who lists it by its label finds it with one; a socket that cannot say it is listed without
-                let _cookie = cookie_of(socket);
-                Ok(label.flags)
-            }
+            Ok(()) => Ok(label.flags),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let found = sys::socket_label(map, socket).map_err(|error| refused("read", error))?;
                 let own = found.filter(|found| (found.slot, found.generation) == (slot, generation));
@@ -126,6 +135,7 @@ fn decode_rows(rows: &[u8]) -> Vec<Socket> {
             spent: row.spent != 0,
             sent: row.sent,
             received: row.received,
+            inode: row.inode,
         }
     };
     rows.chunks_exact(size_of::<SocketRow>()).map(decode).collect()

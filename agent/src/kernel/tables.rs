@@ -62,21 +62,14 @@ fn room(count: usize) -> u32 {
     u32::try_from(count.max(1)).unwrap_or(u32::MAX)
 }
 
-/// Says that a table is made.
-fn tell(made: Sender<Duration>, took: Duration) {
-    // who waits for it waits for the other end to go, too
-    let _ = made.send(took);
-}
-
-/// Makes an inner hash, tells how long that took, and puts it under a revision's number.
+/// Makes an inner hash, lets `made` go, and puts it under a revision's number.
 fn put_hash<K: Pod, V: Pod>(
     outer: &mut HashOfMaps<MapData, u32, HashMap<MapData, K, V>>,
     revision: u32,
     rules: &[(K, V)],
     name: &'static str,
-    made: Sender<Duration>,
+    made: Sender<()>,
 ) -> Result<(), KernelError> {
-    let began = Instant::now();
     let mut inner = HashMap::create(room(rules.len()), 0).map_err(failed("make", name))?;
     let (keys, values): (Vec<K>, Vec<V>) = rules.iter().copied().unzip();
     if !sys::update_batch(&inner, &keys, &values).map_err(failed("write", name))? {
@@ -84,7 +77,7 @@ fn put_hash<K: Pod, V: Pod>(
             inner.insert(key, value, 0).map_err(failed("write", name))?;
         }
     }
-    tell(made, began.elapsed());
+    drop(made);
     outer.insert(revision, &inner, 0).map_err(failed("write", name))
 }
 
@@ -94,9 +87,8 @@ fn put_trie(
     revision: u32,
     rules: &[AddressRules<NetEntry>],
     name: &'static str,
-    made: Sender<Duration>,
+    made: Sender<()>,
 ) -> Result<(), KernelError> {
-    let began = Instant::now();
     let mut inner = NetRules::create(room(rules.len()), NO_PREALLOC).map_err(failed("make", name))?;
     for some in rules.chunks(AT_ONCE) {
         let split = some.iter().map(|(length, address, value)| (Key::new(*length, *address), *value));
@@ -107,7 +99,7 @@ fn put_trie(
             }
         }
     }
-    tell(made, began.elapsed());
+    drop(made);
     outer.insert(revision, &inner, 0).map_err(failed("write", name))
 }
 
@@ -138,9 +130,8 @@ impl Kernel {
         }
         let has = |flag: u32| entry.flags & flag != 0;
         // each update of an outer map waits for RCU: side by side they wait once
-        let began = Instant::now();
         let (told, made) = mpsc::channel();
-        let (longest, done) = thread::scope(|scope| {
+        let (waited, done) = thread::scope(|scope| {
             let (exec, made_exec) = (&mut maps.exec_rules, told.clone());
             let mut parts = vec![scope.spawn(move || put_hash(exec, number, revision.exec, "EXEC_RULES", made_exec))];
             for (wanted, outer, rules, name) in [
@@ -163,20 +154,21 @@ impl Kernel {
             }
             drop(told);
             // all are made, or have failed: what is left of them is waiting
-            let longest = made.iter().max().unwrap_or_default();
+            let _all = made.iter().count();
             let done = meanwhile();
+            let waits = Instant::now();
             parts.into_iter().try_for_each(|part| {
                 part.join().map_err(|_panic| failed("write", "EXEC_RULES")("a thread panicked"))?
             })?;
-            Ok::<_, KernelError>((longest, done))
+            Ok::<_, KernelError>((waits.elapsed(), done))
         })?;
-        self.waited += began.elapsed().saturating_sub(longest);
+        self.waited += waited;
         maps.policies.set(policy, entry, 0).map_err(failed("write", "POLICIES"))?;
         Ok(done)
     }
 
-    /// How long all revisions that were put in force waited until no program used the outer maps as they were before (RCU), beside the
-    /// making of their tables.
+    /// How long all revisions that were put in force waited until no program used the outer maps as they were before (RCU), and had
+    /// nothing else to do.
     pub const fn waited(&self) -> Duration {
         self.waited
     }

@@ -212,7 +212,8 @@ pub fn compile(policy: &Policy, host: &Resolved) -> Result<Plan, Vec<CompileProb
     compiled(policy, host, true)
 }
 
-/// As [`compile`], of a policy whose notes were told with more rules.
+/// As [`compile`], of a policy that was told of with more rules: nothing is said of rules on addresses. Its plan is shared with its
+/// like only, since notes are compared too.
 ///
 /// # Errors
 /// As above.

@@ -148,7 +148,7 @@ fn refuse(context: &SockAddrContext, target: &Target, via: u8) -> bool {
                 report(&session, target, via, decision, context.as_ptr());
                 if decision.refuses() && !listens(context) {
                     // what it has queued is silent from here on
-                    socket::give(pointer.cast(), &session, SOCKET_CROSSED);
+                    socket::give(pointer.cast(), context.as_ptr(), &session, SOCKET_CROSSED);
                 }
                 return decision.refuses();
             }
@@ -156,7 +156,7 @@ fn refuse(context: &SockAddrContext, target: &Target, via: u8) -> bool {
     }
     let label = match pointer.is_null() || !gives {
         true => core::ptr::null_mut(),
-        false => socket::give(pointer.cast(), &session, flags),
+        false => socket::give(pointer.cast(), context.as_ptr(), &session, flags),
     };
     let decision = if unseen::is_unseen(&session, judged) {
         unseen::refusal()
@@ -295,14 +295,13 @@ fn refuse_create(context: &SockContext) -> bool {
         class::judge(&session, family, kind, protocol)
     };
     let of_class = if class::class(family, kind, protocol) == 0 { 0 } else { SOCKET_OF_CLASS };
-    let decision = if decision.is_allow() && socket::give(context.as_ptr(), &session, of_class).is_null() {
+    let pointer = context.as_ptr();
+    let decision = if decision.is_allow() && socket::give(pointer, pointer, &session, of_class).is_null() {
         of_fault(Fault::Unlabelled, &session)
     } else {
         decision
     };
     if decision.is_allow() {
-        // an iterator that cannot give it one finds it with one
-        kernel::cookie(context.as_ptr());
         return false;
     }
     let decision = settle(decision, &session);

@@ -74,7 +74,7 @@ fn silence(session: &Session, sock: *mut c_void) {
     let place = Sock(sock as u64);
     let family = place.family();
     if (family == Ok(INET) || family == Ok(INET6)) && place.state() != Ok(LISTEN) {
-        socket::give(sock, session, SOCKET_CROSSED);
+        socket::give(sock, sock, session, SOCKET_CROSSED);
     }
 }
 

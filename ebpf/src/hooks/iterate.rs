@@ -7,11 +7,11 @@ use tipstaff_common::{
     label::MemberRow,
     place::Way,
     rule::{Content, FileId},
-    socket::{SocketLabel, SocketRow},
+    socket::{SocketLabel, SocketRow, UNREADABLE},
 };
 
 use crate::{
-    kernel::{self, File, Sock, Task},
+    kernel::{self, File, Inode, Sock, Task},
     maps::{SOCKET_LABELS, TASK_LABELS},
     place,
 };
@@ -110,7 +110,7 @@ pub extern "C" fn sockets(context: *const SocketContext) -> i32 {
     if pointer.is_null() || label.is_null() {
         return 0;
     }
-    write_socket(meta, Sock(pointer as u64), label, kernel::cookie(pointer));
+    write_socket(meta, Sock(pointer as u64), label, (kernel::cookie(pointer), 0));
     0
 }
 
@@ -132,14 +132,19 @@ pub extern "C" fn sockets_held(context: *const TaskFileContext) -> i32 {
         return 0;
     }
     let Ok(Some(socket)) = Sock::of_socket(socket as u64) else { return 0 };
-    let Ok(Some(label)) = socket.stored::<SocketLabel>((&raw const SOCKET_LABELS) as u64) else { return 0 };
-    let Ok(cookie) = socket.cookie() else { return 0 };
-    write_socket(meta, socket, &raw const label, cookie);
+    let label = match socket.stored::<SocketLabel>((&raw const SOCKET_LABELS) as u64) {
+        Ok(Some(label)) => label,
+        Ok(None) => return 0,
+        Err(_) => SocketLabel { slot: UNREADABLE, ..SocketLabel::default() },
+    };
+    let number = File(file as u64).inode().and_then(Inode::number);
+    let (Ok(cookie), Ok(number)) = (socket.cookie(), number) else { return 0 };
+    write_socket(meta, socket, &raw const label, (cookie, number as u32));
     0
 }
 
 #[inline(always)]
-fn write_socket(meta: *const *mut c_void, socket: Sock, label: *const SocketLabel, cookie: u64) {
+fn write_socket(meta: *const *mut c_void, socket: Sock, label: *const SocketLabel, (cookie, inode): (u64, u32)) {
     // SAFETY: the label lives while the program runs; VERIFIER: field by field, a read-only buffer.
     let mut row = unsafe {
         SocketRow {
@@ -150,6 +155,7 @@ fn write_socket(meta: *const *mut c_void, socket: Sock, label: *const SocketLabe
             sent: (*label).sent,
             received: (*label).received,
             cookie,
+            inode,
             ..SocketRow::default()
         }
     };

@@ -77,8 +77,7 @@ fn drop(context: &SkBuffContext, out: bool) -> bool {
         // the kernel makes the sockets under one of MPTCP itself, and connects and listens with them where no program
         // that labels is asked: a worker's connect, a listener on a port that the kernel chose
         if !pointer.is_null() && session.phase == Phase::Live {
-            label = socket::give(pointer.cast(), &session, packet_socket::of_class(context));
-            kernel::cookie(context.as_ptr());
+            label = socket::give(pointer.cast(), context.as_ptr(), &session, packet_socket::of_class(context));
         }
         session
     } else {

@@ -136,7 +136,7 @@ fn refuse_label(socket: *mut c_void, kernels: u64) -> bool {
     }
     let Some(session) = session::of_current_often() else { return false };
     let sock = sock_of(socket);
-    if sock.is_null() || !socket::give(sock, &session, unseen_by_packets(&session, sock)).is_null() {
+    if sock.is_null() || !socket::give(sock, sock, &session, unseen_by_packets(&session, sock)).is_null() {
         return false;
     }
     let decision = settle(of_fault(Fault::Unlabelled, &session), &session);
@@ -156,7 +156,12 @@ fn unseen_by_packets(session: &Session, sock: *mut c_void) -> u32 {
 
 #[inline(always)]
 fn adopt_accepted(sock: *mut c_void) {
-    if sock.is_null() || !socket::label(sock).is_null() {
+    if sock.is_null() {
+        return;
+    }
+    if !socket::label(sock).is_null() {
+        // a copy of its listener's label, which came without a cookie
+        kernel::cookie(sock);
         return;
     }
     let Some(session) = session::of_current_often() else { return };
@@ -164,7 +169,7 @@ fn adopt_accepted(sock: *mut c_void) {
     let before = if session.flags & TREE != 0 { SOCKET_BEFORE } else { unseen_by_packets(&session, sock) };
     let (family, kind, protocol) = describe(sock);
     let of_class = if class::class(family, kind, protocol) == 0 { 0 } else { SOCKET_OF_CLASS };
-    if socket::give(sock, &session, SOCKET_PASSIVE | before | of_class).is_null() {
+    if socket::give(sock, sock, &session, SOCKET_PASSIVE | before | of_class).is_null() {
         session.count_fault();
     }
 }

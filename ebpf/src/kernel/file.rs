@@ -82,10 +82,16 @@ impl Inode {
     pub fn identity(self) -> Result<FileId, Fault> {
         let superblock: u64 = read(self.0, offset_of!(Offsets, inode_super))?;
         Ok(FileId {
-            inode: read(self.0, offset_of!(Offsets, inode_number))?,
+            inode: self.number()?,
             device: read(superblock, offset_of!(Offsets, super_device))?,
             generation: read(self.0, offset_of!(Offsets, inode_generation))?,
         })
+    }
+
+    /// Its number.
+    #[inline(always)]
+    pub fn number(self) -> Result<u64, Fault> {
+        read(self.0, offset_of!(Offsets, inode_number))
     }
 
     /// The device number of its file system.

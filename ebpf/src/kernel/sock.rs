@@ -127,7 +127,9 @@ impl Sock {
     }
 
     /// What the socket's storage holds for the map at an address (`struct bpf_local_storage`), read as any of the kernel's memory:
-    /// for programs that have the socket's address, and not as the verifier's pointer. `None`: nothing.
+    /// for programs that have the socket's address, and not as the verifier's pointer. `None`: nothing. The map's own structure
+    /// is the first field of what the storage points to (`bpf_local_storage_map.map`), so that both have one address; an element
+    /// that is taken out meanwhile stays where it is until the program is done (RCU: it does not sleep), and leads on.
     #[inline(always)]
     pub fn stored<T>(self, map: u64) -> Result<Option<T>, Fault> {
         let storage: u64 = read(self.0, offset_of!(Offsets, sock_storage))?;

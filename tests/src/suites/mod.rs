@@ -34,6 +34,7 @@ mod names;
 mod narrow;
 mod neighbours;
 mod net;
+mod ports;
 mod privileges;
 mod programs;
 mod raced;
@@ -88,6 +89,7 @@ pub(crate) const ALL: &[&[Test]] = &[
     crowd::TESTS,
     net::TESTS,
     scope::TESTS,
+    ports::TESTS,
     destinations::TESTS,
     narrow::TESTS,
     sockets::TESTS,

@@ -5,7 +5,6 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::SocketAddr,
 };
 
 use tipstaff_common::label::SessionRef;
@@ -114,9 +113,9 @@ pub(super) fn find(namespaces: &Namespaces, registry: &mut Registry, look: &mut 
     let mut found = made_in(namespaces, registry, look, &whose.cgroups);
     take_cookies(&mut labelled, &found);
     let known: BTreeSet<u64> = found.iter().map(|f| f.socket.cookie).collect();
-    let others = labelled.iter().filter(|row| is_open(row) && !known.contains(&row.cookie));
+    let others = labelled.iter_mut().filter(|row| is_open(row) && !known.contains(&row.cookie));
     found.extend(crossed(namespaces, registry, others));
-    let labels: BTreeMap<Which, &Labelled> = labelled.iter().map(|row| (which(row.cookie, ends(row)), row)).collect();
+    let labels: BTreeMap<Which, &Labelled> = labelled.iter().map(|row| (which(row.cookie, row.inode), row)).collect();
     let place = |f: &Found| (f.namespace, f.socket.protocol, f.socket.local.port());
     let listening: BTreeSet<(u64, u8, u16)> = found.iter().filter(|f| f.socket.state == LISTEN).map(place).collect();
     for one in &mut found {
@@ -127,40 +126,31 @@ pub(super) fn find(namespaces: &Namespaces, registry: &mut Registry, look: &mut 
     found
 }
 
-/// What a socket's list and its label both tell: network namespace, protocol, and both ends.
-type Ends = (u64, u8, SocketAddr, SocketAddr);
+/// Which socket it is: its cookie, or the number of its inode where it has none.
+pub type Which = (u64, u32);
 
-/// Which socket it is: its cookie, or its ends where it has none.
-pub(super) type Which = (u64, Option<Ends>);
-
-const fn which(cookie: u64, ends: Ends) -> Which {
-    (cookie, if cookie == 0 { Some(ends) } else { None })
+const fn which(cookie: u64, inode: u32) -> Which {
+    (cookie, if cookie == 0 { inode } else { 0 })
 }
 
 impl Found {
-    fn ends(&self) -> Ends {
-        (self.namespace, self.socket.protocol, self.socket.local, self.socket.remote)
-    }
-
-    pub(super) fn which(&self) -> Which {
-        which(self.socket.cookie, self.ends())
+    /// Which socket it is.
+    #[must_use]
+    pub const fn which(&self) -> Which {
+        which(self.socket.cookie, self.socket.inode)
     }
 }
 
-fn ends(row: &Labelled) -> Ends {
-    (u64::from(row.namespace), number(i32::from(row.protocol)), row.local, row.remote)
-}
-
-/// Gives rows without a cookie that of the socket that was found with the same ends. The kernel makes a socket's cookie when it is
-/// asked for it: for a list it does, and where labels are read with the open files it does not. What is accepted begins without.
+/// Gives rows without a cookie that of the socket with the same inode. The kernel makes a socket's cookie when it is asked for
+/// it: for a list it does, and where labels are read with the open files it does not. What is accepted mostly begins without.
 fn take_cookies(rows: &mut [Labelled], found: &[Found]) {
     let mut without = rows.iter_mut().filter(|row| row.cookie == 0).peekable();
     if without.peek().is_none() {
         return;
     }
-    let cookies: BTreeMap<Ends, u64> = found.iter().map(|f| (f.ends(), f.socket.cookie)).collect();
-    for row in without {
-        row.cookie = cookies.get(&ends(row)).copied().unwrap_or(0);
+    let cookies: BTreeMap<u32, u64> = found.iter().map(|f| (f.socket.inode, f.socket.cookie)).collect();
+    for row in without.filter(|row| row.inode != 0) {
+        row.cookie = cookies.get(&row.inode).copied().unwrap_or(0);
     }
 }
 
@@ -191,11 +181,11 @@ fn made_in(namespaces: &Namespaces, registry: &mut Registry, look: &mut Look<'_>
     found
 }
 
-/// The sockets that carry the session's label and were made elsewhere.
+/// The sockets that carry the session's label and were made elsewhere. Rows without a cookie get that of the socket.
 fn crossed<'a>(
     namespaces: &Namespaces,
     registry: &mut Registry,
-    rows: impl Iterator<Item = &'a Labelled>,
+    rows: impl Iterator<Item = &'a mut Labelled>,
 ) -> Vec<Found> {
     let mut found = Vec::new();
     let mut lists: BTreeMap<(u32, u16, u16), Option<Vec<Socket>>> = BTreeMap::new();
@@ -211,10 +201,11 @@ fn crossed<'a>(
         });
         let hidden = if list.is_none() { Hidden::Unreachable } else { Hidden::Unlisted };
         let same = |socket: &&Socket| match row.cookie {
-            0 => (u64::from(row.namespace), socket.protocol, socket.local, socket.remote) == ends(row),
+            0 => row.inode != 0 && socket.inode == row.inode,
             cookie => socket.cookie == cookie,
         };
         let listed = list.iter().flatten().find(same);
+        row.cookie = listed.map_or(row.cookie, |socket| socket.cookie);
         let (socket, hidden) = listed.map_or_else(|| (unlisted(row), Some(hidden)), |s| (s.clone(), None));
         let (namespace, passive, crossed) = (u64::from(row.namespace), row.passive, row.crossed);
         found.push(Found { socket, namespace, passive, crossed, hidden });
@@ -237,7 +228,7 @@ pub(super) fn taken(listed: io::Result<Vec<Socket>>, protocol: i32, registry: &m
 fn unlisted(row: &Labelled) -> Socket {
     let (family, protocol) = (number(i32::from(row.family)), number(i32::from(row.protocol)));
     let state = u8::try_from(row.state).unwrap_or(0);
-    Socket::unlisted(family, protocol, state, (row.local, row.remote), row.cookie)
+    Socket::unlisted(family, protocol, state, (row.local, row.remote), (row.cookie, row.inode))
 }
 
 /// Whether a labelled socket can carry anything over IP: one that was made and never used cannot.
@@ -270,7 +261,7 @@ mod tests {
     fn found(protocol: i32, state: u8) -> Found {
         let end = (IpAddr::from(Ipv4Addr::LOCALHOST), 80);
         let ends = (SocketAddr::from(end), SocketAddr::from(end));
-        let socket = Socket::unlisted(number(libc::AF_INET), number(protocol), state, ends, 1);
+        let socket = Socket::unlisted(number(libc::AF_INET), number(protocol), state, ends, (1, 0));
         Found { socket, namespace: 1, passive: false, crossed: false, hidden: None }
     }
 
@@ -291,6 +282,7 @@ mod tests {
             spent: false,
             sent: 0,
             received: 0,
+            inode: 0,
         }
     }
 
@@ -312,19 +304,14 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_a_cookie_is_the_socket_with_its_ends() {
-        let one = found(libc::IPPROTO_TCP, OPEN);
-        let row = |port: u16, cookie: u64| Labelled {
-            cookie,
-            local: one.socket.local,
-            remote: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-            ..labelled(true)
-        };
-        let mut rows = [row(80, 0), row(81, 0), row(80, 7)];
-        take_cookies(&mut rows, std::slice::from_ref(&one));
-        assert_eq!(rows.map(|row| row.cookie), [1, 0, 7]);
-        let [a, b] = [80, 81].map(|port| which(0, ends(&row(port, 0))));
-        assert!(a != b, "two without a cookie are two");
-        assert_eq!(which(7, ends(&row(80, 7))), which(7, ends(&row(81, 7))));
+    fn a_row_without_a_cookie_is_the_socket_with_its_inode() {
+        let mut one = found(libc::IPPROTO_TCP, OPEN);
+        one.socket.inode = 80;
+        let row = |inode: u32, cookie: u64| Labelled { cookie, inode, ..labelled(true) };
+        let mut rows = [row(80, 0), row(81, 0), row(80, 7), row(0, 0)];
+        take_cookies(&mut rows, &[one, found(libc::IPPROTO_TCP, OPEN)]);
+        assert_eq!(rows.map(|row| row.cookie), [1, 0, 7, 0]);
+        assert_ne!(which(0, 80), which(0, 81), "two without a cookie are two");
+        assert_eq!(which(7, 80), which(7, 0));
     }
 }

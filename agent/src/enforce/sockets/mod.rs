@@ -11,7 +11,7 @@ mod prove;
 mod wire;
 
 pub use cut::{Cut, Failure, Flows};
-pub use find::{Found, Hidden, Look, Whose};
+pub use find::{Found, Hidden, Look, Which, Whose};
 pub use inherit::{Held, HeldUnix, Inheritance, inheritance, socket_of, sockets_of};
 pub use namespaces::Registry;
 pub use prove::prove_destroy;

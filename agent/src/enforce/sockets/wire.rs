@@ -89,9 +89,9 @@ impl Socket {
         protocol: u8,
         state: u8,
         (local, remote): (SocketAddr, SocketAddr),
-        cookie: u64,
+        (cookie, inode): (u64, u32),
     ) -> Self {
-        Self { family, protocol, state, local, remote, cookie, bytes: None, inode: 0, cgroup: 0, id: [0; ID] }
+        Self { family, protocol, state, local, remote, cookie, bytes: None, inode, cgroup: 0, id: [0; ID] }
     }
 }
 
