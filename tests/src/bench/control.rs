@@ -21,8 +21,6 @@ use crate::harness::wait::{boot_ns, patience, until};
 
 /// Calls of each sort.
 const TRIALS: u32 = 50;
-/// For the kernel to free the tables of the scope before, on the agent's processor: no trial is charged with the one before.
-const REST: Duration = Duration::from_millis(150);
 /// For whatever was sent before a session stood still to arrive.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -48,7 +46,6 @@ fn narrow(ground: &Ground, rules: u32) -> Result<[Row; 2]> {
     let socket = ground.sandbox.folder().join("run/operate.sock");
     let (mut times, mut flips) = (Vec::new(), Vec::new());
     for n in 0..TRIALS {
-        thread::sleep(REST);
         let (begin, answer, refused) = thread::scope(|scope| {
             let member = scope.spawn(|| worker.ask(&format!("refused {n}")));
             let begin = boot_ns()?;
